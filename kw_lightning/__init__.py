@@ -1,0 +1,1 @@
+"""KernelWarehouse (ICML 2024) for PyTorch Lightning."""

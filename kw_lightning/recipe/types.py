@@ -1,0 +1,245 @@
+"""The typed form of a recipe: frozen dataclasses, without torch and without YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Literal
+
+from kw_lightning.errors import Location, Problem
+
+
+@dataclass(frozen=True)
+class Document:
+    """The plain data of a recipe, resolved, and where each value of it stands.
+
+    Attributes:
+        data: maps, lists, strings, numbers, booleans and None, after `extends`, `vars` and overrides.
+        locations: key path (`warehouses.stage1.layers[0]`) → place. A path that is not there takes its parent's.
+        source: what the recipe was read from, for messages.
+    """
+
+    data: Mapping[str, Any]
+    locations: Mapping[str, Location] = field(default_factory=dict)
+    source: str = "<recipe>"
+
+    def location(self, path: str) -> Location | None:
+        """Return the place of `path`, or of the nearest enclosing value that has one."""
+        while path:
+            if path in self.locations:
+                return self.locations[path]
+            path = path[: max(path.rfind("."), path.rfind("["), 0)]
+        return self.locations.get("")
+
+    def problem(self, path: str, message: str) -> Problem:
+        """Return a problem placed at `path`."""
+        return Problem(message, path, self.location(path))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many cells a warehouse gets: exactly one of the fields is set.
+
+    Attributes:
+        ratio: cells per mixture, b = n / m_t (the paper's convolutional parameter budget).
+        cells: the number n itself.
+        parameters: parameters of cells and attention together, at most.
+        relative: of a whole recipe, parameters relative to the static network's.
+    """
+
+    ratio: Fraction | None = None
+    cells: int | None = None
+    parameters: int | None = None
+    relative: Fraction | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The size of a cell as fractions of the common divisors of the channels (paper, section 3.2)."""
+
+    out: Fraction = Fraction(1)
+    in_: Fraction = Fraction(1)
+    spatial: Literal["split", "whole"] = "split"
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The attention of every layer of a warehouse; `basis` is the low-rank form's ratio, None when off."""
+
+    reduction: Fraction = Fraction(1, 16)
+    norm: Literal["batch", "layer"] = "batch"
+    basis: Fraction | None = None
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Which layers of a network are meant: every condition given must hold.
+
+    Attributes:
+        name: a name or glob over `named_modules()`; a slice like `[2/3:]` at its end is in `part`.
+        type: the layer's class name, as `Conv2d`.
+        kernel_size: the kernel's size in every spatial dimension.
+        min_channels: least number of input and of output channels.
+        exclude: globs of layers that are left static.
+        part: output channels (from, to) as fractions of all, for a part of a fused layer.
+        path: key path in the recipe, for messages.
+    """
+
+    name: str = "*"
+    type: str | None = None
+    kernel_size: tuple[int, ...] | None = None
+    min_channels: int | None = None
+    exclude: tuple[str, ...] = ()
+    part: tuple[Fraction, Fraction] | None = None
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class Warehouse:
+    """One warehouse of the recipe, the recipe's `defaults` already filled in."""
+
+    name: str
+    layers: tuple[Selector, ...]
+    budget: Budget = Budget(ratio=Fraction(1))
+    cell: Cell = Cell()
+    attention: Attention = Attention()
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """`stages: auto`: warehouses found from the network's feature-map sizes (method.md, published layouts)."""
+
+    handover: bool = True
+    exclude: tuple[str, ...] = ()
+    budget: Budget = Budget(ratio=Fraction(1))
+    cell: Cell = Cell()
+    attention: Attention = Attention()
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network: a backbone by name, or layers in the recipe, or both one after the other.
+
+    Attributes:
+        backbone: `torchvision/NAME`, `timm/NAME`, `python:pkg.module:callable`, or None.
+        args: keyword arguments of the backbone's constructor.
+        pretrained: False, True, a weights name or a path.
+        input: [channels, *size] of one sample; None means the backbone's usual one.
+        layers, blocks: the Keras-style network as plain data (read by `kw_lightning.keras`).
+        budget: a budget for all warehouses together, or None.
+    """
+
+    backbone: str | None = None
+    args: Mapping[str, Any] = field(default_factory=dict)
+    pretrained: bool | str = False
+    input: tuple[int, ...] | None = None
+    layers: tuple[Any, ...] = ()
+    blocks: Mapping[str, Any] = field(default_factory=dict)
+    budget: Budget | None = None
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """The annealing of the attention's temperature; over `epochs` or `steps`, whichever is set."""
+
+    start: float = 1.0
+    end: float = 0.0
+    epochs: float | None = None
+    steps: int | None = None
+    shape: Literal["linear", "cosine", "constant"] = "linear"
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set by name and how it is read; `train` and `eval` are the two transform sections."""
+
+    name: str
+    root: str | None = None
+    batch_size: int = 128
+    eval_batch_size: int | None = None
+    workers: int = 0
+    args: Mapping[str, Any] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)
+    eval: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """An optimizer of `torch.optim` by name; `args` are its other keyword arguments."""
+
+    name: str = "AdamW"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate over the run: warm-up, then the shape down to `final_lr`."""
+
+    name: Literal["cosine", "linear", "step", "constant"] = "cosine"
+    warmup_epochs: float = 0.0
+    final_lr: float = 0.0
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Average:
+    """An exponential moving average of the weights (Lightning's EMAWeightAveraging)."""
+
+    decay: float = 0.9999
+    start_epoch: int = 0
+
+
+@dataclass(frozen=True)
+class Train:
+    """How the network is trained."""
+
+    epochs: int = 1
+    max_steps: int | None = None
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    gradient_clip: float | None = None
+    accumulate: int = 1
+    ema: Average | None = None
+    precision: str = "32-true"
+    accelerator: str = "auto"
+    devices: str | int = "auto"
+    strategy: str = "auto"
+    nodes: int = 1
+    compile: bool = False
+    deterministic: bool = False
+    seed: int = 0
+    monitor: str = "val/accuracy"
+
+
+@dataclass(frozen=True)
+class Log:
+    """What a run writes besides its metrics."""
+
+    attention_every_n_epochs: int = 0
+    attention_figures: bool = False
+    tensorboard: bool = True
+    every_n_steps: int = 50
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole recipe, checked against the schema; what needs the network is checked by the plan."""
+
+    name: str
+    document: Document
+    description: str = ""
+    model: Model | None = None
+    warehouses: tuple[Warehouse, ...] = ()
+    stages: Stages | None = None
+    temperature: Temperature = Temperature()
+    engine: str = "auto"
+    data: Data | None = None
+    train: Train | None = None
+    log: Log = Log()
