@@ -1,0 +1,177 @@
+"""Contrasting-driven attention: from a layer's input to the weights of its linear mixtures.
+
+Paper: KernelWarehouse (ICML 2024), section 3.3, equations 3 and 4. https://arxiv.org/abs/2406.07879
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kw_lightning.nn.partition import LayerPartition
+
+MINIMUM_WIDTH = 16  # of the hidden layer and of the low-rank form's basis
+
+
+class ContrastingAttention(nn.Module):
+    """Gives every sample its own weights α [batch, mixtures, cells], which may be negative.
+
+    x → mean over positions → `reduce` → `norm` → ReLU → `expand` = z, and then, with temperature τ,
+    α_ij = τ·β_ij + (1 − τ) · z_ij / (Σ_p |z_ip| + 1e-3), where p also runs over the zero cell.
+
+    The low-rank form (`basis`) gives z from fewer numbers; see method.md and the paper's appendix.
+
+    A training batch of a single sample has no batch statistics: the norm then uses its running statistics and leaves
+    them as they are, so that a last batch of one does not end a run.
+
+    Args:
+        in_channels: channels of the layer's input.
+        partition: the layer's place in its warehouse.
+        reduction: hidden width relative to `in_channels`; never under 16.
+        norm: "batch" or "layer".
+        basis: ratio of the low-rank form, None for the full form.
+        channels_last: the input is [batch, ..., in_channels] (linear layers) instead of [batch, in_channels, ...].
+    """
+
+    initial_cells: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        partition: LayerPartition,
+        *,
+        reduction: Fraction | float = Fraction(1, 16),
+        norm: Literal["batch", "layer"] = "batch",
+        basis: Fraction | float | None = None,
+        channels_last: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        factory: Any = {"device": device, "dtype": dtype}
+        width = attention_width(in_channels, reduction)
+        self.in_channels = in_channels
+        self.mixtures = partition.mixtures
+        self.cells = partition.cells
+        self.first_cell = partition.first_cell
+        self.channels_last = channels_last
+        self.reduce = nn.Linear(in_channels, width, bias=norm == "layer", **factory)
+        self.norm = nn.BatchNorm1d(width, **factory) if norm == "batch" else nn.LayerNorm(width, **factory)
+        self.basis: nn.Linear | None = None
+        self.basis_bias: nn.Parameter | None = None
+        if basis is None:
+            self.expand = nn.Linear(width, self.mixtures * (self.cells + 1), **factory)
+        else:
+            self.own_cells, rank = basis_shape(partition, basis)
+            self.expand = nn.Linear(width, self.mixtures * (self.own_cells + rank + 1), bias=False, **factory)
+            self.basis = nn.Linear(rank, self.cells - self.own_cells, bias=False, **factory)
+            self.basis_bias = nn.Parameter(torch.zeros(self.mixtures, self.cells + 1, **factory))
+        indices = torch.tensor(partition.initial_cells, dtype=torch.int64, device=device)
+        self.register_buffer("initial_cells", indices)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the start values: Kaiming normal (fan out, ReLU) for weights, 0 for biases."""
+        for linear in (self.reduce, self.expand, self.basis):
+            if linear is not None:
+                nn.init.kaiming_normal_(linear.weight, mode="fan_out", nonlinearity="relu")
+                if linear.bias is not None:
+                    nn.init.zeros_(linear.bias)
+        if self.basis_bias is not None:
+            nn.init.zeros_(self.basis_bias)
+        self.norm.reset_parameters()
+
+    def forward(self, x: Tensor, temperature: Tensor) -> Tensor:
+        """Return α of the samples of x.
+
+        Args:
+            x: [batch, in_channels, *size], or [batch, *tokens, in_channels] with `channels_last`.
+            temperature: τ, a scalar tensor.
+
+        Returns:
+            [batch, mixtures, cells] in float32, or float64 where x is float64: half precision has no room for the
+            normalisation, under autocast neither.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            pooled = self._pool(x)
+            hidden = self._normalise(_linear(pooled, self.reduce))
+            z = self._expand(F.relu(hidden))
+            alpha = z / (z.abs().sum(dim=-1, keepdim=True) + 1e-3)
+            return self._anneal(alpha[..., :-1], temperature)
+
+    def _pool(self, x: Tensor) -> Tensor:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        positions = list(range(1, x.dim() - 1)) if self.channels_last else list(range(2, x.dim()))
+        return x.mean(dim=positions, dtype=dtype) if positions else x.to(dtype)
+
+    def _normalise(self, hidden: Tensor) -> Tensor:
+        norm = self.norm
+        # A network turned to half precision as a whole has a norm in half precision, which takes only its own type.
+        x = hidden.to(norm.weight.dtype)
+        if isinstance(norm, nn.BatchNorm1d) and norm.training and x.shape[0] == 1:
+            x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        else:
+            x = norm(x)
+        return x.to(hidden.dtype)
+
+    def _expand(self, hidden: Tensor) -> Tensor:
+        z = _linear(hidden, self.expand)
+        z = z.unflatten(-1, (self.mixtures, -1))
+        if self.basis is None or self.basis_bias is None:
+            return z
+        rank = self.basis.in_features
+        own, compact, zero = z.split([self.own_cells, rank, 1], dim=-1)
+        other = _linear(compact, self.basis)
+        before, after = other[..., : self.first_cell], other[..., self.first_cell :]
+        return torch.cat([before, own, after, zero], dim=-1) + self.basis_bias.to(z.dtype)
+
+    def _anneal(self, alpha: Tensor, temperature: Tensor) -> Tensor:
+        cells = torch.arange(self.cells, device=alpha.device)
+        beta = (cells == self.initial_cells.unsqueeze(-1)).to(alpha.dtype)
+        # The published code keeps β in float32; τβ is rounded alike, else its numbers hold to 1e-8 only.
+        share = temperature.to(torch.float32).to(alpha.dtype)
+        return share * beta + (1 - temperature).to(alpha.dtype) * alpha
+
+    def extra_repr(self) -> str:
+        form = "" if self.basis is None else f", basis={self.basis.in_features}"
+        return f"mixtures={self.mixtures}, cells={self.cells}{form}"
+
+
+def attention_width(in_channels: int, reduction: Fraction | float) -> int:
+    """Return the hidden width of the attention, h = max(int(in_channels · reduction), 16)."""
+    return max(math.floor(in_channels * Fraction(str(reduction))), MINIMUM_WIDTH)
+
+
+def basis_shape(partition: LayerPartition, basis: Fraction | float) -> tuple[int, int]:
+    """Return the low-rank form's (own cells, rank) = (int(b·m), max(int((n − own) · basis), 16))."""
+    own = min(math.floor(partition.budget * partition.mixtures), partition.cells)
+    return own, max(math.floor((partition.cells - own) * Fraction(str(basis))), MINIMUM_WIDTH)
+
+
+def attention_parameters(
+    in_channels: int,
+    partition: LayerPartition,
+    *,
+    reduction: Fraction | float = Fraction(1, 16),
+    norm: Literal["batch", "layer"] = "batch",
+    basis: Fraction | float | None = None,
+) -> int:
+    """Return the number of parameters that a `ContrastingAttention` with these arguments has."""
+    width = attention_width(in_channels, reduction)
+    shared = in_channels * width + (width if norm == "layer" else 0) + 2 * width
+    columns = partition.mixtures * (partition.cells + 1)
+    if basis is None:
+        return shared + (width + 1) * columns
+    own, rank = basis_shape(partition, basis)
+    expand = width * partition.mixtures * (own + rank + 1)
+    return shared + expand + rank * (partition.cells - own) + columns
+
+
+def _linear(x: Tensor, linear: nn.Linear) -> Tensor:
+    bias = None if linear.bias is None else linear.bias.to(x.dtype)
+    return F.linear(x, linear.weight.to(x.dtype), bias)

@@ -1,0 +1,41 @@
+"""What an engine needs to know of a convolution beside its tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kw_lightning.nn.partition import Shape, mixture_grid
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """The geometry of one dynamic convolution; a linear layer has no spatial dimension.
+
+    Attributes:
+        kernel_shape: [out_channels, in_channels / groups, *kernel_size].
+        cell_shape: [co, ci, *ck].
+        stride, padding, dilation: one number per spatial dimension.
+        groups: of the convolution itself.
+    """
+
+    kernel_shape: Shape
+    cell_shape: Shape
+    stride: Shape = ()
+    padding: Shape = ()
+    dilation: Shape = ()
+    groups: int = 1
+
+    @property
+    def dimensions(self) -> int:
+        """Return the number of spatial dimensions."""
+        return len(self.kernel_shape) - 2
+
+    @property
+    def grid(self) -> tuple[Shape, int, int]:
+        """Return (spatial cells per dimension, output groups, input groups), the mixtures slowest first."""
+        return mixture_grid(self.kernel_shape, self.cell_shape)
+
+    def output_size(self, size: Shape) -> Shape:
+        """Return the spatial size of the output for an input of the given spatial size."""
+        sides = zip(size, self.kernel_shape[2:], self.stride, self.padding, self.dilation, strict=True)
+        return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides)

@@ -1,0 +1,74 @@
+"""The literal form: assemble every sample's kernel, then convolve the batch as one grouped convolution.
+
+The yardstick of tests and benchmarks. Paper: KernelWarehouse (ICML 2024), equations 1 and 2.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kw_lightning.nn.engine.convolution import Convolution
+
+
+def assemble_kernels(attention: Tensor, cells: Tensor, convolution: Convolution) -> Tensor:
+    """Return every sample's kernel, W[og·co + a, ig·ci + c, position] = Σ_j α[(position, og, ig), j] · E[j, a, c].
+
+    Args:
+        attention: α [batch, mixtures, cells].
+        cells: E [cells, co, ci, *ck].
+
+    Returns:
+        [batch, out_channels, in_channels / groups, *kernel_size].
+    """
+    spatial, out_groups, in_groups = convolution.grid
+    dimensions = len(spatial)
+    mixed = torch.einsum("bmn,n...->bm...", attention, cells)
+    # [batch, *spatial, out_groups, in_groups, co, ci, *ck], the mixtures' order being spatial, output, input.
+    mixed = mixed.unflatten(1, (*spatial, out_groups, in_groups))
+    out_group, in_group = 1 + dimensions, 2 + dimensions
+    order = [0, out_group, out_group + 2, in_group, in_group + 2]
+    for dimension in range(dimensions):
+        order += [1 + dimension, in_group + 3 + dimension]
+    return mixed.permute(order).reshape(attention.shape[0], *convolution.kernel_shape)
+
+
+def convolve(x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolution) -> Tensor:
+    """Convolve every sample with its own kernel.
+
+    Args:
+        x: [batch, in_channels, *size].
+        attention: α [batch, mixtures, cells].
+        cells: E [cells, co, ci, *ck].
+
+    Returns:
+        [batch, out_channels, *output size].
+    """
+    batch = x.shape[0]
+    kernels = assemble_kernels(attention, cells, convolution)
+    function = (F.conv1d, F.conv2d, F.conv3d)[convolution.dimensions - 1]
+    y = function(
+        x.reshape(1, batch * x.shape[1], *x.shape[2:]),
+        kernels.flatten(0, 1),
+        None,
+        convolution.stride,
+        convolution.padding,
+        convolution.dilation,
+        batch * convolution.groups,
+    )
+    return y.reshape(batch, convolution.kernel_shape[0], *y.shape[2:])
+
+
+def apply_linear(x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolution) -> Tensor:
+    """Multiply every sample's tokens by its own matrix.
+
+    Args:
+        x: [batch, tokens, in_features].
+        attention: α [batch, mixtures, cells].
+        cells: E [cells, co, ci].
+
+    Returns:
+        [batch, tokens, out_features].
+    """
+    return torch.bmm(x, assemble_kernels(attention, cells, convolution).transpose(1, 2))

@@ -1,0 +1,335 @@
+"""Dynamic layers: drop-in replacements of `nn.Conv1d/2d/3d` and `nn.Linear` that draw on a warehouse.
+
+Paper: KernelWarehouse (ICML 2024), section 3. https://arxiv.org/abs/2406.07879
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kw_lightning.nn.attention import ContrastingAttention
+from kw_lightning.nn.engine import Convolution, dynamic_convolution, dynamic_linear
+from kw_lightning.nn.engine.reference import assemble_kernels
+from kw_lightning.nn.partition import LayerPartition, Shape
+from kw_lightning.nn.warehouse import Warehouse
+
+
+class KWLayer(nn.Module):
+    """What every dynamic layer has: a share of a warehouse, an attention of its own and a bias.
+
+    A layer is made without a warehouse; `kw_lightning.nn.share_warehouse` gives several layers one.
+
+    Attributes:
+        kernel_shape: [out_channels, in_channels / groups, *kernel_size]; of a linear layer [out, in].
+        warehouse: the cells; a submodule of its first layer alone, referred to by the others.
+        attention: gives α [batch, mixtures, cells]; a forward hook on it sees them.
+        partition: the layer's place in its warehouse.
+        engine: the order of contraction, see `kw_lightning.nn.engine`.
+    """
+
+    kernel_shape: Shape
+    bias: nn.Parameter | None
+    warehouse: Warehouse | None
+    attention: ContrastingAttention | None
+    channels_last = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.warehouse = None
+        self.attention = None
+        self.partition: LayerPartition | None = None
+        self.engine = "auto"
+
+    def attach(
+        self,
+        warehouse: Warehouse,
+        partition: LayerPartition,
+        *,
+        owner: bool,
+        reduction: Fraction | float = Fraction(1, 16),
+        norm: Literal["batch", "layer"] = "batch",
+        basis: Fraction | float | None = None,
+    ) -> None:
+        """Give the layer its share of a warehouse and make its attention; see `ContrastingAttention`.
+
+        Args:
+            owner: register the warehouse as this layer's submodule; true for its first layer alone.
+        """
+        self.partition = partition
+        self.attention = ContrastingAttention(
+            self._attention_channels,
+            partition,
+            reduction=reduction,
+            norm=norm,
+            basis=basis,
+            channels_last=self.channels_last,
+            device=warehouse.cells.device,
+            dtype=warehouse.cells.dtype,
+        )
+        if owner:
+            self.warehouse = warehouse
+        else:
+            # Past `nn.Module.__setattr__`, which would register the warehouse a second time.
+            self.__dict__["warehouse"] = warehouse
+        self.train(self.training)
+
+    @torch.no_grad()
+    def load_kernel(self, kernel: Tensor) -> float:
+        """Start from a static kernel: at τ = 1 the layer then computes what the static one did.
+
+        Args:
+            kernel: [out_channels, in_channels / groups, *kernel_size].
+
+        Returns:
+            The relative error of the kernel so reached, 0 where the budget is 1 or more: under 1 some mixtures start
+            as the zero cell and lose their part of it.
+        """
+        warehouse, partition, _ = self._attached()
+        cells = warehouse.cells
+        blocks = split_kernel(kernel.to(cells), partition)
+        initial = torch.tensor(partition.initial_cells, device=cells.device)
+        kept = initial < partition.cells
+        cells[initial[kept]] = blocks[kept]
+        lost = torch.linalg.vector_norm(blocks[~kept]) if not kept.all() else torch.zeros(())
+        return float(lost / torch.linalg.vector_norm(blocks).clamp_min(torch.finfo(blocks.dtype).tiny))
+
+    def kernels(self, attention: Tensor) -> Tensor:
+        """Return the kernels [batch, *kernel_shape] that the attention α [batch, mixtures, cells] mixes."""
+        cells = self._attached()[0].cells
+        return assemble_kernels(attention.to(cells.dtype), cells, self._convolution())
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Return α [batch, mixtures, cells] for the layer's input."""
+        warehouse, _, attention = self._attached()
+        return attention(x, warehouse.temperature)  # type: ignore[no-any-return]
+
+    @property
+    def _attention_channels(self) -> int:
+        raise NotImplementedError
+
+    def _convolution(self) -> Convolution:
+        raise NotImplementedError
+
+    def _attached(self) -> tuple[Warehouse, LayerPartition, ContrastingAttention]:
+        if self.warehouse is None or self.partition is None or self.attention is None:
+            raise RuntimeError(
+                f"this {type(self).__name__} has no warehouse yet: "
+                "make one for it with kw_lightning.nn.share_warehouse([layer, ...])"
+            )
+        return self.warehouse, self.partition, self.attention
+
+    def _compute_type(self, x: Tensor) -> torch.dtype:
+        device = x.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+    def _make_bias(self, channels: int, bias: bool, factory: dict[str, Any]) -> None:
+        self.bias = nn.Parameter(torch.empty(channels, **factory)) if bias else None
+
+    def reset_parameters(self) -> None:
+        """Draw the bias as `nn.Linear` and `nn.Conv2d` do; cells and attention have their own."""
+        if self.bias is not None:
+            bound = 1 / math.sqrt(max(math.prod(self.kernel_shape[1:]), 1))
+            nn.init.uniform_(self.bias, -bound, bound)
+
+
+class _KWConvNd(KWLayer):
+    dimensions: int
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Shape,
+        stride: int | Shape = 1,
+        padding: int | Shape | str = 0,
+        dilation: int | Shape = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(f"groups={groups} divides not both {in_channels} input and {out_channels} output channels")
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size = self._sides("kernel_size", kernel_size)
+        self.stride = self._sides("stride", stride)
+        self.dilation = self._sides("dilation", dilation)
+        self.padding = padding if isinstance(padding, str) else self._sides("padding", padding)
+        self.padding_mode = padding_mode
+        self.kernel_shape = (out_channels, in_channels // groups, *self.kernel_size)
+        before, after = self._padding_sides()
+        # What the convolution cannot pad itself: unequal sides, and other values than zeros.
+        self._pad_first = padding_mode != "zeros" or before != after
+        self._padding = (0,) * self.dimensions if self._pad_first else before
+        self._pad = [side for pair in zip(reversed(before), reversed(after), strict=True) for side in pair]
+        self._make_bias(out_channels, bias, {"device": device, "dtype": dtype})
+        self.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve every sample with its own kernel.
+
+        Args:
+            x: [batch, in_channels, *size], or one sample [in_channels, *size].
+
+        Returns:
+            [batch, out_channels, *output size].
+
+        Raises:
+            RuntimeError: the layer has no warehouse yet; **or** x has not the layer's channels.
+        """
+        single = x.dim() == self.dimensions + 1
+        if single:
+            x = x.unsqueeze(0)
+        if x.dim() != self.dimensions + 2 or x.shape[1] != self.in_channels:
+            sides = ", ".join(["size"] * self.dimensions)
+            raise RuntimeError(f"expected x of [batch, {self.in_channels}, {sides}]: found {list(x.shape)}")
+        attention = self.attend(x)
+        dtype = self._compute_type(x)
+        x = x.to(dtype)
+        if self._pad_first:
+            x = F.pad(x, self._pad, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
+        cells = self._attached()[0].cells.to(dtype)
+        y = dynamic_convolution(x, attention.to(dtype), cells, self._convolution(), self.engine)
+        if self.bias is not None:
+            y = y + self.bias.to(dtype).view(-1, *[1] * self.dimensions)
+        return y.squeeze(0) if single else y
+
+    @property
+    def _attention_channels(self) -> int:
+        return self.in_channels
+
+    def _convolution(self) -> Convolution:
+        cell_shape = self._attached()[1].cell_shape
+        return Convolution(self.kernel_shape, cell_shape, self.stride, self._padding, self.dilation, self.groups)
+
+    def _sides(self, name: str, value: int | Shape) -> Shape:
+        sides = (value,) * self.dimensions if isinstance(value, int) else tuple(value)
+        if len(sides) != self.dimensions:
+            raise ValueError(f"{name} needs {self.dimensions} numbers: found {value}")
+        return sides
+
+    def _padding_sides(self) -> tuple[Shape, Shape]:
+        if not isinstance(self.padding, str):
+            return self.padding, self.padding
+        if self.padding == "valid":
+            return (0,) * self.dimensions, (0,) * self.dimensions
+        if self.padding != "same":
+            raise ValueError(f'padding is a number, one per dimension, "same" or "valid": found "{self.padding}"')
+        if any(side != 1 for side in self.stride):
+            raise ValueError(f'padding "same" needs stride 1: found {self.stride}')
+        total = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        return tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
+
+    def extra_repr(self) -> str:
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        if self.padding != (0,) * self.dimensions:
+            text += f", padding={self.padding!r}"
+        if self.dilation != (1,) * self.dimensions:
+            text += f", dilation={self.dilation}"
+        if self.groups != 1:
+            text += f", groups={self.groups}"
+        if self.bias is None:
+            text += ", bias=False"
+        return text + (f", warehouse={self.warehouse.name!r}" if self.warehouse else "")
+
+
+class KWConv1d(_KWConvNd):
+    """Dynamic 1-D convolution; arguments as `nn.Conv1d`. x: [batch, in_channels, length]."""
+
+    dimensions = 1
+
+
+class KWConv2d(_KWConvNd):
+    """Dynamic 2-D convolution; arguments as `nn.Conv2d`. x: [batch, in_channels, height, width].
+
+    Example:
+        >>> layers = [KWConv2d(8, 16, 3, padding=1), KWConv2d(16, 16, 3, padding=1)]
+        >>> share_warehouse(layers, budget=1)
+        >>> layers[0](torch.randn(4, 8, 9, 9)).shape
+        torch.Size([4, 16, 9, 9])
+    """
+
+    dimensions = 2
+
+
+class KWConv3d(_KWConvNd):
+    """Dynamic 3-D convolution; arguments as `nn.Conv3d`. x: [batch, in_channels, depth, height, width]."""
+
+    dimensions = 3
+
+
+class KWLinear(KWLayer):
+    """Dynamic linear layer; arguments as `nn.Linear`. x: [batch, *tokens, in_features]: one matrix a sample."""
+
+    channels_last = True
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.kernel_shape = (out_features, in_features)
+        self._make_bias(out_features, bias, {"device": device, "dtype": dtype})
+        self.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply every sample's tokens by the sample's own matrix.
+
+        Args:
+            x: [batch, *tokens, in_features], or one sample [in_features].
+
+        Returns:
+            [batch, *tokens, out_features].
+
+        Raises:
+            RuntimeError: the layer has no warehouse yet; **or** x has not the layer's features.
+        """
+        if x.shape[-1] != self.in_features:
+            raise RuntimeError(f"expected x of [batch, ..., {self.in_features}]: found {list(x.shape)}")
+        if x.dim() == 1:
+            return self.forward(x.unsqueeze(0)).squeeze(0)
+        attention = self.attend(x)
+        dtype = self._compute_type(x)
+        tokens = x.to(dtype).reshape(x.shape[0], -1, self.in_features)
+        cells = self._attached()[0].cells.to(dtype)
+        y = dynamic_linear(tokens, attention.to(dtype), cells, self._convolution(), self.engine)
+        if self.bias is not None:
+            y = y + self.bias.to(dtype)
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    @property
+    def _attention_channels(self) -> int:
+        return self.in_features
+
+    def _convolution(self) -> Convolution:
+        return Convolution(self.kernel_shape, self._attached()[1].cell_shape)
+
+    def extra_repr(self) -> str:
+        text = f"{self.in_features}, {self.out_features}"
+        if self.bias is None:
+            text += ", bias=False"
+        return text + (f", warehouse={self.warehouse.name!r}" if self.warehouse else "")
+
+
+def split_kernel(kernel: Tensor, partition: LayerPartition) -> Tensor:
+    """Cut a kernel [out, in / groups, *size] into its mixtures [mixtures, co, ci, *ck], `assemble_kernels` backwards."""
+    spatial, out_groups, in_groups = partition.grid
+    cell_out, cell_in, *cell_size = partition.cell_shape
+    sides = [side for pair in zip(spatial, cell_size, strict=True) for side in pair]
+    blocks = kernel.reshape(out_groups, cell_out, in_groups, cell_in, *sides)
+    dimensions = range(len(spatial))
+    order = [4 + 2 * d for d in dimensions] + [0, 2, 1, 3] + [5 + 2 * d for d in dimensions]
+    return blocks.permute(order).reshape(partition.mixtures, *partition.cell_shape)

@@ -1,0 +1,77 @@
+"""Giving several layers one warehouse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Literal
+
+import torch
+
+from kw_lightning.nn.layers import KWLayer
+from kw_lightning.nn.partition import Ratio, WarehousePartition, partition
+from kw_lightning.nn.warehouse import Warehouse
+
+
+def share_warehouse(
+    layers: Sequence[KWLayer],
+    *,
+    name: str = "warehouse",
+    budget: Ratio = 1,
+    cells: int | None = None,
+    out_ratio: Ratio = 1,
+    in_ratio: Ratio = 1,
+    spatial: Literal["split", "whole"] = "split",
+    reduction: Fraction | float = Fraction(1, 16),
+    norm: Literal["batch", "layer"] = "batch",
+    basis: Fraction | float | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Warehouse:
+    """Make one warehouse for the layers, in the order given, and their attentions.
+
+    Args:
+        layers: layers without a warehouse, in the network's order.
+        name: the warehouse's name.
+        budget, cells, out_ratio, in_ratio, spatial: see `kw_lightning.nn.partition.partition`.
+        reduction, norm, basis: see `kw_lightning.nn.attention.ContrastingAttention`.
+        device, dtype: of cells and attention.
+
+    Raises:
+        PartitionError: kernels that cannot share a warehouse.
+        ValueError: a layer that has a warehouse already, **or** stands in the list twice.
+    """
+    if len(set(layers)) < len(layers):
+        raise ValueError("a layer stands twice in the list of layers that share a warehouse")
+    geometry = partition(
+        [layer.kernel_shape for layer in layers],
+        budget,
+        cells=cells,
+        out_ratio=out_ratio,
+        in_ratio=in_ratio,
+        spatial=spatial,
+    )
+    return attach_warehouse(
+        layers, geometry, name=name, reduction=reduction, norm=norm, basis=basis, device=device, dtype=dtype
+    )
+
+
+def attach_warehouse(
+    layers: Sequence[KWLayer],
+    geometry: WarehousePartition,
+    *,
+    name: str,
+    reduction: Fraction | float = Fraction(1, 16),
+    norm: Literal["batch", "layer"] = "batch",
+    basis: Fraction | float | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Warehouse:
+    """Make one warehouse of a geometry already worked out; see `share_warehouse`."""
+    for layer in layers:
+        if layer.warehouse is not None:
+            raise ValueError(f'a layer draws on one warehouse: it has "{layer.warehouse.name}" already')
+    warehouse = Warehouse(name, geometry, device=device, dtype=dtype)
+    for index, (layer, share) in enumerate(zip(layers, geometry.layers, strict=True)):
+        layer.attach(warehouse, share, owner=index == 0, reduction=reduction, norm=norm, basis=basis)
+    return warehouse

@@ -1,0 +1,93 @@
+"""The warehouse: the cells that a group of layers shares, owned once."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from kw_lightning.nn.partition import LayerPartition, WarehousePartition
+
+
+class Warehouse(nn.Module):
+    """The n kernel cells of a group of layers, and the temperature of their attention.
+
+    It is a submodule of the first layer that draws on it; the other layers refer to it without registering it. So each
+    cell is once in `parameters()` and once in `state_dict()`, however many layers share it.
+
+    Args:
+        name: the name in the recipe.
+        partition: the geometry.
+
+    Attributes:
+        cells: [n, co, ci, *ck].
+        temperature: τ, a scalar buffer; changed in place, so a compiled network is not compiled anew.
+    """
+
+    temperature: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        partition: WarehousePartition,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.mixtures = partition.mixtures
+        self.cells = nn.Parameter(torch.empty(partition.cells, *partition.cell_shape, device=device, dtype=dtype))
+        exact = torch.promote_types(self.cells.dtype, torch.float32)
+        self.register_buffer("temperature", torch.ones((), device=device, dtype=exact))
+        self._layers = partition.layers
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the cells: normal, std = sqrt(2 / (cells of the layer · co · Πck)); those of no layer as of all."""
+        with torch.no_grad():
+            _draw(self.cells, len(self.cells))
+            for layer in self._layers:
+                _draw(self.cells[layer.first_cell : layer.first_cell + layer.own_cells], layer.own_cells)
+
+    def set_temperature(self, temperature: float) -> None:
+        """Set τ for every layer of the warehouse.
+
+        Raises:
+            ValueError: a temperature outside [0, 1].
+        """
+        if not 0.0 <= temperature <= 1.0:
+            raise ValueError(f"a temperature is between 0 and 1: found {temperature}")
+        self.temperature.fill_(temperature)
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        # τ is not turned to half precision with its network: a schedule of 10⁵ steps needs its digits.
+        exact = self.temperature
+        super()._apply(fn, recurse)
+        if self.temperature.dtype.itemsize < torch.float32.itemsize:
+            self.temperature = exact.to(self.temperature.device)
+        return self
+
+    def extra_repr(self) -> str:
+        cell = "×".join(str(size) for size in self.cells.shape[1:])
+        return f"{self.name!r}, cells={len(self.cells)}, cell={cell}, mixtures={self.mixtures}"
+
+
+def warehouses(model: nn.Module) -> dict[str, Warehouse]:
+    """Return the warehouses of a network by name, in the network's order."""
+    return {module.name: module for module in model.modules() if isinstance(module, Warehouse)}
+
+
+def set_temperature(model: nn.Module, temperature: float) -> None:
+    """Set τ of every warehouse of a network; see `Warehouse.set_temperature`."""
+    for warehouse in warehouses(model).values():
+        warehouse.set_temperature(temperature)
+
+
+def _draw(cells: Tensor, count: int) -> None:
+    if count:
+        nn.init.normal_(cells, std=math.sqrt(2 / (count * cells.shape[1] * math.prod(cells.shape[3:]))))
+
+
+__all__ = ["LayerPartition", "Warehouse", "set_temperature", "warehouses"]
