@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from kw_lightning.nn.partition import LayerPartition
 
+LARGEST_MEAN = 1e15  # of an input channel; its square has room in float32
 MINIMUM_WIDTH = 16  # of the hidden layer and of the low-rank form's basis
 
 
@@ -107,7 +108,9 @@ class ContrastingAttention(nn.Module):
     def _pool(self, x: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)
         positions = list(range(1, x.dim() - 1)) if self.channels_last else list(range(2, x.dim()))
-        return x.mean(dim=positions, dtype=dtype) if positions else x.to(dtype)
+        pooled = x.mean(dim=positions, dtype=dtype) if positions else x.to(dtype)
+        # bfloat16 reaches as far as float32: sums of its largest values, and their squares in the norm, would overflow.
+        return pooled.nan_to_num(0.0).clamp(-LARGEST_MEAN, LARGEST_MEAN)
 
     def _normalise(self, hidden: Tensor) -> Tensor:
         norm = self.norm

@@ -325,7 +325,7 @@ class KWLinear(KWLayer):
 
 
 def split_kernel(kernel: Tensor, partition: LayerPartition) -> Tensor:
-    """Cut a kernel [out, in / groups, *size] into its mixtures [mixtures, co, ci, *ck], `assemble_kernels` backwards."""
+    """Cut a kernel [out, in / groups, *size] into mixtures [mixtures, co, ci, *ck]: `assemble_kernels` backwards."""
     spatial, out_groups, in_groups = partition.grid
     cell_out, cell_in, *cell_size = partition.cell_shape
     sides = [side for pair in zip(spatial, cell_size, strict=True) for side in pair]

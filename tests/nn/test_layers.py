@@ -1,0 +1,165 @@
+"""Layers: they stand in for torch's, agree with one static convolution a sample, and take a static kernel over."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from kw_lightning.nn import KWConv1d, KWConv2d, KWConv3d, KWLinear, set_temperature, share_warehouse
+
+LAYERS = [
+    (KWConv1d, nn.Conv1d, (8, 12, 5), {"stride": 2, "padding": 2, "dilation": 2}, (11,)),
+    (KWConv2d, nn.Conv2d, (8, 12, 3), {"padding": 1}, (7, 6)),
+    (KWConv2d, nn.Conv2d, (8, 12, (3, 1)), {"padding": (1, 0), "stride": (2, 1), "bias": False}, (7, 6)),
+    (KWConv2d, nn.Conv2d, (8, 12, (2, 4)), {"padding": "same", "dilation": (1, 2)}, (7, 6)),
+    (KWConv2d, nn.Conv2d, (8, 12, 3), {"padding": "valid", "groups": 2}, (7, 6)),
+    (KWConv2d, nn.Conv2d, (8, 8, 3), {"padding": 1, "groups": 8}, (7, 6)),
+    (KWConv2d, nn.Conv2d, (8, 12, 3), {"padding": 2, "padding_mode": "reflect"}, (7, 6)),
+    (KWConv2d, nn.Conv2d, (8, 12, 3), {"padding": (1, 2), "padding_mode": "circular"}, (7, 6)),
+    (KWConv3d, nn.Conv3d, (4, 6, (1, 3, 2)), {"padding": (0, 1, 1), "stride": (1, 2, 1)}, (3, 6, 5)),
+    (KWLinear, nn.Linear, (8, 12), {}, None),
+    (KWLinear, nn.Linear, (8, 12), {"bias": False}, (5,)),
+]
+
+
+def pair(dynamic, static, sizes, options, spatial="split"):  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    layer = dynamic(*sizes, **options, dtype=torch.float64)
+    share_warehouse([layer], budget=2, spatial=spatial, dtype=torch.float64)
+    twin = static(*sizes, **options, dtype=torch.float64)
+    return layer.eval(), twin.eval()
+
+
+def batch(layer, size, count=3):  # type: ignore[no-untyped-def]
+    if isinstance(layer, KWLinear):
+        return torch.randn(count, *(size or ()), layer.in_features, dtype=torch.float64)
+    return torch.randn(count, layer.in_channels, *size, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("dynamic", "static", "sizes", "options", "size"), LAYERS)
+@pytest.mark.parametrize("spatial", ["split", "whole"])
+def test_every_sample_is_convolved_with_its_own_kernel(dynamic, static, sizes, options, size, spatial) -> None:  # type: ignore[no-untyped-def]
+    layer, twin = pair(dynamic, static, sizes, options, spatial)
+    set_temperature(layer, 0.3)
+    x = batch(layer, size)
+    kernels = layer.kernels(layer.attend(x))
+    with torch.no_grad():
+        if layer.bias is not None:
+            twin.bias.copy_(layer.bias)
+        for sample, kernel, found in zip(x, kernels, layer(x), strict=True):
+            twin.weight.copy_(kernel)
+            torch.testing.assert_close(found, twin(sample.unsqueeze(0)).squeeze(0), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("dynamic", "static", "sizes", "options", "size"), LAYERS)
+def test_at_temperature_one_a_static_kernel_gives_the_static_output(dynamic, static, sizes, options, size) -> None:  # type: ignore[no-untyped-def]
+    layer, twin = pair(dynamic, static, sizes, options)
+    assert layer.load_kernel(twin.weight) == 0
+    with torch.no_grad():
+        if layer.bias is not None:
+            layer.bias.copy_(twin.bias)
+    x = batch(layer, size)
+    torch.testing.assert_close(layer(x), twin(x), rtol=1e-10, atol=1e-10)
+
+
+def test_a_kernel_under_a_small_budget_says_how_much_is_lost() -> None:
+    layer = KWConv2d(8, 8, 2)
+    share_warehouse([layer], budget=0.5)
+    kernel = torch.zeros(8, 8, 2, 2)
+    kernel[..., 0, 1] = 3.0  # the second of four mixtures, which starts as the zero cell
+    kernel[..., 1, 1] = 4.0
+    assert layer.load_kernel(kernel) == pytest.approx(3 / 5)
+
+
+@pytest.mark.parametrize(("dynamic", "static", "sizes", "options", "size"), LAYERS)
+def test_a_batch_is_its_samples_one_by_one(dynamic, static, sizes, options, size) -> None:  # type: ignore[no-untyped-def]
+    layer, _ = pair(dynamic, static, sizes, options)
+    set_temperature(layer, 0.0)
+    x = batch(layer, size)
+    singles = torch.cat([layer(sample.unsqueeze(0)) for sample in x])
+    torch.testing.assert_close(layer(x), singles, rtol=1e-10, atol=1e-10)
+    if not isinstance(layer, KWLinear):
+        torch.testing.assert_close(layer(x[0]), singles[0], rtol=1e-10, atol=1e-10)
+
+
+def test_a_linear_layer_takes_one_vector_and_many_tokens() -> None:
+    layer, _ = pair(KWLinear, nn.Linear, (8, 12), {})
+    x = torch.randn(2, 3, 4, 8, dtype=torch.float64)
+    assert layer(x).shape == (2, 3, 4, 12)
+    torch.testing.assert_close(layer(x)[1], layer(x[1:].flatten(1, 2))[0].unflatten(0, (3, 4)))
+    assert layer(x[0, 0, 0]).shape == (12,)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_computes_in_its_type_and_stays_finite(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = KWConv2d(8, 12, 3, padding=1)
+    share_warehouse([layer])
+    set_temperature(layer, 0.5)
+    x = torch.randn(4, 8, 6, 6)
+    with torch.autocast("cpu", dtype=dtype):
+        y = layer(x)
+    assert y.dtype == dtype
+    y.float().square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+    torch.testing.assert_close(y.float(), layer.eval()(x), rtol=1, atol=1)
+
+
+def test_a_layer_without_a_warehouse_says_what_to_do() -> None:
+    with pytest.raises(RuntimeError, match="share_warehouse"):
+        KWConv2d(8, 8, 3)(torch.randn(1, 8, 5, 5))
+
+
+def test_a_layer_has_one_warehouse_only() -> None:
+    layer = KWConv2d(8, 8, 3)
+    share_warehouse([layer], name="first")
+    with pytest.raises(ValueError, match='"first" already'):
+        share_warehouse([layer])
+    with pytest.raises(ValueError, match="twice"):
+        share_warehouse([twice := KWConv2d(8, 8, 3), twice])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: KWConv2d(8, 8, 3, groups=3), "groups=3"),
+        (lambda: KWConv2d(8, 8, 3, padding="same", stride=2), "stride 1"),
+        (lambda: KWConv2d(8, 8, 3, padding="full"), '"full"'),
+        (lambda: KWConv2d(8, 8, (3, 3, 3)), "kernel_size needs 2 numbers"),
+    ],
+)
+def test_wrong_arguments_are_refused(make, message) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_an_input_of_other_channels_is_refused() -> None:
+    layer = KWConv2d(8, 8, 3)
+    share_warehouse([layer])
+    with pytest.raises(RuntimeError, match=r"\[batch, 8, size, size\]: found \[2, 4, 5, 5\]"):
+        layer(torch.randn(2, 4, 5, 5))
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(KWConv2d(8, 8, 3), KWConv2d(8, 8, 3))
+    share_warehouse(list(layers), budget=0.5, basis=1 / 16)
+    set_temperature(layers, 0.5)
+    layers(torch.randn(3, 8, 8, 8)).square().sum().backward()
+    assert [name for name, p in layers.named_parameters() if p.grad is None] == []
+
+
+def test_bias_starts_as_torch_draws_it() -> None:
+    torch.manual_seed(0)
+    found, wanted = KWConv2d(64, 4096, 3).bias.detach(), nn.Conv2d(64, 4096, 3).bias.detach()
+    assert float(found.abs().max()) == pytest.approx(float(wanted.abs().max()), rel=0.01)
+    assert float(found.std()) == pytest.approx(float(wanted.std()), rel=0.05)
+
+
+def test_the_padded_static_convolution_agrees_with_torch() -> None:
+    layer, _ = pair(KWConv2d, nn.Conv2d, (8, 12, (2, 4)), {"padding": "same", "bias": False})
+    x = batch(layer, (5, 5), 1)
+    kernel = layer.kernels(layer.attend(x))[0]
+    torch.testing.assert_close(layer(x), F.conv2d(x, kernel, padding="same"))

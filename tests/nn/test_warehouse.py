@@ -1,0 +1,108 @@
+"""The warehouse: owned once, temperature as state, start values."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+from torch.optim.swa_utils import AveragedModel
+
+from kw_lightning.nn import KWConv2d, set_temperature, share_warehouse, warehouses
+
+
+def network(dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [KWConv2d(8, 8, 3, padding=1, dtype=dtype), KWConv2d(8, 16, 3, padding=1, dtype=dtype)]
+    share_warehouse(layers, name="stage", budget=2, dtype=dtype)
+    return nn.Sequential(layers[0], nn.ReLU(), layers[1])
+
+
+def test_cells_are_owned_once() -> None:
+    model = network()
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False) if name.endswith("cells")]
+    assert names == ["0.warehouse.cells"]
+    assert [key for key in model.state_dict() if "warehouse" in key] == [
+        "0.warehouse.cells",
+        "0.warehouse.temperature",
+    ]
+    pointers = [tensor.data_ptr() for tensor in model.state_dict().values() if tensor.numel()]
+    assert len(pointers) == len(set(pointers))
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), lambda m: AveragedModel(m)])
+def test_a_copy_shares_its_own_warehouse(clone) -> None:  # type: ignore[no-untyped-def]
+    model = network()
+    set_temperature(model, 0.25)
+    model(torch.randn(2, 8, 5, 5)).sum().backward()
+    twin = clone(model)
+    layers = [module for module in twin.modules() if isinstance(module, KWConv2d)]
+    assert layers[0].warehouse is layers[1].warehouse
+    assert layers[0].warehouse is not model[0].warehouse
+    assert float(layers[1].warehouse.temperature) == 0.25
+    with torch.no_grad():
+        layers[1].warehouse.cells.zero_()
+    assert twin(torch.ones(1, 8, 5, 5)).shape == (1, 16, 5, 5)
+    assert model[0].warehouse.cells.any()
+
+
+def test_temperature_travels_with_the_state_dict() -> None:
+    model, other = network(), network()
+    set_temperature(model, 0.125)
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    buffer.seek(0)
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    assert float(warehouses(other)["stage"].temperature) == 0.125
+
+
+def test_temperature_keeps_its_digits_in_half_precision() -> None:
+    model = network()
+    set_temperature(model, 1 / 3)
+    model.to(torch.bfloat16)
+    assert model[0].warehouse.temperature.dtype == torch.float32
+    assert float(model[0].warehouse.temperature) == pytest.approx(1 / 3, abs=1e-7)
+    assert network(torch.float64)[0].warehouse.temperature.dtype == torch.float64
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])
+def test_a_temperature_outside_its_range_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        set_temperature(network(), value)
+
+
+def test_cells_of_a_layer_start_with_its_own_deviation() -> None:
+    torch.manual_seed(0)
+    layers = [KWConv2d(64, 64, 3), KWConv2d(64, 128, 3)]
+    warehouse = share_warehouse(layers)
+    first, second = layers[0].partition, layers[1].partition
+    cells = warehouse.cells.detach()
+    assert cells[: first.own_cells].std() == pytest.approx(math.sqrt(2 / (first.own_cells * 64)), rel=0.02)
+    assert cells[second.first_cell :].std() == pytest.approx(math.sqrt(2 / (second.own_cells * 64)), rel=0.02)
+
+
+def test_a_change_of_temperature_does_not_compile_anew() -> None:
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    model = network()
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    x = torch.randn(4, 8, 5, 5)
+    outputs = []
+    for step in range(20):
+        set_temperature(model, 1 - step / 20)
+        outputs.append(compiled(x).detach())
+    assert counter.frame_count == 1
+    assert not torch.allclose(outputs[0], outputs[-1])
+
+
+def test_safetensors_take_the_state(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    safetensors = pytest.importorskip("safetensors.torch")
+    model = network()
+    safetensors.save_file(model.state_dict(), tmp_path / "net.safetensors")
+    loaded = safetensors.load_file(tmp_path / "net.safetensors")
+    assert torch.equal(loaded["0.warehouse.cells"], model[0].warehouse.cells)
