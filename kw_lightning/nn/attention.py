@@ -72,8 +72,8 @@ class ContrastingAttention(nn.Module):
             self.expand = nn.Linear(width, self.mixtures * (self.own_cells + rank + 1), bias=False, **factory)
             self.basis = nn.Linear(rank, self.cells - self.own_cells, bias=False, **factory)
             self.basis_bias = nn.Parameter(torch.zeros(self.mixtures, self.cells + 1, **factory))
-        indices = torch.tensor(partition.initial_cells, dtype=torch.int64, device=device)
-        self.register_buffer("initial_cells", indices)
+        self._start = partition.initial_cells
+        self.register_buffer("initial_cells", torch.empty(self.mixtures, dtype=torch.int64, device=device))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -86,6 +86,7 @@ class ContrastingAttention(nn.Module):
         if self.basis_bias is not None:
             nn.init.zeros_(self.basis_bias)
         self.norm.reset_parameters()
+        self.initial_cells.copy_(torch.tensor(self._start))
 
     def forward(self, x: Tensor, temperature: Tensor) -> Tensor:
         """Return α of the samples of x.

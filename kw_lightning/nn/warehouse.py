@@ -40,12 +40,13 @@ class Warehouse(nn.Module):
         self.mixtures = partition.mixtures
         self.cells = nn.Parameter(torch.empty(partition.cells, *partition.cell_shape, device=device, dtype=dtype))
         exact = torch.promote_types(self.cells.dtype, torch.float32)
-        self.register_buffer("temperature", torch.ones((), device=device, dtype=exact))
+        self.register_buffer("temperature", torch.empty((), device=device, dtype=exact))
         self._layers = partition.layers
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the cells: normal, std = sqrt(2 / (cells of the layer · co · Πck)); those of no layer as of all."""
+        """Set τ = 1 and draw the cells: normal, std = sqrt(2 / (cells of the layer · co · Πck)), without a layer of all."""
+        self.temperature.fill_(1.0)
         with torch.no_grad():
             _draw(self.cells, len(self.cells))
             for layer in self._layers:

@@ -106,3 +106,16 @@ def test_safetensors_take_the_state(tmp_path) -> None:  # type: ignore[no-untype
     safetensors.save_file(model.state_dict(), tmp_path / "net.safetensors")
     loaded = safetensors.load_file(tmp_path / "net.safetensors")
     assert torch.equal(loaded["0.warehouse.cells"], model[0].warehouse.cells)
+
+
+def test_a_network_made_on_the_meta_device_is_complete_after_reset_parameters() -> None:
+    with torch.device("meta"):
+        layers = nn.Sequential(KWConv2d(8, 8, 3), KWConv2d(8, 8, 3))
+        share_warehouse(list(layers), budget=0.5)
+    layers.to_empty(device="cpu")
+    for module in layers.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert layers[1].attention.initial_cells.tolist() == list(layers[1].partition.initial_cells)
+    assert float(layers[1].warehouse.temperature) == 1.0
+    assert layers(torch.randn(2, 8, 7, 7)).isfinite().all()
