@@ -1,1 +1,77 @@
-"""TODO"""
+"""The commands `kw` and `kw-fit`: one file a command, listed in `COMMANDS`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from importlib import import_module, metadata
+from typing import Annotated, Any
+
+import typer
+
+from kw_lightning.cli.output import error_console
+from kw_lightning.errors import KWError
+
+# Command → module with a function of the module's name. The modules import what is slow (torch) inside that
+# function, so that `kw --help` and `kw check` start at once.
+COMMANDS: dict[str, str] = {
+    "fit": "kw_lightning.cli.fit",
+    "evaluate": "kw_lightning.cli.evaluate",
+}
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells count it
+
+
+def command(name: str) -> Callable[..., Any]:
+    """Return the function of a command; what it raises for the user becomes a message and an exit code."""
+    module = import_module(COMMANDS[name])
+    function: Callable[..., Any] = getattr(module, module.__name__.rpartition(".")[2])
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except KWError as error:
+            error_console().print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            error_console().print("Interrupted.", style="yellow")
+            raise typer.Exit(INTERRUPTED) from None
+
+    return guarded
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and end, when `--version` is given."""
+    if wanted:
+        typer.echo(f"kw-lightning {metadata.version('kw-lightning')}")
+        raise typer.Exit
+
+
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """KernelWarehouse for PyTorch Lightning: dynamic convolutions from a YAML recipe."""
+
+
+def application() -> typer.Typer:
+    """Return the command `kw` with all its subcommands."""
+    app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+    app.callback()(root)
+    for name in COMMANDS:
+        app.command(name)(command(name))
+    return app
+
+
+def main() -> None:
+    """Run `kw`."""
+    application()(prog_name="kw")
+
+
+def fit_main() -> None:
+    """Run `kw-fit`, the same as `kw fit`."""
+    app = typer.Typer(rich_markup_mode="markdown", pretty_exceptions_enable=False)
+    app.command("fit")(command("fit"))
+    app(prog_name="kw-fit")

@@ -1,0 +1,31 @@
+"""`kw evaluate`: the metrics again, from a checkpoint alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(metavar="RUN_OR_CKPT", help="A run folder or a checkpoint file.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    allow_python: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PKG", help="Let the recipe name things of this Python package (may be repeated)."),
+    ] = None,
+) -> None:
+    """Evaluate a checkpoint on its recipe's evaluation data; of a run folder, the best checkpoint."""
+    # slow to import: torch and lightning
+    from kw_lightning.cli.output import console
+    from kw_lightning.fit.evaluation import evaluate as run_evaluate
+    from kw_lightning.fit.report import metrics_table
+
+    metrics = run_evaluate(checkpoint, allow_python=tuple(allow_python or ()), quiet=json)
+    if json:
+        from json import dumps
+
+        typer.echo(dumps(metrics))
+    else:
+        console().print(metrics_table(metrics))
