@@ -1,1 +1,1 @@
-"""TODO"""
+"""What goes into a Trainer: conversion, temperature, attention statistics, exact resume, sharding."""

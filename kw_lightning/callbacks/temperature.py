@@ -1,0 +1,210 @@
+"""Annealing the attention's temperature over the optimizer steps of a fit.
+
+Paper: KernelWarehouse (ICML 2024), section 3.3, equation 3: τ falls linearly from 1 to 0 at the start of training.
+https://arxiv.org/abs/2406.07879
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, WeightAveraging
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+
+from kw_lightning.errors import KWError
+from kw_lightning.nn import Warehouse
+
+Shape = Literal["linear", "cosine", "constant"]
+SHAPES: tuple[Shape, ...] = ("linear", "cosine", "constant")
+DEFAULT_PART = 0.1  # of a run, where neither steps nor epochs are given: 10 of 100 epochs and 15 of 150, as published
+
+
+def temperature_at(
+    step: int, total_steps: int, *, start: float = 1.0, end: float = 0.0, shape: Shape = "linear"
+) -> float:
+    """Return τ before optimizer step `step` = 1, 2, … of an annealing over `total_steps`.
+
+    From 1 to 0 the linear shape is τ = max(0, (T − t) / T), the published schedule.
+
+    Args:
+        step: t, the number of the optimizer step that comes next, from 1.
+        total_steps: T; after it τ stays at `end`.
+        start, end: τ before the annealing and after it.
+        shape: "linear", "cosine" (half a wave), or "constant", which stays at `start`.
+    """
+    if shape == "constant":
+        return start
+    left = (total_steps - step) / total_steps if step < total_steps else 0.0
+    if shape == "cosine":
+        left = (1 - math.cos(math.pi * left)) / 2
+    return end + (start - end) * left
+
+
+class TemperatureAnnealing(Callback):
+    """Sets the temperature of every warehouse before each optimizer step, as a pure function of its number.
+
+    Nothing is counted here, so a resumed run goes on at the exact value, in the middle of an epoch too, and neither
+    the sanity check nor validation moves it. Gradient accumulation, `max_steps` and epochs as fractions are taken into
+    account. A new Trainer begins at step 0 again, and so does the temperature.
+
+    Copies of the network that Lightning's `WeightAveraging` keeps get the same temperature: an average of past
+    temperatures would lag behind.
+
+    Args:
+        start, end: τ at the start and at the end of the annealing, in [0, 1].
+        epochs: its length in epochs, 2.5 as well.
+        steps: its length in optimizer steps; give this or `epochs`. Without either it takes a tenth of the run.
+        shape: "linear", "cosine" or "constant".
+        module: path of the submodule whose warehouses are meant; the whole LightningModule by default.
+
+    Raises:
+        ValueError: a temperature outside [0, 1], both `epochs` and `steps`, a negative one, **or** an unknown shape.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[TemperatureAnnealing(epochs=20)])
+    """
+
+    def __init__(
+        self,
+        start: float = 1.0,
+        end: float = 0.0,
+        epochs: float | None = None,
+        steps: int | None = None,
+        shape: Shape = "linear",
+        module: str | None = None,
+    ) -> None:
+        for name, value in (("start", start), ("end", end)):
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name} is a temperature, between 0 and 1: found {value}")
+        if epochs is not None and steps is not None:
+            raise ValueError(f"give epochs or steps, not both: found epochs={epochs} and steps={steps}")
+        for name, length in (("epochs", epochs), ("steps", steps)):
+            if length is not None and length < 0:
+                raise ValueError(f"{name} is 0 or more: found {length}")
+        if shape not in SHAPES:
+            raise ValueError(f'shape is one of {", ".join(SHAPES)}: found "{shape}"')
+        self.start, self.end, self.epochs, self.steps, self.shape = start, end, epochs, steps, shape
+        self.module = module
+        self.temperature: float | None = None
+        self.total_steps: int | None = None
+        self._saved_total_steps: int | None = None
+        self._warehouses: list[Warehouse] = []
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(module=self.module)
+
+    def at(self, step: int, total_steps: int) -> float:
+        """Return τ before optimizer step `step` = 1, 2, … of an annealing over `total_steps`."""
+        return temperature_at(step, total_steps, start=self.start, end=self.end, shape=self.shape)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fix the length of the annealing and set τ: only now has a resumed run its step number back."""
+        self._warehouses = self._find_warehouses(trainer, pl_module)
+        if not self._warehouses:
+            raise KWError(
+                "TemperatureAnnealing found no warehouse in the network: convert it first, "
+                'with kw_lightning.convert(network, recipe) or with KWCallback("recipe.yaml") in its place'
+            )
+        self.total_steps = annealing_steps(trainer, self.epochs, self.steps) if self.shape != "constant" else 0
+        self._warn_of_a_changed_length()
+        self._warn_of_a_short_run(trainer)
+        self._set(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Set τ for the coming optimizer step, and log it."""
+        self._set(trainer)
+        pl_module.log("temperature", self.temperature or 0.0, on_step=True, on_epoch=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return τ and the length of the annealing: to read in a checkpoint, and to notice when the length changes."""
+        return {"temperature": self.temperature, "total_steps": self.total_steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember what the checkpoint says; the step number alone decides how τ goes on."""
+        self.temperature = state_dict["temperature"]
+        self._saved_total_steps = state_dict["total_steps"]
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let go of the network."""
+        self._warehouses = []
+
+    def _set(self, trainer: Trainer) -> None:
+        self.temperature = self.at(trainer.global_step + 1, self.total_steps or 0)
+        for warehouse in self._warehouses:
+            warehouse.set_temperature(self.temperature)
+
+    def _find_warehouses(self, trainer: Trainer, pl_module: LightningModule) -> list[Warehouse]:
+        networks: list[nn.Module] = [pl_module]
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            # No public way leads to the averaged copy; without it the averages of τ lag, and nothing else is lost.
+            average = getattr(callback, "_average_model", None) if isinstance(callback, WeightAveraging) else None
+            if average is not None:
+                networks.append(average.module)
+        found = []
+        for network in networks:
+            target = network.get_submodule(self.module) if self.module else network
+            found += [module for module in target.modules() if isinstance(module, Warehouse)]
+        return found
+
+    def _warn_of_a_changed_length(self) -> None:
+        saved, self._saved_total_steps = self._saved_total_steps, None
+        if saved is not None and saved != self.total_steps:
+            rank_zero_warn(
+                f"the temperature's annealing takes {self.total_steps} optimizer steps now and took {saved} in the "
+                "checkpoint (batch size, devices or accumulation changed?); it goes on by the new length"
+            )
+
+    def _warn_of_a_short_run(self, trainer: Trainer) -> None:
+        total_steps, run = self.total_steps or 0, run_steps(trainer)
+        if total_steps > run:
+            last = self.at(int(run), total_steps)
+            rank_zero_warn(
+                f"the run ends after {run:.0f} optimizer steps, before the temperature's annealing over {total_steps}: "
+                f"its last step is taken at τ = {last:.3g}, not {self.end:g}"
+            )
+
+
+def annealing_steps(trainer: Trainer, epochs: float | None = None, steps: int | None = None) -> int:
+    """Return the length of an annealing in optimizer steps; for `on_train_start` and later.
+
+    Raises:
+        KWError: a length in epochs where an epoch has no length, **or** none given where the run has none.
+    """
+    if steps is not None:
+        return steps
+    length = run_steps(trainer) * DEFAULT_PART if epochs is None else _steps_of_epochs(trainer, epochs)
+    if length == math.inf:
+        raise KWError(
+            "the temperature's annealing needs a length in steps, because the training data "
+            "or the run has none to take a part of: `temperature: {steps: 10000}` or TemperatureAnnealing(steps=10000)"
+        )
+    return max(round(length), 1) if epochs is None else round(length)
+
+
+def run_steps(trainer: Trainer) -> float:
+    """Return the optimizer steps of the whole fit, infinity where it has no end; for `on_train_start` and later."""
+    # Not `trainer.estimated_stepping_batches`: that refuses an accumulation that changes between epochs.
+    by_steps = trainer.max_steps if trainer.max_steps >= 0 else math.inf
+    endless = trainer.max_epochs is None or trainer.max_epochs < 0
+    return min(by_steps, math.inf if endless else _steps_of_epochs(trainer, trainer.max_epochs or 0))
+
+
+def _steps_of_epochs(trainer: Trainer, epochs: float) -> float:
+    batches = trainer.num_training_batches
+    if batches == math.inf:
+        return math.inf
+    steps = 0.0
+    for epoch in range(math.ceil(epochs)):
+        steps += math.ceil(batches / _accumulation(trainer, epoch)) * min(1.0, epochs - epoch)
+    return steps
+
+
+def _accumulation(trainer: Trainer, epoch: int) -> int:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler):
+            return callback.get_accumulate_grad_batches(epoch)
+    return trainer.accumulate_grad_batches
