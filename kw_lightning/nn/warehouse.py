@@ -45,7 +45,10 @@ class Warehouse(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set τ = 1 and draw the cells: normal, std = sqrt(2 / (cells of the layer · co · Πck)), without a layer of all."""
+        """Set τ = 1 and draw the cells: normal, std = sqrt(2 / (cells of the layer · co · Πck)).
+
+        Cells that no layer starts from are drawn as if all the warehouse were one layer.
+        """
         self.temperature.fill_(1.0)
         with torch.no_grad():
             _draw(self.cells, len(self.cells))
