@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_cosine_starts_and_ends_flat() -> None:
     assert found[0] == pytest.approx((1 + math.cos(math.pi / 100)) / 2)
     assert found[49] == pytest.approx(0.5)
     assert found[99] == 0.0
-    assert all(earlier > later for earlier, later in zip(found, found[1:], strict=False))
+    assert all(earlier > later for earlier, later in itertools.pairwise(found))
 
 
 def test_start_end_and_constant() -> None:

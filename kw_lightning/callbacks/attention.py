@@ -1,0 +1,186 @@
+"""Statistics of the attention over a validation pass: what the warehouses' cells are used for."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor, nn
+
+from kw_lightning.callbacks.attention_metric import AttentionMetric, AttentionSummary
+from kw_lightning.callbacks.heat_map import heat_map
+from kw_lightning.nn import KWLayer
+
+
+class AttentionStatistics(Callback):
+    """Summarises the attention of every warehouse over a validation pass.
+
+    Per warehouse it logs `attention/NAME/…`: `negative_share`, `entropy`, `effective_cells`, `dead_cells` and
+    `similarity` (see `AttentionSummary`), and writes the mean attention matrices [m_t, n], the paper's figure 3, to
+    `attention/epoch=…-step=….npz` in the run's folder; with `figures` also as heat maps to TensorBoard.
+
+    It listens by forward hooks on the layers' attentions during the passes it summarises and at no other time; a
+    compiled network runs uncompiled in those passes, because compiled code does not call new hooks. Several processes
+    add up their sums. The sanity check is left out.
+
+    Args:
+        every_n_epochs: summarise the validation passes of every n-th epoch; 0 means only those of `trainer.validate`.
+        figures: draw heat maps for TensorBoard.
+        folder: where the matrices go; `attention` in the logger's folder by default.
+        module: path of the submodule whose warehouses are meant; the whole LightningModule by default.
+
+    Attributes:
+        latest: the summaries of the last pass by warehouse.
+
+    Raises:
+        ValueError: `every_n_epochs` is negative.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[AttentionStatistics(every_n_epochs=5, figures=True)])
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int = 1,
+        figures: bool = False,
+        folder: str | os.PathLike[str] | None = None,
+        module: str | None = None,
+    ) -> None:
+        if every_n_epochs < 0:
+            raise ValueError(f"every_n_epochs is 0 or more: found {every_n_epochs}")
+        self.every_n_epochs, self.figures, self.folder, self.module = every_n_epochs, figures, folder, module
+        self.latest: dict[str, AttentionSummary] = {}
+        self._metrics: dict[str, AttentionMetric] = {}
+        self._layers: dict[str, list[str]] = {}
+        self._listening = ExitStack()
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(module=self.module)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen to the attentions, when this pass is to be summarised."""
+        self._listening.close()
+        if self._is_due(trainer):
+            self.listen(pl_module.get_submodule(self.module) if self.module else pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop listening, add up the processes' sums, log and write."""
+        if not self._metrics:
+            return
+        self.latest = self.summaries()
+        for name, summary in self.latest.items():
+            pl_module.log_dict({f"attention/{name}/{key}": value for key, value in summary.scalars().items()})
+        # `log_dir` asks the first process, so every process has to read it.
+        folder = Path(self.folder or Path(trainer.log_dir or trainer.default_root_dir) / "attention")
+        self._write(folder / f"epoch={trainer.current_epoch:04d}-step={trainer.global_step}.npz")
+        if self.figures:
+            self._draw(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stop listening."""
+        self._stop()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Stop listening."""
+        self._stop()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the last pass's numbers; its matrices are in the run's folder."""
+        return {"latest": {name: summary.scalars() for name, summary in self.latest.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back the last pass's numbers, with empty matrices."""
+        empty = torch.empty(0, 0)
+        self.latest = {name: AttentionSummary(mean=empty, **numbers) for name, numbers in state_dict["latest"].items()}
+
+    def listen(self, network: nn.Module) -> None:
+        """Start to add up the attention of a network's warehouses; for loops without a Trainer."""
+        self._stop()
+        for name, layers in _layers_by_warehouse(network).items():
+            metric = AttentionMetric([_mixtures(layer) for layer in layers.values()], _cells(layers))
+            self._metrics[name] = metric.to(next(network.parameters()).device)
+            self._layers[name] = list(layers)
+            for index, layer in enumerate(layers.values()):
+                assert layer.attention is not None
+                hook = _Add(self._metrics[name], index)
+                self._listening.callback(layer.attention.register_forward_hook(hook).remove)
+        self._listening.enter_context(torch.compiler.set_stance("force_eager"))
+
+    def summaries(self) -> dict[str, AttentionSummary]:
+        """Stop listening and return the summaries by warehouse; in every process at once."""
+        summaries = {name: metric.summary() for name, metric in self._metrics.items()}
+        self._stop()
+        return summaries
+
+    def _stop(self) -> None:
+        self._listening.close()
+        self._metrics = {}
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        if trainer.sanity_checking:
+            return False
+        if trainer.state.fn == "validate":
+            return True
+        return self.every_n_epochs > 0 and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+
+    @rank_zero_only
+    def _write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        arrays: dict[str, Any] = {name: summary.mean.numpy() for name, summary in self.latest.items()}
+        arrays |= {f"{name}/layers": np.array(self._layers[name]) for name in self.latest}
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        partial.replace(path)
+
+    @rank_zero_only
+    def _draw(self, trainer: Trainer) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                for name, summary in self.latest.items():
+                    logger.experiment.add_image(f"attention/{name}", heat_map(summary.mean), trainer.global_step)
+
+
+class _Add:
+    """The forward hook of one attention; a class because a closure in a loop would see the last layer alone."""
+
+    def __init__(self, metric: AttentionMetric, layer: int) -> None:
+        self.metric, self.layer = metric, layer
+
+    def __call__(self, module: nn.Module, args: Any, attention: Tensor) -> None:
+        self.metric.update(self.layer, attention)
+
+
+def _layers_by_warehouse(network: nn.Module) -> dict[str, dict[str, KWLayer]]:
+    """Return the layers by warehouse and name, in the network's order."""
+    found: dict[int, dict[str, KWLayer]] = {}
+    for name, module in network.named_modules():
+        if isinstance(module, KWLayer) and module.warehouse is not None:
+            found.setdefault(id(module.warehouse), {})[name] = module
+    named: dict[str, dict[str, KWLayer]] = {}
+    for layers in found.values():
+        first, layer = next(iter(layers.items()))
+        assert layer.warehouse is not None
+        # Two networks of one LightningModule may have warehouses of one name.
+        name = layer.warehouse.name
+        named[f"{first}:{name}" if name in named else name] = layers
+    return named
+
+
+def _mixtures(layer: KWLayer) -> int:
+    assert layer.partition is not None
+    return layer.partition.mixtures
+
+
+def _cells(layers: dict[str, KWLayer]) -> int:
+    partition = next(iter(layers.values())).partition
+    assert partition is not None
+    return partition.cells

@@ -1,0 +1,229 @@
+"""AttentionStatistics: the metric against plain formulas, and what a Trainer logs and writes."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from callback_networks import Classifier, dynamic_net, loader, trainer
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor
+
+from kw_lightning.callbacks.attention import AttentionStatistics
+from kw_lightning.callbacks.attention_metric import AttentionMetric
+from kw_lightning.callbacks.heat_map import heat_map
+from kw_lightning.nn import KWLayer, set_temperature
+
+SCALARS = {"negative_share", "entropy", "effective_cells", "dead_cells", "similarity"}
+
+
+def attentions() -> list[Tensor]:
+    """α of two layers [12 samples, 3 and 2 mixtures, 5 cells]; the last cell is all but unused."""
+    generator = torch.Generator().manual_seed(3)
+    scale = torch.tensor([1.0, 2.0, 0.5, 1.0, 1e-4])
+    return [torch.randn(12, m, 5, generator=generator) * scale + 0.3 * scale for m in (3, 2)]
+
+
+def added(layers: list[Tensor], *, batches: int = 1) -> AttentionMetric:
+    metric = AttentionMetric([alpha.shape[1] for alpha in layers], cells=5)
+    for index, alpha in enumerate(layers):
+        for batch in alpha.chunk(batches):
+            metric.update(index, batch)
+    return metric
+
+
+def test_summary_is_the_plain_formulas() -> None:
+    layers = attentions()
+    summary = added(layers, batches=3).summary()
+    both = torch.cat(layers, dim=1)  # [12, 5 mixtures, 5 cells]
+    torch.testing.assert_close(summary.mean, both.mean(dim=0))
+    assert summary.negative_share == pytest.approx(float((both < 0).float().mean()))
+    p = both.abs() / both.abs().sum(dim=-1, keepdim=True)
+    assert summary.entropy == pytest.approx(float(-(p * p.log()).sum(dim=-1).mean()), rel=1e-5)
+    use = both.abs().mean(dim=0).sum(dim=0)
+    share = use / use.sum()
+    assert summary.effective_cells == pytest.approx(float((-(share * share.log()).sum()).exp()), rel=1e-5)
+    assert summary.dead_cells == 1
+    cosines = [
+        float(torch.cosine_similarity(alpha[a].flatten(), alpha[b].flatten(), dim=0))
+        for alpha in layers
+        for a, b in itertools.combinations(range(12), 2)
+    ]
+    assert summary.similarity == pytest.approx(sum(cosines) / len(cosines), rel=1e-4)
+
+
+def test_a_static_attention_is_its_own_likeness() -> None:
+    one_hot = torch.eye(5)[:3].expand(7, 3, 5)
+    summary = added([one_hot]).summary()
+    assert summary.similarity == pytest.approx(1.0)
+    assert (summary.entropy, summary.negative_share, summary.dead_cells) == (0.0, 0.0, 2)
+    assert summary.effective_cells == pytest.approx(3.0)
+
+
+def test_mixtures_of_the_zero_cell_count_as_unused() -> None:
+    alpha = torch.zeros(4, 2, 5)
+    alpha[:, 0, 1] = 1.0
+    summary = added([alpha]).summary()
+    assert (summary.entropy, summary.dead_cells) == (0.0, 4)
+    assert summary.effective_cells == pytest.approx(1.0)
+
+
+def test_states_of_two_processes_add_up() -> None:
+    layers = attentions()
+    whole, first, second = added(layers), added([a[:4] for a in layers]), added([a[4:] for a in layers])
+    for name in first._defaults:
+        assert first._reductions[name] is whole._reductions[name]
+        setattr(first, name, first._reductions[name](torch.stack([getattr(first, name), getattr(second, name)])))
+    found, expected = first.summary(), whole.summary()
+    torch.testing.assert_close(found.mean, expected.mean)
+    assert found.scalars() == pytest.approx(expected.scalars(), rel=1e-5)
+
+
+def test_heat_map_colours() -> None:
+    picture = heat_map(torch.tensor([[1.0, 0.0], [-1.0, 0.5]]))
+    assert picture.dtype == torch.uint8
+    assert picture.shape == (3, 256, 256)
+    assert picture[:, 0, 0].tolist() == [255, 0, 0]
+    assert picture[:, 0, 255].tolist() == [255, 255, 255]
+    assert picture[:, 255, 0].tolist() == [0, 0, 255]
+    assert picture[:, 255, 255].tolist() == [255, 128, 128]
+    assert heat_map(torch.randn(4096, 64)).shape == (3, 1024, 16)
+    assert heat_map(torch.zeros(3, 3)).unique().tolist() == [255]
+
+
+def fit(folder: Path, statistics: AttentionStatistics, **options: Any) -> Classifier:
+    torch.manual_seed(0)
+    model = Classifier(dynamic_net())
+    set_temperature(model, 0.3)
+    callbacks = [statistics, *options.pop("callbacks", [])]
+    trainer(folder, callbacks=callbacks, **options).fit(model, loader(), loader(samples=16))
+    return model
+
+
+def hooks(model: torch.nn.Module) -> int:
+    return sum(len(m.attention._forward_hooks) for m in model.modules() if isinstance(m, KWLayer))
+
+
+def test_numbers_and_matrices_of_a_run(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    statistics = AttentionStatistics(every_n_epochs=2)
+    model = fit(tmp_path, statistics, logger=logger, max_epochs=4)
+    written = sorted((Path(logger.log_dir) / "attention").iterdir())
+    assert [path.name for path in written] == ["epoch=0001-step=10.npz", "epoch=0003-step=20.npz"]
+
+    # The last pass once more, by hand.
+    expected: dict[str, list[Tensor]] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, KWLayer):
+            layer.attention.register_forward_hook(
+                lambda _module, _args, alpha, name=name: expected.setdefault(name, []).append(alpha)
+            )
+    model.eval()
+    with torch.no_grad():
+        for x, _ in loader(samples=16):
+            model(x)
+    arrays = np.load(written[-1])
+    assert set(arrays) == {"convolutions", "convolutions/layers", "head", "head/layers"}
+    assert arrays["convolutions/layers"].tolist() == ["net.conv1", "net.conv2"]
+    for warehouse in ("convolutions", "head"):
+        rows = [torch.cat(expected[name]).mean(dim=0) for name in arrays[f"{warehouse}/layers"]]
+        np.testing.assert_allclose(arrays[warehouse], torch.cat(rows), atol=1e-6)
+
+    header, *_, last = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
+    row = dict(zip(header.split(","), last.split(","), strict=True))
+    names = {key for key in row if key.startswith("attention/")}
+    assert names == {f"attention/{warehouse}/{name}" for warehouse in ("convolutions", "head") for name in SCALARS}
+    for warehouse, summary in statistics.latest.items():
+        for name, value in summary.scalars().items():
+            assert float(row[f"attention/{warehouse}/{name}"]) == pytest.approx(value, rel=1e-5)
+    assert 0 < statistics.latest["convolutions"].negative_share < 1
+
+
+def test_heat_maps_reach_tensorboard(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(tmp_path)
+    fit(tmp_path, AttentionStatistics(figures=True), logger=logger)
+    events = EventAccumulator(logger.log_dir).Reload()
+    assert events.Tags()["images"] == ["attention/convolutions", "attention/head"]
+    (image,) = events.Images("attention/convolutions")
+    assert image.step == 5
+    assert image.encoded_image_string.startswith(b"\x89PNG")
+    assert "attention/head/entropy" in events.Tags()["scalars"]
+
+
+class CountHooks(Callback):
+    def __init__(self) -> None:
+        self.training: set[int] = set()
+        self.validation: list[int] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        self.training.add(hooks(pl_module))
+
+    def on_validation_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        self.validation.append(hooks(pl_module))
+
+
+def test_it_listens_only_when_due(tmp_path: Path) -> None:
+    count = CountHooks()
+    model = fit(tmp_path, AttentionStatistics(every_n_epochs=2), callbacks=[count], max_epochs=2)
+    assert count.training == {0}
+    assert count.validation == [0, 0, 0, 0, 3, 3]  # sanity check, first epoch, second epoch
+    assert hooks(model) == 0
+    assert [path.name for path in (tmp_path / "attention").iterdir()] == ["epoch=0001-step=10.npz"]
+
+
+def test_an_error_in_validation_leaves_no_hooks(tmp_path: Path) -> None:
+    model = Classifier(dynamic_net())
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no more")
+
+    model.validation_step = fail  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="no more"):
+        trainer(tmp_path, callbacks=[AttentionStatistics()]).validate(model, loader())
+    assert hooks(model) == 0
+
+
+def test_validate_alone_and_its_state(tmp_path: Path) -> None:
+    statistics = AttentionStatistics(every_n_epochs=0, folder=tmp_path / "elsewhere")
+    run = trainer(tmp_path, callbacks=[statistics])
+    (metrics,) = run.validate(Classifier(dynamic_net()), loader(), verbose=False)
+    assert metrics["attention/head/dead_cells"] == statistics.latest["head"].dead_cells
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["epoch=0000-step=0.npz"]
+    other = AttentionStatistics()
+    other.load_state_dict(statistics.state_dict())
+    assert other.latest["head"].scalars() == statistics.latest["head"].scalars()
+
+
+def test_a_compiled_network_is_heard_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = dynamic_net()
+    plain, compiled = AttentionStatistics(), AttentionStatistics()
+    trainer(tmp_path, callbacks=[plain]).validate(Classifier(net), loader(), verbose=False)
+    model = Classifier(torch.compile(net, backend="eager"))
+    model(torch.zeros(8, 1, 8, 8))  # compiled before there are any hooks
+    trainer(tmp_path, callbacks=[compiled]).validate(model, loader(), verbose=False)
+    assert compiled.latest["head"].scalars() == plain.latest["head"].scalars()
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_two_networks_with_warehouses_of_one_name(tmp_path: Path) -> None:
+    model = Classifier(dynamic_net())
+    model.teacher = dynamic_net()
+    statistics = AttentionStatistics()
+    statistics.listen(model)
+    model.teacher(torch.randn(4, 1, 8, 8))
+    summaries = statistics.summaries()
+    assert set(summaries) == {"convolutions", "head", "teacher.conv1:convolutions", "teacher.head:head"}
+    assert hooks(model) == 0
+
+
+def test_refused_arguments() -> None:
+    with pytest.raises(ValueError, match="every_n_epochs is 0 or more"):
+        AttentionStatistics(every_n_epochs=-1)
