@@ -123,7 +123,7 @@ class AttentionMetric(Metric):
         """Return `compute` as plain numbers; in every process at once."""
         values = self.compute()
         return AttentionSummary(
-            mean=values["mean"].cpu().view(-1, self.cells),
+            mean=values["mean"].float().cpu().view(-1, self.cells),
             negative_share=float(values["negative_share"]),
             entropy=float(values["entropy"]),
             effective_cells=float(values["effective_cells"]),

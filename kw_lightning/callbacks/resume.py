@@ -1,0 +1,188 @@
+"""What an exact resume needs besides Lightning's checkpoint: the data's order and the random numbers.
+
+Lightning restores weights, optimizers, schedules and the numbers of epoch, batch and step. A run that was killed in the
+middle of an epoch goes on to the bit when, besides, the training data is a `ResumableDataLoader`, `RandomState` is
+among the callbacks and checkpoints are written by `AtomicCheckpointIO`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils.data import DataLoader, Dataset
+
+
+class ResumableDataLoader(DataLoader[Any]):
+    """A DataLoader that Lightning resumes at the batch where the checkpoint was written, without reading those before.
+
+    The order of an epoch follows from the loader's own generator (or from `sampler.set_epoch`, as with the
+    DistributedSampler that Lightning puts in), so the global random numbers have no part in it.
+
+    With random augmentation in worker processes a resume in mid-epoch repeats the order but not the augmentation,
+    because the workers start anew; with `num_workers=0` and `RandomState`, or from a checkpoint at an epoch's end, it
+    is exact. `limit_train_batches` ends an epoch where the loader cannot know it: resume such a run in mid-epoch only.
+
+    Args:
+        dataset: a data set with a length.
+        batch_size, shuffle, **options: as of `torch.utils.data.DataLoader`.
+        generator: of the order; by default seeded by torch's seed.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        batch_size: int | None = 1,
+        shuffle: bool | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        **options: Any,
+    ) -> None:
+        if generator is None:
+            generator = torch.Generator().manual_seed(torch.initial_seed())
+        super().__init__(dataset, batch_size, shuffle, generator=generator, **options)
+        self._batches = 0
+        self._skip = 0
+        self._epoch_start = generator.get_state()
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        skip, self._skip = self._skip, 0
+        self._epoch_start = self.generator.get_state()
+        self._batches = skip
+        for batch in self._from_batch(skip) if skip else super().__iter__():
+            self._batches += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the epoch stands: the number of batches handed out and what its order follows from."""
+        if self._batches >= len(self):
+            return {"batches": 0, "generator": self.generator.get_state(), "epoch": None}
+        started = self._batches > 0
+        return {
+            "batches": self._batches,
+            "generator": self._epoch_start if started else self.generator.get_state(),
+            "epoch": getattr(self._epoch_sampler(), "epoch", None) if started else None,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken, in the next `iter`."""
+        self._skip = self._batches = state_dict["batches"]
+        self._epoch_start = state_dict["generator"]
+        self.generator.set_state(state_dict["generator"])
+        if state_dict["epoch"] is not None and hasattr(self._epoch_sampler(), "set_epoch"):
+            self._epoch_sampler().set_epoch(state_dict["epoch"])
+
+    def _epoch_sampler(self) -> Any:
+        return getattr(self.batch_sampler, "sampler", self.sampler)
+
+    def _from_batch(self, skip: int) -> Iterator[Any]:
+        # The indices of the rest of the epoch, in lists of one batch; single ones where there are no batches.
+        indices = islice(iter(self.sampler if self.batch_sampler is None else self.batch_sampler), skip, None)
+        rest: dict[str, Any] = {"sampler": indices, "batch_size": None}
+        if self.batch_sampler is not None:
+            rest = {"batch_sampler": indices}
+        return iter(
+            DataLoader(
+                self.dataset,
+                num_workers=self.num_workers,
+                collate_fn=self.collate_fn,
+                pin_memory=self.pin_memory,
+                timeout=self.timeout,
+                worker_init_fn=self.worker_init_fn,
+                multiprocessing_context=self.multiprocessing_context,
+                generator=self.generator,
+                prefetch_factor=self.prefetch_factor,
+                **rest,
+            )
+        )
+
+
+class RandomState(Callback):
+    """Keeps the random numbers of every process in the checkpoint: torch's, CUDA's, NumPy's and Python's.
+
+    Without it a resumed run draws other dropout masks and augmentations than the run that was not interrupted.
+    """
+
+    def __init__(self) -> None:
+        self._restored: list[dict[str, Any]] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of every process, in the order of their ranks."""
+        states: list[Any] = [_random_state()]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            states = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(states, _random_state())
+        return {"processes": states}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the states until training starts: the sanity check and the data loaders draw numbers before."""
+        self._restored = state_dict["processes"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set this process's random numbers; another number of processes than before draws new ones."""
+        if self._restored is not None and len(self._restored) == trainer.world_size:
+            _set_random_state(self._restored[trainer.global_rank])
+        self._restored = None
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and moves it there when it is whole and on the disk.
+
+    A kill at any moment leaves the earlier file of that name, or the new one. Lightning's own writer goes through the
+    system's temporary folder, and from another disk its last step is a copy, which a kill can cut short.
+
+    Example:
+        >>> trainer = Trainer(plugins=[AtomicCheckpointIO()])
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write a checkpoint; to a remote place (`s3://…`) as Lightning does.
+
+        Raises:
+            TypeError: `storage_options` are given.
+        """
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _random_state() -> dict[str, Any]:
+    # In types that `torch.load(weights_only=True)` reads.
+    numpy: Any = np.random.get_state()
+    name, keys, *rest = numpy
+    version, python, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "python": [version, torch.tensor(python), gauss],
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    version, python, gauss = state["python"]
+    random.setstate((version, tuple(python.tolist()), gauss))
