@@ -11,6 +11,23 @@ from kw_lightning.errors import Location, Problem
 
 
 @dataclass(frozen=True)
+class SourceFile:
+    """A file that a recipe came from.
+
+    Attributes:
+        file: its name, as the recipe or the user gave it.
+        sha256: hash of its bytes.
+        package: the distribution it belongs to, None for a file of one's own.
+        version: of that distribution.
+    """
+
+    file: str
+    sha256: str
+    package: str | None = None
+    version: str | None = None
+
+
+@dataclass(frozen=True)
 class Document:
     """The plain data of a recipe, resolved, and where each value of it stands.
 
@@ -18,11 +35,15 @@ class Document:
         data: maps, lists, strings, numbers, booleans and None, after `extends`, `vars` and overrides.
         locations: key path (`warehouses.stage1.layers[0]`) → place. A path that is not there takes its parent's.
         source: what the recipe was read from, for messages.
+        sources: the files it came from, the recipe itself last; none when it came from Python.
+        overrides: the `key=value` that were laid over it.
     """
 
     data: Mapping[str, Any]
     locations: Mapping[str, Location] = field(default_factory=dict)
     source: str = "<recipe>"
+    sources: tuple[SourceFile, ...] = ()
+    overrides: tuple[str, ...] = ()
 
     def location(self, path: str) -> Location | None:
         """Return the place of `path`, or of the nearest enclosing value that has one."""

@@ -1,0 +1,86 @@
+"""Mistakes that a schema cannot see: values that do not go together. What needs the network is checked by the plan."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import Any
+
+from kw_lightning.errors import Problem
+from kw_lightning.recipe.nodes import Node, join
+from kw_lightning.recipe.scalars import read_plain, read_ratio
+
+_SLICE = re.compile(r"(.*)\[([^\[\]:]*):([^\[\]:]*)\]", re.DOTALL)
+
+
+def check(root: Node) -> list[Problem]:
+    """Return the mistakes of a recipe that go past single values; what the schema refuses is passed over."""
+    problems: list[Problem] = []
+    temperature = _map(root, "temperature")
+    if "epochs" in temperature and "steps" in temperature:
+        place = temperature["steps"].key_location
+        problems.append(Problem("found epochs and steps, allowed: one of them", "temperature.steps", place))
+    has_layers = "layers" in _map(root, "model")
+    for name, warehouse in _map(root, "warehouses").items():
+        path = join("warehouses", name)
+        if not isinstance(warehouse.value, dict):
+            continue
+        if "layers" not in warehouse.value and not has_layers:
+            message = 'the key "layers" is missing, allowed: names or globs of the layers that share this warehouse'
+            problems.append(Problem(message, path, warehouse.place))
+        layers = warehouse.value.get("layers", Node(None)).value
+        for index, selector in enumerate(layers if isinstance(layers, list) else ()):
+            problems += _check_selector(selector, f"{path}.layers[{index}]")
+    for section in ("train", "eval"):
+        scale = _map(_child(root, "data"), section).get("scale", Node(None))
+        match scale.plain():
+            case [int() | float() as least, int() | float() as most] if least > most:
+                message = f"found {least} before {most}, allowed: the smaller one first"
+                problems.append(Problem(message, f"data.{section}.scale", scale.place))
+    return problems
+
+
+def split_slice(name: str) -> tuple[str, tuple[Fraction, Fraction] | None]:
+    """Return a selector's name and the part of the output channels behind it: `qkv[2/3:]` → qkv, (2/3, 1).
+
+    Raises:
+        ValueError: a slice that is none, **or** that does not run from a smaller to a larger number in 0 to 1.
+    """
+    match = _SLICE.fullmatch(name)
+    if match is None:
+        return name, None
+    name, start, stop = match.groups()
+    try:
+        part = (_bound(start) if start.strip() else Fraction(0)), (_bound(stop) if stop.strip() else Fraction(1))
+    except ValueError:
+        raise ValueError(
+            f"found the slice [{start}:{stop}], allowed: shares of the output channels, as [2/3:]"
+        ) from None
+    if not 0 <= part[0] < part[1] <= 1:
+        raise ValueError(f"found the slice [{start}:{stop}], allowed: 0 ≤ from < to ≤ 1")
+    return name, part
+
+
+def _bound(text: str) -> Fraction:
+    text = text.strip()
+    return read_ratio(text if "/" in text else read_plain(text))
+
+
+def _check_selector(selector: Node, path: str) -> list[Problem]:
+    if isinstance(selector.value, dict):
+        selector, path = selector.value.get("name", Node(None)), f"{path}.name"
+    if isinstance(selector.value, str):
+        try:
+            split_slice(selector.value[:1000])
+        except ValueError as error:
+            return [Problem(str(error), path, selector.place)]
+    return []
+
+
+def _child(node: Node, key: str) -> Node:
+    return node.value.get(key, Node(None)) if isinstance(node.value, dict) else Node(None)
+
+
+def _map(node: Node, key: str) -> dict[str, Any]:
+    value = _child(node, key).value
+    return value if isinstance(value, dict) else {}

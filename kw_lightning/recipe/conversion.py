@@ -1,0 +1,134 @@
+"""Checked plain data → the frozen dataclasses of `kw_lightning.recipe.types`, which hold all defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kw_lightning.recipe.checks import split_slice
+from kw_lightning.recipe.scalars import read_ratio, read_size
+from kw_lightning.recipe.types import (
+    Attention,
+    Average,
+    Budget,
+    Cell,
+    Data,
+    Document,
+    Log,
+    Model,
+    Optimizer,
+    Recipe,
+    Schedule,
+    Selector,
+    Stages,
+    Temperature,
+    Train,
+    Warehouse,
+)
+
+Values = Mapping[str, Any]
+_OPTIMIZER_ARGUMENTS = ("momentum", "nesterov", "betas", "eps")
+
+
+def convert(data: Values, document: Document) -> Recipe:
+    """Return the typed recipe of data that the schema and the checks have passed."""
+    defaults = data.get("defaults", {})
+    return Recipe(
+        name=data["name"],
+        document=document,
+        description=data.get("description", ""),
+        model=_model(data["model"]) if "model" in data else None,
+        warehouses=tuple(_warehouse(name, entry, defaults) for name, entry in data.get("warehouses", {}).items()),
+        stages=_stages(data["stages"], defaults) if "stages" in data else None,
+        temperature=Temperature(**_take(data.get("temperature", {}), start=float, end=float)),
+        engine=data.get("engine", Recipe.engine),
+        data=Data(**data["data"]) if "data" in data else None,
+        train=_train(data["train"]) if "train" in data else None,
+        log=_log(data.get("log", {})),
+    )
+
+
+def _take(data: Values, **readers: Callable[[Any], Any]) -> dict[str, Any]:
+    """Return a map's entries as keyword arguments, those with a reader read by it."""
+    return {key: readers[key](value) if key in readers else value for key, value in data.items()}
+
+
+def _only(data: Values, *keys: str) -> dict[str, Any]:
+    return {key: data[key] for key in keys if key in data}
+
+
+def _or_none(reader: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value == "none" else reader(value)
+
+
+def _budget(value: Any) -> Budget:
+    if not isinstance(value, Mapping):
+        return Budget(ratio=read_ratio(value))
+    return Budget(**_take(value, cells=int, parameters=read_size, relative=read_ratio))
+
+
+def _cell(data: Values) -> Cell:
+    shares = {"out": "out", "in": "in_"}
+    sides: dict[str, Any] = {name: read_ratio(data[key]) for key, name in shares.items() if key in data}
+    return Cell(**sides, **_only(data, "spatial"))
+
+
+def _attention(data: Values) -> Attention:
+    return Attention(**_take(data, reduction=read_ratio, basis=_or_none(read_ratio)))
+
+
+def _shared(entry: Values, defaults: Values) -> dict[str, Any]:
+    """Return budget, cell and attention of a warehouse; cell and attention key by key over the defaults."""
+    return {
+        "budget": _budget(entry.get("budget", defaults.get("budget", 1))),
+        "cell": _cell({**defaults.get("cell", {}), **entry.get("cell", {})}),
+        "attention": _attention({**defaults.get("attention", {}), **entry.get("attention", {})}),
+    }
+
+
+def _warehouse(name: str, entry: Values, defaults: Values) -> Warehouse:
+    path = f"warehouses.{name}"
+    selectors = (_selector(value, f"{path}.layers[{index}]") for index, value in enumerate(entry.get("layers", ())))
+    return Warehouse(name=name, layers=tuple(selectors), path=path, **_shared(entry, defaults))
+
+
+def _selector(value: Any, path: str) -> Selector:
+    conditions = {"name": value} if isinstance(value, str) else dict(value)
+    name, part = split_slice(conditions.pop("name", "*"))
+    return Selector(name=name, part=part, path=path, **_take(conditions, kernel_size=_numbers, exclude=tuple))
+
+
+def _numbers(value: Any) -> tuple[int, ...]:
+    return tuple(int(number) for number in value) if isinstance(value, list) else (int(value),)
+
+
+def _stages(value: Any, defaults: Values) -> Stages:
+    entry = {} if value == "auto" else value
+    return Stages(**_take(_only(entry, "handover", "exclude"), exclude=tuple), **_shared(entry, defaults))
+
+
+def _model(data: Values) -> Model:
+    return Model(**_take(data, input=_numbers, layers=tuple, budget=_budget))
+
+
+def _optimizer(data: Values) -> Optimizer:
+    own = _take(_only(data, "name", "lr", "weight_decay"), lr=float, weight_decay=float)
+    named = _only(data, *_OPTIMIZER_ARGUMENTS)
+    return Optimizer(**own, args={**named, **data.get("args", {})})
+
+
+def _train(data: Values) -> Train:
+    readers: dict[str, Callable[[Any], Any]] = {
+        "optimizer": _optimizer,
+        "schedule": lambda entry: Schedule(**_take(entry, warmup_epochs=float, final_lr=float)),
+        "gradient_clip": _or_none(float),
+        "ema": _or_none(lambda entry: Average(**_take(entry, decay=float))),
+        **dict.fromkeys(("label_smoothing", "mixup", "cutmix"), float),
+    }
+    return Train(**_take(data, **readers))
+
+
+def _log(data: Values) -> Log:
+    own = {key: value for key, value in data.items() if key != "attention"}
+    attention = {f"attention_{key}": value for key, value in data.get("attention", {}).items()}
+    return Log(**own, **attention)

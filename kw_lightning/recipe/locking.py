@@ -1,0 +1,75 @@
+"""A lock: one resolved file, with a hash of its content, the versions it was made with and the files it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from importlib import metadata
+from typing import Any
+
+from kw_lightning.errors import Problem
+from kw_lightning.recipe.nodes import Node
+from kw_lightning.recipe.types import Recipe
+from kw_lightning.recipe.variables import escape
+from kw_lightning.recipe.writing import to_yaml
+
+_PACKAGES = ("kw-lightning", "torch", "torchvision", "lightning", "timm")
+
+
+def lock_text(recipe: Recipe) -> str:
+    """Return a recipe as one resolved file that refuses to be changed by accident."""
+    data = _escaped(recipe.document.data)
+    lock: dict[str, Any] = {"content": content_hash(data), "versions": _versions()}
+    lock["sources"] = [
+        {"file": source.file, "sha256": source.sha256, **({"version": source.version} if source.version else {})}
+        for source in recipe.document.sources
+    ]
+    if recipe.document.overrides:
+        lock["overrides"] = list(recipe.document.overrides)
+    header = (
+        f"# {recipe.name}, resolved and locked by `kw lock`: a changed copy is refused; change its sources instead.\n"
+    )
+    return header + to_yaml({**data, "lock": lock})
+
+
+def content_hash(data: Any) -> str:
+    """Return the SHA-256 of a recipe's plain data, which does not depend on how its YAML is written."""
+    text = json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def verify(node: Node, problems: list[Problem]) -> None:
+    """Add a problem when a file has a lock that does not fit the rest of it."""
+    if not isinstance(node.value, dict) or "lock" not in node.value:
+        return
+    lock = node.value["lock"]
+    content = lock.value.get("content", Node(None)) if isinstance(lock.value, dict) else Node(None)
+    if not isinstance(content.value, str):
+        problems.append(Problem('the key "content" is missing; `kw lock` writes it', "lock", lock.place))
+        return
+    actual = content_hash({key: child.plain() for key, child in node.value.items() if key != "lock"})
+    if content.value != actual:
+        message = (
+            f"the file was changed after it was locked: found the content hash {content.value[:12]}…, "
+            f"of what stands here it is {actual[:12]}…; lock its sources again, or remove the key lock"
+        )
+        problems.append(Problem(message, "lock.content", content.place))
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return escape(value) if isinstance(value, str) else value

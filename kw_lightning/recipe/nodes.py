@@ -1,0 +1,122 @@
+"""Plain data that knows where it stands: what every step between the file and the typed recipe works on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from kw_lightning.errors import Location, Problem, RecipeError
+from kw_lightning.recipe.limits import MAX_DEPTH, MAX_VALUES
+from kw_lightning.recipe.scalars import Scalar
+
+
+@dataclass(frozen=True)
+class Node:
+    """One value of a recipe; nodes are never changed, so an alias may share one.
+
+    Attributes:
+        value: a scalar, a list of nodes, or a map from keys to nodes.
+        location: where the value starts; None for data that came from Python.
+        key_location: where its key stands, if it has one.
+        size: values in it, itself included, with aliases expanded.
+        depth: maps and lists inside each other.
+    """
+
+    value: Scalar | list[Node] | dict[str, Node]
+    location: Location | None = None
+    key_location: Location | None = None
+    size: int = field(init=False, compare=False)
+    depth: int = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        children = self.children
+        nested = isinstance(self.value, dict | list)
+        object.__setattr__(self, "size", 1 + sum(child.size for child in children))
+        object.__setattr__(self, "depth", max((child.depth for child in children), default=0) + nested)
+
+    @property
+    def children(self) -> tuple[Node, ...]:
+        """Return the values directly inside."""
+        if isinstance(self.value, dict):
+            return tuple(self.value.values())
+        return tuple(self.value) if isinstance(self.value, list) else ()
+
+    @property
+    def place(self) -> Location | None:
+        """Return where a message about this value points: a scalar at itself, a map or list at its key."""
+        if isinstance(self.value, dict | list) and self.key_location is not None:
+            return self.key_location
+        return self.location
+
+    def plain(self) -> Any:
+        """Return the value as plain Python data."""
+        if isinstance(self.value, dict):
+            return {key: child.plain() for key, child in self.value.items()}
+        if isinstance(self.value, list):
+            return [child.plain() for child in self.value]
+        return self.value
+
+    def walk(self, path: str = "") -> Iterator[tuple[str, Node]]:
+        """Yield every value inside with its key path, outer ones first."""
+        yield path, self
+        if isinstance(self.value, dict):
+            for key, child in self.value.items():
+                yield from child.walk(join(path, key))
+        elif isinstance(self.value, list):
+            for index, child in enumerate(self.value):
+                yield from child.walk(join(path, index))
+
+    def moved(self, key_location: Location | None) -> Node:
+        """Return the same value under another key."""
+        return Node(self.value, self.location, key_location)
+
+
+def join(path: str, key: str | int) -> str:
+    """Return the path of a key or index inside a path: `a.b` or `a[0]`."""
+    if isinstance(key, int):
+        return f"{path}[{key}]"
+    return f"{path}.{key}" if path else key
+
+
+def join_all(keys: Iterator[str | int] | tuple[str | int, ...]) -> str:
+    """Return the path of several keys in a row."""
+    path = ""
+    for key in keys:
+        path = join(path, key)
+    return path
+
+
+def from_python(value: object) -> Node:
+    """Return the nodes of plain Python data: a recipe given as a mapping.
+
+    Raises:
+        RecipeError: data no YAML file could hold: other types, keys that are no text, cycles, or too much of it.
+    """
+    return _Reader().read(value, "", 0)
+
+
+class _Reader:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def read(self, value: object, path: str, depth: int) -> Node:
+        self.count += 1
+        if depth > MAX_DEPTH:
+            raise RecipeError(Problem(f"nested deeper than {MAX_DEPTH}", path))
+        if self.count > MAX_VALUES:
+            raise RecipeError(Problem(f"more than {MAX_VALUES:,} values", path))
+        if isinstance(value, Mapping):
+            for key in value:
+                if not isinstance(key, str):
+                    raise RecipeError(Problem(f"found the key {key!r}, allowed: a text", path))
+            return Node({key: self.read(item, join(path, key), depth + 1) for key, item in value.items()})
+        if isinstance(value, list | tuple):
+            return Node([self.read(item, join(path, index), depth + 1) for index, item in enumerate(value)])
+        if isinstance(value, Fraction):
+            return Node(str(value))
+        if value is None or isinstance(value, str | int | float | bool):
+            return Node(value)
+        name = type(value).__name__
+        raise RecipeError(Problem(f"found a Python {name}, allowed: text, number, true, false, list, map", path))
