@@ -15,6 +15,7 @@ from kw_lightning.errors import KWError
 # Command → module with a function of the module's name. The modules import what is slow (torch) inside that
 # function, so that `kw --help` and `kw check` start at once.
 COMMANDS: dict[str, str] = {
+    "plan": "kw_lightning.cli.plan",
     "fit": "kw_lightning.cli.fit",
     "evaluate": "kw_lightning.cli.evaluate",
 }

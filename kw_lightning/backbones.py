@@ -1,0 +1,358 @@
+"""Networks by name: `torchvision/NAME`, `timm/NAME`, `python:package.module:callable`.
+
+Args are the constructor's own keyword arguments. One is added here: torchvision's ResNets take
+`stochastic_depth_prob`, as its ConvNeXt and EfficientNet do: the share of samples for which a block's branch is left
+out in training, rising linearly from the first block to the last.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.nn.parameter import is_lazy
+
+from kw_lightning.errors import Problem, RecipeError, RunError, nearest
+from kw_lightning.limits import TooLargeError, bounded_construction, excessive_arguments
+from kw_lightning.recipe.types import Recipe
+
+log = logging.getLogger(__name__)
+
+Builder = Callable[..., nn.Module]
+# Arguments of constructors that read files or the network; `model.pretrained` does it, and a plan never does.
+FETCHING = {"weights", "pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+FORMS = "torchvision/NAME, timm/NAME or python:package.module:callable"
+
+
+def create(recipe: Recipe, *, allow_python: Sequence[str] = (), device: torch.device | str | None = None) -> nn.Module:
+    """Make the static network that a recipe names, with its pretrained weights.
+
+    Args:
+        recipe: its `model.backbone`, `model.args` and `model.pretrained` are used.
+        allow_python: packages whose code `python:` names may import and run.
+        device: where to make it; on "meta" no weights are made or fetched.
+
+    Raises:
+        RecipeError: no such network; a `python:` package that is not allowed; arguments that the constructor refuses
+            or that are past `kw_lightning.limits`; **or** weights that do not fit.
+        RunError: weights that cannot be read or fetched.
+    """
+    model = recipe.model
+    if model is None or model.backbone is None:
+        raise RecipeError(recipe.document.problem("model", f"a recipe needs a network here: model.backbone: {FORMS}"))
+    excessive = list(excessive_arguments(model.args))
+    if excessive:
+        raise TooLargeError([recipe.document.problem(path, message) for path, message in excessive])
+    fetching = [key for key in model.args if key in FETCHING]
+    if fetching:
+        message = "weights are asked for by model.pretrained, not by an argument of the constructor"
+        raise RecipeError([recipe.document.problem(f"model.args.{key}", message) for key in fetching])
+    at_backbone = partial(recipe.document.problem, "model.backbone")
+    name, args = model.backbone, dict(model.args)
+    on_meta = device is not None and torch.device(device).type == "meta"
+    pretrained = False if on_meta else model.pretrained
+    library, _, rest = name.partition("/")
+    if name.startswith("python:"):
+        builder = _checked(import_callable(name, allow_python, at_backbone), name)
+    elif library == "torchvision" and rest:
+        builder = _torchvision(rest, args, on_meta, at_backbone)
+    elif library == "timm" and rest:
+        builder = _timm(rest, at_backbone)
+    else:
+        raise RecipeError(at_backbone(f'"{name}" is no backbone; allowed are {FORMS}'))
+    try:
+        network = _construct(partial(builder, **args), f'the network "{name}"', device, on_meta)
+    except (TooLargeError, RunError) as error:
+        raise type(error)([at_backbone(str(error))] if isinstance(error, TooLargeError) else str(error)) from error
+    except Exception as error:  # whatever a constructor makes of a stranger's arguments
+        raise RecipeError(recipe.document.problem("model.args", _refused(name, builder, args, error))) from error
+    if pretrained:
+        load_pretrained(recipe, network)
+    return network
+
+
+def input_shape(recipe: Recipe, network: nn.Module) -> tuple[int, ...] | None:
+    """Return [channels, *size] of one sample: the recipe's, else the usual one of the network, else None."""
+    model = recipe.model
+    if model is None:
+        return None
+    if model.input is not None:
+        return model.input
+    config = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None)
+    size = config.get("input_size") if isinstance(config, Mapping) else None
+    if size:
+        return tuple(size)
+    if model.backbone is None or not model.backbone.startswith("torchvision/"):
+        return None
+    weights = _torchvision_weights(model.backbone.partition("/")[2])
+    crop = getattr(weights.transforms(), "crop_size", None) if weights is not None else None
+    if isinstance(crop, int):
+        crop = [crop]
+    return (3, *(crop * 2 if len(crop) == 1 else crop)) if crop else None
+
+
+def load_pretrained(recipe: Recipe, network: nn.Module) -> None:
+    """Load `model.pretrained` into a network: a weights name, a file (safetensors, or torch's with weights only).
+
+    A classifier of another size than the weights' keeps its start values, when the recipe asks for that size.
+
+    Raises:
+        RecipeError: no such weights; **or** keys that are missing, unexpected or of another shape, all listed.
+        RunError: weights that cannot be read or fetched.
+    """
+    assert recipe.model is not None
+    source = recipe.model.pretrained
+    problem = partial(recipe.document.problem, "model.pretrained")
+    try:
+        weights = _weights(recipe, network, problem)
+    except RecipeError:
+        raise
+    except Exception as error:
+        raise RunError(f"model.pretrained: {source}: cannot read the weights: {_first_line(error)}") from error
+    own = network.state_dict()
+    fresh = _resized_classifier(network, own, weights) if "num_classes" in recipe.model.args else []
+    weights = {key: value for key, value in weights.items() if key not in fresh}
+    faults = [f"{key}: missing" for key in own if key not in weights and key not in fresh]
+    faults += [f"{key}: unexpected" for key in weights if key not in own]
+    faults += [
+        f"{key}: {list(value.shape)} instead of {list(own[key].shape)}"
+        for key, value in weights.items()
+        if key in own and value.shape != own[key].shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 20} more" if len(faults) > 20 else ""
+        raise RecipeError(problem(f"{source} does not fit the network: " + "; ".join(faults[:20]) + more))
+    network.load_state_dict(weights, strict=False)
+    if fresh:
+        log.warning("model.pretrained: the classifier has another size, so it starts anew: %s", ", ".join(fresh))
+
+
+def _weights(recipe: Recipe, network: nn.Module, problem: Callable[[str], Problem]) -> dict[str, Tensor]:
+    model = recipe.model
+    assert model is not None
+    assert model.backbone is not None
+    source = model.pretrained
+    library, _, name = model.backbone.partition("/")
+    path = _existing_file(source)
+    if path is not None:
+        return _read_weights(path)
+    if isinstance(source, str) and Path(source).suffix in {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}:
+        raise RecipeError(problem(f"there is no file {source}"))
+    if library == "torchvision":
+        import torchvision
+
+        try:
+            entry = torchvision.models.get_model_weights(name)["DEFAULT" if source is True else str(source)]
+        except KeyError:
+            names = [member.name for member in torchvision.models.get_model_weights(name)]
+            hint = nearest(str(source), names)
+            allowed = ", ".join(names) or "none"
+            raise RecipeError(
+                problem(f'there are no weights "{source}" for {name} and no such file; weights: {allowed}{hint}')
+            ) from None
+        return dict(entry.get_state_dict(progress=False, check_hash=True))
+    if library == "timm":
+        import timm
+
+        tag = name if source is True else f"{name.partition('.')[0]}.{source}"
+        try:
+            return dict(timm.create_model(tag, pretrained=True).state_dict())
+        except RuntimeError as error:
+            raise RecipeError(problem(f'timm has no weights "{source}" for {name}: {_first_line(error)}')) from error
+    raise RecipeError(problem(f'a python: network takes a file of weights: found "{source}"'))
+
+
+def _existing_file(source: bool | str) -> Path | None:
+    if not isinstance(source, str):
+        return None
+    path = Path(source).expanduser()
+    return path if path.is_file() else None
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors.torch import load_file
+        except ImportError:
+            raise RunError(f"{path}: safetensors is not installed: pip install safetensors") from None
+        return dict(load_file(path))
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise RunError(f"{path}: expected a state_dict of tensors")
+    prefixes = ("module.", "_orig_mod.", "model.")
+    for prefix in prefixes:
+        if content and all(key.startswith(prefix) for key in content):
+            content = {key.removeprefix(prefix): value for key, value in content.items()}
+    return dict(content)
+
+
+def _resized_classifier(network: nn.Module, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
+    """Return the keys of the last layers whose number of outputs differs from the weights', and of no other layer."""
+    return [
+        key
+        for key, value in own.items()
+        if key in weights
+        and weights[key].dim() == value.dim() > 0
+        and weights[key].shape[0] != value.shape[0]
+        and weights[key].shape[1:] == value.shape[1:]
+        and key.rpartition(".")[2] in {"weight", "bias"}
+        and isinstance(network.get_submodule(key.rpartition(".")[0]), nn.Linear | nn.Conv2d)
+    ]
+
+
+def _construct(builder: Builder, what: str, device: torch.device | str | None, on_meta: bool) -> nn.Module:
+    with bounded_construction(what):
+        if not on_meta:
+            with torch.device(device) if device is not None else nullcontext():
+                return builder()
+        try:
+            with torch.device("meta"):
+                return builder()
+        except (NotImplementedError, RuntimeError) as error:
+            if "meta" not in str(error):
+                raise
+        # Some constructors compute with small tensors (RegNet its widths), which have no values on the meta device.
+        with _parameters_on_meta():
+            return builder()
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Move every parameter to the meta device as soon as a module registers it, before it gets its start values."""
+
+    def move(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or is_lazy(parameter):
+            return None
+        return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+    handle = torch_module.register_module_parameter_registration_hook(move)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _torchvision(name: str, args: dict[str, Any], on_meta: bool, problem: Callable[[str], Problem]) -> Builder:
+    import torchvision
+
+    names = torchvision.models.list_models()
+    if name not in names:
+        raise RecipeError(problem(f'torchvision has no network "{name}"{nearest(name, names)}'))
+    builder: Builder = torchvision.models.get_model_builder(name)
+    # A detector's constructor fetches its backbone's weights unless told otherwise.
+    if "weights_backbone" in inspect.signature(builder).parameters and (on_meta or "weights_backbone" not in args):
+        args["weights_backbone"] = None
+    if inspect.getmodule(inspect.unwrap(builder)) is torchvision.models.resnet and "stochastic_depth_prob" in args:
+        return partial(_resnet_with_stochastic_depth, builder)
+    return builder
+
+
+def _timm(name: str, problem: Callable[[str], Problem]) -> Builder:
+    try:
+        import timm
+    except ImportError:
+        raise RecipeError(problem(f'"timm/{name}" needs the extra timm: pip install "kw-lightning[timm]"')) from None
+    base = name.partition(".")[0]
+    if not timm.is_model(base):
+        raise RecipeError(problem(f'timm has no network "{name}"{nearest(base, timm.list_models())}'))
+    return partial(timm.create_model, name)
+
+
+def import_callable(name: str, allow_python: Sequence[str], problem: Callable[[str], Problem]) -> Callable[..., Any]:
+    """Import what `python:package.module:callable` names.
+
+    Args:
+        name: the name, from a recipe.
+        allow_python: packages whose code such names may import and run.
+        problem: makes a placed problem of a message.
+
+    Raises:
+        RecipeError: no such name, a package that is not allowed, **or** a thing that is not callable.
+    """
+    module_name, _, attribute = name.removeprefix("python:").partition(":")
+    if not module_name or not attribute:
+        raise RecipeError(problem(f'"{name}" is no name of code; allowed is python:package.module:callable'))
+    package = module_name.partition(".")[0]
+    if not any(module_name == allowed or module_name.startswith(f"{allowed}.") for allowed in allow_python):
+        raise RecipeError(
+            problem(f'"{name}" would run code of the package "{package}"; allow it with --allow-python {package}')
+        )
+    try:
+        target: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            target = getattr(target, part)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(problem(f'"{name}" cannot be imported: {error}')) from error
+    if not callable(target):
+        raise RecipeError(problem(f'"{name}" is no callable but a {type(target).__name__}'))
+    function: Callable[..., Any] = target
+    return function
+
+
+def _checked(target: Callable[..., object], name: str) -> Builder:
+    def build(**args: Any) -> nn.Module:
+        network = target(**args)
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"it returned a {type(network).__name__}, and no torch.nn.Module")
+        return network
+
+    build.__signature__ = inspect.signature(target)  # type: ignore[attr-defined]
+    return build
+
+
+def _refused(name: str, builder: Builder, args: Mapping[str, Any], error: Exception) -> str:
+    hint = ""
+    try:
+        parameters = inspect.signature(builder).parameters
+        known = [key for key in parameters if key not in {*FETCHING, "progress", "kwargs"}] + ["num_classes"]
+        unknown = [key for key in args if key not in parameters]
+        hint = next((nearest(key, known) for key in unknown if nearest(key, known)), "")
+    except (TypeError, ValueError):
+        pass
+    given = ", ".join(f"{key}={value!r}"[:80] for key, value in args.items())
+    return f'"{name}" does not take these arguments ({given}): {_first_line(error)}{hint}'
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _torchvision_weights(name: str) -> Any:
+    import torchvision
+
+    try:
+        return torchvision.models.get_model_weights(name)["DEFAULT"]
+    except (ValueError, KeyError):
+        return None
+
+
+def _resnet_with_stochastic_depth(builder: Builder, *, stochastic_depth_prob: float, **args: Any) -> nn.Module:
+    """Make a torchvision ResNet that leaves branches out in training; its names and parameters stay as they are."""
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
+    if not 0 <= stochastic_depth_prob < 1:
+        raise ValueError(f"stochastic_depth_prob is between 0 and 1: found {stochastic_depth_prob}")
+    network = builder(**args)
+    blocks = [module for module in network.modules() if isinstance(module, BasicBlock | Bottleneck)]
+    for index, block in enumerate(blocks):
+        last = block.bn3 if isinstance(block, Bottleneck) else block.bn2
+        last.register_forward_hook(partial(_leave_out, stochastic_depth_prob * index / max(len(blocks) - 1, 1)))
+    return network
+
+
+def _leave_out(probability: float, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    from torchvision.ops import stochastic_depth
+
+    return stochastic_depth(output, probability, "row", module.training)

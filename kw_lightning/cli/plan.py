@@ -1,0 +1,38 @@
+"""`kw plan`: what a recipe does to its network, without making it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kw_lightning.cli.arguments import recipe_and_overrides
+
+
+def plan(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped recipe's name.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe, as warehouses.stage4.budget=1/4."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    allow_python: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PKG", help="Let the recipe name things of this Python package (may be repeated)."),
+    ] = None,
+) -> None:
+    """Show warehouses, cells, parameters and multiply-adds of a recipe, beside the static network's."""
+    source, changes = recipe_and_overrides([recipe, *(overrides or ())])
+    # slow to import: torch
+    from kw_lightning.cli.output import console
+    from kw_lightning.planning import plan as make_plan
+    from kw_lightning.planning.table import PlanTable
+    from kw_lightning.recipe import load_recipe
+
+    planned = make_plan(load_recipe(source, changes), allow_python=tuple(allow_python or ()))
+    if json:
+        from json import dumps
+
+        typer.echo(dumps(planned.to_dict()))
+    else:
+        console().print(PlanTable(planned))

@@ -1,0 +1,146 @@
+"""What stands in a network: its convolutions and linear layers by name, and which of them can be made dynamic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from kw_lightning.nn import KWLayer
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+CONVERTIBLE: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+ALLOWED = "Conv1d, Conv2d, Conv3d or Linear"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution or linear layer of a network.
+
+    Attributes:
+        name: as `named_modules()` prints it; the root's is "".
+        aliases: other names of the very same module.
+        type: "Conv1d", "Conv2d", "Conv3d" or "Linear".
+        kernel_shape: [out_channels, in_channels / groups, *kernel_size]; of a linear layer [out, in].
+        in_channels: channels of the input, all groups together.
+        groups: of the convolution; 1 for a linear layer.
+        parameters: numbers in weight and bias.
+        refusal: why the layer cannot be made dynamic; None when it can.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    type: str
+    kernel_shape: tuple[int, ...]
+    in_channels: int
+    groups: int
+    parameters: int
+    refusal: str | None = None
+
+    @property
+    def out_channels(self) -> int:
+        """Return the number of output channels."""
+        return self.kernel_shape[0]
+
+    @property
+    def kernel_size(self) -> tuple[int, ...]:
+        """Return the kernel's spatial size; of a linear layer ()."""
+        return self.kernel_shape[2:]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return every name of the layer, the first one first."""
+        return (self.name, *self.aliases)
+
+
+class Network(NamedTuple):
+    """The layers of a network in module order, and the class name of every module by name."""
+
+    layers: tuple[Layer, ...]
+    modules: Mapping[str, str]
+
+
+def survey(model: nn.Module) -> Network:
+    """Return the convolutions and linear layers of a network, in module order.
+
+    Subclasses count as layers too, but only those that leave the forward pass as it is can be made dynamic.
+    """
+    names: dict[int, list[str]] = {}
+    modules: dict[str, nn.Module] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        modules[name] = module
+        names.setdefault(id(module), []).append(name)
+    owners = _weight_owners(modules)
+    attention_parts = _parts_of_attention(modules)
+    layers = []
+    for first, module in _distinct(modules):
+        if not isinstance(module, CONVERTIBLE):
+            continue
+        refusal = _refusal(module)
+        if refusal is None and id(module) in attention_parts:
+            refusal = "nn.MultiheadAttention reads its weight directly instead of calling it"
+        if refusal is None and len(owners[id(module.weight)]) > 1:
+            other = next(owner for owner in owners[id(module.weight)] if owner != first)
+            refusal = f'shares its weight with "{other}", and a warehouse can only tie cells'
+        layers.append(_layer(first, names[id(module)], module, refusal))
+    return Network(tuple(layers), {name: type(module).__name__ for name, module in modules.items()})
+
+
+def dynamic_layers(model: nn.Module) -> list[str]:
+    """Return the names of the layers of a network that are dynamic already."""
+    return [name for name, module in model.named_modules() if isinstance(module, KWLayer)]
+
+
+def _layer(first: str, names: list[str], module: nn.Module, refusal: str | None) -> Layer:
+    kind = next(kind for kind in CONVERTIBLE if isinstance(module, kind))
+    parameters = sum(p.numel() for p in module.parameters() if not is_lazy(p))
+    if isinstance(module, nn.Linear):
+        shape: tuple[int, ...] = (module.out_features, module.in_features)
+        in_channels, groups = module.in_features, 1
+    else:
+        assert isinstance(module, Convolution)
+        shape = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
+        in_channels, groups = module.in_channels, module.groups
+    aliases = tuple(name for name in names if name != first)
+    return Layer(first, aliases, kind.__name__, shape, in_channels, groups, parameters, refusal)
+
+
+def _refusal(module: nn.Module) -> str | None:
+    kind = next(kind for kind in CONVERTIBLE if isinstance(module, kind))
+    name = type(module).__name__
+    if any(is_lazy(parameter) for parameter in module.parameters()):
+        return f"{name} has no shape before its first input"
+    if hasattr(module, "parametrizations") or "weight" not in module._parameters:
+        return f"{name} has a parametrized weight (torch.nn.utils), which a dynamic layer does not have"
+    methods = ("forward", "_conv_forward", "__call__")
+    if any(getattr(type(module), method, None) is not getattr(kind, method, None) for method in methods):
+        return f"{name} is a {kind.__name__} with a forward pass of its own"
+    weight = module._parameters["weight"]
+    if weight is None or not weight.numel() or not weight.is_floating_point():
+        return f"{name} has no weight of floating-point numbers"
+    return None
+
+
+def _distinct(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    seen: set[int] = set()
+    for name, module in modules.items():
+        if id(module) not in seen:
+            seen.add(id(module))
+            yield name, module
+
+
+def _weight_owners(modules: Mapping[str, nn.Module]) -> dict[int, list[str]]:
+    owners: dict[int, list[str]] = {}
+    for name, module in _distinct(modules):
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append(name)
+    return owners
+
+
+def _parts_of_attention(modules: Mapping[str, nn.Module]) -> set[int]:
+    attentions = [module for module in modules.values() if isinstance(module, nn.MultiheadAttention)]
+    return {id(part) for attention in attentions for part in attention.modules()}

@@ -1,0 +1,258 @@
+"""From a recipe and a network to a plan: pure, on the meta device, every problem of the recipe at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from kw_lightning import backbones
+from kw_lightning.errors import KWError, Problem, RecipeError
+from kw_lightning.limits import MAX_INPUT, MAX_MIXTURES, MAX_PARAMETERS, TooLargeError, bounded_construction
+from kw_lightning.nn.partition import PartitionError, WarehousePartition
+from kw_lightning.planning.budgets import solve
+from kw_lightning.planning.geometry import Geometry, measure
+from kw_lightning.planning.macs import attention_macs, mixing_macs, static_macs
+from kw_lightning.planning.network import Layer, Network, dynamic_layers, survey
+from kw_lightning.planning.selection import Choice, select
+from kw_lightning.planning.stages import stage_warehouses
+from kw_lightning.planning.tracing import Call, Trace, positions, trace
+from kw_lightning.planning.types import Count, LayerPlan, Plan, StaticLayer, WarehousePlan
+from kw_lightning.recipe.types import Recipe, Selector, Warehouse
+
+
+def plan(
+    recipe: Recipe,
+    model: nn.Module | None = None,
+    *,
+    allow_python: Sequence[str] = (),
+    input_shape: Sequence[int] | None = None,
+) -> Plan:
+    """Work out what a recipe does to a network.
+
+    Args:
+        recipe: the recipe.
+        model: the network; None makes the recipe's own on the meta device, where weights take no memory.
+        allow_python: packages whose code the recipe may run, see `kw_lightning.backbones.create`.
+        input_shape: [channels, *size] of one sample; None takes the recipe's or the network's usual one.
+
+    Raises:
+        RecipeError: everything about the recipe that does not fit the network, in one go.
+        KWError: a network that is dynamic already.
+    """
+    if model is None:
+        model, recipe, usual = _network(recipe, allow_python)
+    else:
+        usual = recipe.model.input if recipe.model is not None else None
+    shape = tuple(input_shape) if input_shape is not None else usual
+    if shape is not None and math.prod(shape) > MAX_INPUT:
+        message = f"an input has at most {MAX_INPUT:,} numbers: found {math.prod(shape):,}"
+        raise TooLargeError(recipe.document.problem("model.input", message))
+    already = dynamic_layers(model)
+    if already:
+        raise KWError(
+            f'the network is dynamic already: "{already[0]}" and {len(already) - 1} other layers have a warehouse; '
+            "convert a network once, from its static form"
+        )
+    network = survey(model)
+    forward = trace(model, shape) if shape is not None else Trace(failure="the shape of the input is not known")
+    warehouses, problems = _warehouses(recipe, network, model, forward)
+    chosen, found = select(network, warehouses, recipe.document)
+    problems += found
+    problems += _uncalled(recipe, model, shape, forward, warehouses, chosen)
+    geometries, found = _geometries(recipe, warehouses, chosen)
+    problems += found
+    static = sum(parameter.numel() for parameter in _parameters(model))
+    replaced = sum(math.prod(choice.kernel_shape) for choices in chosen.values() for choice in choices)
+    partitions: dict[str, WarehousePartition] = {}
+    if not problems:
+        partitions, found = solve(
+            geometries,
+            static_parameters=static,
+            fixed_parameters=static - replaced,
+            overall=recipe.model.budget if recipe.model is not None else None,
+            document=recipe.document,
+        )
+        problems += found
+    if problems:
+        raise RecipeError(problems)
+    planned = tuple(_warehouse_plan(geometry, partitions[geometry.spec.name], forward) for geometry in geometries)
+    kw = static - replaced + sum(w.cell_parameters + w.attention_parameters for w in planned)
+    if kw > MAX_PARAMETERS:
+        message = f"the network would have {kw:,} parameters; a recipe may ask for {MAX_PARAMETERS:,}"
+        raise TooLargeError(recipe.document.problem("warehouses", message))
+    return Plan(
+        recipe=replace(recipe, warehouses=tuple(warehouses)),
+        warehouses=planned,
+        static_layers=tuple(_static_layers(network, chosen, forward)),
+        parameters=Count(static, kw),
+        macs=_macs(forward, planned),
+        macs_note=forward.failure,
+        input_shape=shape,
+    )
+
+
+def _network(recipe: Recipe, allow_python: Sequence[str]) -> tuple[nn.Module, Recipe, tuple[int, ...] | None]:
+    if recipe.model is not None and recipe.model.layers:
+        from kw_lightning.keras import read_network
+
+        described = read_network(recipe)
+        with bounded_construction("the network"), torch.device("meta"):
+            model = described.build()
+        return model, _with_named_layers(recipe, described.warehouses), tuple(described.input_shape)
+    model = backbones.create(recipe, allow_python=allow_python, device="meta")
+    return model, recipe, backbones.input_shape(recipe, model)
+
+
+def _with_named_layers(recipe: Recipe, named: Mapping[str, Sequence[str]]) -> Recipe:
+    """Give the recipe's warehouses the layers that name them where they are declared."""
+    known = {warehouse.name: warehouse for warehouse in recipe.warehouses}
+    for name, layers in named.items():
+        path = f"warehouses.{name}"
+        selectors = tuple(Selector(name=layer, path=path) for layer in layers)
+        warehouse = known.get(name, Warehouse(name=name, layers=(), path=path))
+        known[name] = replace(warehouse, layers=(*warehouse.layers, *selectors))
+    return replace(recipe, warehouses=tuple(known.values()))
+
+
+def _warehouses(
+    recipe: Recipe, network: Network, model: nn.Module, forward: Trace
+) -> tuple[list[Warehouse], list[Problem]]:
+    if recipe.stages is None:
+        if recipe.warehouses:
+            return list(recipe.warehouses), []
+        return [], [recipe.document.problem("warehouses", "a recipe needs warehouses, or stages: auto")]
+    found, problems = stage_warehouses(recipe, network, model, forward)
+    return [*recipe.warehouses, *found], problems
+
+
+def _geometries(
+    recipe: Recipe, warehouses: Sequence[Warehouse], chosen: Mapping[str, tuple[Choice, ...]]
+) -> tuple[list[Geometry], list[Problem]]:
+    geometries, problems, mixtures = [], [], 0
+    for warehouse in warehouses:
+        choices = chosen[warehouse.name]
+        if not choices:
+            if not warehouse.layers:
+                problems.append(recipe.document.problem(warehouse.path, "the warehouse has no layers"))
+            continue
+        try:
+            geometry = measure(warehouse, choices)
+        except PartitionError as error:
+            problems.append(recipe.document.problem(warehouse.path, f"{error}; layers: {_kernels(choices)}"))
+            continue
+        geometries.append(geometry)
+        mixtures += geometry.mixtures
+        budget = warehouse.budget
+        cells = budget.cells or geometry.cells_at(budget.ratio or Fraction(1))
+        if budget.cells is not None and budget.cells < 1:
+            problems.append(recipe.document.problem(f"{warehouse.path}.budget", "a warehouse needs at least one cell"))
+        elif budget.ratio is not None and budget.ratio <= 0:
+            problems.append(recipe.document.problem(f"{warehouse.path}.budget", "a budget is greater than 0"))
+        elif cells * math.prod(geometry.cell_shape) > MAX_PARAMETERS:
+            message = f"{cells:,} cells of {_times(geometry.cell_shape)} are more than {MAX_PARAMETERS:,} parameters"
+            problems.append(recipe.document.problem(f"{warehouse.path}.budget", message))
+    if mixtures > MAX_MIXTURES:
+        message = f"the cells are so small that the layers have {mixtures:,} mixtures; at most {MAX_MIXTURES:,} can be"
+        raise TooLargeError([*problems, recipe.document.problem("warehouses", message)])
+    return geometries, problems
+
+
+def _kernels(choices: Sequence[Choice]) -> str:
+    """Return one layer of each kernel shape, for a message."""
+    examples: dict[tuple[int, ...], str] = {}
+    for choice in choices:
+        examples.setdefault(choice.kernel_shape, choice.name)
+    texts = [f"{name} [{_times(shape)}]" for shape, name in examples.items()]
+    return ", ".join(texts[:6]) + (f" and {len(texts) - 6} other shapes" if len(texts) > 6 else "")
+
+
+def _uncalled(
+    recipe: Recipe,
+    model: nn.Module,
+    shape: tuple[int, ...] | None,
+    forward: Trace,
+    warehouses: Sequence[Warehouse],
+    chosen: Mapping[str, tuple[Choice, ...]],
+) -> list[Problem]:
+    """Return a problem for every chosen layer whose forward pass the network never calls: it reads the weight."""
+    if shape is None or forward.failure is not None:
+        return []
+    silent = [
+        (warehouse, choice.layer)
+        for warehouse in warehouses
+        for choice in chosen[warehouse.name]
+        if not _calls(forward, choice.layer)
+    ]
+    if silent:
+        training = trace(model, shape, training=True)  # auxiliary heads run in training only
+        if training.failure is not None:
+            return []
+        silent = [(warehouse, layer) for warehouse, layer in silent if not _calls(training, layer)]
+    return [
+        recipe.document.problem(
+            warehouse.path,
+            f'"{layer.name}" cannot be made dynamic: the network reads its weight instead of calling it',
+        )
+        for warehouse, layer in silent
+    ]
+
+
+def _calls(forward: Trace, layer: Layer) -> tuple[Call, ...]:
+    return next((forward.calls[name] for name in layer.names if name in forward.calls), ())
+
+
+def _warehouse_plan(geometry: Geometry, partition: WarehousePartition, forward: Trace) -> WarehousePlan:
+    sizes = geometry.attention_sizes(partition)
+    layers = []
+    for choice, share, size in zip(geometry.choices, partition.layers, sizes, strict=True):
+        found = LayerPlan(choice.layer, choice.rows, share, size)
+        layers.append(replace(found, macs=_layer_macs(found, geometry.spec, forward)))
+    shapes = [choice.kernel_shape for choice in geometry.choices]
+    divisors = (math.gcd(*(shape[0] for shape in shapes)), math.gcd(*(shape[1] for shape in shapes)))
+    return WarehousePlan(geometry.spec, partition, tuple(layers), divisors)
+
+
+def _layer_macs(layer: LayerPlan, spec: Warehouse, forward: Trace) -> Count | None:
+    if forward.failure is not None:
+        return None
+    static = kw = 0
+    kernel_shape = layer.partition.kernel_shape
+    attention = attention_macs(layer.layer.in_channels, layer.partition, spec.attention.reduction, spec.attention.basis)
+    for call in _calls(forward, layer.layer):
+        inputs, outputs = positions(kernel_shape, call.inputs), positions(kernel_shape, call.outputs)
+        # Windowed networks fold windows into the batch, so that one sample is several to the layer.
+        samples = call.inputs[0] if len(call.inputs) > 1 else 1
+        static += samples * static_macs(kernel_shape, outputs)
+        kw += samples * (attention + mixing_macs(layer.partition, layer.layer.groups, inputs, outputs))
+    return Count(static, kw)
+
+
+def _macs(forward: Trace, warehouses: Sequence[WarehousePlan]) -> Count | None:
+    if forward.macs is None:
+        return None
+    layers = [layer.macs for warehouse in warehouses for layer in warehouse.layers if layer.macs is not None]
+    return Count(forward.macs, forward.macs + sum(macs.kw - macs.static for macs in layers))
+
+
+def _static_layers(network: Network, chosen: Mapping[str, tuple[Choice, ...]], forward: Trace) -> Iterator[StaticLayer]:
+    taken = {choice.layer.name for choices in chosen.values() for choice in choices}
+    for layer in network.layers:
+        if layer.name not in taken:
+            called = forward.failure is not None or _calls(forward, layer)
+            yield StaticLayer(
+                layer, layer.refusal or ("no warehouse takes it" if called else "its weight is read directly")
+            )
+
+
+def _parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    return (p for p in model.parameters() if not is_lazy(p))
+
+
+def _times(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))

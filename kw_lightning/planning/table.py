@@ -1,0 +1,130 @@
+"""The plan as people read it: rich tables on a terminal, aligned plain text in a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from kw_lightning.planning.types import Count, Plan, WarehousePlan, budget_text
+
+NAMES_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class PlanTable:
+    """A plan to print with rich.
+
+    Attributes:
+        plan: the plan.
+        layers: show every dynamic layer too, and which layers stay static and why.
+    """
+
+    plan: Plan
+    layers: bool = True
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the tables; without lines and colours where the output is no terminal."""
+        style = box.SIMPLE_HEAD if console.is_terminal else None
+        plan = self.plan
+        shape = "" if plan.input_shape is None else f", input {times(plan.input_shape)}"
+        yield Text(f"{plan.recipe.name}{shape}", style="bold")
+        yield _warehouse_table(plan, style)
+        if self.layers:
+            yield Text("")
+            yield _layer_table(plan, style)
+            yield from (Text(line) for line in _static_lines(plan))
+        yield Text("")
+        yield from (Text(line) for line in total_lines(plan))
+
+
+def total_lines(plan: Plan) -> list[str]:
+    """Return the totals beside the static network's, one line each."""
+    lines = [f"parameters        {_beside(plan.parameters)}"]
+    if plan.macs is not None:
+        lines.append(f"multiply-adds     {_beside(plan.macs)}, one sample; attention and mixing included")
+    else:
+        lines.append(f"multiply-adds     unknown: {plan.macs_note}")
+    if plan.asked is not None:
+        lines.append(f"budget            asked {budget_text(plan.asked)}, reached {plan.parameters.kw:,} parameters")
+    return lines
+
+
+def times(shape: Sequence[int]) -> str:
+    """Return a shape as `64×64×1×1`."""
+    return "×".join(map(str, shape))
+
+
+def _warehouse_table(plan: Plan, style: box.Box | None) -> Table:
+    table = _table(style, "warehouse", "layers|", "D_out, D_in|", "cell|", "mixtures|", "cells|", "budget|", "reached|")
+    for title in ("cell parameters", "attention", "multiply-adds"):
+        table.add_column(title, justify="right")
+    for warehouse in plan.warehouses:
+        table.add_row(
+            warehouse.name,
+            str(len(warehouse.layers)),
+            ", ".join(map(str, warehouse.divisors)),
+            times(warehouse.partition.cell_shape),
+            str(warehouse.partition.mixtures),
+            str(warehouse.partition.cells),
+            "recipe" if plan.asked is not None and warehouse.asked.ratio else budget_text(warehouse.asked),
+            f"{float(warehouse.budget):.3g}",
+            f"{warehouse.cell_parameters:,}",
+            f"{warehouse.attention_parameters:,}",
+            _macs(warehouse),
+        )
+    return table
+
+
+def _layer_table(plan: Plan, style: box.Box | None) -> Table:
+    table = _table(style, "warehouse", "layer", "type", "kernel|", "mixtures|", "first cell|", "attention|")
+    for warehouse in plan.warehouses:
+        for index, layer in enumerate(warehouse.layers):
+            table.add_row(
+                warehouse.name if index == 0 else "",
+                layer.name or "(the network itself)",
+                layer.layer.type,
+                times(layer.partition.kernel_shape),
+                str(layer.partition.mixtures),
+                str(layer.partition.first_cell),
+                f"{layer.attention_parameters:,}",
+            )
+    return table
+
+
+def _table(style: box.Box | None, *titles: str) -> Table:
+    table = Table(box=style, pad_edge=False, header_style="bold")
+    for title in titles:
+        table.add_column(title.removesuffix("|"), justify="right" if title.endswith("|") else "left", no_wrap=True)
+    return table
+
+
+def _static_lines(plan: Plan) -> list[str]:
+    reasons: dict[str, list[str]] = {}
+    for static in plan.static_layers:
+        reasons.setdefault(static.reason, []).append(static.layer.name or "(the network itself)")
+    lines = [""] if reasons else []
+    for reason, names in reasons.items():
+        more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+        lines.append(f"static: {', '.join(names[:NAMES_SHOWN])}{more} ({reason})")
+    return lines
+
+
+def _macs(warehouse: WarehousePlan) -> str:
+    counts = [layer.macs for layer in warehouse.layers if layer.macs is not None]
+    return _short(sum(count.kw for count in counts)) if counts else ""
+
+
+def _beside(count: Count) -> str:
+    return f"{count.kw:,} ({_short(count.kw)}), static {count.static:,} ({_short(count.static)}), × {count.ratio:.3g}"
+
+
+def _short(number: int) -> str:
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.2f}{unit}"
+    return str(number)
