@@ -1,0 +1,207 @@
+"""The builder executes a plan: it puts dynamic layers in the place of static ones, in all places or in none."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kw_lightning import backbones
+from kw_lightning.errors import KWError
+from kw_lightning.nn import KWLayer, attach_warehouse
+from kw_lightning.nn.partial import PartialLayer
+from kw_lightning.planning import LayerPlan, Plan, WarehousePlan, plan
+from kw_lightning.recipe import load_recipe
+from kw_lightning.recipe.types import Recipe
+from kw_lightning.replacement import Static, dynamic_layer, replacement, rows_of
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What applying a plan gave.
+
+    Attributes:
+        model: the network; another object than before only where the network was a single layer.
+        errors: of a warm start, each dynamic layer's relative error of its kernel at τ = 1: 0 where the budget is 1 or
+            more, since every part of the old kernel then has a cell of its own.
+    """
+
+    model: nn.Module
+    errors: Mapping[str, float] = field(default_factory=dict)
+
+
+def build(recipe: Recipe, *, allow_python: Sequence[str] = ()) -> nn.Module:
+    """Make the network that a recipe describes, with its warehouses.
+
+    A recipe with `model.pretrained` starts warm, see `apply_plan`.
+
+    Raises:
+        RecipeError: a recipe that does not fit its network; see `kw_lightning.planning.plan`.
+        RunError: pretrained weights that cannot be read.
+    """
+    planned = plan(recipe, allow_python=allow_python)
+    model = make_static(recipe, allow_python=allow_python)
+    warm = recipe.model is not None and bool(recipe.model.pretrained)
+    return apply_plan(planned, model, warm_start=warm).model
+
+
+def make_static(recipe: Recipe, *, allow_python: Sequence[str] = ()) -> nn.Module:
+    """Make the static network that a recipe describes, pretrained weights included, without warehouses."""
+    if recipe.model is not None and recipe.model.layers:
+        from kw_lightning.keras import read_network
+
+        return read_network(recipe).build()
+    return backbones.create(recipe, allow_python=allow_python)
+
+
+def convert(
+    model: nn.Module,
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    inplace: bool = True,
+    warm_start: bool = False,
+) -> nn.Module:
+    """Make layers of a network dynamic as a recipe says.
+
+    Args:
+        model: any network; the recipe's names are relative to it.
+        recipe: a path, a shipped recipe's name, the recipe as plain data, or a recipe already loaded; its
+            `model.backbone` is not used.
+        inplace: change the network itself; False leaves it as it is and changes a copy.
+        warm_start: start from the network's weights, see `apply_plan`.
+
+    Returns:
+        The network. A network that is itself one convolution or linear layer cannot be changed in place: the dynamic
+        layer is returned.
+
+    Raises:
+        RecipeError: a recipe that does not fit the network; the network is then unchanged.
+        KWError: a network that is dynamic already.
+
+    Example:
+        >>> model = convert(torchvision.models.resnet18(), "resnet18-kw-1x")
+    """
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    planned = plan(loaded, model)
+    return apply_plan(planned, model if inplace else copy.deepcopy(model), warm_start=warm_start).model
+
+
+def apply_plan(planned: Plan, model: nn.Module, *, warm_start: bool = False) -> Conversion:
+    """Put the plan's dynamic layers into a network.
+
+    Hooks, device, dtype, training mode, biases and `requires_grad` of the layers are kept: a layer whose weight is
+    frozen has a frozen attention, and a warehouse of frozen layers only has frozen cells. All new layers are made
+    before the first is put in place, so that a failure leaves the network as it was.
+
+    Args:
+        planned: made for this network, or for its like on the meta device.
+        model: the static network.
+        warm_start: cut the old kernels into the cells, so that at τ = 1 the output is what it was where the budget is
+            1 or more; under 1 the mixtures that start as the zero cell lose their part.
+
+    Raises:
+        KWError: a network that the plan was not made for.
+    """
+    statics = _static_layers(planned, dict(model.named_modules(remove_duplicate=False)))
+    if warm_start and any(static.weight.is_meta for static in statics.values()):
+        raise KWError("a warm start needs weights: the network is on the meta device")
+    made: dict[str, list[tuple[LayerPlan, KWLayer]]] = {}
+    errors: dict[str, float] = {}
+    for warehouse in planned.warehouses:
+        for layer, dynamic in zip(warehouse.layers, _make_warehouse(warehouse, statics), strict=True):
+            made.setdefault(layer.layer.name, []).append((layer, dynamic))
+            if warm_start:
+                errors[layer.name] = dynamic.load_kernel(rows_of(statics[layer.layer.name].weight, layer.rows))
+    replacements = {
+        name: replacement(statics[name], [(layer.rows, dynamic) for layer, dynamic in parts])
+        for name, parts in made.items()
+    }
+    if warm_start:
+        _report(planned, errors)
+    return Conversion(_swap(model, planned, replacements), errors)
+
+
+def _static_layers(planned: Plan, modules: Mapping[str, nn.Module]) -> dict[str, Static]:
+    """Return the layers that the plan replaces, by name."""
+    found: dict[str, Static] = {}
+    for layer in (layer.layer for warehouse in planned.warehouses for layer in warehouse.layers):
+        module = modules.get(layer.name)
+        if isinstance(module, KWLayer | PartialLayer):
+            raise KWError(f'"{layer.name}" is dynamic already; convert a network once, from its static form')
+        if not isinstance(module, Static) or tuple(module.weight.shape) != layer.kernel_shape:
+            what = "no such layer" if module is None else f"another {type(module).__name__}"
+            raise KWError(f'the plan is for another network: "{layer.name}" is {what}, not {list(layer.kernel_shape)}')
+        found[layer.name] = module
+    return found
+
+
+def _make_warehouse(warehouse: WarehousePlan, statics: Mapping[str, Static]) -> list[KWLayer]:
+    sources = [statics[layer.layer.name] for layer in warehouse.layers]
+    layers = [dynamic_layer(source, layer.rows) for source, layer in zip(sources, warehouse.layers, strict=True)]
+    shared = attach_warehouse(
+        layers,
+        warehouse.partition,
+        name=warehouse.name,
+        reduction=warehouse.attention.reduction,
+        norm=warehouse.attention.norm,
+        basis=warehouse.attention.basis,
+        device=sources[0].weight.device,
+        dtype=sources[0].weight.dtype,
+    )
+    shared.cells.requires_grad_(any(source.weight.requires_grad for source in sources))
+    for layer, source in zip(layers, sources, strict=True):
+        if layer.attention is not None:
+            layer.attention.requires_grad_(source.weight.requires_grad)
+        layer.train(source.training)
+    return layers
+
+
+def _swap(model: nn.Module, planned: Plan, replacements: Mapping[str, nn.Module]) -> nn.Module:
+    names = {layer.layer.name: layer.layer.names for w in planned.warehouses for layer in w.layers}
+    if "" in replacements:
+        return replacements[""]
+    parents = [
+        (model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2], new)
+        for name, new in replacements.items()
+        for path in names[name]
+    ]
+    before = [(parent, child, parent._modules[child]) for parent, child, _ in parents]
+    try:
+        for parent, child, new in parents:
+            setattr(parent, child, new)
+    except BaseException:
+        for parent, child, old in before:
+            parent._modules[child] = old
+        raise
+    return model
+
+
+def _report(planned: Plan, errors: Mapping[str, float]) -> None:
+    inexact = {name: error for name, error in errors.items() if error > 0}
+    if not inexact:
+        log.info("warm start: all %d dynamic layers have the old kernels at temperature 1", len(errors))
+        return
+    for warehouse in planned.warehouses:
+        found = [inexact[layer.name] for layer in warehouse.layers if layer.name in inexact]
+        if found:
+            log.warning(
+                "warm start: warehouse %r has budget %.3g, so %d of its %d layers lose part of their kernel; "
+                "relative error %.2f on average, %.2f at most. A budget of 1 or more keeps them.",
+                warehouse.name,
+                float(warehouse.budget),
+                len(found),
+                len(warehouse.layers),
+                math.fsum(found) / len(found),
+                max(found),
+            )
+
+
+__all__ = ["Conversion", "apply_plan", "build", "convert", "make_static"]

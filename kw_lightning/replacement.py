@@ -1,0 +1,100 @@
+"""What takes the place of one static layer: a dynamic one of the same geometry, or dynamic rows beside static ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from kw_lightning.nn import KWConv1d, KWConv2d, KWConv3d, KWLayer, KWLinear
+from kw_lightning.nn.partial import PartialLayer
+
+Static = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
+Rows = tuple[int, int] | None
+
+STATIC_CONVOLUTIONS: tuple[type[Any], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+DYNAMIC_CONVOLUTIONS: tuple[type[Any], ...] = (KWConv1d, KWConv2d, KWConv3d)
+
+
+def dynamic_layer(static: Static, rows: Rows = None) -> KWLayer:
+    """Return a dynamic layer with a static one's geometry and bias, still without a warehouse.
+
+    Args:
+        static: the layer.
+        rows: which output channels (from, to); None means all, and then the bias is the very same parameter, so that
+            an optimizer that has it keeps it.
+    """
+    layer: KWLayer = _like(static, rows, KWLinear, DYNAMIC_CONVOLUTIONS)
+    bias: Any = static.bias if rows is None else _some(static.bias, rows)
+    layer.bias = bias
+    return layer
+
+
+def replacement(static: Static, parts: Sequence[tuple[Rows, KWLayer]]) -> nn.Module:
+    """Return what takes a layer's place, with its hooks and its training mode.
+
+    Args:
+        static: the layer.
+        parts: one dynamic layer for all rows, or several with the rows of each, which do not overlap.
+    """
+    new: nn.Module
+    if len(parts) == 1 and parts[0][0] is None:
+        new = parts[0][1]
+    else:
+        pieces: list[nn.Module] = []
+        end = 0
+        for rows, dynamic in sorted(parts, key=lambda part: part[0] or (0, 0)):
+            start, stop = rows or (0, len(static.weight))
+            if start > end:
+                pieces.append(_static_rows(static, (end, start)))
+            pieces.append(dynamic)
+            end = stop
+        if end < len(static.weight):
+            pieces.append(_static_rows(static, (end, len(static.weight))))
+        new = PartialLayer(pieces)
+        new.training = static.training
+    for name, value in vars(static).items():
+        # The very same dictionaries, so that a handle got before still removes its hook.
+        if "_hooks" in name and not vars(new)[name]:
+            new.__dict__[name] = value
+    new._is_full_backward_hook = static._is_full_backward_hook
+    return new
+
+
+def rows_of(tensor: Tensor, rows: Rows) -> Tensor:
+    """Return some rows of a tensor; None means all."""
+    return tensor if rows is None else tensor[rows[0] : rows[1]]
+
+
+def _static_rows(static: Static, rows: tuple[int, int]) -> nn.Module:
+    piece: nn.Module = _like(static, rows, nn.Linear, STATIC_CONVOLUTIONS)
+    piece.weight = _some(static.weight, rows)
+    piece.bias = _some(static.bias, rows)
+    return piece.train(static.training)
+
+
+def _some(parameter: Any, rows: tuple[int, int]) -> Any:
+    if parameter is None:
+        return None
+    return nn.Parameter(rows_of(parameter, rows).detach().clone(), parameter.requires_grad)
+
+
+def _like(static: Static, rows: Rows, linear: type[Any], convolutions: Sequence[type[Any]]) -> Any:
+    """Return a layer of another class with a layer's geometry, weights still to come."""
+    out_channels = len(static.weight) if rows is None else rows[1] - rows[0]
+    has_bias = static.bias is not None
+    if isinstance(static, nn.Linear):
+        return linear(static.in_features, out_channels, has_bias, device="meta")
+    return convolutions[static.weight.dim() - 3](
+        static.in_channels,
+        out_channels,
+        static.kernel_size,
+        static.stride,
+        static.padding,
+        static.dilation,
+        static.groups,
+        has_bias,
+        static.padding_mode,
+        device="meta",
+    )
