@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kw_lightning.callbacks.attention_metric import AttentionMetric, AttentionSummary
 from kw_lightning.callbacks.heat_map import heat_map
-from kw_lightning.nn import KWLayer
+from kw_lightning.callbacks.layout import layers_of_warehouses
 
 
 class AttentionStatistics(Callback):
@@ -104,14 +104,16 @@ class AttentionStatistics(Callback):
     def listen(self, network: nn.Module) -> None:
         """Start to add up the attention of a network's warehouses; for loops without a Trainer."""
         self._stop()
-        for name, layers in _layers_by_warehouse(network).items():
-            metric = AttentionMetric([_mixtures(layer) for layer in layers.values()], _cells(layers))
-            self._metrics[name] = metric.to(next(network.parameters()).device)
+        for warehouse, layers in layers_of_warehouses(network):
+            attentions = [layer.attention for layer in layers.values() if layer.attention is not None]
+            metric = AttentionMetric([attention.mixtures for attention in attentions], attentions[0].cells)
+            # Two networks inside one LightningModule may have warehouses of one name.
+            name = warehouse.name if warehouse.name not in self._metrics else f"{next(iter(layers))}:{warehouse.name}"
+            self._metrics[name] = metric.to(warehouse.cells.device)
             self._layers[name] = list(layers)
-            for index, layer in enumerate(layers.values()):
-                assert layer.attention is not None
-                hook = _Add(self._metrics[name], index)
-                self._listening.callback(layer.attention.register_forward_hook(hook).remove)
+            for index, attention in enumerate(attentions):
+                handle = attention.register_forward_hook(_Add(self._metrics[name], index))
+                self._listening.callback(handle.remove)
         self._listening.enter_context(torch.compiler.set_stance("force_eager"))
 
     def summaries(self) -> dict[str, AttentionSummary]:
@@ -157,30 +159,3 @@ class _Add:
 
     def __call__(self, module: nn.Module, args: Any, attention: Tensor) -> None:
         self.metric.update(self.layer, attention)
-
-
-def _layers_by_warehouse(network: nn.Module) -> dict[str, dict[str, KWLayer]]:
-    """Return the layers by warehouse and name, in the network's order."""
-    found: dict[int, dict[str, KWLayer]] = {}
-    for name, module in network.named_modules():
-        if isinstance(module, KWLayer) and module.warehouse is not None:
-            found.setdefault(id(module.warehouse), {})[name] = module
-    named: dict[str, dict[str, KWLayer]] = {}
-    for layers in found.values():
-        first, layer = next(iter(layers.items()))
-        assert layer.warehouse is not None
-        # Two networks of one LightningModule may have warehouses of one name.
-        name = layer.warehouse.name
-        named[f"{first}:{name}" if name in named else name] = layers
-    return named
-
-
-def _mixtures(layer: KWLayer) -> int:
-    assert layer.partition is not None
-    return layer.partition.mixtures
-
-
-def _cells(layers: dict[str, KWLayer]) -> int:
-    partition = next(iter(layers.values())).partition
-    assert partition is not None
-    return partition.cells

@@ -1,0 +1,120 @@
+"""The recipe and the layout of the warehouses in a checkpoint, and loading a LightningModule by them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from kw_lightning.callbacks.conversion import Source, callback_recipe, make_dynamic
+from kw_lightning.callbacks.layout import differences, dynamic_layers, layout, plain
+from kw_lightning.errors import KWError
+from kw_lightning.recipe.types import Recipe
+
+KEY = "kw_lightning"  # of a checkpoint: one entry for each KWCallback
+Module = TypeVar("Module", bound=LightningModule)
+
+
+def describe(recipe: Recipe, path: str | None, network: nn.Module) -> dict[str, Any]:
+    """Return what a checkpoint says about a network that a recipe made dynamic.
+
+    Args:
+        recipe: the recipe.
+        path: of the part of the LightningModule that it is for.
+        network: that part.
+    """
+    return {"recipe": plain(recipe.document.data), "module": path, "layout": layout(network)}
+
+
+def load_from_checkpoint(
+    cls: type[Module], path: str | Path, *, recipe: Source | None = None, **options: Any
+) -> Module:
+    """Load a LightningModule that was trained with KWCallback, as `cls.load_from_checkpoint` loads a static one.
+
+    The module is made as ever, then its layers become dynamic as the recipe in the checkpoint says, and then the
+    weights are loaded.
+
+    Args:
+        cls: the class of the module.
+        path: the checkpoint.
+        recipe: for a checkpoint without one (`save_weights_only`), or in the place of the one inside.
+        **options: of `cls.load_from_checkpoint`, as `map_location`, `strict` and the arguments of `cls`.
+
+    Raises:
+        KWError: a checkpoint without a recipe, **or** whose warehouses are not those that the recipe gives.
+        RecipeError: a recipe that does not fit the network.
+
+    Example:
+        >>> model = load_from_checkpoint(Classifier, "last.ckpt")
+    """
+
+    def convert(model: nn.Module, checkpoint: dict[str, Any]) -> None:
+        stored: list[dict[str, Any]] = checkpoint.get(KEY, [])
+        if not stored and recipe is None:
+            if dynamic_layers(model):
+                return
+            raise KWError(f"{path} has no recipe, as checkpoints with save_weights_only: give it, as recipe=...")
+        for entry in stored or [{"recipe": recipe, "module": None, "layout": None}]:
+            network = make_dynamic(model, callback_recipe(recipe or entry["recipe"]), entry["module"])
+            changed = differences(entry["layout"], layout(network)) if entry["layout"] else []
+            if changed:
+                raise KWError(f"the warehouses in {path} are not those of this network: {'; '.join(changed)}")
+
+    with _before_loading(cls, convert):
+        return cls.load_from_checkpoint(path, **options)
+
+
+def refuse_other_weights(network: nn.Module) -> Callable[[], None]:
+    """Make a dynamic network name what does not fit when weights of another one are loaded; return what ends that.
+
+    Without it PyTorch lists every key of every layer.
+    """
+
+    def check(module: nn.Module, weights: dict[str, Any], prefix: str, *_: Any) -> None:
+        problems = []
+        for name, layer in dynamic_layers(module).items():
+            if f"{prefix}{name}.weight" in weights:
+                problems.append(f'"{name}" is static in the weights and dynamic here')
+            for part, own in layer.named_parameters():
+                other = weights.get(f"{prefix}{name}.{part}")
+                if (
+                    isinstance(other, Tensor)
+                    and part.startswith(("warehouse", "attention"))
+                    and other.shape != own.shape
+                ):
+                    problems.append(f'"{name}.{part}" is {list(other.shape)} in the weights and {list(own.shape)} here')
+        if problems:
+            more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+            raise KWError(
+                f"these weights were saved with another recipe, or with none: {'; '.join(problems[:5])}{more}. "
+                "Static weights are loaded before the network is made dynamic, see warm_start"
+            )
+
+    return network.register_load_state_dict_pre_hook(check).remove
+
+
+@contextmanager
+def _before_loading(cls: type[LightningModule], action: Callable[[nn.Module, dict[str, Any]], None]) -> Iterator[None]:
+    """Run `action(module, checkpoint)` before the `on_load_checkpoint` of every `cls` that is loaded in this block.
+
+    It is the one hook that Lightning calls between the constructor and the weights.
+    """
+    before = cls.__dict__.get("on_load_checkpoint")
+    inherited = cls.on_load_checkpoint
+
+    def on_load_checkpoint(self: LightningModule, checkpoint: dict[str, Any]) -> None:
+        action(self, checkpoint)
+        inherited(self, checkpoint)
+
+    cls.on_load_checkpoint = on_load_checkpoint  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        if before is None:
+            del cls.on_load_checkpoint
+        else:
+            cls.on_load_checkpoint = before  # type: ignore[method-assign]

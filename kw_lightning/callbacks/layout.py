@@ -1,0 +1,73 @@
+"""What is dynamic in a network, as plain data: to keep in a checkpoint and to compare with another network's."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from torch import nn
+
+from kw_lightning.nn import KWLayer, Warehouse
+
+Layout = dict[str, Any]
+
+
+def dynamic_layers(network: nn.Module) -> dict[str, KWLayer]:
+    """Return the dynamic layers of a network by name, in the network's order."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, KWLayer)}
+
+
+def layers_of_warehouses(network: nn.Module) -> list[tuple[Warehouse, dict[str, KWLayer]]]:
+    """Return every warehouse of a network with its layers by name, in the network's order.
+
+    A list, because two networks inside one LightningModule may each have a warehouse of the same name.
+    """
+    found: dict[int, tuple[Warehouse, dict[str, KWLayer]]] = {}
+    for name, layer in dynamic_layers(network).items():
+        if layer.warehouse is not None:
+            found.setdefault(id(layer.warehouse), (layer.warehouse, {}))[1][name] = layer
+    return list(found.values())
+
+
+def layout(network: nn.Module) -> Layout:
+    """Return the warehouses of a network and where their layers draw from, as plain data."""
+    found: Layout = {}
+    for warehouse, layers in layers_of_warehouses(network):
+        found[warehouse.name] = {
+            "cells": list(warehouse.cells.shape),
+            "layers": {
+                name: {"kernel": list(layer.partition.kernel_shape), "first_cell": layer.partition.first_cell}
+                for name, layer in layers.items()
+                if layer.partition is not None
+            },
+        }
+    return found
+
+
+def differences(expected: Layout, found: Layout) -> list[str]:
+    """Return in words what is not the same in two layouts: expected first, found second; nothing if they agree."""
+    texts = [f'warehouse "{name}" is missing' for name in expected if name not in found]
+    texts += [f'warehouse "{name}" is new' for name in found if name not in expected]
+    for name in expected.keys() & found.keys():
+        first, second = expected[name], found[name]
+        if first["cells"] != second["cells"]:
+            texts.append(f'warehouse "{name}" has cells {_times(first["cells"])}, here {_times(second["cells"])}')
+        one, two = first["layers"], second["layers"]
+        texts += [f'layer "{layer}" of warehouse "{name}" is missing' for layer in one if layer not in two]
+        texts += [f'layer "{layer}" of warehouse "{name}" is new' for layer in two if layer not in one]
+        texts += [
+            f'layer "{layer}" of warehouse "{name}" starts at cell {one[layer]["first_cell"]} with kernel '
+            f"{_times(one[layer]['kernel'])}, here {two[layer]['first_cell']} and {_times(two[layer]['kernel'])}"
+            for layer in one
+            if layer in two and one[layer] != two[layer]
+        ]
+    return texts
+
+
+def plain(data: Any) -> Any:
+    """Return data of maps, lists and scalars in types that `torch.load(weights_only=True)` reads."""
+    return json.loads(json.dumps(data, default=str))
+
+
+def _times(shape: list[int]) -> str:
+    return "×".join(map(str, shape))

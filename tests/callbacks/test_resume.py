@@ -1,0 +1,176 @@
+"""Exact resume: the data's order, the random numbers, checkpoints that are whole, and a killed run as a whole."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from callback_networks import Classifier, dataset, dynamic_net, trainer
+from torch.utils.data import DistributedSampler
+
+from kw_lightning.callbacks.resume import AtomicCheckpointIO, RandomState, ResumableDataLoader
+
+HERE = Path(__file__).parent
+
+
+def numbered(**options: Any) -> ResumableDataLoader:
+    torch.manual_seed(7)
+    return ResumableDataLoader(list(range(22)), **{"batch_size": 4, "shuffle": True, **options})
+
+
+def batches(loader: ResumableDataLoader, epochs: int = 1) -> list[list[int]]:
+    return [torch.as_tensor(batch).tolist() for _ in range(epochs) for batch in loader]
+
+
+@pytest.mark.parametrize("options", [{}, {"num_workers": 1}, {"batch_size": None, "shuffle": None}, {"shuffle": False}])
+@pytest.mark.parametrize("seen", [0, 2, 6, 8])
+def test_the_rest_of_an_epoch(options: dict[str, Any], seen: int) -> None:
+    whole = batches(numbered(**options), epochs=3)
+    loader = numbered(**options)
+    state, count = loader.state_dict(), 0
+    while count < seen:
+        for _ in loader:
+            count += 1
+            state = loader.state_dict()
+            if count == seen:
+                break
+    torch.rand(3)
+    again = numbered(**options)
+    again.load_state_dict(state)
+    found = batches(again, epochs=2)
+    assert found == whole[seen : seen + len(found)]
+    assert len(found) >= len(again)
+
+
+def test_an_order_per_epoch_and_per_seed() -> None:
+    first, second = numbered(), numbered()
+    assert batches(first) == batches(second)
+    one, two = batches(first), batches(first)
+    assert one != two
+    assert sorted(itertools.chain(*two)) == list(range(22))
+    torch.manual_seed(8)
+    assert batches(ResumableDataLoader(list(range(22)), 4, True)) != batches(numbered())
+
+
+def test_the_global_random_numbers_have_no_part() -> None:
+    loader = numbered()
+    before = torch.get_rng_state()
+    batches(loader, epochs=2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_distributed_sampler_resumes_its_epoch() -> None:
+    def make() -> ResumableDataLoader:
+        sampler = DistributedSampler(range(22), num_replicas=2, rank=1, seed=5)
+        return numbered(sampler=sampler, shuffle=None)
+
+    loader = make()
+    loader.sampler.set_epoch(3)
+    whole = batches(loader)
+    iterator = iter(loader)
+    next(iterator)
+    again = make()
+    again.load_state_dict(loader.state_dict())
+    assert batches(again) == whole[1:]
+
+
+def test_random_state_of_every_library() -> None:
+    def draw() -> tuple[float, float, float]:
+        return float(torch.rand(())), float(np.random.rand()), random.random()
+
+    class Run:
+        world_size, global_rank = 1, 0
+
+    state = RandomState().state_dict()
+    expected = draw()
+    other = RandomState()
+    other.load_state_dict(state)
+    assert draw() != expected
+    other.on_train_start(Run(), None)  # type: ignore[arg-type]
+    assert draw() == expected
+    other.on_train_start(Run(), None)  # type: ignore[arg-type]
+    assert draw() != expected  # once only
+
+
+def test_a_failed_save_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    io, path = AtomicCheckpointIO(), tmp_path / "runs" / "last.ckpt"
+    io.save_checkpoint({"step": 1}, path)
+    with pytest.raises(Exception, match="pickle"):
+        io.save_checkpoint({"step": 2, "bad": lambda: None}, path)
+    assert io.load_checkpoint(path) == {"step": 1}
+    assert list(path.parent.iterdir()) == [path]
+    with pytest.raises(TypeError, match="storage_options"):
+        io.save_checkpoint({}, path, storage_options={})
+
+
+SAVE_FOREVER = """
+import sys, torch
+from kw_lightning.callbacks.resume import AtomicCheckpointIO
+step = 0
+while True:
+    step += 1
+    AtomicCheckpointIO().save_checkpoint({"step": step, "weights": torch.full((2_000_000,), step)}, sys.argv[1])
+    print(step, flush=True)
+"""
+
+
+def test_a_kill_during_saving_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    process = subprocess.Popen([sys.executable, "-c", SAVE_FOREVER, str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    written = 0
+    while written < 3:
+        written = int(process.stdout.readline())
+    # Between this line and the kill the process is somewhere in its fourth file or later.
+    while not list(tmp_path.glob("*.partial")):
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    found = torch.load(path)
+    assert found["step"] >= 3
+    assert (found["weights"] == found["step"]).all()
+
+
+def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    command = [sys.executable, str(HERE / "resume_script.py"), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=200)
+
+
+def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = run_script(str(whole))
+    assert done.returncode == 0, done.stderr
+    done = run_script(str(killed), "--kill-at", "12")  # of 7 batches an epoch: in the middle of the second of three
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (killed / "end.pt").exists()
+    done = run_script(str(killed), "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "resumed at step 10" in done.stdout  # checkpoints every 5 steps; steps 11 and 12 are taken again
+    expected, found = torch.load(whole / "end.pt"), torch.load(killed / "end.pt")
+    assert found.keys() == expected.keys()
+    for part, values in expected.items():
+        assert found[part].keys() == values.keys()
+        for name, value in values.items():
+            same = (
+                torch.equal(found[part][name], value) if isinstance(value, torch.Tensor) else found[part][name] == value
+            )
+            assert same, f"{part}: {name}"
+    assert expected["temperatures"]["13"] == pytest.approx(5 / 18)
+
+
+def test_lightning_accepts_the_loader(tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_epochs=2)
+    model = Classifier(dynamic_net())
+    run.fit(model, ResumableDataLoader(dataset(), batch_size=8, shuffle=True))
+    assert run.global_step == 10
