@@ -98,7 +98,6 @@ class _Files:
                 Problem(f"found {found(node.value)}, allowed: a map of a recipe's keys", location=node.location)
             )
         verify(node, self.problems)
-        self.check_version(node)
         base = Node({}, node.location)
         for path, extended in self.bases(node):
             try:
@@ -108,15 +107,13 @@ class _Files:
         assert isinstance(base.value, dict)
         inherited = {key: child for key, child in base.value.items() if key not in _OWN}
         own = {key: child for key, child in node.value.items() if key not in _FILE_KEYS}
+        if "kw" not in own:
+            # Every file says its version; the merged recipe has one in any case, so this is not said twice.
+            message = f'the key "kw" is missing, the version of the language; write "kw: {VERSION}"'
+            self.problems.append(Problem(message, location=node.location))
+            own["kw"] = Node(VERSION)
         merged = merge(Node(inherited, node.location), Node(own, node.location), self.problems)
         return Node(merged.value, node.location)
-
-    def check_version(self, node: Node) -> None:
-        assert isinstance(node.value, dict)
-        version = node.value.get("kw")
-        if version is None:
-            # The merged recipe may have a version from elsewhere: each file says its own.
-            self.problems.append(Problem(f'the key "kw" is missing; write "kw: {VERSION}"', location=node.location))
 
     def bases(self, node: Node) -> list[tuple[str, Node]]:
         assert isinstance(node.value, dict)

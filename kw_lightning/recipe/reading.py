@@ -192,7 +192,9 @@ def _syntax_error(error: yaml.YAMLError, text: str, file: str) -> RecipeError:
     """Return PyYAML's finding in one line, with its place."""
     if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark or error.context_mark) is not None:
         line, column = mark.line + 1, mark.column + 1
-        message = ", ".join(part for part in (error.context, error.problem) if part)
+        start = error.context_mark
+        context = f"{error.context} that starts in line {start.line + 1}" if error.context and start else error.context
+        message = ", ".join(part for part in (context, error.problem) if part)
     else:  # a control character: only the offset is known
         position = getattr(error, "position", 0) or 0
         line, column = text.count("\n", 0, position) + 1, position - (text.rfind("\n", 0, position) + 1) + 1
