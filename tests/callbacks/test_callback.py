@@ -198,7 +198,9 @@ class Early(Classifier):
 
 
 def test_parameters_that_no_optimizer_trains(tmp_path: Path) -> None:
-    with pytest.raises(KWError, match=r"no optimizer trains net\.conv1\.attention\.reduce\.weight, .* and \d+ more: were they"):
+    with pytest.raises(
+        KWError, match=r"no optimizer trains net\.conv1\.attention\.reduce\.weight, .* and \d+ more: were they"
+    ):
         trainer(tmp_path, callbacks=[KWCallback(RECIPE)]).fit(Early(), loader())
     model = Early()
     kw_lightning.convert(model, RECIPE)
