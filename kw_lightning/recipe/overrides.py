@@ -10,6 +10,7 @@ from kw_lightning.recipe import schema as language
 from kw_lightning.recipe.merging import APPEND, merge
 from kw_lightning.recipe.nodes import Node, join_all
 from kw_lightning.recipe.reading import read_yaml
+from kw_lightning.recipe.validation import found
 
 FILE = "<command line>"
 _STEP = re.compile(r"([^.\[\]]+)|\[([0-9]{1,6})\]|\.")
@@ -103,9 +104,8 @@ def _put(
     path = join_all((*done, key))
     if isinstance(key, int):
         if not isinstance(node.value, list) or key >= len(node.value):
-            length = len(node.value) if isinstance(node.value, list) else 0
-            found = f"{length} values" if isinstance(node.value, list) else "no list"
-            raise RecipeError(Problem(f"there is {found} to change here", path, here))
+            what = found(node.plain())
+            raise RecipeError(Problem(f"there is no value {key} to change: found {what}", path, here))
         items = list(node.value)
         items[key] = _put(items[key], rest, value, here, problems, (*done, key)) if rest else value
         return Node(items, node.location, node.key_location)
