@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kw_lightning.callbacks import KWCallback
     from kw_lightning.errors import KWError
     from kw_lightning.nn import KWConv1d, KWConv2d, KWConv3d, KWLinear, Warehouse
-    from kw_lightning.planning import plan
+    from kw_lightning.planning.plan import plan
     from kw_lightning.recipe import load_recipe
 
 __all__ = [

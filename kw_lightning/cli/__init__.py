@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from importlib import import_module, metadata
 from typing import Annotated, Any
@@ -30,6 +31,8 @@ def command(name: str) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("allow_python") and "" not in sys.path:
+            sys.path.append("")  # the user's package may lie in the folder where the command is run
         try:
             return function(*args, **kwargs)
         except KWError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -13,19 +14,18 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
     allow_python: Annotated[
         list[str] | None,
-        typer.Option(metavar="PKG", help="Let the recipe name things of this Python package (may be repeated)."),
+        typer.Option(metavar="PKG", help="Let the recipe run code of this Python package (may be repeated)."),
     ] = None,
 ) -> None:
-    """Evaluate a checkpoint on its recipe's evaluation data; of a run folder, the best checkpoint."""
+    """Measure a checkpoint on its recipe's evaluation data; of a run folder, the last checkpoint."""
     # slow to import: torch and lightning
     from kw_lightning.cli.output import console
-    from kw_lightning.fit.evaluation import evaluate as run_evaluate
+    from kw_lightning.fit.evaluation import evaluate as measure
     from kw_lightning.fit.report import metrics_table
 
-    metrics = run_evaluate(checkpoint, allow_python=tuple(allow_python or ()), quiet=json)
+    evaluation = measure(checkpoint, allow_python=tuple(allow_python or ()))
     if json:
-        from json import dumps
-
-        typer.echo(dumps(metrics))
+        found = {"checkpoint": str(evaluation.checkpoint), "epoch": evaluation.epoch}
+        typer.echo(dumps({**evaluation.metrics, **found}))
     else:
-        console().print(metrics_table(metrics))
+        console().print(metrics_table({evaluation.checkpoint.name: evaluation.metrics}))

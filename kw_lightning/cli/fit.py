@@ -18,27 +18,42 @@ def fit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     resume: Annotated[
         str | None,
-        typer.Option(metavar="auto|PATH", help="Continue the newest run of this recipe, a run folder or a checkpoint."),
+        typer.Option(
+            metavar="auto|PATH",
+            help="Continue a run folder or a checkpoint; with auto the newest run of this recipe, if there is one.",
+        ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Run folder; must not hold a run. [default: runs/NAME-NUMBER]")
+        Path | None, typer.Option(metavar="DIR", help="Run folder, new or empty. \\[default: runs/NAME-NUMBER]")
     ] = None,
     allow_python: Annotated[
         list[str] | None,
-        typer.Option(metavar="PKG", help="Let the recipe name things of this Python package (may be repeated)."),
+        typer.Option(metavar="PKG", help="Let the recipe run code of this Python package (may be repeated)."),
     ] = None,
 ) -> None:
-    """Train the network of a recipe with PyTorch Lightning; KEY=VALUE changes the recipe."""
+    """Train the network of a recipe with PyTorch Lightning; KEY=VALUE changes the recipe.
+
+    Prints the plan, the progress and the metrics, and writes a run folder: the resolved recipe, versions,
+    metrics.csv, TensorBoard events and the checkpoints last.ckpt and best.ckpt.
+    """
     source, changes = recipe_and_overrides([recipe, *(overrides or ())])
     # slow to import: torch and lightning
-    from kw_lightning.fit.run import fit as run_fit
+    from kw_lightning.cli.output import console
+    from kw_lightning.fit.report import metrics_table
+    from kw_lightning.fit.run import fit as train
+    from kw_lightning.fit.run import is_first_process
+    from kw_lightning.planning import plan
+    from kw_lightning.planning.table import PlanTable
+    from kw_lightning.recipe import load_recipe
 
-    run_fit(
-        source,
-        changes,
-        dry_run=dry_run,
-        resume=resume,
-        output=output,
-        allow_python=tuple(allow_python or ()),
-        show=True,
-    )
+    screen = console()
+    screen.quiet = not is_first_process()
+    packages = tuple(allow_python or ())
+    loaded = load_recipe(source, changes)
+    screen.print(PlanTable(plan(loaded, allow_python=packages)))
+    if dry_run:
+        return
+    result = train(loaded, resume=resume, output=output, allow_python=packages)
+    if result.last:
+        screen.print(metrics_table({"last": result.last, "best": result.best}))
+    screen.print(f"run folder: {result.folder}", highlight=False, soft_wrap=True)

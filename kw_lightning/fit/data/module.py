@@ -1,0 +1,145 @@
+"""The data module: a data set by name, its transforms, its loaders, and mixup and CutMix over whole batches."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from kw_lightning.backbones import import_callable
+from kw_lightning.callbacks.resume import ResumableDataLoader
+from kw_lightning.errors import RecipeError
+from kw_lightning.fit.data.sets import Samples, open_source
+from kw_lightning.fit.data.transforms import Seeded, is_random, transform
+from kw_lightning.recipe.types import Recipe
+
+Batch = tuple[Tensor, Tensor]
+"""Images [b, c, h, w] and classes [b], or with mixup the classes' shares [b, classes]."""
+
+
+def data_module(recipe: Recipe, *, allow_python: Sequence[str] = ()) -> LightningDataModule:
+    """Return the data module of a recipe.
+
+    Raises:
+        RecipeError: the recipe names no data, **or** data, arguments or a Python package that cannot be used.
+        RunError: the data is not there.
+    """
+    if recipe.data is None:
+        raise RecipeError(recipe.document.problem("data", "training needs data, as `data: {name: digits}`"))
+    if not recipe.data.name.startswith("python:"):
+        return ImageData(recipe)
+    make = import_callable(recipe.data.name, allow_python, partial(recipe.document.problem, "data.name"))
+    module = make(**recipe.data.args)
+    if not isinstance(module, LightningDataModule):
+        message = f'"{recipe.data.name}" gave a {type(module).__name__}; a LightningDataModule is needed'
+        raise RecipeError(recipe.document.problem("data.name", message))
+    return module
+
+
+class ImageData(LightningDataModule):
+    """Images of a named data set, with their transforms.
+
+    Attributes:
+        num_classes: the data set's classes.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        assert recipe.data is not None
+        self.data = recipe.data
+        self.seed = recipe.train.seed if recipe.train else 0
+        source = open_source(recipe, self.data)
+        self.num_classes = source.num_classes
+        self.train_images = Transformed(
+            _even(source.train, self.data.train.get("samples")), transform(recipe, "train"), repeatable=False
+        )
+        self.eval_images = Transformed(
+            _even(source.evaluation, self.data.eval.get("samples")),
+            transform(recipe, "eval"),
+            repeatable=is_random(self.data.eval),
+        )
+        self.mix = _mix(recipe, self.num_classes)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return the training images, in an order that follows from the recipe's seed; it resumes in mid-epoch."""
+        order = torch.Generator().manual_seed(self.seed)
+        return ResumableDataLoader(
+            self.train_images, self.data.batch_size, shuffle=True, generator=order, **self._loading()
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return the evaluation images, in their own order."""
+        return DataLoader(self.eval_images, self.data.eval_batch_size or self.data.batch_size, **self._loading())
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Mix the images of a training batch, on the device where the network runs."""
+        if self.mix is None or self.trainer is None or not self.trainer.training:
+            return batch
+        images, targets = self.mix(*batch)
+        return images, targets
+
+    def _loading(self) -> dict[str, Any]:
+        workers = self.data.workers
+        return {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
+
+
+class Transformed(Dataset[tuple[Tensor, int]]):
+    """A data set with a transform for its images; a `repeatable` one draws the same random numbers every time."""
+
+    def __init__(self, samples: Samples, steps: v2.Transform, *, repeatable: bool) -> None:
+        self.samples = samples
+        self.steps = steps
+        self.seeded = Seeded(steps) if repeatable else None
+
+    def __len__(self) -> int:
+        return len(self.samples)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, target = self.samples[index]
+        return (self.steps(image) if self.seeded is None else self.seeded(image, index)), int(target)
+
+
+class Subset(Dataset[tuple[Any, int]]):
+    """Some samples of a data set."""
+
+    def __init__(self, samples: Samples, indices: Sequence[int]) -> None:
+        self.samples = samples
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.samples[self.indices[index]]
+
+
+def _even(samples: Samples, count: int | None) -> Samples:
+    """Return the first samples of every class in turn, `count` together."""
+    targets = [int(target) for target in getattr(samples, "targets", ())]
+    if count is None or count >= len(targets):
+        return samples
+    seen: dict[int, int] = defaultdict(int)
+    turns = []
+    for index, target in enumerate(targets):
+        turns.append((seen[target], target, index))
+        seen[target] += 1
+    return Subset(samples, sorted(index for _, _, index in sorted(turns)[:count]))
+
+
+def _mix(recipe: Recipe, num_classes: int) -> v2.Transform | None:
+    train = recipe.train
+    if train is None:
+        return None
+    mixes: list[v2.Transform] = []
+    if train.mixup > 0:
+        mixes.append(v2.MixUp(alpha=train.mixup, num_classes=num_classes))
+    if train.cutmix > 0:
+        mixes.append(v2.CutMix(alpha=train.cutmix, num_classes=num_classes))
+    return v2.RandomChoice(mixes) if mixes else None

@@ -1,0 +1,109 @@
+"""What happens to one image between the data set and the network: the recipe's `data.train` and `data.eval`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from kw_lightning.errors import RecipeError
+from kw_lightning.recipe.types import Recipe
+
+RANDOM = {"flip", "rand_augment", "random_erasing", "shift", "noise"}
+"""Keys that draw random numbers, beside the random crops."""
+
+
+class RandAugment(v2.RandAugment):  # type: ignore[misc]  # torchvision is untyped
+    """RandAugment whose strength varies from image to image (normal distribution, in steps of torchvision's scale)."""
+
+    def __init__(self, operations: int = 2, magnitude: int = 9, std: float = 0.0) -> None:
+        super().__init__(num_ops=operations, magnitude=magnitude)
+        self.mean_magnitude = magnitude
+        self.std = std
+
+    def forward(self, *inputs: Any) -> Any:
+        drawn = self.mean_magnitude + self.std * torch.randn(()).item()
+        self.magnitude = round(min(max(drawn, 0.0), self.num_magnitude_bins - 1))
+        return super().forward(*inputs)
+
+
+class Shift(v2.Transform):  # type: ignore[misc]
+    """Move an image by up to `pixels` in each direction; zeros come in at the border."""
+
+    def __init__(self, pixels: int) -> None:
+        super().__init__()
+        self.pixels = pixels
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        down, right = torch.randint(-self.pixels, self.pixels + 1, (2,)).tolist()
+        return {"translate": [float(right), float(down)]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return v2.functional.affine(inpt, angle=0.0, scale=1.0, shear=[0.0], **params)
+
+
+def transform(recipe: Recipe, section: str) -> v2.Transform:
+    """Return the transform of `data.train` or `data.eval`: a PIL image or uint8 tensor to float32 [c, h, w].
+
+    Evaluation takes mean, std and size from training where it says nothing about them.
+
+    Raises:
+        RecipeError: a crop without a size.
+    """
+    assert recipe.data is not None
+    options: dict[str, Any] = dict(recipe.data.train if section == "train" else recipe.data.eval)
+    if section == "eval":
+        for key in ("mean", "std", "size"):
+            if key in recipe.data.train:
+                options.setdefault(key, recipe.data.train[key])
+    crop = options.get("crop", "none")
+    if crop != "none" and "size" not in options:
+        raise RecipeError(recipe.document.problem(f"data.{section}.crop", f'"{crop}" needs data.{section}.size'))
+    augment = options.get("rand_augment", "none")
+    steps: list[v2.Transform | None] = [
+        v2.ToImage(),
+        v2.Resize(options["resize"]) if "resize" in options else None,
+        _cut(crop, options) if "size" in options else None,
+        v2.RandomHorizontalFlip() if options.get("flip") else None,
+        RandAugment(**augment) if isinstance(augment, Mapping) else None,
+        Shift(options["shift"]) if options.get("shift") else None,
+        v2.ToDtype(torch.float32, scale=True),
+        v2.GaussianNoise(sigma=options["noise"], clip=False) if options.get("noise") else None,
+        v2.Normalize(options["mean"], options["std"]) if "mean" in options and "std" in options else None,
+        v2.RandomErasing(options["random_erasing"]) if options.get("random_erasing") else None,
+        v2.ToPureTensor(),
+    ]
+    return v2.Compose([step for step in steps if step is not None])
+
+
+def is_random(options: Mapping[str, Any]) -> bool:
+    """Tell whether a section of transforms draws random numbers."""
+    return str(options.get("crop", "")).startswith("random") or any(options.get(key) for key in RANDOM)
+
+
+def _cut(crop: str, options: Mapping[str, Any]) -> v2.Transform:
+    size = options["size"]
+    if crop == "center":
+        return v2.CenterCrop(size)
+    if crop == "random":
+        return v2.RandomCrop(size, padding=options.get("padding"), pad_if_needed=True)
+    if crop == "random_resized":
+        return v2.RandomResizedCrop(size, scale=tuple(options.get("scale", (0.08, 1.0))))
+    return v2.Resize((size, size))
+
+
+class Seeded:
+    """A random transform of an evaluation image that depends on the image's index alone, so that it can be repeated."""
+
+    def __init__(self, inner: v2.Transform, seed: int = 0) -> None:
+        self.inner = inner
+        self.seed = seed
+
+    def __call__(self, image: Any, index: int) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed + index)
+            result: Tensor = self.inner(image)
+            return result

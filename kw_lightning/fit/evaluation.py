@@ -1,0 +1,94 @@
+"""Metrics from a checkpoint alone: the recipe inside it gives the network and the data."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+
+from kw_lightning.errors import KWError, RunError
+from kw_lightning.fit.data import data_module
+from kw_lightning.fit.folder import checkpoint_of
+from kw_lightning.fit.module import Classifier
+from kw_lightning.fit.quiet import quiet
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a checkpoint reaches on its evaluation data.
+
+    Attributes:
+        checkpoint: the file.
+        epoch: epochs trained, from 1.
+        metrics: `accuracy` and `top5` (0 to 1) and `loss`.
+    """
+
+    checkpoint: Path
+    epoch: int
+    metrics: dict[str, float]
+
+
+def evaluate(path: str | Path, *, allow_python: Sequence[str] = ()) -> Evaluation:
+    """Evaluate a checkpoint file, or the last checkpoint of a run folder.
+
+    Raises:
+        RunError: there is no checkpoint, it is not one of `kw-fit`, **or** the data is not there.
+        RecipeError: the recipe names a Python package that is not allowed.
+    """
+    checkpoint = checkpoint_of(Path(path))
+    state = read_checkpoint(checkpoint)
+    module = load_classifier(state, checkpoint, allow_python=allow_python)
+    data = data_module(module.recipe, allow_python=allow_python)
+    return Evaluation(checkpoint, state["epoch"] + 1, measure(module, data))
+
+
+def measure(module: Classifier, data: LightningDataModule) -> dict[str, float]:
+    """Return `accuracy`, `top5` and `loss` over the evaluation data, on one device."""
+    with quiet():
+        trainer = Trainer(
+            accelerator=module.train_settings.accelerator,
+            devices=1,
+            precision=module.train_settings.precision,  # type: ignore[arg-type]
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        (metrics,) = trainer.validate(module, data, verbose=False)
+    return {name: metrics[f"val/{name}"] for name in ("accuracy", "top5", "loss")}
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of `kw-fit`, without running code from it.
+
+    Raises:
+        RunError: it cannot be read, **or** `kw-fit` did not write it.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        raise RunError(f"{path}: not a checkpoint that can be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(state, dict) or "recipe" not in state.get("hyper_parameters", {}):
+        raise RunError(f"{path}: no recipe inside; only checkpoints that kw-fit wrote can be used here")
+    return state
+
+
+def load_classifier(state: dict[str, Any], path: Path, *, allow_python: Sequence[str] = ()) -> Classifier:
+    """Build the network of a checkpoint's recipe and fill it with the checkpoint's weights.
+
+    Raises:
+        RunError: the weights do not fit the network.
+    """
+    try:
+        module = Classifier(state["hyper_parameters"]["recipe"], allow_python=allow_python, pretrained=False)
+        module.load_state_dict(state["state_dict"])
+    except RuntimeError as error:
+        if isinstance(error, KWError):
+            raise
+        raise RunError(f"{path}: the weights do not fit the recipe inside: {error}") from error
+    return module

@@ -1,0 +1,168 @@
+"""The run folder: who may write it, what it says of the run, and where its checkpoints are."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from kw_lightning.errors import RunError
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes in one folder go unnoticed there
+    fcntl = None  # type: ignore[assignment]
+
+RUNS = Path("runs")
+RECIPE_FILE = "recipe.lock.yaml"
+PACKAGES = ("kw-lightning", "torch", "torchvision", "lightning", "torchmetrics", "numpy", "timm")
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class RunFolder:
+    """A folder of one run; only one process at a time writes it.
+
+    Attributes:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: IO[str] | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Return the folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def last(self) -> Path:
+        """Return the newest checkpoint."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """Return the checkpoint with the best monitored metric."""
+        return self.checkpoints / "best.ckpt"
+
+    def claim(self, *, resume: bool) -> None:
+        """Make the folder and keep other processes out of it until `release` or the end of this process.
+
+        Args:
+            resume: whether a run that is there already is continued.
+
+        Raises:
+            RunError: the folder holds a run that is not to be continued, another process is writing it,
+                **or** it cannot be written.
+        """
+        with readable_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+            try:
+                if fcntl is not None:
+                    fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.release()
+                raise RunError(f"{self.path}: another process is training in this folder") from None
+            if not resume and any(file.name != ".lock" for file in self.path.iterdir()):
+                self.release()
+                raise RunError(
+                    f"{self.path} is not empty. Give another folder with --output, "
+                    f"or continue the run that is there with --resume {self.path}"
+                )
+
+    def release(self) -> None:
+        """Let other processes write the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def write(self, name: str, text: str) -> None:
+        """Write a text file of the folder, whole or not at all."""
+        with readable_errors(self.path):
+            partial = self.path / f".{name}.partial"
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(self.path / name)
+
+
+def new_folder(name: str, runs: Path = RUNS) -> RunFolder:
+    """Return the first folder `runs/NAME-1`, `runs/NAME-2`, … that is not there, made and claimed."""
+    number = max((found for found, _ in _numbered(name, runs)), default=0)
+    with readable_errors(runs):
+        while True:
+            number += 1
+            folder = RunFolder(runs / f"{name}-{number}")
+            try:
+                folder.path.mkdir(parents=True)  # fails where another process was quicker
+            except FileExistsError:
+                continue
+            folder.claim(resume=False)
+            return folder
+
+
+def newest_folder(name: str, runs: Path = RUNS) -> RunFolder | None:
+    """Return the newest run of a recipe that has a checkpoint to continue from."""
+    for _, path in sorted(_numbered(name, runs), reverse=True):
+        if RunFolder(path).last.exists():
+            return RunFolder(path)
+    return None
+
+
+def checkpoint_of(path: Path) -> Path:
+    """Return the checkpoint that a path means: the file itself, or the last one of a run folder.
+
+    Raises:
+        RunError: there is none.
+    """
+    if path.is_file():
+        return path
+    if RunFolder(path).last.is_file():
+        return RunFolder(path).last
+    there = "no such file or folder" if not path.exists() else "no checkpoints/last.ckpt in this folder"
+    raise RunError(f"{path}: {there}; a run folder or a checkpoint file is needed")
+
+
+def folder_of(checkpoint: Path) -> RunFolder:
+    """Return the run folder that a checkpoint lies in."""
+    return RunFolder(checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent)
+
+
+def versions() -> str:
+    """Return what the run was made with, as JSON."""
+    found: dict[str, Any] = {"python": platform.python_version(), "system": platform.platform()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return json.dumps(found, indent=2) + "\n"
+
+
+@contextmanager
+def readable_errors(path: Path) -> Iterator[None]:
+    """Turn a full or unwritable disk into one message.
+
+    Raises:
+        RunError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        if error.errno in FULL:
+            raise RunError(f"{path}: the disk is full (or a quota is reached); free some space and --resume") from error
+        raise RunError(f"{where}: cannot be written: {os.strerror(error.errno or errno.EIO)}") from error
+
+
+def _numbered(name: str, runs: Path) -> list[tuple[int, Path]]:
+    if not runs.is_dir():
+        return []
+    matches = ((re.fullmatch(rf"{re.escape(name)}-(\d+)", path.name), path) for path in runs.iterdir())
+    return [(int(match[1]), path) for match, path in matches if match]

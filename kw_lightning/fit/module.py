@@ -1,0 +1,108 @@
+"""The LightningModule of `kw-fit`: classification with the network of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.nn import functional
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from kw_lightning.builder import build
+from kw_lightning.fit.optimization import make_optimizer, make_schedule
+from kw_lightning.recipe import load_recipe
+from kw_lightning.recipe.types import Recipe, Train
+from kw_lightning.recipe.variables import escape
+
+TOP = 5
+
+
+class Classifier(LightningModule):
+    """Image classification: cross entropy, top-1 and top-5 accuracy, optimizer and schedule of the recipe.
+
+    Its one hyperparameter is the recipe as plain data, so a checkpoint holds all that is needed to build it again:
+    `Classifier.load_from_checkpoint(path, weights_only=True)`.
+
+    Args:
+        recipe: what `load_recipe` reads, or a recipe that is loaded already.
+        allow_python: packages whose code the recipe may name.
+        pretrained: whether to load the pretrained weights that the recipe names; not when a checkpoint follows.
+
+    Attributes:
+        recipe: the recipe.
+        network: the KernelWarehouse network.
+
+    Notation:
+        - b: images in the batch, c: channels, h, w: height and width, k: classes
+    """
+
+    def __init__(
+        self, recipe: Recipe | Mapping[str, Any], *, allow_python: Sequence[str] = (), pretrained: bool = True
+    ) -> None:
+        super().__init__()
+        self.recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+        self.train_settings = self.recipe.train or Train()
+        self.save_hyperparameters({"recipe": plain(self.recipe.document.data), "pretrained": False}, logger=False)
+        self.network = build(self.recipe if pretrained else without_pretrained(self.recipe), allow_python=allow_python)
+        self.train_loss = MeanMetric()
+        self.loss = MeanMetric()
+        # micro average: the share of images that are right, whatever the number of classes
+        self.accuracy = MulticlassAccuracy(average="micro")
+        self.top5 = MeanMetric()  # torchmetrics' own top-k wants to know the number of classes here
+
+    def on_fit_start(self) -> None:
+        """Compile the network where the recipe says so: in place, so that the state's keys stay as they are."""
+        if self.train_settings.compile:
+            self.network.compile()
+
+    def forward(self, images: Tensor) -> Tensor:  # [b x c x h x w] -> [b x k]
+        """Return the logits."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        """Return the loss; targets are classes [b], or shares of classes [b x k] after mixup."""
+        images, targets = batch
+        loss = functional.cross_entropy(self(images), targets, label_smoothing=self.train_settings.label_smoothing)
+        self.train_loss(loss.detach())
+        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+        """Count right answers, and the cross entropy without smoothing."""
+        images, targets = batch
+        logits = self(images).float()
+        self.loss(functional.cross_entropy(logits, targets, reduction="none"))
+        self.accuracy(logits, targets)
+        nearest = logits.topk(min(TOP, logits.shape[1])).indices  # [b x 5]
+        self.top5((nearest == targets.unsqueeze(1)).any(dim=1).float())
+        metrics = {"val/loss": self.loss, "val/accuracy": self.accuracy, "val/top5": self.top5}
+        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Return the recipe's optimizer, and its schedule, stepped once an optimizer step."""
+        optimizer = make_optimizer(self.recipe, self.parameters())
+        # first the total: asking for it sets the data up, and with it the number of batches
+        total_steps = max(int(self.trainer.estimated_stepping_batches), 1)
+        per_epoch = -(-self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
+        schedule = make_schedule(self.recipe, optimizer, total_steps, per_epoch)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def without_pretrained(recipe: Recipe) -> Recipe:
+    """Return the recipe with a network that starts from its own weights."""
+    return replace(recipe, model=replace(recipe.model, pretrained=False)) if recipe.model else recipe
+
+
+def plain(data: Any) -> Any:
+    """Return a resolved recipe's data in the form that `load_recipe` reads, in types that `weights_only` allows."""
+    if isinstance(data, Mapping):
+        return {key: plain(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [plain(value) for value in data]
+    return escape(data) if isinstance(data, str) else data

@@ -1,0 +1,91 @@
+"""Optimizers of `torch.optim` and schedules of `torch.optim.lr_scheduler`, from the recipe."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer, lr_scheduler
+from torch.optim.lr_scheduler import LRScheduler
+
+from kw_lightning.errors import RecipeError, nearest
+from kw_lightning.recipe.types import Recipe, Schedule, Train
+
+WARMUP_START = 1e-3
+"""Learning rate of the first step of a warm-up, relative to its end."""
+
+
+def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """Return the recipe's optimizer.
+
+    Raises:
+        RecipeError: `torch.optim` has no such optimizer, **or** it does not take an argument.
+    """
+    train = recipe.train or Train()
+    wanted = train.optimizer
+    classes = {
+        name: value
+        for name, value in vars(torch.optim).items()
+        if inspect.isclass(value) and issubclass(value, Optimizer) and value is not Optimizer
+    }
+    if wanted.name not in classes:
+        message = f'torch.optim has no optimizer "{wanted.name}"{nearest(wanted.name, classes)}'
+        raise RecipeError(recipe.document.problem("train.optimizer.name", message))
+    chosen = classes[wanted.name]
+    allowed = set(inspect.signature(chosen).parameters)
+    args = {"lr": wanted.lr, "weight_decay": wanted.weight_decay, **wanted.args}
+    if not wanted.weight_decay:
+        args.pop("weight_decay")  # some optimizers do not have it
+    problems = [
+        recipe.document.problem(f"train.optimizer.{key}", f'{wanted.name} takes no "{key}"{nearest(key, allowed)}')
+        for key in args
+        if key not in allowed
+    ]
+    if problems:
+        raise RecipeError(problems)
+    try:
+        optimizer: Optimizer = chosen(list(parameters), **args)
+    except (TypeError, ValueError) as error:  # the optimizer's own checks of its values
+        raise RecipeError(recipe.document.problem("train.optimizer", f"{wanted.name}: {error}")) from error
+    return optimizer
+
+
+def make_schedule(recipe: Recipe, optimizer: Optimizer, total_steps: int, steps_per_epoch: float) -> LRScheduler:
+    """Return the learning rate over the run, to be stepped once an optimizer step.
+
+    Args:
+        recipe: its `train.schedule` is used.
+        optimizer: the optimizer, its learning rate the schedule's highest.
+        total_steps: optimizer steps of the whole run.
+        steps_per_epoch: optimizer steps of one epoch.
+
+    Raises:
+        RecipeError: the schedule does not take an argument.
+    """
+    wanted = (recipe.train or Train()).schedule
+    warmup = min(round(wanted.warmup_epochs * steps_per_epoch), total_steps)
+    try:
+        after = _shape(wanted, optimizer, max(total_steps - warmup, 1), steps_per_epoch)
+    except TypeError as error:
+        raise RecipeError(recipe.document.problem("train.schedule.args", f"{wanted.name}: {error}")) from error
+    if warmup == 0:
+        return after
+    rise = lr_scheduler.LinearLR(optimizer, start_factor=WARMUP_START, total_iters=warmup)
+    return lr_scheduler.SequentialLR(optimizer, [rise, after], milestones=[warmup])
+
+
+def _shape(schedule: Schedule, optimizer: Optimizer, steps: int, steps_per_epoch: float) -> LRScheduler:
+    args: dict[str, Any] = dict(schedule.args)
+    if schedule.name == "cosine":
+        return lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps, eta_min=schedule.final_lr, **args)
+    if schedule.name == "linear":
+        highest = max(group["lr"] for group in optimizer.param_groups)
+        final = schedule.final_lr / highest if highest else 1.0
+        return lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=final, total_iters=steps, **args)
+    if schedule.name == "step":
+        epochs = args.pop("step_size", 30)  # in epochs, as people think of it
+        return lr_scheduler.StepLR(optimizer, step_size=max(round(epochs * steps_per_epoch), 1), **args)
+    return lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=1, **args)

@@ -1,0 +1,40 @@
+"""Keeps off the screen what Lightning and PyTorch say on every run and a user of `kw-fit` can do nothing about."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Beginnings (regular expressions) of warnings, and why each is noise here.
+NOISE = (
+    r"The '\w+' does not have many workers",  # the recipe decides, and images in memory need none
+    r"The number of training batches .* is smaller than the logging interval",  # metrics are logged by epoch, too
+    r"Checkpoint directory .* exists and is not empty",  # so it is when a run is resumed
+    r"Experiment logs directory .* exists and is not empty",  # the same; the earlier rows are kept
+    r"The dirpath has changed from",  # a run folder that was moved and then resumed
+    r"Detected call of `lr_scheduler.step\(\)` before `optimizer.step\(\)`",  # with 16-bit gradients that overflow
+    r"The epoch parameter in `scheduler.step\(\)` was not necessary",  # SequentialLR's own call
+    r"Starting from v1\.9\.0, `tensorboardX` has been removed",  # TensorBoard is a dependency
+    r"You are using a CUDA device .* Tensor Cores",  # a tip
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own call
+    r"GPU available but not used",  # the recipe decides
+)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep notices below warnings, and the warnings that are noise, off the screen."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for beginning in NOISE:
+                warnings.filterwarnings("ignore", message=beginning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

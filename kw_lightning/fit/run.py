@@ -1,0 +1,224 @@
+"""Training from a recipe: claim the run folder, train, report."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.utilities import rank_zero_only
+
+from kw_lightning.errors import RecipeError, RunError
+from kw_lightning.fit.data import ImageData, data_module
+from kw_lightning.fit.evaluation import load_classifier, measure, read_checkpoint
+from kw_lightning.fit.folder import (
+    RECIPE_FILE,
+    RUNS,
+    RunFolder,
+    checkpoint_of,
+    folder_of,
+    new_folder,
+    newest_folder,
+    readable_errors,
+    versions,
+)
+from kw_lightning.fit.module import Classifier
+from kw_lightning.fit.quiet import quiet
+from kw_lightning.fit.trainer import make_trainer
+from kw_lightning.recipe import load_recipe, lock_text
+from kw_lightning.recipe.types import Recipe, Train
+
+FOLDER_VARIABLE = "KW_RUN_FOLDER"
+"""Tells the processes that Lightning starts for further devices where the run is."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run that ended.
+
+    Attributes:
+        folder: the run folder.
+        last: `accuracy`, `top5` (0 to 1) and `loss` of the trained network; empty in processes but the first.
+        best: the same of the best checkpoint, chosen by `train.monitor` on the same data: an optimistic figure.
+        module: the trained network in its LightningModule.
+    """
+
+    folder: Path
+    last: dict[str, float]
+    best: dict[str, float]
+    module: Classifier
+
+
+def fit(
+    recipe: Recipe | str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    resume: str | Path | None = None,
+    output: str | Path | None = None,
+    allow_python: Sequence[str] = (),
+) -> Result:
+    """Train the network of a recipe.
+
+    Args:
+        recipe: a recipe, or what `load_recipe` takes.
+        overrides: changes to the recipe, as `train.epochs=5`.
+        resume: "auto" for the newest run of the recipe if there is one, a run folder or a checkpoint file.
+        output: the run folder; by default `runs/NAME-1`, `-2`, …
+        allow_python: packages whose code the recipe may name.
+
+    Raises:
+        RecipeError: a recipe that cannot be used.
+        RunError: a folder that is in use or holds another run, a full disk, data that is not there.
+        KeyboardInterrupt: Ctrl-C; `checkpoints/last.ckpt` holds the state at that moment.
+
+    Example:
+        >>> result = fit("digits-resnet", ["train.epochs=1"])
+        >>> result.last["accuracy"]
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, overrides)
+    elif overrides:
+        raise TypeError("overrides change a recipe while it is loaded, and this one is loaded already")
+    seed_everything((recipe.train or Train()).seed, workers=True, verbose=False)
+    module = Classifier(recipe, allow_python=allow_python)
+    data = data_module(recipe, allow_python=allow_python)
+    check_shapes(recipe, module, data)
+    folder, checkpoint = open_folder(recipe, resume, output)
+    try:
+        steps_done = 0
+        if checkpoint is not None:
+            state = read_checkpoint(checkpoint)
+            check_fits(module, state, checkpoint)
+            steps_done = state["global_step"]
+        with quiet(), readable_errors(folder.path):
+            trainer = make_trainer(recipe, folder, steps_done)
+            if trainer.is_global_zero:
+                folder.write(RECIPE_FILE, lock_text(recipe))
+                folder.write("versions.json", versions())
+            with interruptible(trainer):
+                trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+            return finish(trainer, module, data, folder, allow_python)
+    finally:
+        folder.release()
+
+
+def finish(
+    trainer: Trainer, module: Classifier, data: LightningDataModule, folder: RunFolder, allow_python: Sequence[str]
+) -> Result:
+    """Evaluate what is in the checkpoints, so that `kw evaluate` gives the same, and write `result.json`."""
+    if not folder.last.exists():  # no epoch was trained
+        trainer.save_checkpoint(folder.last)
+    if not trainer.is_global_zero:
+        return Result(folder.path, {}, {}, module)
+    measured = {}
+    for name, path in (("last", folder.last), ("best", folder.best if folder.best.exists() else folder.last)):
+        measured[name] = measure(load_classifier(read_checkpoint(path), path, allow_python=allow_python), data)
+    parameters = sum(parameter.numel() for parameter in module.network.parameters())
+    folder.write("result.json", dumps({"parameters": parameters, **measured}, indent=2) + "\n")
+    return Result(folder.path, measured["last"], measured["best"], module)
+
+
+def open_folder(recipe: Recipe, resume: str | Path | None, output: str | Path | None) -> tuple[RunFolder, Path | None]:
+    """Return the run folder, claimed by the first process of the run, and the checkpoint to go on from.
+
+    Raises:
+        RunError: no such checkpoint, or a folder that cannot be used.
+    """
+    checkpoint = None
+    folder = RunFolder(Path(output)) if output else None
+    if resume == "auto":
+        found = folder if folder is not None else newest_folder(recipe.name)
+        if found is not None and found.last.exists():
+            folder, checkpoint = found, found.last
+    elif resume is not None:
+        checkpoint = checkpoint_of(Path(resume))
+        folder = folder or folder_of(checkpoint)
+    if not is_first_process():  # started by Lightning or by torchrun for another device: writes nothing
+        return folder or RunFolder(Path(os.environ.get(FOLDER_VARIABLE, RUNS / recipe.name))), checkpoint
+    if folder is None:
+        folder = new_folder(recipe.name)
+    else:
+        folder.claim(resume=checkpoint is not None and folder_of(checkpoint).path == folder.path)
+    os.environ[FOLDER_VARIABLE] = str(folder.path)
+    return folder, checkpoint
+
+
+def is_first_process() -> bool:
+    """Tell whether this process, of those that train together, is the one that writes and speaks."""
+    return not getattr(rank_zero_only, "rank", 0)
+
+
+def check_shapes(recipe: Recipe, module: Classifier, data: LightningDataModule) -> None:
+    """Show the network one image before anything is written, so that a mismatch is one message.
+
+    Raises:
+        RecipeError: the network does not take such images, **or** has other outputs than the data has classes.
+    """
+    if not isinstance(data, ImageData):
+        return
+    image, _ = data.eval_images[0]
+    shape = list(image.shape)
+    try:
+        with torch.inference_mode():
+            logits = module.eval()(image.unsqueeze(0))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = str(error).splitlines()[0]
+        message = f"the network does not take the images of the data, {shape}: {reason}"
+        raise RecipeError(recipe.document.problem("model", message)) from error
+    finally:
+        module.train()
+    if logits.ndim != 2 or logits.shape[1] != data.num_classes:
+        message = f"the network's output is {list(logits.shape[1:])} and the data has {data.num_classes} classes"
+        raise RecipeError(recipe.document.problem("model", message))
+
+
+def check_fits(module: Classifier, state: Mapping[str, Any], checkpoint: Path) -> None:
+    """Compare a checkpoint with the network that is to go on from it.
+
+    Raises:
+        RunError: it is another network's.
+    """
+    saved, own = state["state_dict"], module.state_dict()
+    differing = sorted(key for key in {*saved, *own} if key not in saved or key not in own)
+    differing += [key for key in own if key in saved and own[key].shape != saved[key].shape]
+    if differing:
+        raise RunError(
+            f"{checkpoint} is of another network than the recipe's: {len(differing)} of {len(own)} tensors differ, "
+            f"as {', '.join(differing[:3])}; train the recipe in a new folder"
+        )
+
+
+@contextmanager
+def interruptible(trainer: Trainer) -> Iterator[None]:
+    """Let Ctrl-C end training as KeyboardInterrupt, after the callbacks wrote their checkpoint.
+
+    Lightning ends the whole process instead, and leaves Ctrl-C switched off, which would hurt a notebook.
+
+    Raises:
+        KeyboardInterrupt: training was interrupted.
+        RunError: the device's memory is too small.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if main else None
+    try:
+        yield
+    except SystemExit:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            "the device's memory is too small for this run; make data.batch_size smaller "
+            "(and train.accumulate larger, which keeps the optimizer's steps as they are)"
+        ) from error
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, handler)

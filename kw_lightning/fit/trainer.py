@@ -1,0 +1,141 @@
+"""The Trainer of a recipe: its callbacks, its loggers, and Lightning's own settings."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from kw_lightning.callbacks.attention import AttentionStatistics
+from kw_lightning.callbacks.resume import AtomicCheckpointIO, RandomState
+from kw_lightning.callbacks.temperature import TemperatureAnnealing
+from kw_lightning.errors import RecipeError
+from kw_lightning.fit.folder import RunFolder
+from kw_lightning.fit.progress import progress_bar
+from kw_lightning.recipe.types import Recipe, Train
+
+MONITORED = {"val/accuracy": "max", "val/top5": "max", "val/loss": "min", "train/loss": "min"}
+"""What `train.monitor` may name, and which direction is better."""
+
+
+def make_trainer(recipe: Recipe, folder: RunFolder, steps_done: int = 0) -> Trainer:
+    """Return the Trainer that trains a recipe into a run folder.
+
+    Args:
+        recipe: the recipe.
+        folder: the run folder.
+        steps_done: optimizer steps of the checkpoint that the run goes on from.
+
+    Raises:
+        RecipeError: settings that Lightning refuses, **or** an unknown metric in `train.monitor`.
+    """
+    train = recipe.train or Train()
+    settings = {
+        "accelerator": train.accelerator,
+        "devices": train.devices,
+        "strategy": train.strategy,
+        "num_nodes": train.nodes,
+        "precision": train.precision,
+    }
+    callbacks, loggers = make_callbacks(recipe, folder), make_loggers(recipe, folder, steps_done)
+    try:
+        return Trainer(
+            **settings,  # type: ignore[arg-type]
+            max_epochs=train.epochs,
+            max_steps=train.max_steps or -1,
+            gradient_clip_val=train.gradient_clip,
+            accumulate_grad_batches=train.accumulate,
+            deterministic=train.deterministic,
+            log_every_n_steps=recipe.log.every_n_steps,
+            callbacks=callbacks,
+            logger=loggers,
+            plugins=[AtomicCheckpointIO()],
+            num_sanity_val_steps=0,  # one batch is tried before training, on its own
+            enable_model_summary=False,  # the plan is shown before
+        )
+    except (ValueError, RuntimeError, TypeError) as error:  # Lightning's MisconfigurationException is no ValueError
+        given = ", ".join(f"{key}={value}" for key, value in settings.items())
+        raise RecipeError(
+            recipe.document.problem("train", f"Lightning refuses these settings ({given}): {error}")
+        ) from error
+
+
+def make_callbacks(recipe: Recipe, folder: RunFolder) -> list[Callback]:
+    """Return the callbacks of a recipe: checkpoints, learning rate, temperature, statistics, average, progress."""
+    train = recipe.train or Train()
+    if train.monitor not in MONITORED:
+        message = f'"{train.monitor}" is not logged; allowed are {", ".join(MONITORED)}'
+        raise RecipeError(recipe.document.problem("train.monitor", message))
+    callbacks: list[Callback] = [
+        ModelCheckpoint(
+            folder.checkpoints,
+            filename="best",
+            monitor=train.monitor,
+            mode=MONITORED[train.monitor],
+            enable_version_counter=False,
+        ),
+        ModelCheckpoint(folder.checkpoints, filename="last", save_on_exception=True, enable_version_counter=False),
+        LearningRateMonitor("step"),
+        RandomState(),
+        progress_bar(),
+    ]
+    if recipe.warehouses or recipe.stages:
+        temperature = recipe.temperature
+        callbacks.append(
+            TemperatureAnnealing(
+                temperature.start, temperature.end, temperature.epochs, temperature.steps, temperature.shape
+            )
+        )
+        if recipe.log.attention_every_n_epochs:
+            callbacks.append(
+                AttentionStatistics(
+                    recipe.log.attention_every_n_epochs,
+                    figures=recipe.log.attention_figures,
+                    folder=folder.path / "attention",
+                )
+            )
+    if train.ema is not None:
+        callbacks.append(Average(train.ema.decay, train.ema.start_epoch))
+    return callbacks
+
+
+def make_loggers(recipe: Recipe, folder: RunFolder, steps_done: int = 0) -> list[Logger]:
+    """Return the loggers of a recipe: `metrics.csv`, and TensorBoard's events in `tensorboard/`."""
+    # Lightning's logger begins a new file; a resumed run keeps the rows up to its checkpoint.
+    earlier = [row for row in read_metrics(folder.path / "metrics.csv") if row["step"] < steps_done]
+    table = CSVLogger(folder.path, name="", version="")
+    for row in earlier:
+        table.log_metrics({**row}, step=int(row["step"]))
+    if earlier:
+        table.save()
+    loggers: list[Logger] = [table]
+    if recipe.log.tensorboard:
+        loggers.append(TensorBoardLogger(folder.path, name="", version="tensorboard"))
+    return loggers
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Return the rows of a `metrics.csv`, without their empty places; none where there is no such file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+class Average(EMAWeightAveraging):
+    """Lightning's moving average of the weights, from an epoch on; before, the average is the network itself.
+
+    Buffers are copied, not averaged: the temperature and the statistics of BatchNorm are those of the network.
+    """
+
+    def __init__(self, decay: float, start_epoch: int = 0) -> None:
+        super().__init__(use_buffers=False, decay=decay)
+        self.start_epoch = start_epoch
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        """Let the next update copy the network while averaging has not begun."""
+        if trainer.current_epoch < self.start_epoch and self._average_model is not None:
+            self._average_model.n_averaged.zero_()
