@@ -77,7 +77,8 @@ class AttentionStatistics(Callback):
             return
         self.latest = self.summaries()
         for name, summary in self.latest.items():
-            pl_module.log_dict({f"attention/{name}/{key}": value for key, value in summary.scalars().items()})
+            numbers = {f"attention/{name}/{key}": value for key, value in summary.scalars().items()}
+            pl_module.log_dict(numbers, sync_dist=True)  # equal in all processes; Lightning warns without
         # `log_dir` asks the first process, so every process has to read it.
         folder = Path(self.folder or Path(trainer.log_dir or trainer.default_root_dir) / "attention")
         self._write(folder / f"epoch={trainer.current_epoch:04d}-step={trainer.global_step}.npz")
