@@ -17,9 +17,9 @@ from kw_lightning.errors import RecipeError
 
 MAX_ARGUMENT = 100_000
 """Largest whole number, and longest string, among a backbone's arguments."""
-MAX_PARAMETERS = 100_000_000_000
+MAX_PARAMETERS = 10_000_000_000
 """Most parameters of a network, static or dynamic."""
-MAX_MODULES = 5_000
+MAX_MODULES = 4_000
 """Most modules of a network."""
 MAX_MIXTURES = 200_000
 """Most mixtures of all warehouses together."""

@@ -59,13 +59,13 @@ def select(
     finder = _Finder(network, document)
     chosen: dict[str, tuple[Choice, ...]] = {}
     for warehouse in warehouses:
-        found: dict[str, tuple[Choice, Selector]] = {}
+        found: dict[str, Choice] = {}
         for selector in warehouse.layers:
             for choice in finder.find(selector):
-                found.setdefault(choice.name, (choice, selector))
-        for choice, selector in found.values():
-            finder.claim(choice, warehouse.name, selector)
-        chosen[warehouse.name] = _in_module_order(network, [choice for choice, _ in found.values()])
+                if choice.name not in found:
+                    finder.claim(choice, warehouse.name, selector)
+                    found[choice.name] = choice
+        chosen[warehouse.name] = _in_module_order(network, list(found.values()))
     return chosen, finder.problems
 
 

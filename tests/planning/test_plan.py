@@ -1,0 +1,197 @@
+"""The plan: counts, multiply-adds, memory, limits."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+import torch
+from networks import TinyResNet, recipe
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from kw_lightning.builder import apply_plan
+from kw_lightning.errors import RecipeError
+from kw_lightning.nn.partition import partition
+from kw_lightning.planning import plan
+from kw_lightning.planning.macs import attention_macs, mixing_macs
+from kw_lightning.planning.network import survey
+from kw_lightning.planning.tracing import positions, trace
+from kw_lightning.recipe import load_recipe
+
+EVERYTHING = {
+    "wide": ["layer1.*", "layer2.0.conv1"],
+    "norm": {"layers": ["layer2.0.shortcut"], "attention": {"norm": "layer"}},
+    "low": {"layers": ["layer2.*.conv2", "layer2.1.conv1"], "attention": {"basis": "1/4"}, "budget": "1/2"},
+    "head": ["fc"],
+}
+
+
+def test_counts_are_the_built_networks() -> None:
+    model = TinyResNet()
+    planned = plan(recipe(EVERYTHING), model)
+    assert planned.parameters.static == sum(p.numel() for p in model.parameters())
+    apply_plan(planned, model)
+    assert planned.parameters.kw == sum(p.numel() for p in model.parameters())
+
+
+def test_static_macs_against_torch() -> None:
+    model = TinyResNet().eval()
+    planned = plan(recipe(["*.conv?"]), model, input_shape=[1, 8, 8])
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 1, 8, 8))
+    assert planned.macs is not None
+    assert planned.macs.static == counter.get_total_flops() // 2
+    forward = trace(model, [1, 8, 8])
+    by_layer = 0
+    for layer in survey(model).layers:
+        for call in forward.calls[layer.name]:
+            weight = torch.tensor(layer.kernel_shape).prod().item()
+            by_layer += int(weight) * positions(layer.kernel_shape, call.outputs)
+    assert by_layer == planned.macs.static
+
+
+def test_dynamic_macs_against_torch() -> None:
+    """The attention's figure is what torch counts; so is the mixing's where kernels are mixed first."""
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1)).eval()
+    planned = plan(recipe(["0"]), model, input_shape=[8, 64, 64])
+    layer = planned.warehouses[0].layers[0]
+    apply_plan(planned, model)
+    attention = model[0].attention.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        attention(torch.zeros(1, 8, 64, 64), torch.ones(()))
+    by_hand = attention_macs(8, layer.partition, planned.warehouses[0].attention.reduction)
+    assert by_hand == counter.get_total_flops() // 2
+    assert layer.macs is not None
+    assert layer.macs.static == 9 * 64 * 64 * 64
+    assert layer.macs.kw == by_hand + 9 * 9 * 64 + layer.macs.static
+
+
+def test_cheapest_order_of_mixing() -> None:
+    share = partition([(64, 64, 3, 3)], 4).layers[0]  # 36 cells of 64×64, 9 mixtures
+    kernels_first = 9 * 36 * 64 * 64 + 64 * 64 * 9 * 56 * 56
+    outputs_first = 36 * 64 * 64 * 4 + 9 * 36 * 64 * 4
+    assert mixing_macs(share, groups=1, inputs=56 * 56, outputs=56 * 56) == kernels_first
+    assert mixing_macs(share, groups=1, inputs=4, outputs=4) == outputs_first
+    depthwise = partition([(64, 1, 3, 3)], 4).layers[0]
+    assert mixing_macs(depthwise, groups=64, inputs=4, outputs=4) == 9 * 36 * 64 + 64 * 9 * 4
+
+
+def test_windows_count_as_samples() -> None:
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x.reshape(-1, 2, 4))  # [batch·windows, tokens, channels]
+
+    layer = plan(recipe(["layer"]), Windows(), input_shape=[6, 4]).warehouses[0].layers[0]
+    one = mixing_macs(layer.partition, 1, 2, 2) + attention_macs(
+        4, layer.partition, recipe(["*"]).warehouses[0].attention.reduction
+    )
+    assert layer.macs == (3 * 2 * 16, 3 * one)
+
+
+def test_unknown_input_shape_and_networks_that_do_not_run() -> None:
+    assert plan(recipe(["fc"]), TinyResNet()).macs is None
+    planned = plan(recipe(["fc"]), TinyResNet(), input_shape=[3, 8, 8])
+    assert planned.macs is None
+    assert planned.macs_note is not None
+    assert "does not run on one input of [3, 8, 8]" in planned.macs_note
+
+
+def test_planning_leaves_the_network_alone() -> None:
+    model = TinyResNet().train()
+    calls: list[int] = []
+    model.fc.register_forward_hook(lambda *_: calls.append(1))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    plan(recipe(EVERYTHING), model, input_shape=[1, 8, 8])
+    assert not calls
+    assert model.training
+    assert len(model.fc._forward_hooks) == 1
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_plan_as_data() -> None:
+    planned = plan(recipe({"a": {"layers": ["layer1.*"], "budget": "1/2"}}), TinyResNet(), input_shape=[1, 8, 8])
+    data = json.loads(json.dumps(planned.to_dict()))
+    assert set(data["parameters"]) == set(data["macs"]) == {"static", "kw"}
+    warehouse = data["warehouses"][0]
+    assert (warehouse["name"], warehouse["cells"], warehouse["cell_shape"]) == ("a", 18, [8, 8, 1, 1])
+    assert (warehouse["mixtures"], warehouse["budget"]) == (36, {"asked": "1/2", "reached": 0.5})
+    assert [layer["first_cell"] for layer in warehouse["layers"]] == [0, 5, 10, 15]
+    assert {"name": "fc", "type": "Linear", "reason": "no warehouse takes it"} in data["static_layers"]
+
+
+def test_memory_of_a_large_plan() -> None:
+    """ResNet50 at 4× has 408 MB of weights: its plan takes none of them."""
+    code = (
+        "import resource, torchvision\n"
+        "from kw_lightning.planning import plan\n"
+        "from kw_lightning.recipe import load_recipe\n"
+        "plan(load_recipe('resnet18-kw-1x'))\n"  # what the imports and the first forward pass take
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak(); plan(load_recipe('resnet50-kw-4x')); print((peak() - before) / 1024)\n"
+    )
+    megabytes = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert megabytes < 50
+
+
+ABSURD: list[dict[str, Any]] = [
+    {"backbone": "torchvision/resnet18", "args": {"num_classes": 10**9}},
+    {"backbone": "torchvision/resnet50", "args": {"width_per_group": 10**5, "num_classes": 10**5}},
+    {"backbone": "torchvision/mobilenet_v2", "args": {"width_mult": 1e5}},
+    {"backbone": "torchvision/mobilenet_v2", "args": {"width_mult": 1e400}},
+    {"backbone": "torchvision/vit_b_16", "args": {"image_size": 99984}},
+    {"backbone": "torchvision/resnet18", "input": [3, 10**6, 10**6]},
+    {"backbone": "timm/vit_tiny_patch16_224", "args": {"depth": 99_999}},
+    {"backbone": "timm/vit_tiny_patch16_224", "args": {"embed_dim": 99_999, "num_heads": 1, "depth": 24}},
+    {"backbone": "timm/convnext_tiny", "args": {"depths": [3, 3, 9, 10**9]}},
+]
+
+
+@pytest.mark.parametrize("model", ABSURD, ids=lambda model: str(model)[13:60])
+def test_absurd_sizes_are_refused_at_once(model: dict[str, Any]) -> None:
+    if model["backbone"].startswith("timm/"):
+        pytest.importorskip("timm")
+    asked = recipe(["*"], model=model)
+    started = time.monotonic()
+    with pytest.raises(RecipeError, match=r"at most|the most a recipe may ask|Storage size"):
+        plan(asked)
+    assert time.monotonic() - started < 2  # under 1 s on an idle machine
+
+
+@pytest.mark.parametrize(
+    ("warehouse", "message"),
+    [
+        ({"layers": ["layer*.conv?"], "cell": {"out": "1/512", "in": "1/512"}}, "at most 200,000 can be"),
+        ({"layers": ["layer4.1.conv1"], "budget": {"cells": 10**9}}, "more than 10,000,000,000 parameters"),
+        ({"layers": ["layer4.1.conv1"], "budget": {"cells": 10**5}, "cell": {"spatial": "whole"}}, "parameters"),
+    ],
+)
+def test_absurd_warehouses_are_refused(warehouse: dict[str, Any], message: str) -> None:
+    asked = recipe({"a": warehouse}, model={"backbone": "torchvision/resnet18"})
+    with pytest.raises(RecipeError, match=message):
+        plan(asked)
+
+
+def test_recipes_without_network_or_warehouses() -> None:
+    with pytest.raises(RecipeError, match="a recipe needs a network here"):
+        plan(recipe(["*"]))
+    with pytest.raises(RecipeError, match="a recipe needs warehouses, or stages: auto"):
+        plan(recipe(), TinyResNet())
+
+
+def test_problems_stand_where_the_recipe_has_them(tmp_path: Any) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(
+        "kw: 1\nname: wrong\nwarehouses:\n  a:\n    layers: [layer1.*]\n  b:\n    layers:\n    - layer1.0.conv1\n"
+    )
+    with pytest.raises(RecipeError) as caught:
+        plan(load_recipe(path), TinyResNet())
+    assert str(caught.value).startswith(f"{path}:8:7: warehouses.b.layers[0]: layer")
