@@ -33,12 +33,14 @@ def layout(network: nn.Module) -> Layout:
     """Return the warehouses of a network and where their layers draw from, as plain data."""
     found: Layout = {}
     for warehouse, layers in layers_of_warehouses(network):
+        # From the partitions, because a sharded network's parameters have other shapes.
+        shares = {name: layer.partition for name, layer in layers.items() if layer.partition is not None}
+        first = next(iter(shares.values()))
         found[warehouse.name] = {
-            "cells": list(warehouse.cells.shape),
+            "cells": [first.cells, *first.cell_shape],
             "layers": {
-                name: {"kernel": list(layer.partition.kernel_shape), "first_cell": layer.partition.first_cell}
-                for name, layer in layers.items()
-                if layer.partition is not None
+                name: {"kernel": list(share.kernel_shape), "first_cell": share.first_cell}
+                for name, share in shares.items()
             },
         }
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from kw_lightning.callbacks.layout import layers_of_warehouses
 from kw_lightning.errors import KWError
 
+FSDP1_PART = "._fsdp_wrapped_module"  # FSDP1 puts it behind the name of every module that it wraps
 SHARED = "layers in several places share the cells of a warehouse"
 
 
@@ -84,8 +85,8 @@ def check_sharding(model: nn.Module) -> None:
         outside = [name for name in layers if group is not None and group not in _groups(modules, name)]
         if outside:
             raise KWError(
-                f'warehouse "{warehouse.name}" is in the FSDP group of "{owner}", and {_listed(outside)} outside that '
-                f"group draw on it: {SHARED}. Shard with kw_lightning.callbacks.kw_fully_shard, "
+                f'warehouse "{warehouse.name}" is in the FSDP group of "{_listed([owner])}", and {_listed(outside)} '
+                f"outside that group draw on it: {SHARED}. Shard with kw_lightning.callbacks.kw_fully_shard, "
                 "or (FSDP1) without an auto_wrap_policy"
             )
 
@@ -103,6 +104,6 @@ def _groups(modules: dict[str, nn.Module], path: str) -> Iterator[object]:
         path = path.rpartition(".")[0]
 
 
-def _listed(names: Any) -> str:
-    names = list(names)
+def _listed(names: Iterable[str]) -> str:
+    names = [f".{name}".replace(FSDP1_PART, "").lstrip(".") for name in names]
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

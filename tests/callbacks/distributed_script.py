@@ -12,13 +12,17 @@ from callback_networks import RECIPE, Classifier, Net, dataset, trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import kw_lightning
-from kw_lightning.callbacks import KWCallback, RandomState, kw_fully_shard
+from kw_lightning.callbacks import KWCallback, RandomState, kw_fully_shard, temperature_at
+from kw_lightning.callbacks.strategies import check_sharding
 from kw_lightning.errors import KWError
+from kw_lightning.nn import KWConv2d, set_temperature
 
 STATISTICS = {**RECIPE, "log": {"attention": {"every_n_epochs": 1}}}
 BATCH = 16  # of all processes together
@@ -102,6 +106,33 @@ def classifier(kind: type[Net]) -> Classifier:
     return Classifier(kind().double())
 
 
+def fsdp1(model: Classifier) -> dict[str, Any]:
+    """Train three steps under FSDP1, which Lightning offers on GPUs only, as one group; and refuse several groups."""
+    kw_lightning.convert(model, RECIPE)
+    images, labels = data().tensors
+    rank = torch.distributed.get_rank()
+    device = torch.device("cpu")
+    sharded = FullyShardedDataParallel(model, use_orig_params=True, device_id=device)
+    check_sharding(sharded)
+    optimizer = model.configure_optimizers()
+    for step in range(3):
+        set_temperature(model, temperature_at(step + 1, 10))
+        mine = slice(step * BATCH + rank, (step + 1) * BATCH, 2)
+        optimizer.zero_grad()
+        F.cross_entropy(sharded(images[mine]), labels[mine]).backward()
+        optimizer.step()
+    with FullyShardedDataParallel.summon_full_params(sharded):
+        weights = {name: value.clone() for name, value in model.state_dict().items()}
+    by_layer = classifier(Net)
+    kw_lightning.convert(by_layer, RECIPE)
+    policy = ModuleWrapPolicy({KWConv2d})
+    try:
+        check_sharding(FullyShardedDataParallel(by_layer, auto_wrap_policy=policy, device_id=device))
+    except KWError as error:
+        return {"weights": weights, "refused": str(error)}
+    raise AssertionError("one group a layer was not refused")
+
+
 def main(folder: Path) -> None:
     results = {
         "ddp": fit(folder / "ddp", classifier(Net), processes=2, strategy="ddp"),
@@ -114,7 +145,8 @@ def main(folder: Path) -> None:
         again = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
         fit(folder / "refused", ShardedByBlock(), processes=2, strategy=again)
     except KWError as error:
-        results["refused"] = str(error)
+        results["fsdp2"]["refused"] = str(error)
+    results["fsdp1"] = fsdp1(classifier(Net))
     if torch.distributed.get_rank() == 0:
         torch.save(results, folder / "results.pt")
     torch.distributed.destroy_process_group()

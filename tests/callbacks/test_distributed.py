@@ -89,11 +89,18 @@ def test_random_numbers_of_both_processes_are_saved(two: Any, one: Any) -> None:
     assert (two["ddp"]["random"], one["random"]) == ([2], [1])
 
 
-def test_sharding_that_splits_a_warehouse_is_refused(two: Any) -> None:
-    assert two["refused"].startswith(
+def test_fsdp1_trains_to_the_weights_of_one_process(two: Any, one: Any) -> None:
+    weights = {name.replace("_fsdp_wrapped_module.", ""): value for name, value in two["fsdp1"]["weights"].items()}
+    same(weights, one["weights"])
+
+
+@pytest.mark.parametrize("kind", ["fsdp1", "fsdp2"])
+def test_sharding_that_splits_a_warehouse_is_refused(two: Any, kind: str) -> None:
+    message = two[kind]["refused"]
+    assert message.startswith(
         'warehouse "convolutions" is in the FSDP group of "net.conv1", and net.conv2 outside that group draw on it'
     )
-    assert "kw_fully_shard" in two["refused"]
+    assert "kw_fully_shard" in message
 
 
 def test_sync_batch_norm_reaches_the_attention() -> None:
