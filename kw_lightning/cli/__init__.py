@@ -16,7 +16,14 @@ from kw_lightning.errors import KWError
 # Command → module with a function of the module's name. The modules import what is slow (torch) inside that
 # function, so that `kw --help` and `kw check` start at once.
 COMMANDS: dict[str, str] = {
+    "list": "kw_lightning.cli.list",
+    "show": "kw_lightning.cli.show",
+    "check": "kw_lightning.cli.check",
     "plan": "kw_lightning.cli.plan",
+    "diff": "kw_lightning.cli.diff",
+    "new": "kw_lightning.cli.new",
+    "lock": "kw_lightning.cli.lock",
+    "schema": "kw_lightning.cli.schema",
     "fit": "kw_lightning.cli.fit",
     "evaluate": "kw_lightning.cli.evaluate",
 }

@@ -21,11 +21,12 @@ from kw_lightning.recipe.merging import drop_nothings, merge
 from kw_lightning.recipe.nodes import Node, from_python
 from kw_lightning.recipe.overrides import override
 from kw_lightning.recipe.reading import read_yaml
-from kw_lightning.recipe.schema import VERSION
+from kw_lightning.recipe.schema import VERSION, schema
 from kw_lightning.recipe.sources import NotFoundError, Source
 from kw_lightning.recipe.types import Document, Recipe, SourceFile
-from kw_lightning.recipe.validation import found, sort, validate
+from kw_lightning.recipe.validation import sort, validate
 from kw_lightning.recipe.variables import substitute
+from kw_lightning.recipe.words import found
 
 _OWN = ("name", "description")
 """Keys that a recipe does not take from the one it extends."""
@@ -65,7 +66,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     problems += check(node)
     if problems:
         raise RecipeError(sort(problems))
-    data = {"kw": VERSION, "name": name, **node.plain()}
+    data = _in_order({"name": name, **node.plain()})
     return convert(data, Document(data, _locations(node), shown, tuple(files.read), tuple(overrides)))
 
 
@@ -167,6 +168,11 @@ def _source_file(source: Source, content: bytes) -> SourceFile:
         except metadata.PackageNotFoundError:
             version = None
     return SourceFile(source.name, sources.sha256(content), source.package, version)
+
+
+def _in_order(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe's keys in the order of the language, whichever file they came from."""
+    return {key: data[key] for key in schema()["properties"] if key in data}
 
 
 def _without_notes(node: Node) -> Node:

@@ -14,6 +14,8 @@ from kw_lightning.recipe.types import Recipe
 from kw_lightning.recipe.variables import escape
 from kw_lightning.recipe.writing import to_yaml
 
+MARK = "resolved and locked by `kw lock`"
+"""What the first line of a lock says."""
 _PACKAGES = ("kw-lightning", "torch", "torchvision", "lightning", "timm")
 
 
@@ -27,9 +29,7 @@ def lock_text(recipe: Recipe) -> str:
     ]
     if recipe.document.overrides:
         lock["overrides"] = list(recipe.document.overrides)
-    header = (
-        f"# {recipe.name}, resolved and locked by `kw lock`: a changed copy is refused; change its sources instead.\n"
-    )
+    header = f"# {recipe.name}, {MARK}: a changed copy is refused; change its sources instead.\n"
     return header + to_yaml({**data, "lock": lock})
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from kw_lightning.errors import Problem
 from kw_lightning.recipe import schema as language
 from kw_lightning.recipe.nodes import Node, join
-from kw_lightning.recipe.validation import found
+from kw_lightning.recipe.words import found
 
 APPEND = "+"
 

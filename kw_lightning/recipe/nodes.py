@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -77,6 +78,7 @@ def join(path: str, key: str | int) -> str:
     """Return the path of a key or index inside a path: `a.b` or `a[0]`."""
     if isinstance(key, int):
         return f"{path}[{key}]"
+    key = key if key.isprintable() else json.dumps(key)
     return f"{path}.{key}" if path else key
 
 

@@ -10,7 +10,7 @@ from kw_lightning.recipe import schema as language
 from kw_lightning.recipe.merging import APPEND, merge
 from kw_lightning.recipe.nodes import Node, join_all
 from kw_lightning.recipe.reading import read_yaml
-from kw_lightning.recipe.validation import found
+from kw_lightning.recipe.words import found
 
 FILE = "<command line>"
 _STEP = re.compile(r"([^.\[\]]+)|\[([0-9]{1,6})\]|\.")
@@ -36,7 +36,7 @@ def _apply(root: Node, text: str, number: int, problems: list[Problem]) -> Node:
     here = Location(FILE, number, 1)
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise RecipeError(Problem(f'found "{text[:80]}", allowed: key=value, as train.epochs=5', location=here))
+        raise RecipeError(Problem(f"found {found(text)}, allowed: key=value, as train.epochs=5", location=here))
     appends = key.endswith(APPEND)
     keys = _keys(key.removesuffix(APPEND), here)
     if keys[0] in _FIXED:
@@ -63,7 +63,7 @@ def _keys(text: str, here: Location) -> tuple[str | int, ...]:
         position = match.end()
     if position < len(text) or not keys or isinstance(keys[0], int):
         raise RecipeError(
-            Problem(f'"{text[:80]}" is no key, allowed: keys as train.epochs or model.input[0]', location=here)
+            Problem(f"{found(text)} is no key, allowed: keys as train.epochs or model.input[0]", location=here)
         )
     return tuple(keys)
 

@@ -15,6 +15,7 @@ from kw_lightning.errors import Location, Problem, RecipeError
 from kw_lightning.recipe.limits import MAX_BYTES, MAX_DEPTH, MAX_KEY, MAX_TEXT, MAX_VALUES
 from kw_lightning.recipe.nodes import Node
 from kw_lightning.recipe.scalars import read_plain
+from kw_lightning.recipe.words import found
 
 _LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 _MERGE = "<<"
@@ -99,7 +100,7 @@ class _Composer:
         node = self.anchors.get(name)
         if node is None:
             reason = "stands inside the value it names" if name in self.anchors else "has no anchor above it"
-            raise self.stop(event, f'the alias "*{_shorten(name)}" {reason}')
+            raise self.stop(event, f"the alias {found('*' + name)} {reason}")
         self.add(event, node.size)
         if depth + node.depth > MAX_DEPTH:
             raise self.stop(event, f"nested deeper than {MAX_DEPTH}, aliases expanded")
@@ -140,7 +141,7 @@ class _Composer:
                 first = entries[key].key_location
                 line = first.line if first else 0
                 self.problems.append(
-                    Problem(f'the key "{_shorten(key)}" stands here again, first in line {line}', location=location)
+                    Problem(f"the key {found(key)} stands here again, first in line {line}", location=location)
                 )
             else:
                 entries[key] = node
@@ -172,7 +173,7 @@ class _Composer:
         if tag not in (None, "!"):
             name = tag.replace("tag:yaml.org,2002:", "!!")
             self.problems.append(
-                Problem(f"found the tag {_shorten(name)}; a recipe has no tags", location=self.location(event))
+                Problem(f"found the tag {found(name)}; a recipe has no tags", location=self.location(event))
             )
 
     def add(self, event: yaml.Event, values: int) -> None:
@@ -207,7 +208,3 @@ def _syntax_error(error: yaml.YAMLError, text: str, file: str) -> RecipeError:
 
 def _error(file: str, message: str, line: int = 1, column: int = 1) -> RecipeError:
     return RecipeError(Problem(message, location=Location(file, line, column)))
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= 60 else text[:60] + "…"

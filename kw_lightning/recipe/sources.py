@@ -16,6 +16,7 @@ from pathlib import Path
 
 from kw_lightning.errors import nearest
 from kw_lightning.recipe.limits import MAX_BYTES
+from kw_lightning.recipe.words import found
 from kw_lightning.resources import shipped
 
 ENTRY_POINTS = "kw_lightning.recipes"
@@ -104,7 +105,9 @@ def find_base(name: str, parent: Source | None) -> Source:
     if (named := find_named(name)) is not None:
         return named
     near = nearest(name, names()) or nearest(name, _neighbours(parent))
-    raise NotFoundError(f'found no recipe "{name}" beside this file, among the shipped or the announced ones{near}')
+    raise NotFoundError(
+        f"found no recipe {found(name)} beside this file, among the shipped or the announced ones{near}"
+    )
 
 
 def find_named(name: str) -> Source | None:
@@ -146,16 +149,16 @@ def _recipe_files(folder: Path) -> list[Path]:
 def _in_package(name: str) -> Source:
     package, _, inside = name.removeprefix(PACKAGE).partition("/")
     if not package.isidentifier() or not inside.endswith(SUFFIXES):
-        raise NotFoundError(f'found "{name}", allowed: {PACKAGE}PACKAGE/FILE.yaml')
+        raise NotFoundError(f"found {found(name)}, allowed: {PACKAGE}PACKAGE/FILE.yaml")
     folders = _package_folders(package)
     if not folders:
-        raise NotFoundError(f'the package "{package}" of "{name}" is not installed')
+        raise NotFoundError(f'the package "{package}" of {found(name)} is not installed')
     for root in folders:
         path = _inside(root / inside, root, name)
         if path is not None and _is_file(path):
             return Source(name, path, root, _distribution(package))
     near = nearest(inside, [str(file.relative_to(root)) for root in folders for file in _recipe_files(root)])
-    raise NotFoundError(f'the package "{package}" has no file "{inside}"{near}')
+    raise NotFoundError(f'the package "{package}" has no file {found(inside)}{near}')
 
 
 def _package_folders(package: str) -> list[Path]:
@@ -182,7 +185,9 @@ def _inside(path: Path, root: Path, name: str) -> Path | None:
     except (OSError, RuntimeError, ValueError):  # a link to itself, a null character
         return None
     if not resolved.is_relative_to(root):
-        raise NotFoundError(f'"{name}" lies outside of the folder of the recipe; extend by name or {PACKAGE} instead')
+        raise NotFoundError(
+            f"{found(name)} lies outside of the folder of the recipe; extend by name or {PACKAGE} instead"
+        )
     return resolved
 
 

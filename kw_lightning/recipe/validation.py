@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from functools import cache
@@ -18,6 +17,7 @@ from kw_lightning.recipe import schema as language
 from kw_lightning.recipe.limits import MAX_PROBLEMS
 from kw_lightning.recipe.nodes import Node, join, join_all
 from kw_lightning.recipe.scalars import read_ratio
+from kw_lightning.recipe.words import found
 
 Mistake = Any
 """A `jsonschema.ValidationError`, whose attributes are typed as possibly unset; those of a mistake found are set."""
@@ -150,21 +150,6 @@ def _hint(part: language.Schema, value: object) -> str:
 
 
 _WORDS = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
-
-
-def found(value: object) -> str:
-    """Return a value as a message shows it, shortened."""
-    match value:
-        case None:
-            return "nothing"
-        case dict():
-            return f"a map with {', '.join(value)}"[:80] if value else "an empty map"
-        case list():
-            return f"a list of {len(value):,} {'value' if len(value) == 1 else 'values'}" if value else "an empty list"
-        case str():
-            return json.dumps(value if len(value) <= 60 else value[:60] + "…", ensure_ascii=False)
-        case _:
-            return json.dumps(value)
 
 
 def _find(root: Node, keys: tuple[str | int, ...]) -> Node:

@@ -7,6 +7,7 @@ import re
 from kw_lightning.errors import Problem, nearest
 from kw_lightning.recipe.limits import MAX_TEXT, MAX_VALUES
 from kw_lightning.recipe.nodes import Node, join
+from kw_lightning.recipe.words import found
 
 _REFERENCE = re.compile(r"\$?\$\{([^{}]*)\}")
 
@@ -72,7 +73,7 @@ class _Filler:
         if value is None:
             return ""
         if isinstance(value.value, dict | list):
-            self.report(f'"{match.group(1)}" is no text or number, and can only stand alone', node, path)
+            self.report(f"{found(match.group(1))} is no text or number, and can only stand alone", node, path)
             return ""
         text = "" if value.value is None else str(value.value)
         text = text.lower() if isinstance(value.value, bool) else text
@@ -86,7 +87,7 @@ class _Filler:
         name = match.group(1)
         if name not in self.variables:
             near = nearest(name, self.variables) if len(name) < 80 else ""
-            self.report(f'there is no "{name[:80]}" in vars{near}', node, path)
+            self.report(f"there is no {found(name)} in vars{near}", node, path)
             return None
         return self.variables[name]
 

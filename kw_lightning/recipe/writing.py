@@ -22,11 +22,11 @@ def to_yaml(data: Mapping[str, Any], comment: Callable[[str], str | None] | None
         comment: key path → what stands behind its line, None for nothing.
     """
     lines = list(_map(data, 0, ""))
-    width = max((len(line) for line, _ in lines if len(line) <= 80), default=0) + 2
+    width = max((len(line) for line, _ in lines if len(line) <= 80), default=0)
     text = []
     for line, path in lines:
         note = comment(path) if comment is not None else None
-        text.append(f"{line:<{width}}# {note}" if note else line)
+        text.append(f"{line:<{width}}  # {note}" if note else line)
     return "\n".join(text) + "\n"
 
 

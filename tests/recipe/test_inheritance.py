@@ -15,7 +15,7 @@ from kw_lightning.recipe.limits import MAX_EXTENDS_DEPTH, MAX_FILES
 Write = Callable[..., Path]
 
 
-@pytest.fixture()
+@pytest.fixture
 def write(tmp_path: Path) -> Write:
     def write(**files: str) -> Path:
         for name, text in files.items():
@@ -27,7 +27,7 @@ def write(tmp_path: Path) -> Write:
     return write
 
 
-@pytest.fixture()
+@pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the folder of an importable package whose import would fail, and which announces its recipes."""
     site = tmp_path / "site"

@@ -149,9 +149,9 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "two documents": ("kw: 1\n‸---\nkw: 1\n", ("a second document starts here; a recipe is one document",)),
     "python tag": (
         "kw: 1\nname: ‸!!python/object/apply:os.system [id]\n",
-        ("found the tag !!python/object/apply:os.system; a recipe has no tags",),
+        ('found the tag "!!python/object/apply:os.system"; a recipe has no tags',),
     ),
-    "tag of one's own": ("kw: 1\nname: ‸!env HOME\n", ("found the tag !env; a recipe has no tags",)),
+    "tag of one's own": ("kw: 1\nname: ‸!env HOME\n", ('found the tag "!env"; a recipe has no tags',)),
     "alias without an anchor": ("kw: 1\ntrain: ‸*base\n", ('the alias "*base" has no anchor above it',)),
     "alias of itself": ("kw: 1\nx-a: &a\n  b: ‸*a\n", ('the alias "*a" stands inside the value it names',)),
     "key that is a list": ("kw: 1\n? ‸[a]\n: b\n", ("found a key that is no text",)),

@@ -56,7 +56,7 @@ def test_plain_scalars_read_as_people_mean_them(text: str, value: object) -> Non
 
 @pytest.mark.parametrize("text", ["9" * 19, "-" + "9" * 100, "1e999", ".inf", "-.INF", ".nan"])
 def test_numbers_that_cannot_be_used_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="finite|digits|too large"):
+    with pytest.raises(ValueError, match=r"finite|digits|too large"):
         read_plain(text)
 
 
@@ -66,7 +66,7 @@ def test_ratios_are_exact_and_sizes_have_units() -> None:
     assert read_ratio(1e-3) == Fraction(1, 1000)
     assert [read_size(value) for value in (5, 5.0, "7.5M", "3K", "1 G")] == [5, 5, 7_500_000, 3000, 10**9]
     for value in (True, None, "1/0", "1 / 4", "-1/4", "1/" + "9" * 20):
-        with pytest.raises(ValueError, match="."):
+        with pytest.raises(ValueError, match=r"."):
             read_ratio(value)
     for value in (True, 1.5, "M", "1m", "-1M"):
         with pytest.raises(ValueError, match="no size"):
@@ -256,7 +256,7 @@ class TestOverrides:
             ("train[0]=z", "train[0]: there is no value 0 to change: found a map with epochs"),
             ("train.epochs.x=z", '"train.epochs" is no map, and has no key "x"'),
             ("train.epochs=[1", "<command line>:2:14: train.epochs: not YAML"),
-            ("train.epochs=!!python/name:os.system", "train.epochs: found the tag !!python/name:os.system"),
+            ("train.epochs=!!python/name:os.system", 'train.epochs: found the tag "!!python/name:os.system"'),
             ("extends=other.yaml", "extends can be changed in a file only"),
             ("kw=2", "kw can be changed in a file only"),
         ],

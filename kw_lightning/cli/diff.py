@@ -1,0 +1,134 @@
+"""`kw diff`: two recipes and their plans side by side."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from kw_lightning.cli.output import console
+from kw_lightning.recipe import Recipe, load_recipe
+from kw_lightning.recipe.comparison import ABSENT, Difference, differences
+
+if TYPE_CHECKING:
+    from kw_lightning.planning import Plan, WarehousePlan
+
+_NAMES = ("name", "description")
+
+
+def diff(
+    first: Annotated[str, typer.Argument(metavar="A", help="A recipe file, or a shipped recipe's name.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The one to compare it with.")],
+    network: Annotated[bool, typer.Option(help="Compare the plans, too: cells, parameters, multiply-adds.")] = True,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    allow_python: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PKG", help="Let the recipes name things of this Python package (may be repeated)."),
+    ] = None,
+) -> None:
+    """Show what changes from recipe A to recipe B: keys, and what that does to the network."""
+    recipes = [load_recipe(first), load_recipe(second)]
+    before, after = ({k: v for k, v in recipe.document.data.items() if k not in _NAMES} for recipe in recipes)
+    changes = list(differences(before, after))
+    plans = _plans(recipes, tuple(allow_python or ())) if network else None
+    if json:
+        keys = [{"key": c.path, "a": _json(c.before), "b": _json(c.after)} for c in changes]
+        rows = [dict(zip(("what", "a", "b"), row, strict=True)) for row in _figures(*plans)] if plans else None
+        typer.echo(json_module.dumps({"recipe": keys, "plan": rows}, indent=2))
+        return
+    titles = [recipe.name for recipe in recipes]
+    if titles[0] == titles[1]:
+        titles = [first, second]
+    _print_changes(changes, titles)
+    if plans:
+        _print_figures(_figures(*plans), titles)
+
+
+def _plans(recipes: Sequence[Recipe], allow_python: Sequence[str]) -> list[Plan] | None:
+    """Return the plans of two recipes that both have a network and warehouses."""
+    if not all(recipe.model and (recipe.model.backbone or recipe.model.layers) for recipe in recipes):
+        return None
+    # slow to import: torch
+    from kw_lightning.planning import plan
+
+    return [plan(recipe, allow_python=allow_python) for recipe in recipes]
+
+
+def _figures(before: Plan, after: Plan) -> list[tuple[str, Any, Any]]:
+    """Return what the plans have otherwise: (what, in the first, in the second), None for what is not there."""
+    warehouses = [{w.name: _warehouse_figures(w) for w in plan.warehouses} for plan in (before, after)]
+    rows: list[tuple[str, Any, Any]] = []
+    for name in dict.fromkeys((*warehouses[0], *warehouses[1])):
+        old, new = (found.get(name, {}) for found in warehouses)
+        rows += [(f"{name}: {what}", old.get(what), new.get(what)) for what in dict.fromkeys((*old, *new))]
+    totals = [
+        {
+            "parameters": plan.parameters.kw,
+            "parameters, static": plan.parameters.static,
+            "multiply-adds": plan.macs.kw if plan.macs else None,
+            "multiply-adds, static": plan.macs.static if plan.macs else None,
+        }
+        for plan in (before, after)
+    ]
+    rows += [(f"network: {what}", totals[0][what], totals[1][what]) for what in totals[0]]
+    return [row for row in rows if row[1] != row[2]]
+
+
+def _warehouse_figures(warehouse: WarehousePlan) -> dict[str, Any]:
+    return {
+        "layers": len(warehouse.layers),
+        "cell": "×".join(map(str, warehouse.partition.cell_shape)),
+        "mixtures": warehouse.partition.mixtures,
+        "cells": warehouse.partition.cells,
+        "cell parameters": warehouse.cell_parameters,
+        "attention parameters": warehouse.attention_parameters,
+        "multiply-adds": sum(layer.macs.kw for layer in warehouse.layers if layer.macs) or None,
+    }
+
+
+def _print_changes(changes: Sequence[Difference], titles: Sequence[str]) -> None:
+    out = console()
+    if not changes:
+        out.print("The recipes say the same.")
+        return
+    table = _table("key", titles)
+    for change in changes:
+        table.add_row(*map(Text, (change.path, _shown(change.before), _shown(change.after))))
+    out.print(table)
+
+
+def _print_figures(rows: Sequence[tuple[str, Any, Any]], titles: Sequence[str]) -> None:
+    out = console()
+    if not rows:
+        out.print("\nThe plans have the same figures.")
+        return
+    table = _table("plan", titles)
+    table.add_column("change", justify="right")
+    for what, old, new in rows:
+        numbers = isinstance(old, int) and isinstance(new, int)
+        change = f"{new - old:+,} (× {new / max(old, 1):.3g})" if numbers else ""
+        cells = [f"{value:,}" if isinstance(value, int) else str(value or "—") for value in (old, new)]
+        table.add_row(*map(Text, (what, *cells, change)))
+    out.print()
+    out.print(table)
+
+
+def _table(title: str, recipes: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD if console().is_terminal else None, pad_edge=False, header_style="bold")
+    table.add_column(title)
+    for recipe in recipes:
+        table.add_column(recipe, justify="right" if title == "plan" else "left")
+    return table
+
+
+def _shown(value: Any) -> str:
+    return "—" if value is ABSENT else json_module.dumps(value, ensure_ascii=True)
+
+
+def _json(value: Any) -> Any:
+    return None if value is ABSENT else value

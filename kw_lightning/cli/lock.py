@@ -1,0 +1,38 @@
+"""`kw lock`: a recipe as one resolved file, with the hashes of all that it came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kw_lightning.cli.arguments import recipe_and_overrides
+from kw_lightning.errors import RunError
+from kw_lightning.recipe import load_recipe, lock_text
+from kw_lightning.recipe.locking import MARK
+
+
+def lock(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped recipe's name.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe.")] = None,
+    output: Annotated[
+        str | None, typer.Option(metavar="FILE", help="File to write, - for the output. [default: NAME.lock.yaml]")
+    ] = None,
+) -> None:
+    """Write a recipe as one file that holds everything it extends, and that is refused once it is changed."""
+    source, changes = recipe_and_overrides([recipe, *(overrides or ())])
+    loaded = load_recipe(source, changes)
+    text = lock_text(loaded)
+    if output == "-":
+        typer.echo(text, nl=False)
+        return
+    file = Path(output or f"{loaded.name}.lock.yaml")
+    if file.exists() and MARK not in file.read_text(encoding="utf-8", errors="replace")[:500]:
+        raise RunError(f"{file} is there already and is no lock; give another name by --output")
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{file} cannot be written: {error.strerror}") from None
+    sources = ", ".join(source.file for source in loaded.document.sources)
+    typer.echo(f"Wrote {file}, from {sources}.", err=True)

@@ -1,0 +1,165 @@
+"""`kw new`: a first recipe for a network, with one warehouse for each stage that it has."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kw_lightning.errors import RunError
+from kw_lightning.recipe import load_recipe
+from kw_lightning.recipe.writing import to_yaml
+
+if TYPE_CHECKING:
+    from kw_lightning.planning import Stage
+
+_SLICE = re.compile(r"\[[^\[\]]*:[^\[\]]*\]$")
+_MAX_NUMBERS = 4
+
+_TEMPLATE = """\
+# yaml-language-server: $schema=recipe-1.schema.json
+# For completion in an editor: kw schema > recipe-1.schema.json. What comes of this recipe: kw plan {file}
+kw: 1
+name: {name}
+description: {title}, one warehouse for each stage.
+
+{model}
+defaults:
+  budget: 1                 # cells per mixture: 1 has as many as the static kernels, 1/2 half of them, 4 four times
+  cell: {{out: 1, in: 1}}     # smaller shares give smaller and more cells
+  attention: {{reduction: 1/16, norm: batch}}
+
+# Found from the sizes of the feature maps{handover}.
+# Everything that is not named here stays static.
+{warehouses}
+temperature: {{start: 1, end: 0, epochs: 20}}
+
+data:
+  name: image_folder        # or digits, cifar10, cifar100, mnist, fashion_mnist, fake
+  root: ~/data              # with the folders train and val, one folder a class
+  batch_size: 128
+  workers: 4
+  train: {{crop: random_resized, size: {size}, flip: true}}
+  eval: {{resize: {resize}, crop: center, size: {size}}}
+
+train:
+  epochs: 300
+  optimizer: {{name: AdamW, lr: 1.0e-3, weight_decay: 0.05}}
+  schedule: {{name: cosine, warmup_epochs: 20}}
+  label_smoothing: 0.1
+"""
+
+
+def new(
+    name: Annotated[str, typer.Argument(help="Name of the recipe.")],
+    backbone: Annotated[str, typer.Option("--from", metavar="BACKBONE", help="The network, as torchvision/resnet34.")],
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="File to write. [default: NAME.yaml]")] = None,
+    handover: Annotated[
+        bool, typer.Option(help="Give the layers that lead into a stage to the stage before, as the paper does.")
+    ] = True,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    allow_python: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PKG", help="Let BACKBONE name things of this Python package (may be repeated)."),
+    ] = None,
+) -> None:
+    """Write a commented recipe for a network, its warehouses found from the network's structure."""
+    file = output or Path(f"{name}.yaml")
+    if file.exists() and not force:
+        raise RunError(f"{file} is there already; --force writes over it")
+    text = recipe_text(name, backbone, str(file), handover=handover, allow_python=tuple(allow_python or ()))
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{file} cannot be written: {error.strerror}") from None
+    typer.echo(f"Wrote {file}; see what comes of it: kw plan {file}", err=True)
+
+
+def recipe_text(name: str, backbone: str, file: str, *, handover: bool = True, allow_python: Sequence[str] = ()) -> str:
+    """Return a commented recipe for a backbone.
+
+    Raises:
+        RecipeError: no such name or backbone.
+        KWError: a network without stages.
+    """
+    recipe = load_recipe({"kw": 1, "name": name, "model": {"backbone": backbone}})
+    # slow to import: torch
+    from kw_lightning.backbones import create, input_shape
+    from kw_lightning.planning import find_stages
+    from kw_lightning.planning.network import survey
+
+    network = create(recipe, allow_python=allow_python, device="meta")
+    shape = input_shape(recipe, network)
+    if shape is None:
+        raise RunError(f'the input of "{backbone}" is not known, and so its stages cannot be found')
+    stages = find_stages(network, shape, handover=handover)
+    names = [layer.name for layer in survey(network).layers]
+    size = shape[-1]
+    return _TEMPLATE.format(
+        file=file,
+        name=name,
+        title=backbone.partition("/")[2] or backbone,
+        model=to_yaml({"model": {"backbone": backbone, "input": list(shape)}}),
+        warehouses=_warehouses(stages, names),
+        handover="; layers that lead into a stage belong to the one before" if handover else "",
+        size=size,
+        resize=round(size * 8 / 7),
+    )
+
+
+def _warehouses(stages: Iterable[Stage], names: Sequence[str]) -> str:
+    lines = ["warehouses:"]
+    for stage in stages:
+        size = "×".join(map(str, stage.size))
+        layers = to_yaml({"layers": globs(stage.layers, names)}).splitlines()
+        lines.append(f"  {stage.name}:".ljust(24) + f"  # {len(stage.layers)} layers, {size}")
+        lines += [f"    {line}" for line in layers]
+    return "\n".join(lines) + "\n"
+
+
+def globs(wanted: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return few globs that match the wanted layers and none of the others.
+
+    Args:
+        wanted: names of layers, with a slice behind them if a part is meant.
+        names: of all layers of the network.
+    """
+    # slow to import: torch
+    from kw_lightning.planning.selection import matcher
+
+    left = dict.fromkeys(wanted)
+    found = []
+    while left:
+        best, covered = next(iter(left)), [next(iter(left))]
+        for glob in _candidates(next(iter(left))):
+            part = _slice(glob)
+            matches = matcher(glob.removesuffix(part))
+            hits = {f"{name}{part}" for name in names if matches(name)}
+            if hits <= set(wanted) and len(hits & set(left)) > len(covered):
+                best, covered = glob, [name for name in left if name in hits]
+        found.append(best)
+        left = {name: None for name in left if name not in covered}
+    return found
+
+
+def _candidates(name: str) -> Iterable[str]:
+    """Yield a name with some of its numbers replaced: by `*` or, behind a word, by `?`; or by any digit but 0."""
+    part = _slice(name)
+    pieces = re.split(r"(\d+)", name.removesuffix(part))
+    numbers = range(1, len(pieces), 2)[:_MAX_NUMBERS]
+    for choice in itertools.product(range(3), repeat=len(numbers)):
+        changed = list(pieces)
+        for position, chosen in zip(numbers, choice, strict=True):
+            index = not pieces[position - 1] or pieces[position - 1].endswith(".")
+            wild = "*" if index or len(pieces[position]) > 1 else "?"
+            changed[position] = (pieces[position], wild, "[!0]")[chosen]
+        yield "".join(changed) + part
+
+
+def _slice(name: str) -> str:
+    match = _SLICE.search(name)
+    return match.group(0) if match else ""
