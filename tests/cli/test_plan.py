@@ -1,0 +1,44 @@
+"""`kw plan`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from kw_lightning.cli import application
+
+run = CliRunner().invoke
+
+
+def test_table_of_a_shipped_recipe() -> None:
+    result = run(application(), ["plan", "resnet18-kw-1d2x"])
+    assert result.exit_code == 0
+    assert "7,431,044" in result.output
+    assert "layer2.0.downsample.0" in result.output
+    assert "static: conv1, fc (no warehouse takes it)" in result.output
+    assert "\x1b" not in result.output  # plain in a pipe
+    assert "─" not in result.output
+
+
+def test_overrides_and_json() -> None:
+    result = run(application(), ["plan", "resnet18-kw-1x", "warehouses.stage4.budget=1/3", "--json"])
+    assert result.exit_code == 0
+    data = json.loads(result.output)
+    assert [warehouse["cells"] for warehouse in data["warehouses"]] == [56, 47, 47, 9]
+    assert data["parameters"]["static"] == 11_689_512
+    assert data["macs"]["static"] == 1_814_073_344
+
+
+def test_mistakes_have_a_place_and_exit_code_2(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(
+        "kw: 1\nname: wrong\nmodel: {backbone: torchvision/resnet18}\n"
+        "warehouses:\n  a:\n    layers: [layer9.conv1]\n  b:\n    layers: [bn1]\n"
+    )
+    result = run(application(), ["plan", str(path)])
+    assert result.exit_code == 2
+    assert f'{path}:6:14: warehouses.a.layers[0]: the name "layer9.conv1" matches no layer' in result.stderr
+    assert f"{path}:8:14: warehouses.b.layers[0]:" in result.stderr
+    assert "Traceback" not in result.stderr
