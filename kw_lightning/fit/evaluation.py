@@ -72,7 +72,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        raise RunError(f"{path}: not a checkpoint that can be read: {str(error).splitlines()[0]}") from error
+        raise RunError(f"{path}: not a checkpoint, or a damaged one ({type(error).__name__})") from error
     if not isinstance(state, dict) or "recipe" not in state.get("hyper_parameters", {}):
         raise RunError(f"{path}: no recipe inside; only checkpoints that kw-fit wrote can be used here")
     return state

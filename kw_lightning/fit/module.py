@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from torch.nn import functional
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from kw_lightning.builder import build
+from kw_lightning.builder import build, make_static
 from kw_lightning.fit.optimization import make_optimizer, make_schedule
 from kw_lightning.recipe import load_recipe
 from kw_lightning.recipe.types import Recipe, Train
@@ -35,7 +36,7 @@ class Classifier(LightningModule):
 
     Attributes:
         recipe: the recipe.
-        network: the KernelWarehouse network.
+        network: the KernelWarehouse network, or the static one of a recipe without warehouses.
 
     Notation:
         - b: images in the batch, c: channels, h, w: height and width, k: classes
@@ -48,7 +49,8 @@ class Classifier(LightningModule):
         self.recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
         self.train_settings = self.recipe.train or Train()
         self.save_hyperparameters({"recipe": plain(self.recipe.document.data), "pretrained": False}, logger=False)
-        self.network = build(self.recipe if pretrained else without_pretrained(self.recipe), allow_python=allow_python)
+        start = self.recipe if pretrained else without_pretrained(self.recipe)
+        self.network = (build if is_dynamic(start) else make_static)(start, allow_python=allow_python)
         self.train_loss = MeanMetric()
         self.loss = MeanMetric()
         # micro average: the share of images that are right, whatever the number of classes
@@ -87,11 +89,29 @@ class Classifier(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return the recipe's optimizer, and its schedule, stepped once an optimizer step."""
         optimizer = make_optimizer(self.recipe, self.parameters())
-        # first the total: asking for it sets the data up, and with it the number of batches
-        total_steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        per_epoch = -(-self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
+        total_steps, per_epoch = self._length()
         schedule = make_schedule(self.recipe, optimizer, total_steps, per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _length(self) -> tuple[int, float]:
+        """Return the optimizer steps of the run and of an epoch.
+
+        Not by the Trainer's `estimated_stepping_batches`: asking for it sets the data loader up before a resumed run's
+        place in the data is restored, and the place is lost.
+        """
+        trainer = self.trainer
+        try:
+            batches = math.ceil(len(trainer.datamodule.train_dataloader()) / trainer.world_size)  # type: ignore[attr-defined]
+        except (AttributeError, TypeError):  # loaders without a data module, **or** without a length
+            return max(int(trainer.estimated_stepping_batches), 1), float(trainer.num_training_batches)
+        per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+        total = per_epoch * max(trainer.max_epochs or 1, 1)
+        return max(min(total, trainer.max_steps) if trainer.max_steps >= 0 else total, 1), float(per_epoch)
+
+
+def is_dynamic(recipe: Recipe) -> bool:
+    """Tell whether a recipe has warehouses; without any, its network is trained as it is, to compare with."""
+    return bool(recipe.warehouses or recipe.stages)
 
 
 def without_pretrained(recipe: Recipe) -> Recipe:

@@ -26,6 +26,10 @@ class EpochLines(ProgressBar):
         """Print again."""
         self._enabled = True
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the time: a run that is resumed in mid-epoch has no start of its first epoch."""
+        self._start = time.perf_counter()
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the time."""
         self._start = time.perf_counter()

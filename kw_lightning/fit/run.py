@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from kw_lightning.fit.folder import (
     readable_errors,
     versions,
 )
+from kw_lightning.fit.interruption import interruptible
 from kw_lightning.fit.module import Classifier
 from kw_lightning.fit.quiet import quiet
 from kw_lightning.fit.trainer import make_trainer
@@ -103,7 +102,7 @@ def fit(
             if trainer.is_global_zero:
                 folder.write(RECIPE_FILE, lock_text(recipe))
                 folder.write("versions.json", versions())
-            with interruptible(trainer):
+            with interruptible(trainer), readable_memory():
                 trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
             return finish(trainer, module, data, folder, allow_python)
     finally:
@@ -197,28 +196,16 @@ def check_fits(module: Classifier, state: Mapping[str, Any], checkpoint: Path) -
 
 
 @contextmanager
-def interruptible(trainer: Trainer) -> Iterator[None]:
-    """Let Ctrl-C end training as KeyboardInterrupt, after the callbacks wrote their checkpoint.
-
-    Lightning ends the whole process instead, and leaves Ctrl-C switched off, which would hurt a notebook.
+def readable_memory() -> Iterator[None]:
+    """Turn the device's lack of memory into one message.
 
     Raises:
-        KeyboardInterrupt: training was interrupted.
-        RunError: the device's memory is too small.
+        RunError: in place of torch's error.
     """
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT) if main else None
     try:
         yield
-    except SystemExit:
-        if trainer.interrupted:
-            raise KeyboardInterrupt from None
-        raise
     except torch.OutOfMemoryError as error:
         raise RunError(
             "the device's memory is too small for this run; make data.batch_size smaller "
             "(and train.accumulate larger, which keeps the optimizer's steps as they are)"
         ) from error
-    finally:
-        if main:
-            signal.signal(signal.SIGINT, handler)

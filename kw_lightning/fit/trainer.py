@@ -14,6 +14,8 @@ from kw_lightning.callbacks.resume import AtomicCheckpointIO, RandomState
 from kw_lightning.callbacks.temperature import TemperatureAnnealing
 from kw_lightning.errors import RecipeError
 from kw_lightning.fit.folder import RunFolder
+from kw_lightning.fit.interruption import Interruption
+from kw_lightning.fit.module import is_dynamic
 from kw_lightning.fit.progress import progress_bar
 from kw_lightning.recipe.types import Recipe, Train
 
@@ -80,9 +82,10 @@ def make_callbacks(recipe: Recipe, folder: RunFolder) -> list[Callback]:
         ModelCheckpoint(folder.checkpoints, filename="last", save_on_exception=True, enable_version_counter=False),
         LearningRateMonitor("step"),
         RandomState(),
+        Interruption(),
         progress_bar(),
     ]
-    if recipe.warehouses or recipe.stages:
+    if is_dynamic(recipe):
         temperature = recipe.temperature
         callbacks.append(
             TemperatureAnnealing(
@@ -122,7 +125,11 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+        return [{key: _number(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def _number(text: str) -> float:
+    return int(text) if text.isdigit() else float(text)
 
 
 class Average(EMAWeightAveraging):
