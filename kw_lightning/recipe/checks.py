@@ -10,6 +10,7 @@ from kw_lightning.errors import Problem
 from kw_lightning.recipe.nodes import Node, join
 from kw_lightning.recipe.scalars import read_plain, read_ratio
 
+_LENGTH = 500  # the schema refuses longer names
 _SLICE = re.compile(r"(.*)\[([^\[\]:]*):([^\[\]:]*)\]", re.DOTALL)
 
 
@@ -71,7 +72,7 @@ def _check_selector(selector: Node, path: str) -> list[Problem]:
         selector, path = selector.value.get("name", Node(None)), f"{path}.name"
     if isinstance(selector.value, str):
         try:
-            split_slice(selector.value[:1000])
+            split_slice(selector.value[:_LENGTH])
         except ValueError as error:
             return [Problem(str(error), path, selector.place)]
     return []

@@ -7,10 +7,10 @@ size is made.
 from __future__ import annotations
 
 MAX_BYTES = 1 << 20
-"""Bytes of one file."""
+"""Bytes of one recipe, everything it extends included."""
 MAX_DEPTH = 64
 """Maps and lists inside each other, aliases expanded."""
-MAX_VALUES = 20_000
+MAX_VALUES = 10_000
 """Maps, lists, keys and scalars of one recipe, aliases and `vars` expanded, everything it extends included."""
 MAX_TEXT = 1 << 16
 """Characters of one text, and of all texts together that `vars` write."""

@@ -15,7 +15,7 @@ from kw_lightning.errors import Location, Problem, RecipeError
 from kw_lightning.recipe import sources
 from kw_lightning.recipe.checks import check
 from kw_lightning.recipe.conversion import convert
-from kw_lightning.recipe.limits import MAX_EXTENDS_DEPTH, MAX_FILES, MAX_VALUES
+from kw_lightning.recipe.limits import MAX_BYTES, MAX_EXTENDS_DEPTH, MAX_FILES, MAX_VALUES
 from kw_lightning.recipe.locking import verify
 from kw_lightning.recipe.merging import drop_nothings, merge
 from kw_lightning.recipe.nodes import Node, from_python
@@ -76,17 +76,25 @@ class _Files:
     def __init__(self, problems: list[Problem]) -> None:
         self.problems = problems
         self.read: list[SourceFile] = []
+        self.bytes = 0
         self.values = 0
 
     def load(self, source: Source, above: tuple[Source, ...] = ()) -> Node:
         content = source.read()
+        self.bytes += len(content)
+        if above and self.bytes > MAX_BYTES:
+            raise self.stop(f"a recipe has at most {MAX_BYTES:,} bytes with all that it extends", source)
         node = read_yaml(content, source.name)
         self.values += node.size
         if self.values > MAX_VALUES:
-            raise RecipeError(Problem(f"more than {MAX_VALUES:,} values with all it extends", location=node.location))
+            raise self.stop(f"a recipe has at most {MAX_VALUES:,} values with all that it extends", source)
         node = self.resolve(node, source, above)
         self.read.append(_source_file(source, content))
         return node
+
+    def stop(self, message: str, source: Source) -> _TooLargeError:
+        """Return the error that ends the reading of any more files."""
+        return _TooLargeError([*self.problems, Problem(message, location=Location(source.name, 1, 1))])
 
     def resolve(self, node: Node, source: Source | None, above: tuple[Source, ...] = ()) -> Node:
         """Return a file's recipe laid over those it extends."""
@@ -141,12 +149,18 @@ class _Files:
         if len(chain) >= MAX_EXTENDS_DEPTH:
             raise _ExtendsError(f"more than {MAX_EXTENDS_DEPTH} recipes extend each other in a row")
         if len(self.read) >= MAX_FILES:
-            raise _ExtendsError(f"a recipe comes from at most {MAX_FILES} files")
+            raise self.stop(f"a recipe comes from at most {MAX_FILES} files", source)
         try:
             return self.load(source, chain)
+        except _TooLargeError:
+            raise
         except RecipeError as error:
             self.problems.extend(error.problems)
             return Node({})
+
+
+class _TooLargeError(RecipeError):
+    """A recipe past the limits, of which nothing more is read."""
 
 
 class _ExtendsError(ValueError):

@@ -12,6 +12,9 @@ from kw_lightning.errors import Location, Problem, RecipeError
 from kw_lightning.recipe.limits import MAX_DEPTH, MAX_VALUES
 from kw_lightning.recipe.scalars import Scalar
 
+TEXT_OF_A_VALUE = 256
+"""Characters that count as one more value, so that aliases of a long text are bounded, too."""
+
 
 @dataclass(frozen=True)
 class Node:
@@ -21,7 +24,7 @@ class Node:
         value: a scalar, a list of nodes, or a map from keys to nodes.
         location: where the value starts; None for data that came from Python.
         key_location: where its key stands, if it has one.
-        size: values in it, itself included, with aliases expanded.
+        size: values in it, itself included, with aliases expanded; a long text counts as several.
         depth: maps and lists inside each other.
     """
 
@@ -34,7 +37,8 @@ class Node:
     def __post_init__(self) -> None:
         children = self.children
         nested = isinstance(self.value, dict | list)
-        object.__setattr__(self, "size", 1 + sum(child.size for child in children))
+        text = len(self.value) // TEXT_OF_A_VALUE if isinstance(self.value, str) else 0
+        object.__setattr__(self, "size", 1 + text + sum(child.size for child in children))
         object.__setattr__(self, "depth", max((child.depth for child in children), default=0) + nested)
 
     @property

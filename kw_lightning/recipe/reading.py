@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import yaml
 
 from kw_lightning.errors import Location, Problem, RecipeError
-from kw_lightning.recipe.limits import MAX_BYTES, MAX_DEPTH, MAX_KEY, MAX_TEXT, MAX_VALUES
+from kw_lightning.recipe.limits import MAX_BYTES, MAX_DEPTH, MAX_KEY, MAX_PROBLEMS, MAX_TEXT, MAX_VALUES
 from kw_lightning.recipe.nodes import Node
 from kw_lightning.recipe.scalars import read_plain
 from kw_lightning.recipe.words import found
@@ -80,13 +80,14 @@ class _Composer:
             return self.alias(event, depth)
         assert isinstance(event, yaml.NodeEvent)
         self.check_tag(event)
-        self.add(event, 1)
         if event.anchor is not None:
             # Unfinished until the end of its value: an alias inside of it would never end.
             self.anchors[event.anchor] = None
         if isinstance(event, yaml.ScalarEvent):
             node = self.scalar(event)
+            self.add(event, node.size)
         else:
+            self.add(event, 1)
             if depth >= MAX_DEPTH:
                 raise self.stop(event, f"nested deeper than {MAX_DEPTH}")
             sequence = isinstance(event, yaml.SequenceStartEvent)
@@ -115,7 +116,7 @@ class _Composer:
         try:
             return Node(read_plain(event.value), location)
         except ValueError as error:
-            self.problems.append(Problem(f"found {error}", location=location))
+            self.report(Problem(f"found {error}", location=location))
             return Node(0, location)
 
     def sequence(self, event: yaml.Event, events: Iterator[yaml.Event], depth: int) -> Node:
@@ -140,9 +141,7 @@ class _Composer:
             if key in entries:
                 first = entries[key].key_location
                 line = first.line if first else 0
-                self.problems.append(
-                    Problem(f"the key {found(key)} stands here again, first in line {line}", location=location)
-                )
+                self.report(Problem(f"the key {found(key)} stands here again, first in line {line}", location=location))
             else:
                 entries[key] = node
         return Node({**merged, **entries}, self.location(event))
@@ -163,7 +162,7 @@ class _Composer:
         """Add the keys of `<<: *name` or `<<: [*name, *other]`; the first map that has a key wins."""
         for part in node.value if isinstance(node.value, list) else [node]:
             if not isinstance(part.value, dict):
-                self.problems.append(Problem('"<<" takes a map, or a list of maps', location=self.location(event)))
+                self.report(Problem('"<<" takes a map, or a list of maps', location=self.location(event)))
                 return
             for key, child in part.value.items():
                 merged.setdefault(key, child)
@@ -172,9 +171,12 @@ class _Composer:
         tag = getattr(event, "tag", None)
         if tag not in (None, "!"):
             name = tag.replace("tag:yaml.org,2002:", "!!")
-            self.problems.append(
-                Problem(f"found the tag {found(name)}; a recipe has no tags", location=self.location(event))
-            )
+            self.report(Problem(f"found the tag {found(name)}; a recipe has no tags", location=self.location(event)))
+
+    def report(self, problem: Problem) -> None:
+        self.problems.append(problem)
+        if len(self.problems) >= MAX_PROBLEMS:
+            raise RecipeError(self.problems)
 
     def add(self, event: yaml.Event, values: int) -> None:
         self.count += values

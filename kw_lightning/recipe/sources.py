@@ -127,6 +127,8 @@ def names() -> dict[str, Source]:
 def _shipped() -> Iterator[tuple[str, Source]]:
     root = Path(str(shipped("recipes"))).resolve()
     for path in _recipe_files(root):
+        if root / "examples" in path.parents:  # they belong to the scripts there, and are not all recipes
+            continue
         yield path.stem, Source(f"recipes/{path.relative_to(root).as_posix()}", path, root, "kw-lightning")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from kw_lightning.errors import Problem, nearest
-from kw_lightning.recipe.limits import MAX_TEXT, MAX_VALUES
+from kw_lightning.recipe.limits import MAX_PROBLEMS, MAX_TEXT, MAX_VALUES
 from kw_lightning.recipe.nodes import Node, join
 from kw_lightning.recipe.words import found
 
@@ -41,6 +41,7 @@ class _Filler:
         self.problems = problems
         self.values = 0
         self.characters = 0
+        self.unknown: set[tuple[str, str]] = set()
 
     def fill(self, node: Node, path: str) -> Node:
         if isinstance(node.value, dict):
@@ -57,9 +58,10 @@ class _Filler:
         references = list(_REFERENCE.finditer(text))
         alone = len(references) == 1 and references[0].group(0) == text and not text.startswith("$$")
         if alone and (value := self.value(references[0], node, path)) is not None:
-            self.values += value.size
+            before, self.values = self.values, self.values + value.size
             if self.values > MAX_VALUES:
-                self.report(f"more than {MAX_VALUES:,} values, vars filled in", node, path)
+                if before <= MAX_VALUES:  # said once
+                    self.report(f"more than {MAX_VALUES:,} values, vars filled in", node, path)
                 return node
             return value.moved(node.key_location)
         filled = _REFERENCE.sub(lambda match: self.written(match, node, path), text)
@@ -86,12 +88,15 @@ class _Filler:
     def value(self, match: re.Match[str], node: Node, path: str) -> Node | None:
         name = match.group(1)
         if name not in self.variables:
-            near = nearest(name, self.variables) if len(name) < 80 else ""
-            self.report(f"there is no {found(name)} in vars{near}", node, path)
+            if (name, path) not in self.unknown and len(self.unknown) < MAX_PROBLEMS:
+                # Looking for the nearest takes time for each name: not for a file that is all mistakes.
+                near = nearest(name, self.variables) if len(name) < 80 and len(self.unknown) < 10 else ""
+                self.unknown.add((name, path))
+                self.report(f"there is no {found(name)} in vars{near}", node, path)
             return None
         return self.variables[name]
 
     def report(self, message: str, node: Node, path: str) -> None:
         problem = Problem(message, path, node.place)
-        if problem not in self.problems[-1:] and len(self.problems) < 100:
+        if problem not in self.problems[-1:] and len(self.problems) < MAX_PROBLEMS:
             self.problems.append(problem)
