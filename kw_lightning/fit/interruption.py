@@ -1,4 +1,4 @@
-"""Ctrl-C: training ends after the batch that is under way, with a checkpoint that goes on as if nothing had happened."""
+"""Ctrl-C: training ends after the batch that is under way, with a checkpoint that goes on to the bit."""
 
 from __future__ import annotations
 

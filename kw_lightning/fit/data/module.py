@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from torchvision.transforms import v2
 from kw_lightning.backbones import import_callable
 from kw_lightning.callbacks.resume import ResumableDataLoader
 from kw_lightning.errors import RecipeError
-from kw_lightning.fit.data.sets import Samples, open_source
+from kw_lightning.fit.data.sets import Samples, even_subset, in_memory, open_source
 from kw_lightning.fit.data.transforms import Seeded, is_random, transform
 from kw_lightning.recipe.types import Recipe
 
@@ -58,12 +57,16 @@ class ImageData(LightningDataModule):
         source = open_source(recipe, self.data)
         self.num_classes = source.num_classes
         self.train_images = Transformed(
-            _even(source.train, self.data.train.get("samples")), transform(recipe, "train"), repeatable=False
+            even_subset(source.train, self.data.train.get("samples")),
+            transform(recipe, "train"),
+            random=is_random(self.data.train),
+            repeatable=False,
         )
         self.eval_images = Transformed(
-            _even(source.evaluation, self.data.eval.get("samples")),
+            even_subset(source.evaluation, self.data.eval.get("samples")),
             transform(recipe, "eval"),
-            repeatable=is_random(self.data.eval),
+            random=is_random(self.data.eval),
+            repeatable=True,
         )
         self.mix = _mix(recipe, self.num_classes)
 
@@ -91,46 +94,34 @@ class ImageData(LightningDataModule):
 
 
 class Transformed(Dataset[tuple[Tensor, int]]):
-    """A data set with a transform for its images; a `repeatable` one draws the same random numbers every time."""
+    """A data set with a transform for its images.
 
-    def __init__(self, samples: Samples, steps: v2.Transform, *, repeatable: bool) -> None:
+    Args:
+        samples: the data set.
+        steps: the transform.
+        random: whether the transform draws random numbers.
+        repeatable: whether it is to draw the same ones for an image every time.
+    """
+
+    def __init__(self, samples: Samples, steps: v2.Transform, *, random: bool, repeatable: bool) -> None:
         self.samples = samples
-        self.steps = steps
-        self.seeded = Seeded(steps) if repeatable else None
+        self.steps = Seeded(steps) if random and repeatable else steps
+        # What comes out the same every time is kept where the images are in memory anyway.
+        self.kept: dict[int, tuple[Tensor, int]] | None = (
+            {} if in_memory(samples) and (repeatable or not random) else None
+        )
 
     def __len__(self) -> int:
         return len(self.samples)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if self.kept is not None and index in self.kept:
+            return self.kept[index]
         image, target = self.samples[index]
-        return (self.steps(image) if self.seeded is None else self.seeded(image, index)), int(target)
-
-
-class Subset(Dataset[tuple[Any, int]]):
-    """Some samples of a data set."""
-
-    def __init__(self, samples: Samples, indices: Sequence[int]) -> None:
-        self.samples = samples
-        self.indices = indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self.samples[self.indices[index]]
-
-
-def _even(samples: Samples, count: int | None) -> Samples:
-    """Return the first samples of every class in turn, `count` together."""
-    targets = [int(target) for target in getattr(samples, "targets", ())]
-    if count is None or count >= len(targets):
-        return samples
-    seen: dict[int, int] = defaultdict(int)
-    turns = []
-    for index, target in enumerate(targets):
-        turns.append((seen[target], target, index))
-        seen[target] += 1
-    return Subset(samples, sorted(index for _, _, index in sorted(turns)[:count]))
+        image = self.steps(image, index) if isinstance(self.steps, Seeded) else self.steps(image)
+        if self.kept is not None:
+            self.kept[index] = image, int(target)
+        return image, int(target)
 
 
 def _mix(recipe: Recipe, num_classes: int) -> v2.Transform | None:

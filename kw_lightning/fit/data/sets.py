@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -82,6 +83,39 @@ class Images(Dataset[tuple[Any, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.images[index % len(self.images)], self.targets[index]
+
+
+class Subset(Dataset[tuple[Any, int]]):
+    """Some samples of a data set."""
+
+    def __init__(self, samples: Samples, indices: Sequence[int]) -> None:
+        self.samples = samples
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.samples[self.indices[index]]
+
+
+def even_subset(samples: Samples, count: int | None) -> Samples:
+    """Return the first samples of every class in turn, `count` together; all where no count is given."""
+    targets = [int(target) for target in getattr(samples, "targets", ())]
+    if count is None or count >= len(targets):
+        return samples
+    seen: dict[int, int] = defaultdict(int)
+    turns = []
+    for index, target in enumerate(targets):
+        turns.append((seen[target], target, index))
+        seen[target] += 1
+    return Subset(samples, sorted(index for _, _, index in sorted(turns)[:count]))
+
+
+def in_memory(samples: Samples) -> bool:
+    """Tell whether a data set holds its images in memory, and few of them."""
+    inner = samples.samples if isinstance(samples, Subset) else samples
+    return isinstance(inner, Images) and len(inner.images) == len(inner.targets)
 
 
 @data_set

@@ -1,0 +1,93 @@
+"""KernelWarehouse against static networks on the handwritten digits: 8 networks, 2 settings, 5 seeds.
+
+    python studies/digits.py                    # all of it: about 20 minutes on one idle core
+    python studies/digits.py --seeds 1 --epochs 1   # a look, in a minute
+
+Writes one result after the other to `studies/digits.json`, goes on where it stopped, and prints the README's table.
+Every run is one of `kw-fit`: the table's rows are `kw-fit RECIPE KEY=VALUE…` with what stands below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from kw_lightning.fit import fit
+
+NETWORKS: dict[str, list[str]] = {
+    "static": ["digits-resnet-static"],
+    "1/2×": ["digits-resnet-half"],
+    "1×": ["digits-resnet"],
+    "4×": ["digits-resnet-4x"],
+    "1×, no annealing (τ = 0 from the start)": ["digits-resnet", "temperature.start=0"],
+    "static, as large as 1/2×": ["digits-resnet-static", "vars.stem=14", "vars.first=28", "vars.second=55"],
+    "static, as large as 1×": ["digits-resnet-static", "vars.stem=18", "vars.first=38", "vars.second=77"],
+    "static, as large as 4×": ["digits-resnet-static", "vars.stem=37", "vars.first=75", "vars.second=151"],
+}
+SETTINGS: dict[str, list[str]] = {
+    "all 1,200 images": [],
+    "200 images, moved and noisy": [
+        "data.train.samples=200",
+        "data.batch_size=20",
+        "data.train.shift=1",
+        "data.train.noise=0.3",
+        "data.eval.shift=1",
+        "data.eval.noise=0.3",
+        "train.epochs=30",
+        "temperature.epochs=6",
+    ],
+}
+
+
+def main() -> None:
+    """Run what is not there yet and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--results", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, help="fewer epochs than the recipes' own")
+    options = parser.parse_args()
+    results: list[dict[str, Any]] = json.loads(options.results.read_text()) if options.results.exists() else []
+    for seed in range(options.seeds):
+        for setting in SETTINGS:
+            for network in NETWORKS:
+                key = {"network": network, "setting": setting, "seed": seed}
+                if any(key.items() <= result.items() for result in results):
+                    continue
+                results.append({**key, **run(network, setting, seed, options.epochs)})
+                options.results.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    print(table(results))
+
+
+def run(network: str, setting: str, seed: int, epochs: int | None) -> dict[str, Any]:
+    """Train one network and return its parameters and its test metrics after the last epoch."""
+    recipe, *changes = NETWORKS[network]
+    changes = [*changes, *SETTINGS[setting], f"train.seed={seed}", "log.tensorboard=false"]
+    if epochs is not None:
+        changes.append(f"train.epochs={epochs}")
+    with tempfile.TemporaryDirectory() as folder:
+        result = fit(recipe, changes, output=Path(folder) / "run")
+    parameters = sum(parameter.numel() for parameter in result.module.network.parameters())
+    return {"parameters": parameters, **result.last}
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Return the results as a Markdown table: mean ± sample standard deviation of the test accuracy over the seeds."""
+    lines = [f"| network | parameters | {' | '.join(SETTINGS)} |", "| --- | ---: | ---: | ---: |"]
+    for network in NETWORKS:
+        own = [result for result in results if result["network"] == network]
+        cells = []
+        for setting in SETTINGS:
+            values = [100 * result["accuracy"] for result in own if result["setting"] == setting]
+            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.2f}{spread}" if values else "")
+        if own:
+            lines.append(f"| {network} | {own[0]['parameters']:,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
