@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "diff": "kw_lightning.cli.diff",
     "new": "kw_lightning.cli.new",
     "lock": "kw_lightning.cli.lock",
+    "import-keras": "kw_lightning.cli.import_keras",
     "schema": "kw_lightning.cli.schema",
     "fit": "kw_lightning.cli.fit",
     "evaluate": "kw_lightning.cli.evaluate",
