@@ -192,14 +192,12 @@ class _KWConvNd(KWLayer):
             sides = ", ".join(["size"] * self.dimensions)
             raise RuntimeError(f"expected x of [batch, {self.in_channels}, {sides}]: found {list(x.shape)}")
         attention = self.attend(x)
-        dtype = self._compute_type(x)
-        x = x.to(dtype)
+        x = x.to(self._compute_type(x))
         if self._pad_first:
             x = F.pad(x, self._pad, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
-        cells = self._attached()[0].cells.to(dtype)
-        y = dynamic_convolution(x, attention.to(dtype), cells, self._convolution(), self.engine)
+        y = dynamic_convolution(x, attention, self._attached()[0].cells, self._convolution(), self.engine)
         if self.bias is not None:
-            y = y + self.bias.to(dtype).view(-1, *[1] * self.dimensions)
+            y = y + self.bias.to(y.dtype).view(-1, *[1] * self.dimensions)
         return y.squeeze(0) if single else y
 
     @property
@@ -302,12 +300,10 @@ class KWLinear(KWLayer):
         if x.dim() == 1:
             return self.forward(x.unsqueeze(0)).squeeze(0)
         attention = self.attend(x)
-        dtype = self._compute_type(x)
-        tokens = x.to(dtype).reshape(x.shape[0], -1, self.in_features)
-        cells = self._attached()[0].cells.to(dtype)
-        y = dynamic_linear(tokens, attention.to(dtype), cells, self._convolution(), self.engine)
+        tokens = x.to(self._compute_type(x)).reshape(x.shape[0], -1, self.in_features)
+        y = dynamic_linear(tokens, attention, self._attached()[0].cells, self._convolution(), self.engine)
         if self.bias is not None:
-            y = y + self.bias.to(dtype)
+            y = y + self.bias.to(y.dtype)
         return y.reshape(*x.shape[:-1], self.out_features)
 
     @property

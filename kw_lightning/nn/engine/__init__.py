@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kw_lightning.nn.engine import reference
+from kw_lightning.nn.engine import operator, reference
 from kw_lightning.nn.engine.convolution import Convolution
+from kw_lightning.nn.engine.planner import ENGINES
+from kw_lightning.nn.engine.workspace import workspace
 
-__all__ = ["Convolution", "dynamic_convolution", "dynamic_linear"]
+__all__ = ["ENGINES", "Convolution", "dynamic_convolution", "dynamic_linear", "workspace"]
 
 
 def dynamic_convolution(
@@ -15,32 +17,55 @@ def dynamic_convolution(
 ) -> Tensor:
     """Convolve every sample with its own mixture of cells.
 
+    The work is done in the type of x; α and the cells may be of higher precision and get their gradients in it.
+
     Args:
         x: [batch, in_channels, *size].
         attention: α [batch, mixtures, cells].
         cells: E [cells, co, ci, *ck].
         convolution: the geometry.
-        engine: which order of contraction to use.
+        engine: one of `ENGINES`.
 
     Returns:
-        [batch, out_channels, *output size].
+        [batch, out_channels, *output size], in the memory format of x.
+
+    Raises:
+        ValueError: an unknown engine.
     """
-    return reference.convolve(x, attention, cells, convolution)
+    if engine not in ENGINES:
+        raise ValueError(f"engine is one of {', '.join(ENGINES)}: found {engine!r}")
+    if engine == "reference":
+        return reference.convolve(x, attention.to(x.dtype), cells.to(x.dtype), convolution)
+    return operator.dynamic_convolution(
+        x,
+        attention,
+        cells,
+        convolution.kernel_shape,
+        convolution.stride,
+        convolution.padding,
+        convolution.dilation,
+        convolution.groups,
+        engine,
+    )
 
 
 def dynamic_linear(
     x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolution, engine: str = "auto"
 ) -> Tensor:
-    """Multiply every sample's tokens by its own mixture of cells.
+    """Multiply every sample's tokens by its own mixture of cells: a 1×1 convolution over the tokens.
 
     Args:
         x: [batch, tokens, in_features].
         attention: α [batch, mixtures, cells].
         cells: E [cells, co, ci].
         convolution: the geometry, without spatial dimensions.
-        engine: which order of contraction to use.
+        engine: one of `ENGINES`.
 
     Returns:
         [batch, tokens, out_features].
     """
-    return reference.apply_linear(x, attention, cells, convolution)
+    if engine == "reference":
+        return reference.apply_linear(x, attention.to(x.dtype), cells.to(x.dtype), convolution)
+    pointwise = Convolution((*convolution.kernel_shape, 1), (*convolution.cell_shape, 1), (1,), (0,), (1,))
+    y = dynamic_convolution(x.transpose(1, 2), attention, cells.unsqueeze(-1), pointwise, engine)
+    return y.transpose(1, 2)

@@ -22,16 +22,34 @@ def assemble_kernels(attention: Tensor, cells: Tensor, convolution: Convolution)
     Returns:
         [batch, out_channels, in_channels / groups, *kernel_size].
     """
+    return join_mixtures(torch.einsum("bmn,n...->bm...", attention, cells), convolution)
+
+
+def join_mixtures(mixed: Tensor, convolution: Convolution) -> Tensor:
+    """Return mixtures [batch, mixtures, co, ci, *ck] as kernels [batch, *kernel_shape]; a view where one will do."""
     spatial, out_groups, in_groups = convolution.grid
-    dimensions = len(spatial)
-    mixed = torch.einsum("bmn,n...->bm...", attention, cells)
     # [batch, *spatial, out_groups, in_groups, co, ci, *ck], the mixtures' order being spatial, output, input.
     mixed = mixed.unflatten(1, (*spatial, out_groups, in_groups))
+    return mixed.permute(_kernel_order(len(spatial))).reshape(mixed.shape[0], *convolution.kernel_shape)
+
+
+def split_kernels(kernels: Tensor, convolution: Convolution) -> Tensor:
+    """Return kernels [batch, *kernel_shape] as mixtures [batch, mixtures, co, ci, *ck]: `join_mixtures` backwards."""
+    spatial, out_groups, in_groups = convolution.grid
+    cell_out, cell_in, *cell_size = convolution.cell_shape
+    sides = [side for pair in zip(spatial, cell_size, strict=True) for side in pair]
+    blocks = kernels.reshape(-1, out_groups, cell_out, in_groups, cell_in, *sides)
+    order = _kernel_order(len(spatial))
+    blocks = blocks.permute([order.index(dimension) for dimension in range(len(order))])
+    return blocks.reshape(kernels.shape[0], -1, *convolution.cell_shape)
+
+
+def _kernel_order(dimensions: int) -> list[int]:
     out_group, in_group = 1 + dimensions, 2 + dimensions
     order = [0, out_group, out_group + 2, in_group, in_group + 2]
     for dimension in range(dimensions):
         order += [1 + dimension, in_group + 3 + dimension]
-    return mixed.permute(order).reshape(attention.shape[0], *convolution.kernel_shape)
+    return order
 
 
 def convolve(x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolution) -> Tensor:

@@ -1,0 +1,129 @@
+"""Timing the paths where they run, once a shape and machine: in memory, and in a file of the user's cache folder."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kw_lightning.nn.engine import paths
+from kw_lightning.nn.engine.convolution import Convolution
+
+REPEATS = 3
+SLOWEST = 4  # a path this many times slower than the best so far is not timed again
+
+_memory: dict[str, str] = {}
+
+
+def fastest(
+    candidates: Sequence[str],
+    x: Tensor,
+    attention: Tensor,
+    cells: Tensor,
+    convolution: Convolution,
+    *,
+    backward: bool,
+) -> str:
+    """Return the candidate that is fastest for these tensors, timed at first sight of their shapes.
+
+    Args:
+        candidates: paths, the one expected to be fastest first.
+        x, attention, cells, convolution: as in `paths.forward`.
+        backward: time the backward pass instead of the forward pass.
+    """
+    key = _key(x, cells, convolution, backward)
+    if not _memory:
+        _memory.update(_read())
+    if _memory.get(key) not in candidates:
+        _memory[key] = _time(candidates, x, attention, cells, convolution, backward)
+        _write({**_read(), key: _memory[key]})
+    return _memory[key]
+
+
+def cache_file() -> Path:
+    """Return the file of this machine's choices: `$XDG_CACHE_HOME/kw_lightning/autotune-….json`."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "kw_lightning" / f"autotune-{platform.node() or 'machine'}.json"
+
+
+def _key(x: Tensor, cells: Tensor, convolution: Convolution, backward: bool) -> str:
+    threads = torch.get_num_threads() if x.device.type == "cpu" else _device_name(x.device)
+    layout = "last" if x.dim() > 2 and x.stride(1) == 1 else "first"
+    parts = (
+        torch.__version__,
+        x.device.type,
+        threads,
+        x.dtype,
+        layout,
+        tuple(x.shape),
+        tuple(cells.shape),
+        convolution,
+    )
+    return f"{'backward' if backward else 'forward'} " + " ".join(str(part) for part in parts)
+
+
+@functools.lru_cache(maxsize=16)
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _time(
+    candidates: Sequence[str],
+    x: Tensor,
+    attention: Tensor,
+    cells: Tensor,
+    convolution: Convolution,
+    backward: bool,
+) -> str:
+    gradient = torch.ones_like(paths.empty_output(x, convolution))
+
+    def work(path: str) -> Callable[[], object]:
+        if backward:
+            return lambda: paths.backward(gradient, x, attention, cells, convolution, path, [True] * 3)
+        return lambda: paths.forward(x, attention, cells, convolution, path)
+
+    times: dict[str, float] = {}
+    for repeat in range(REPEATS + 1):  # the first one warms up
+        for path in candidates:
+            if path in times and times[path] > SLOWEST * min(times.values()):
+                continue
+            elapsed = _elapsed(work(path), x.device)
+            times[path] = elapsed if repeat < 2 else min(elapsed, times[path])
+    return min(times, key=lambda path: times[path])
+
+
+def _elapsed(function: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _read() -> dict[str, str]:
+    try:
+        data = json.loads(cache_file().read_text())
+    except (OSError, ValueError):
+        return {}
+    return {str(key): str(path) for key, path in data.items()} if isinstance(data, dict) else {}
+
+
+def _write(choices: dict[str, str]) -> None:
+    # Replaced as a whole, so that another process never reads half a file; a cache that cannot be written is no error.
+    try:
+        cache_file().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=cache_file().parent, suffix=".json", delete=False) as file:
+            json.dump(choices, file, indent=1, sort_keys=True)
+        os.replace(file.name, cache_file())
+    except OSError:
+        pass

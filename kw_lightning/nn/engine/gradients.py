@@ -1,0 +1,42 @@
+"""Where the backward passes of the contraction orders put their results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """The gradients wanted, None where one is not.
+
+    Attributes:
+        x: [batch, *size, in_channels], of the input's type; overwritten.
+        attention: dα [batch, mixtures, cells], of at least single precision; added to.
+        cells: dE [cells, co, …], of at least single precision; overwritten by the first chunk, added to by others.
+    """
+
+    x: Tensor | None
+    attention: Tensor | None
+    cells: Tensor | None
+
+    @property
+    def kernels(self) -> bool:
+        """Return whether the gradient of the kernels is needed on the way."""
+        return self.attention is not None or self.cells is not None
+
+
+def new_gradients(x: Tensor, attention: Tensor, cells: Tensor, needed: Sequence[bool]) -> Gradients:
+    """Make the tensors for the gradients needed of (x, α, E).
+
+    α and E collect over chunks, so they are at least in single precision.
+    """
+    exact = torch.promote_types(x.dtype, torch.float32)
+    return Gradients(
+        torch.empty_like(x) if needed[0] else None,
+        torch.zeros(attention.shape, dtype=exact, device=x.device) if needed[1] else None,
+        torch.empty(cells.shape, dtype=exact, device=x.device) if needed[2] else None,
+    )

@@ -1,0 +1,127 @@
+"""Mix inputs: U_j = Σ_i α_ij · (what mixture i reads), then one dense product over all cells, y = Σ_j E_j·U_j.
+
+No kernel of a single sample is ever made: n products a position instead of m, and none for mixing. It wins on small
+maps, where n · positions < m · (positions + n), and all samples share the large products.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from kw_lightning.nn.engine.gradients import Gradients
+from kw_lightning.nn.engine.taps import Taps, rows_of
+from kw_lightning.nn.engine.workspace import map_chunks
+
+
+def forward(x: Tensor, attention: Tensor, cells: Tensor, taps: Taps, y: Tensor) -> None:
+    """Write the convolution of every sample with its own kernel.
+
+    Args:
+        x: [batch, *size, in_channels].
+        attention: α [batch, positions, output groups, input groups, cells].
+        cells: E [cells, co, ci].
+        taps: one for each of α's positions.
+        y: [batch, *output_size, out_channels], overwritten.
+    """
+    for samples in _chunks(x, cells, taps):
+        reads = _read(x[samples], attention, taps)
+        out = rows_of(y[samples]).flatten(0, 1)
+        for out_group, target in enumerate(out.split(cells.shape[1], dim=1)):
+            mixed = _mix(reads, _weights(attention[samples], out_group), cells.shape[2])
+            torch.mm(mixed[0], cells[0].t(), out=target)
+            for inputs, cell in zip(mixed[1:], cells[1:], strict=True):
+                target.addmm_(inputs, cell.t())
+
+
+def backward(gradient: Tensor, x: Tensor, attention: Tensor, cells: Tensor, taps: Taps, wanted: Gradients) -> None:
+    """Write the gradients; the mixed inputs are made anew, chunk by chunk.
+
+    Args:
+        gradient: of the output, [batch, *output_size, out_channels].
+        x, attention, cells, taps: as in `forward`.
+        wanted: where the gradients go.
+    """
+    count, co, ci = cells.shape
+    for samples in _chunks(x, cells, taps):
+        batch = samples.stop - samples.start
+        reads = _read(x[samples], attention, taps) if wanted.kernels else None
+        parts: list[Tensor] = []
+        for out_group in range(attention.shape[2]):
+            weights = _weights(attention[samples], out_group)
+            rows = rows_of(gradient[samples])[:, :, out_group * co : (out_group + 1) * co].reshape(-1, co)
+            rows = rows.expand(count, *rows.shape)  # the same rows for every cell
+            if wanted.cells is not None and reads is not None:
+                first = samples.start == 0 and out_group == 0
+                put_product(wanted.cells, rows.mT, _mix(reads, weights, ci), first=first)
+            if wanted.attention is None and wanted.x is None:
+                continue
+            mixed_gradient = torch.bmm(rows, cells).view(count, batch, -1).transpose(0, 1)  # [batch, cells, rows · ci]
+            if wanted.attention is not None and reads is not None:
+                place = wanted.attention[samples][:, :, out_group]
+                place += torch.bmm(reads, mixed_gradient.mT).view(place.shape)
+            if wanted.x is not None:
+                parts.append(torch.bmm(weights, mixed_gradient))
+        if wanted.x is not None:
+            _add_back(parts, attention, taps, wanted.x[samples])
+
+
+def put_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
+    """Write, the first time, or add the batched product to `total`, which may be of higher precision."""
+    if total.dtype != a.dtype:
+        product = torch.bmm(a, b)
+        total.copy_(product) if first else total.add_(product)
+    elif first:
+        torch.bmm(a, b, out=total)
+    else:
+        total.baddbmm_(a, b)
+
+
+def _chunks(x: Tensor, cells: Tensor, taps: Taps) -> list[slice]:
+    """Cut the batch so that the mixed inputs keep within the workspace."""
+    sample = len(cells) * math.prod(taps.output_size) * cells.shape[2] * x.element_size()
+    return map_chunks(len(x), sample, x.device)
+
+
+def _weights(attention: Tensor, out_group: int) -> Tensor:
+    """Return α of one output group, [batch, positions · input groups, cells]."""
+    return attention[:, :, out_group].flatten(1, 2)
+
+
+def _read(x: Tensor, attention: Tensor, taps: Taps) -> Tensor:
+    """Return what every mixture reads, [batch, positions · input groups, rows · ci]."""
+    in_groups = attention.shape[3]
+    if taps.pointwise and in_groups == 1:
+        return x.reshape(len(x), 1, -1)
+    parts = x.split(x.shape[-1] // in_groups, dim=-1)
+    out = x.new_empty(len(x), len(taps.taps), in_groups, *taps.output_size, parts[0].shape[-1])
+    for position, tap in enumerate(taps.taps):
+        for in_group, part in enumerate(parts):
+            taps.read(part, tap, out[:, position, in_group])
+    return out.view(len(x), len(taps.taps) * in_groups, -1)
+
+
+def _mix(reads: Tensor, weights: Tensor, ci: int) -> Tensor:
+    """Return the mixed inputs of every cell, [cells, batch · rows, ci]."""
+    batch, _, columns = reads.shape
+    mixed = reads.new_empty(weights.shape[2], batch, columns)
+    torch.bmm(weights.mT, reads, out=mixed.transpose(0, 1))
+    return mixed.view(len(mixed), -1, ci)
+
+
+def _add_back(parts: list[Tensor], attention: Tensor, taps: Taps, total: Tensor) -> None:
+    """Write the gradient of the input from that of what the mixtures read: `_read` backwards."""
+    gradient = parts[0]
+    for part in parts[1:]:
+        gradient += part
+    in_groups = attention.shape[3]
+    gradient = gradient.view(len(total), len(taps.taps), in_groups, *taps.output_size, -1)
+    if taps.pointwise and in_groups == 1:
+        total.copy_(gradient[:, 0, 0])
+        return
+    total.zero_()
+    for position, tap in enumerate(taps.taps):
+        for in_group, place in enumerate(total.split(total.shape[-1] // in_groups, dim=-1)):
+            taps.add_back(gradient[:, position, in_group], tap, place)

@@ -1,0 +1,133 @@
+"""The engine as one operator of PyTorch, so that compilers, transforms and dispatch see it as they see a convolution.
+
+`kw_lightning::dynamic_convolution` keeps its inputs for the backward pass and nothing else; the backward pass is an
+operator as well. Second derivatives go through the literal form, which is made of differentiable operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kw_lightning.nn.engine import paths, reference
+from kw_lightning.nn.engine.convolution import Convolution
+from kw_lightning.nn.engine.planner import choose
+
+NAME = "kw_lightning::dynamic_convolution"
+
+
+@torch.library.custom_op(NAME, mutates_args=())
+def dynamic_convolution(
+    x: Tensor,
+    attention: Tensor,
+    cells: Tensor,
+    kernel_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    engine: str,
+) -> Tensor:
+    """Convolve every sample of x [batch, in_channels, *size] with its own mixture of cells, in x's type."""
+    convolution = _convolution(cells, kernel_shape, stride, padding, dilation, groups)
+    path = choose(x, attention, cells, convolution, engine, backward=False)
+    return paths.forward(x, attention, cells, convolution, path)
+
+
+@dynamic_convolution.register_fake
+def _(
+    x: Tensor,
+    attention: Tensor,
+    cells: Tensor,
+    kernel_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    engine: str,
+) -> Tensor:
+    convolution = _convolution(cells, kernel_shape, stride, padding, dilation, groups)
+    return paths.empty_output(x, convolution)
+
+
+@torch.library.custom_op(NAME + "_backward", mutates_args=())
+def _backward(
+    gradient: Tensor,
+    x: Tensor,
+    attention: Tensor,
+    cells: Tensor,
+    kernel_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    engine: str,
+    needed: Sequence[bool],
+) -> list[Tensor]:
+    convolution = _convolution(cells, kernel_shape, stride, padding, dilation, groups)
+    path = choose(x, attention, cells, convolution, engine, backward=True)
+    return paths.backward(gradient, x, attention, cells, convolution, path, needed)
+
+
+@_backward.register_fake
+def _(
+    gradient: Tensor,
+    x: Tensor,
+    attention: Tensor,
+    cells: Tensor,
+    kernel_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    engine: str,
+    needed: Sequence[bool],
+) -> list[Tensor]:
+    wanted = zip((x, attention, cells), needed, strict=True)
+    return [torch.empty_like(tensor) if need else tensor.new_empty(0) for tensor, need in wanted]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, attention, cells, *ctx.geometry, ctx.engine = inputs
+    ctx.save_for_backward(x, attention, cells)
+
+
+def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    tensors = ctx.saved_tensors
+    needed = list(ctx.needs_input_grad[:3])
+    if torch.is_grad_enabled():
+        gradients = _literal_gradients(gradient, tensors, _convolution(tensors[2], *ctx.geometry), needed)
+    else:
+        found = _backward(gradient, *tensors, *ctx.geometry, ctx.engine, needed)
+        gradients = [tensor if need else None for tensor, need in zip(found, needed, strict=True)]
+    return (*gradients, *[None] * (len(ctx.geometry) + 1))
+
+
+dynamic_convolution.register_autograd(_differentiate, setup_context=_save)
+
+
+def _literal_gradients(
+    gradient: Tensor, tensors: Sequence[Tensor], convolution: Convolution, needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """Return gradients that can be differentiated again."""
+    x, attention, cells = tensors
+    y = reference.convolve(x, attention.to(x.dtype), cells.to(x.dtype), convolution)
+    wanted = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
+    return [next(found) if need else None for need in needed]
+
+
+def _convolution(
+    cells: Tensor,
+    kernel_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Convolution:
+    return Convolution(
+        tuple(kernel_shape), tuple(cells.shape[1:]), tuple(stride), tuple(padding), tuple(dilation), groups
+    )

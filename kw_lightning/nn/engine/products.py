@@ -1,0 +1,277 @@
+"""Mix kernels, then convolve by one batched matrix product per phase image of the input.
+
+The mixtures of all kernel positions are the rows of one matrix, W [positions · output groups · co, ci], as they come
+out of the mixing product: no kernel is ever permuted, only α, which is small. One product with it gives what every
+input position contributes through every kernel position; adding those up, shifted, is the convolution. Backwards, the
+output's gradient is shifted once, and both gradients are one product each. With stride s this is done on each of the
+Πs interleaved phase images with the kernel positions that read it, so that no product is wasted.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kw_lightning.nn.engine import mixing
+from kw_lightning.nn.engine.gradients import Gradients
+from kw_lightning.nn.engine.taps import Tap, Taps, rows_of
+from kw_lightning.nn.engine.workspace import kernel_chunks
+from kw_lightning.nn.partition import Shape
+
+# Input channels of a cell under which the cells of several input groups are joined, by a copy, to one wide operand.
+JOINED_CHANNELS = 64
+
+Operands = list[tuple[slice, Tensor]]  # (input channels, weights [batch, positions, output groups, rows, channels])
+
+
+def forward(x: Tensor, attention: Tensor, cells: Tensor, taps: Taps, y: Tensor) -> None:
+    """Write the convolution of every sample with its own kernel.
+
+    Args:
+        x: [batch, *size, in_channels].
+        attention: α [batch, positions, output groups, input groups, cells].
+        cells: E [cells, co, ci].
+        taps: one for each of α's positions.
+        y: [batch, *output_size, out_channels], overwritten.
+    """
+    work = _Work(x, attention, cells, taps)
+    if not work.direct:
+        y.zero_()
+    for samples in work.samples:
+        images = [phase.image(x[samples]) for phase in work.phases]
+        for rows in work.rows:
+            operands = _operands(work.mix(samples, rows))
+            for phase, image in zip(work.phases, images, strict=True):
+                if work.direct and work.adjoining(rows):
+                    _apply(image, phase.select(operands), rows_of(y[samples])[:, :, work.outputs(rows)])
+                    continue
+                weights = phase.select(operands)
+                parts = image.new_empty(*image.shape[:2], weights[0][1].shape[1])
+                _apply(image, weights, parts)
+                phase.add_up(parts, work.grouped(y[samples], rows))
+
+
+def backward(gradient: Tensor, x: Tensor, attention: Tensor, cells: Tensor, taps: Taps, wanted: Gradients) -> None:
+    """Write the gradients; the kernels are mixed anew, chunk by chunk.
+
+    Args:
+        gradient: of the output, [batch, *output_size, out_channels].
+        x, attention, cells, taps: as in `forward`.
+        wanted: where the gradients go.
+    """
+    work = _Work(x, attention, cells, taps)
+    if wanted.x is not None and len(work.phases) < math.prod(taps.stride):
+        wanted.x.zero_()  # positions that no tap reads
+    for samples in work.samples:
+        images = [phase.image(x[samples]) for phase in work.phases]
+        if wanted.x is not None:
+            totals = [phase.total(wanted.x[samples]) for phase in work.phases]
+        spreads: list[Tensor | None] = [None] * len(work.phases)
+        for rows in work.rows:
+            if work.direct and work.adjoining(rows):
+                spreads = [rows_of(gradient[samples])[:, :, work.outputs(rows)]]
+            else:
+                part = work.grouped(gradient[samples], rows)
+                spreads = [phase.spread(part, out) for phase, out in zip(work.phases, spreads, strict=True)]
+            if wanted.x is not None:
+                operands = _operands(work.mix(samples, rows))
+                for phase, spread, total in zip(work.phases, spreads, totals, strict=True):
+                    for inputs, weights in phase.select(operands):
+                        _multiply(spread, weights, total[:, :, inputs], first=rows.start == 0)
+            if wanted.kernels:
+                kernels = work.kernels(samples, rows)
+                operands = _operands(kernels)
+                for phase, spread, image in zip(work.phases, spreads, images, strict=True):
+                    for inputs, weights in phase.select(operands):
+                        torch.bmm(spread.mT, image[:, :, inputs], out=weights)
+                _take_back(operands, kernels)
+                work.mixture_gradients(samples, rows, kernels, wanted)
+        if wanted.x is not None:
+            for phase, total in zip(work.phases, totals, strict=True):
+                phase.put_back(total, wanted.x[samples])
+    work.finish(wanted)
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """One phase image of the input, and the taps that read it: adjoining kernel positions in `_Work`'s order.
+
+    Attributes:
+        phase: its offsets in the input.
+        taps: that read it.
+        first: position of the first of them.
+        all: the taps of the convolution.
+    """
+
+    phase: Shape
+    taps: tuple[Tap, ...]
+    first: int
+    all: Taps
+
+    def image(self, x: Tensor) -> Tensor:
+        """Return the phase image of x [batch, *size, channels] as [batch, positions, channels]."""
+        return rows_of(x) if self._whole else rows_of(x[self._place].contiguous())
+
+    def total(self, gradient: Tensor) -> Tensor:
+        """Return memory for the gradient of the phase image: the input's own where it is the whole input."""
+        if self._whole:
+            return rows_of(gradient)
+        return gradient.new_empty(gradient.shape[0], math.prod(self._size), gradient.shape[-1])
+
+    def put_back(self, total: Tensor, gradient: Tensor) -> None:
+        """Write the gradient of the phase image into that of the input."""
+        if not self._whole:
+            place = gradient[self._place]
+            place.copy_(total.view(place.shape))
+
+    def select(self, operands: Operands) -> Operands:
+        """Return the operands of the phase's kernel positions as matrices [batch, positions · groups · rows, ci]."""
+        last = self.first + len(self.taps)
+        return [(inputs, weights[:, self.first : last].flatten(1, 3)) for inputs, weights in operands]
+
+    def add_up(self, parts: Tensor, y: Tensor) -> None:
+        """Add what the input's positions contribute through every tap.
+
+        Args:
+            parts: [batch, positions of the phase image, taps · output groups · rows].
+            y: [batch, *output_size, output groups, rows], changed in place.
+        """
+        parts = parts.view(len(y), *self._size, len(self.taps), *y.shape[-2:])
+        for index, tap in enumerate(self.taps):
+            y[(slice(None), *tap.target)] += parts[(slice(None), *tap.shifted, index)]
+
+    def spread(self, gradient: Tensor, out: Tensor | None) -> Tensor:
+        """Return the output's gradient as every tap brings it to the phase image: `add_up` backwards.
+
+        Args:
+            gradient: [batch, *output_size, output groups, rows].
+            out: what `spread` returned for other rows, to be written over: its zeros stay where they are.
+
+        Returns:
+            [batch, positions of the phase image, taps · output groups · rows].
+        """
+        shape = (len(gradient), *self._size, len(self.taps), *gradient.shape[-2:])
+        out = gradient.new_zeros(shape) if out is None else out.view(shape)
+        for index, tap in enumerate(self.taps):
+            out[(slice(None), *tap.shifted, index)] = gradient[(slice(None), *tap.target)]
+        return out.view(len(gradient), math.prod(self._size), -1)
+
+    @property
+    def _whole(self) -> bool:
+        return math.prod(self.all.stride) == 1
+
+    @property
+    def _size(self) -> Shape:
+        return self.all.phase_size(self.phase)
+
+    @property
+    def _place(self) -> tuple[slice, ...]:
+        return (slice(None), *self.all.phase_slices(self.phase))
+
+
+class _Work:
+    """The buffer of per-sample kernels, and the mixing products that fill and read it.
+
+    Within, kernel positions are sorted by the phase they read, and input groups come first: α is permuted so.
+
+    Attributes:
+        direct: one tap gives every output from one input position: the product is the output.
+        phases: that some tap reads.
+        samples, rows: the chunks of the batch and of the cells' rows.
+        out_groups: cells along the kernel's output channels.
+    """
+
+    def __init__(self, x: Tensor, attention: Tensor, cells: Tensor, taps: Taps) -> None:
+        self.cells = cells
+        self.order = sorted(range(len(taps.taps)), key=lambda index: taps.taps[index].phase)
+        self.phases: list[_Phase] = []
+        for first, index in enumerate(self.order):
+            phase = taps.taps[index].phase
+            if not self.phases or self.phases[-1].phase != phase:
+                members = tuple(tap for tap in taps.taps if tap.phase == phase)
+                self.phases.append(_Phase(phase, members, first, taps))
+        tap = taps.taps[0]
+        self.direct = len(taps.taps) == 1 and tap.whole and taps.phase_size(tap.phase) == taps.output_size
+        self.attention = attention[:, self.order].permute(0, 3, 1, 2, 4).contiguous()
+        self.gradient: Tensor | None = None
+        self.out_groups = attention.shape[2]
+        mixtures = math.prod(attention.shape[1:4])
+        _, co, ci = cells.shape
+        # What a sample's row takes: its kernel, and what the input gives through every tap before it is added up.
+        row = ci if self.direct else max(ci, math.prod(taps.phase_size(tap.phase)) // attention.shape[3])
+        self.samples, self.rows = kernel_chunks(len(x), mixtures, co, row * x.element_size(), x.device)
+        most = (self.samples[0].stop - self.samples[0].start) * (self.rows[0].stop - self.rows[0].start)
+        self.buffer = x.new_empty(most * mixtures * ci)
+
+    def adjoining(self, rows: slice) -> bool:
+        """Return whether these rows of the cells of all output groups are adjoining output channels."""
+        return self.out_groups == 1 or rows.stop - rows.start == self.cells.shape[1]
+
+    def outputs(self, rows: slice) -> slice:
+        """Return those output channels."""
+        return slice(rows.start, rows.start + self.out_groups * (rows.stop - rows.start))
+
+    def grouped(self, y: Tensor, rows: slice) -> Tensor:
+        """Return the rows' channels of y [batch, *size, out_channels] as [batch, *size, output groups, rows]."""
+        return y.unflatten(-1, (self.out_groups, -1))[..., rows]
+
+    def kernels(self, samples: slice, rows: slice) -> Tensor:
+        """Return the buffer as [samples, input groups, positions, output groups, rows, ci]."""
+        shape = (*self.attention[samples].shape[:4], rows.stop - rows.start, self.cells.shape[2])
+        return self.buffer[: math.prod(shape)].view(shape)
+
+    def mix(self, samples: slice, rows: slice) -> Tensor:
+        """Return the kernels of the samples, mixed."""
+        kernels = self.kernels(samples, rows)
+        attention = self.attention[samples].flatten(0, 3)
+        mixing.mix(attention, self.cells[:, rows].flatten(1), kernels.view(len(attention), -1))
+        return kernels
+
+    def mixture_gradients(self, samples: slice, rows: slice, kernels: Tensor, wanted: Gradients) -> None:
+        """Turn the kernels' gradient into that of α and E; that of α is complete after `finish`."""
+        attention = self.attention[samples].flatten(0, 3)
+        flat = kernels.view(len(attention), -1)
+        if wanted.attention is not None:
+            if self.gradient is None:
+                self.gradient = wanted.attention.new_zeros(self.attention.shape)
+            total = self.gradient[samples].flatten(0, 3)
+            mixing.attention_gradient(flat, self.cells[:, rows].flatten(1), total)
+        if wanted.cells is not None:
+            mixing.cells_gradient(attention, flat, wanted.cells[:, rows].flatten(1), first=samples.start == 0)
+
+    def finish(self, wanted: Gradients) -> None:
+        """Write the gradient of α in the caller's order."""
+        if wanted.attention is not None and self.gradient is not None:
+            wanted.attention[:, self.order] = self.gradient.permute(0, 2, 3, 1, 4)
+
+
+def _operands(kernels: Tensor) -> Operands:
+    """Return kernels [batch, input groups, positions, output groups, rows, ci] by the input channels they take."""
+    in_groups, ci = kernels.shape[1], kernels.shape[-1]
+    if in_groups > 1 and ci < JOINED_CHANNELS:
+        return [(slice(0, in_groups * ci), kernels.permute(0, 2, 3, 4, 1, 5).flatten(4, 5))]
+    return [(slice(group * ci, (group + 1) * ci), kernels[:, group]) for group in range(in_groups)]
+
+
+def _take_back(operands: Operands, kernels: Tensor) -> None:
+    """Copy operands back to the kernels that they were joined from."""
+    if len(operands) < kernels.shape[1]:
+        joined = operands[0][1].unflatten(4, (kernels.shape[1], -1))
+        kernels.copy_(joined.permute(0, 4, 1, 2, 3, 5))
+
+
+def _apply(image: Tensor, operands: Operands, out: Tensor) -> None:
+    """Write the product of rows [batch, positions, in_channels] with the operands' transposes."""
+    for index, (inputs, weights) in enumerate(operands):
+        _multiply(image[:, :, inputs], weights.mT, out, first=index == 0)
+
+
+def _multiply(a: Tensor, b: Tensor, out: Tensor, *, first: bool) -> None:
+    """Write, the first time, or add the batched product."""
+    if first:
+        torch.bmm(a, b, out=out)
+    else:
+        out.baddbmm_(a, b)
