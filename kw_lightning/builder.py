@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from kw_lightning import backbones
-from kw_lightning.errors import KWError
+from kw_lightning.errors import KWError, RecipeError
 from kw_lightning.nn import KWLayer, attach_warehouse
 from kw_lightning.nn.partial import PartialLayer
 from kw_lightning.planning import LayerPlan, Plan, WarehousePlan, plan
@@ -39,7 +39,7 @@ class Conversion:
 
 
 def build(recipe: Recipe, *, allow_python: Sequence[str] = ()) -> nn.Module:
-    """Make the network that a recipe describes, with its warehouses.
+    """Make the network that a recipe describes, with its warehouses; a recipe without any makes the static network.
 
     A recipe with `model.pretrained` starts warm, see `apply_plan`.
 
@@ -58,7 +58,7 @@ def make_static(recipe: Recipe, *, allow_python: Sequence[str] = ()) -> nn.Modul
     if recipe.model is not None and recipe.model.layers:
         from kw_lightning.keras import read_network
 
-        return read_network(recipe).build()
+        return read_network(recipe, allow_python=allow_python).build()
     return backbones.create(recipe, allow_python=allow_python)
 
 
@@ -91,6 +91,8 @@ def convert(
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     planned = plan(loaded, model)
+    if not planned.warehouses:
+        raise RecipeError(loaded.document.problem("warehouses", "a recipe for a network needs warehouses, or stages"))
     return apply_plan(planned, model if inplace else copy.deepcopy(model), warm_start=warm_start).model
 
 

@@ -54,6 +54,8 @@ def test_convert_a_copy() -> None:
 def test_convert_takes_a_mapping_and_a_name() -> None:
     model = convert(TinyResNet(), {"kw": 1, "name": "x", "warehouses": {"a": {"layers": ["fc"]}}})
     assert isinstance(model.fc, KWLinear)
+    with pytest.raises(RecipeError, match="warehouses: a recipe for a network needs warehouses, or stages"):
+        convert(TinyResNet(), recipe())
     with pytest.raises(RecipeError, match="resnet18"):
         convert(TinyResNet(), "resnet18-kw-1y")
 

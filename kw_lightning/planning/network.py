@@ -13,7 +13,8 @@ from kw_lightning.nn import KWLayer
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 CONVERTIBLE: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-ALLOWED = "Conv1d, Conv2d, Conv3d or Linear"
+KINDS = tuple(kind.__name__ for kind in CONVERTIBLE)
+ALLOWED = f"{', '.join(KINDS[:-1])} or {KINDS[-1]}"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from kw_lightning.planning.budgets import solve
 from kw_lightning.planning.geometry import Geometry, measure
 from kw_lightning.planning.macs import attention_macs, mixing_macs, static_macs
 from kw_lightning.planning.network import Layer, Network, dynamic_layers, survey
-from kw_lightning.planning.selection import Choice, select
+from kw_lightning.planning.selection import Choice, excluded_by, select
 from kw_lightning.planning.stages import stage_warehouses
 from kw_lightning.planning.tracing import Call, Trace, positions, trace
 from kw_lightning.planning.types import Count, LayerPlan, Plan, StaticLayer, WarehousePlan
@@ -41,10 +41,21 @@ def plan(
         allow_python: packages whose code the recipe may run, see `kw_lightning.backbones.create`.
         input_shape: [channels, *size] of one sample; None takes the recipe's or the network's usual one.
 
+    Returns:
+        The plan; of a recipe without warehouses that of the static network.
+
     Raises:
         RecipeError: everything about the recipe that does not fit the network, in one go.
         KWError: a network that is dynamic already.
     """
+    # Planning takes no random numbers: a seed gives the same network with and without a plan before it.
+    with torch.random.fork_rng(devices=[]):
+        return _plan(recipe, model, allow_python, input_shape)
+
+
+def _plan(
+    recipe: Recipe, model: nn.Module | None, allow_python: Sequence[str], input_shape: Sequence[int] | None
+) -> Plan:
     if model is None:
         model, recipe, usual = _network(recipe, allow_python)
     else:
@@ -89,7 +100,7 @@ def plan(
     return Plan(
         recipe=replace(recipe, warehouses=tuple(warehouses)),
         warehouses=planned,
-        static_layers=tuple(_static_layers(network, chosen, forward)),
+        static_layers=tuple(_static_layers(network, warehouses, chosen, forward)),
         parameters=Count(static, kw),
         macs=_macs(forward, planned),
         macs_note=forward.failure,
@@ -101,7 +112,7 @@ def _network(recipe: Recipe, allow_python: Sequence[str]) -> tuple[nn.Module, Re
     if recipe.model is not None and recipe.model.layers:
         from kw_lightning.keras import read_network
 
-        described = read_network(recipe)
+        described = read_network(recipe, allow_python=allow_python)
         with bounded_construction("the network"), torch.device("meta"):
             model = described.build()
         return model, _with_named_layers(recipe, described.warehouses), tuple(described.input_shape)
@@ -124,9 +135,7 @@ def _warehouses(
     recipe: Recipe, network: Network, model: nn.Module, forward: Trace
 ) -> tuple[list[Warehouse], list[Problem]]:
     if recipe.stages is None:
-        if recipe.warehouses:
-            return list(recipe.warehouses), []
-        return [], [recipe.document.problem("warehouses", "a recipe needs warehouses, or stages: auto")]
+        return list(recipe.warehouses), []
     found, problems = stage_warehouses(recipe, network, model, forward)
     return [*recipe.warehouses, *found], problems
 
@@ -240,14 +249,16 @@ def _macs(forward: Trace, warehouses: Sequence[WarehousePlan]) -> Count | None:
     return Count(forward.macs, forward.macs + sum(macs.kw - macs.static for macs in layers))
 
 
-def _static_layers(network: Network, chosen: Mapping[str, tuple[Choice, ...]], forward: Trace) -> Iterator[StaticLayer]:
+def _static_layers(
+    network: Network, warehouses: Sequence[Warehouse], chosen: Mapping[str, tuple[Choice, ...]], forward: Trace
+) -> Iterator[StaticLayer]:
     taken = {choice.layer.name for choices in chosen.values() for choice in choices}
     for layer in network.layers:
         if layer.name not in taken:
-            called = forward.failure is not None or _calls(forward, layer)
-            yield StaticLayer(
-                layer, layer.refusal or ("no warehouse takes it" if called else "its weight is read directly")
-            )
+            reason = layer.refusal or excluded_by(layer, warehouses)
+            if reason is None and forward.failure is None and not _calls(forward, layer):
+                reason = "its weight is read directly"
+            yield StaticLayer(layer, reason or "no warehouse takes it")
 
 
 def _parameters(model: nn.Module) -> Iterator[nn.Parameter]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from kw_lightning.errors import Problem, nearest
-from kw_lightning.planning.network import ALLOWED, Layer, Network
+from kw_lightning.planning.network import ALLOWED, KINDS, Layer, Network
 from kw_lightning.recipe.types import Document, Selector, Warehouse
 
 # Finding the nearest name costs milliseconds: a recipe with 10⁵ wrong names shall not take minutes.
@@ -167,6 +167,17 @@ class _Finder:
         return None
 
 
+def excluded_by(layer: Layer, warehouses: Sequence[Warehouse]) -> str | None:
+    """Return the `exclude` that keeps a layer out of a warehouse, as a message; None where there is none."""
+    for warehouse in warehouses:
+        for selector in warehouse.layers:
+            if any(map(matcher(selector.name), layer.names)):
+                for pattern in selector.exclude:
+                    if any(map(matcher(pattern), layer.names)):
+                        return f'excluded from warehouse "{warehouse.name}" by "{pattern}"'
+    return None
+
+
 def matcher(pattern: str) -> Callable[[str], bool]:
     """Return the test of whether a name is meant by a name or glob."""
     if not is_glob(pattern):
@@ -182,7 +193,8 @@ def is_glob(pattern: str) -> bool:
 
 def _conditions(selector: Selector) -> Iterable[tuple[Callable[[Layer], bool], str]]:
     if selector.type is not None:
-        yield (lambda layer: layer.type == selector.type), f"type {selector.type}"
+        known = "" if selector.type in ALLOWED else f", and dynamic can be {ALLOWED}{nearest(selector.type, KINDS)}"
+        yield (lambda layer: layer.type == selector.type), f"type {selector.type}{known}"
     if selector.kernel_size is not None:
         size = selector.kernel_size
         text = "×".join(map(str, size))
@@ -215,4 +227,4 @@ def _in_module_order(network: Network, choices: Sequence[Choice]) -> tuple[Choic
     return tuple(sorted(choices, key=lambda choice: (order[choice.layer.name], choice.rows or (0, 0))))
 
 
-__all__ = ["Choice", "is_glob", "matcher", "select"]
+__all__ = ["Choice", "excluded_by", "is_glob", "matcher", "select"]

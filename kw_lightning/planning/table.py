@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,10 +34,12 @@ class PlanTable:
         plan = self.plan
         shape = "" if plan.input_shape is None else f", input {times(plan.input_shape)}"
         yield Text(f"{plan.recipe.name}{shape}", style="bold")
-        yield _warehouse_table(plan, style)
-        if self.layers:
+        if plan.warehouses:
+            yield _warehouse_table(plan, style)
+        if self.layers and plan.warehouses:
             yield Text("")
             yield _layer_table(plan, style)
+        if self.layers:
             yield from (Text(line) for line in _static_lines(plan))
         yield Text("")
         yield from (Text(line) for line in total_lines(plan))
@@ -109,9 +112,18 @@ def _static_lines(plan: Plan) -> list[str]:
         reasons.setdefault(static.reason, []).append(static.layer.name or "(the network itself)")
     lines = [""] if reasons else []
     for reason, names in reasons.items():
-        more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-        lines.append(f"static: {', '.join(names[:NAMES_SHOWN])}{more} ({reason})")
+        shown = _alike(names)
+        more = f" and {len(shown) - NAMES_SHOWN} more" if len(shown) > NAMES_SHOWN else ""
+        lines.append(f"static: {', '.join(shown[:NAMES_SHOWN])}{more} ({reason})")
     return lines
+
+
+def _alike(names: Sequence[str]) -> list[str]:
+    """Return names that differ in their first number only as one glob: `blocks.*.attn.proj (12)`."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.sub(r"\.\d+\.", ".*.", name, count=1), []).append(name)
+    return [f"{glob} ({len(found)})" if len(found) > 1 else found[0] for glob, found in groups.items()]
 
 
 def _macs(warehouse: WarehousePlan) -> str:

@@ -117,6 +117,22 @@ def test_planning_leaves_the_network_alone() -> None:
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
+def test_planning_takes_no_random_numbers() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    plan(load_recipe("regnety-400mf-kw-1x"))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_reasons_for_static_layers() -> None:
+    asked = recipe([{"name": "layer1.*", "exclude": ["*.conv2"]}])
+    reasons = {static.layer.name: static.reason for static in plan(asked, TinyResNet()).static_layers}
+    assert reasons["layer1.1.conv2"] == 'excluded from warehouse "a" by "*.conv2"'
+    assert reasons["fc"] == "no warehouse takes it"
+    assert len(reasons) == 9
+
+
 def test_plan_as_data() -> None:
     planned = plan(recipe({"a": {"layers": ["layer1.*"], "budget": "1/2"}}), TinyResNet(), input_shape=[1, 8, 8])
     data = json.loads(json.dumps(planned.to_dict()))
@@ -183,8 +199,9 @@ def test_absurd_warehouses_are_refused(warehouse: dict[str, Any], message: str) 
 def test_recipes_without_network_or_warehouses() -> None:
     with pytest.raises(RecipeError, match="a recipe needs a network here"):
         plan(recipe(["*"]))
-    with pytest.raises(RecipeError, match="a recipe needs warehouses, or stages: auto"):
-        plan(recipe(), TinyResNet())
+    static = plan(recipe(), TinyResNet())
+    assert static.warehouses == ()
+    assert static.parameters.static == static.parameters.kw
 
 
 def test_problems_stand_where_the_recipe_has_them(tmp_path: Any) -> None:

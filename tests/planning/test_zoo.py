@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
@@ -31,10 +32,16 @@ PARAMETERS = {
 }
 
 
+@functools.cache
+def shipped_plan(name: str) -> Plan:
+    """Return the plan of a shipped recipe."""
+    return plan(load_recipe(name))
+
+
 @pytest.mark.parametrize("recorded", RECORDED)
 def test_recorded_configuration(recorded: str) -> None:
     published: dict[str, Any] = json.loads((PUBLISHED / f"{recorded}.json").read_text())
-    planned = plan(load_recipe(recipe_name(recorded)))
+    planned = shipped_plan(recipe_name(recorded))
     assert planned.parameters.kw == published["parameters"]
     linear = {our_name(layer["name"]) for layer in published["layers"]} & linear_layers(planned)
     expected = {}
@@ -74,7 +81,7 @@ def test_recorded_configurations_are_there() -> None:
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters(name: str) -> None:
     exact, published = PARAMETERS[name]
-    planned = plan(load_recipe(name))
+    planned = shipped_plan(name)
     assert planned.parameters.kw == exact
     assert round(exact / 1e6, 2) == published
     assert planned.macs is not None
