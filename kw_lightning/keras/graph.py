@@ -139,9 +139,9 @@ class LayerGraph(nn.Module):
         self._output = graph.output.name
         self._steps = _with_releases(calls, self._output)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Run the layers on the inputs [batch, *shape]."""
-        values = dict(zip(self._inputs, inputs, strict=True))
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+        """Run the layers on the input [batch, *shape], of a block with several inputs on all of them."""
+        values = dict(zip(self._inputs, (x, *others), strict=True))
         for step in self._steps:
             module = self._modules[step.module]
             assert module is not None

@@ -60,8 +60,11 @@ class MaxPooling(Pooling):
         return Parts(module, SamePadding(self.pool_size, self.steps, ones, -math.inf))
 
 
+@dataclass(frozen=True, kw_only=True)
 class AveragePooling(Pooling):
     """The mean of every window."""
+
+    pool_size: Sides = argument(sides())  # Keras has a default for the maximum only
 
     def build(self, *inputs: Shape) -> Parts:
         """Make an `nn.AvgPool`."""
