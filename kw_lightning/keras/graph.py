@@ -128,9 +128,12 @@ class LayerGraph(nn.Module):
         """Make the modules of a graph with their start values."""
         super().__init__()
         steps: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
+        taken = {node.name for node in graph.nodes}
         for node in graph.nodes:
             inputs = node.inputs
             for name, module in modules_of(node):
+                while name != node.name and name in taken:  # a layer that is itself called conv_activation
+                    name += "_"
                 self.add_module(name, module)
                 steps.setdefault(node.name, []).append((name, inputs))
                 inputs = (node.name,)

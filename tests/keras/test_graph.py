@@ -131,6 +131,16 @@ def test_default_names_are_those_of_keras() -> None:
     ]  # fmt: skip
 
 
+def test_a_layer_may_have_the_name_of_another_ones_part() -> None:
+    layers = [
+        {"Conv2D": {"name": "c", "filters": 4, "kernel_size": 1, "activation": "tanh"}},
+        {"ReLU": {"name": "c_activation"}},
+    ]
+    model, x = network_of(layers).build(), torch.randn(2, 4, 3, 3)
+    assert list(dict(model.named_children())) == ["c", "c_activation_", "c_activation"]
+    assert torch.equal(model(x), model.get_submodule("c")(x).tanh().relu())
+
+
 def test_summary() -> None:
     rows = {row.name: row for row in example().summary()}
     assert rows["input"].output_shape == (1, 8, 8)

@@ -1,0 +1,212 @@
+"""Every mistake of a network: at its place, with the shapes and the way through blocks, all in one go, and at once."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kw_lightning.errors import RecipeError
+from kw_lightning.keras import read_network
+from kw_lightning.limits import MAX_ARGUMENT, MAX_MODULES
+from kw_lightning.recipe import load_recipe
+
+CONV = "Conv2D: {filters: 8, kernel_size: 3"
+
+# One mistake each: layers, blocks if any, key path of the message, and parts of the message.
+MISTAKES: dict[str, tuple[str, str, str, list[str]]] = {
+    "unknown layer": ("[Conv2d: {filters: 8, kernel_size: 3}]", "", "model.layers[0].Conv2d",
+                      ['there is no layer "Conv2d"', 'did you mean "Conv2D"?']),
+    "unknown layer by name": ("[Relu]", "", "model.layers[0]", ['"Relu"', 'did you mean "ReLU"?']),
+    "unknown argument": ("[Conv2D: {filtres: 8, kernel_size: 3, filters: 8}]", "", "model.layers[0].Conv2D.filtres",
+                         ["Conv2D has no argument filtres", 'did you mean "filters"?']),
+    "missing argument": ("[Dense]", "", "model.layers[0]", ["Dense needs units: a whole number from 1"]),
+    "wrong type": ('[Dense: {units: "many"}]', "", "model.layers[0].Dense.units",
+                   ["expected a whole number", 'found "many"']),
+    "wrong number of sides": ("[Conv2D: {filters: 8, kernel_size: [3, 3, 3]}]", "",
+                              "model.layers[0].Conv2D.kernel_size",
+                              ["2 of them in a list", "found [3, 3, 3]"]),
+    "unknown activation": ("[Dense: {units: 3, activation: rleu}]", "", "model.layers[0].Dense.activation",
+                           ["one of linear, relu", 'found "rleu"']),
+    "unknown padding": ("[Conv2D: {filters: 8, kernel_size: 3, padding: full}]", "", "model.layers[0].Conv2D.padding",
+                        ["one of valid, same", 'found "full"']),
+    "rate of 1": ("[Dropout: {rate: 1}]", "", "model.layers[0].Dropout.rate", ["under 1", "found 1"]),
+    "true for a number": ("[Dense: {units: true}]", "", "model.layers[0].Dense.units", ["found True"]),
+    "two layers in one": ("[{ReLU: , GELU: }]", "", "model.layers[0]", ["2 keys (ReLU, GELU)"]),
+    "arguments in a list": ("[Dense: [10]]", "", "model.layers[0].Dense", ["the arguments of Dense are a map"]),
+    "number for a layer": ("[ReLU, [ReLU]]", "", "model.layers[1]", ["found a list of 1 value"]),
+    "negative size": (f"[MaxPooling2D: {{pool_size: 8}}, {CONV}}}]", "", "model.layers[1].Conv2D",
+                      ["a window of 3 does not fit in 1 positions of the input [3, 1, 1]"]),
+    "window larger than the image": (f"[{CONV}, dilation_rate: 4}}]", "", "model.layers[0].Conv2D",
+                                     ["a window of 9", "[3, 8, 8]"]),
+    "image layer on features": (f"[Flatten, {CONV}}}]", "", "model.layers[1].Conv2D",
+                                ["expected an input [channels, height, width]: found [192]"]),
+    "groups": (f"[{CONV}, groups: 2}}]", "", "model.layers[0].Conv2D", ["2 groups, 3 channels", "8 filters"]),
+    "add of different shapes": (f"[{CONV}, name: c}}, Add: {{inputs: [input, c]}}]", "", "model.layers[1].Add",
+                                ["input is [3, 8, 8]", "c is [8, 6, 6]"]),
+    "one input for Add": ("[Add]", "", "model.layers[0]", ["Add has at least 2 inputs", "found 1"]),
+    "two inputs for ReLU": ("[ReLU: {name: r}, ReLU: {inputs: [input, r]}]", "", "model.layers[1].ReLU",
+                            ["ReLU has 1 input: found 2"]),
+    "concatenate": (f"[{CONV}, name: c}}, Concatenate: {{inputs: [input, c]}}]", "", "model.layers[1].Concatenate",
+                    ["differ in more than axis 1", "[3, 8, 8] and [8, 6, 6]"]),
+    "reshape": ("[Reshape: {target_shape: [5, -1]}]", "", "model.layers[0].Reshape", ["(192 numbers)", "[5, -1]"]),
+    "permute": ("[Permute: {dims: [2, 1]}]", "", "model.layers[0].Permute", ["each axis of [3, 8, 8] once"]),
+    "unknown input": ("[ReLU: {name: main}, Add: {inputs: [main, shortcat]}]", "", "model.layers[1].Add.inputs",
+                      ['there is no layer "shortcat"', "there are input, main, add"]),
+    "nearest input": ("[ReLU: {name: shortcut}, Add: {inputs: [input, shortcat]}]", "", "model.layers[1].Add.inputs",
+                      ['did you mean "shortcut"?']),
+    "cycle": ("[ReLU: {name: a, inputs: c}, ReLU: {name: b}, ReLU: {name: c}, GELU]", "", "model.layers[0].ReLU",
+              ["wait for each other", "a → b → c → a"]),
+    "unused layer": ("[ReLU: {name: lost}, ReLU: {inputs: input}]", "", "model.layers[0].ReLU",
+                     ['no layer uses the output of "lost"']),
+    "unused input": ("[ReLU: {name: a, inputs: b}, ReLU: {name: b, inputs: a}]", "", "model.layers",
+                     ['no layer uses "input"']),
+    "name taken": ("[ReLU: {name: a}, ReLU: {name: a}]", "", "model.layers[1].ReLU.name", ['"a" is taken']),
+    "name of Module": ("[ReLU: {name: forward}]", "", "model.layers[0].ReLU.name", ["a meaning of its own"]),
+    "no name": ('[ReLU: {name: "a.b"}]', "", "model.layers[0].ReLU.name", ["a name is a word", '"a.b"']),
+    "inputs of no kind": ("[ReLU: {inputs: {a: b}}]", "", "model.layers[0].ReLU.inputs", ["inputs names one layer"]),
+    "repeat 0": ("[ReLU: {repeat: 0}]", "", "model.layers[0].ReLU.repeat", [f"from 1 to {MAX_MODULES:,}: found 0"]),
+    "repeat of a million": ("[ReLU: {repeat: 1000000000}]", "", "model.layers[0].ReLU.repeat", ["found 1000000000"]),
+    "repeat of a merge": ("[ReLU: {name: a}, Add: {inputs: [a, input], repeat: 2}]", "", "model.layers[1].Add.repeat",
+                          ["only what has one input can be repeated: found 2"]),
+    "reference outside a block": ("[Dense: {units: $units}]", "", "model.layers[0].Dense.units",
+                                  ["$units stands outside a block"]),
+    "unknown reference": ("[b: {units: 3}]",
+                          "b: {parameters: {units: }, layers: [Dense: {units: $units, use_bias: $unit}]}",
+                          "model.blocks.b.layers[0].Dense.use_bias", ["no parameter unit", 'did you mean "units"?']),
+    "missing parameter": ("[b]", "b: {parameters: {units: }, layers: [Dense: {units: $units}]}", "model.layers[0]",
+                          ['block "b" needs units']),
+    "unknown parameter": ("[b: {unit: 3, units: 3}]", "b: {parameters: {units: }, layers: [Dense: {units: $units}]}",
+                          "model.layers[0].b.unit", ["no parameter unit", 'did you mean "units"?']),
+    "unused parameter": ("[b]", "b: {parameters: {units: 3}, layers: [ReLU]}", "model.blocks.b.parameters.units",
+                         ["no layer of the block uses $units"]),
+    "reserved parameter": ("[b]", "b: {parameters: {repeat: 3}, layers: [ReLU: {repeat: $repeat}]}",
+                           "model.blocks.b.parameters.repeat", ['every layer and block has "repeat"']),
+    "warehouse of a block": ("[b: {warehouse: w}]", "b: {layers: [ReLU]}", "model.layers[0].b.warehouse",
+                             ["says warehouse: $warehouse"]),
+    "undeclared warehouse": (f"[{CONV}, warehouse: w1}}]", "", "model.layers[0].Conv2D.warehouse",
+                             ['there is no warehouse "w1"', 'did you mean "w"?', "declared: w"]),
+    "block named like a layer": ("[ReLU]", "Dense: {layers: [ReLU]}", "model.blocks.Dense",
+                                 ["a layer of the vocabulary"]),
+    "block without layers": ("[b]", "b: {layers: []}", "model.blocks.b.layers", ["at least one layer"]),
+    "key of a block": ("[b]", "b: {layer: [], layers: [ReLU]}", "model.blocks.b.layer", ['did you mean "layers"?']),
+    "endless block": ("[a]", "{a: {layers: [b]}, b: {layers: [a]}}", "model.blocks.a", ["a → b → a"]),
+    "inputs of a block": ("[b]", "b: {inputs: [p, q], layers: [Add: {inputs: [p, q]}]}", "model.layers[0]",
+                          ['block "b" has 2 inputs (p, q): found 1']),
+    "first layer of several inputs": ("[ReLU: {name: r}, b: {inputs: [r, input]}]",
+                                      "b: {inputs: [p, q], layers: [ReLU: {name: s}, Add: {inputs: [s, q]}]}",
+                                      "model.blocks.b.layers[0].ReLU", ["which of the block's inputs"]),
+    "absurd filters": (f"[{CONV[:9]}filters: 1000000000000, kernel_size: 1}}]", "", "model.layers[0].Conv2D.filters",
+                       [f"from 1 to {MAX_ARGUMENT:,}", "found 1000000000000"]),
+    "absurd output": ("[UpSampling2D: {size: 100000}]", "", "model.layers[0].UpSampling2D", ["an output has at most"]),
+}  # fmt: skip
+
+
+def problems_of(text: str, folder: Path) -> list[str]:
+    """Return the problems of a recipe in a file; both the language's own and the network's."""
+    file = folder / "recipe.yaml"
+    file.write_text(text)
+    started = time.perf_counter()
+    with pytest.raises(RecipeError) as caught:
+        read_network(load_recipe(file))
+    assert time.perf_counter() - started < 1
+    return [str(problem) for problem in caught.value.problems]
+
+
+def recipe(layers: str, blocks: str = "") -> str:
+    """Return a recipe's text."""
+    blocks = blocks if blocks.startswith("{") or not blocks else f"{{{blocks}}}"
+    lines = ["kw: 1", "model:", "  input: [3, 8, 8]", f"  blocks: {blocks}" if blocks else "", f"  layers: {layers}"]
+    return "\n".join([*lines, "warehouses:", "  w: {budget: 1}", ""])
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake(name: str, tmp_path: Path) -> None:
+    layers, blocks, path, parts = MISTAKES[name]
+    found = problems_of(recipe(layers, blocks), tmp_path)
+    here = [problem for problem in found if f": {path}: " in problem]
+    assert here, found
+    assert all(any(part in problem for problem in here) for part in parts), here
+    assert all(problem.startswith(str(tmp_path / "recipe.yaml")) or "recipe.yaml:" in problem for problem in found)
+
+
+def test_all_mistakes_at_once_with_the_way_through_blocks(tmp_path: Path) -> None:
+    text = """\
+kw: 1
+model:
+  input: [3, 8, 8]
+  blocks:
+    branch:
+      parameters: {filters: }
+      layers:
+        - Conv2D: {name: wide, filters: $filters, kernel_size: 3}
+        - Add: {inputs: [input, wide]}
+    stage:
+      parameters: {filters: }
+      layers:
+        - branch: {filters: $filters, repeat: 3}
+  layers:
+    - stage: {name: first, filters: 16}
+    - Dens: {units: 10}
+    - Dropout: {rate: 2}
+"""
+    found = problems_of(text, tmp_path)
+    assert len(found) == 3
+    (add,) = (problem for problem in found if "different shapes" in problem)
+    assert "recipe.yaml:9:11: model.blocks.branch.layers[1].Add" in add
+    assert "input is [3, 8, 8], wide is [16, 6, 6]" in add
+    assert (
+        "(in first.branch.0, by model.layers[0].stage (line 15) → model.blocks.stage.layers[0].branch (line 13))" in add
+    )
+    assert any("recipe.yaml:16" in p and 'there is no layer "Dens"' in p and '"Dense"' in p for p in found)
+    assert any("recipe.yaml:17" in p and "under 1: found 2" in p for p in found)
+
+
+def test_the_same_mistake_in_many_places_is_told_once(tmp_path: Path) -> None:
+    blocks = "b: {parameters: {n: }, layers: [Dense: {units: $n}]}"
+    found = problems_of(recipe("[b: {n: none}, b: {n: none}, b: {n: none}]", blocks), tmp_path)
+    assert len(found) == 1
+    assert 'found "none" (in b, by model.layers[0].b (line 5)) and in 2 other places' in found[0]
+
+
+NEST = {f"b{i}": {"layers": [f"b{i + 1}", f"b{i + 1}"]} for i in range(30)} | {"b30": {"layers": ["ReLU"]}}
+DEEP = {f"b{i}": {"layers": [f"b{i + 1}"]} for i in range(900)} | {"b900": {"layers": ["ReLU"]}}
+BLOCK = {"parameters": {"n": None}, "layers": [{"ReLU": {"repeat": "$n"}}]}
+ABSURD: dict[str, tuple[dict[str, Any], str]] = {
+    "doubling blocks": ({"blocks": NEST, "layers": ["b0"]}, f"more than {MAX_MODULES:,} layers"),
+    "deep blocks": ({"blocks": DEEP, "layers": ["b0"]}, "more than 32 deep"),
+    "repeat of repeat": ({"blocks": {"b": BLOCK}, "layers": [{"b": {"n": MAX_MODULES, "repeat": MAX_MODULES}}]},
+                         "the most a recipe may ask"),
+    "wide layers": ({"layers": ["Flatten", *[{"Dense": {"units": MAX_ARGUMENT}}] * 12]}, "parameters"),
+    "large output": ({"layers": [{"UpSampling2D": {"size": MAX_ARGUMENT}}]}, "an output has at most"),
+    "large input": ({"input": [100_000, 100_000, 100_000], "layers": ["ReLU"]}, "268,435,456"),
+    "deep attention": ({"layers": ["Flatten", {"Reshape": {"target_shape": [1, -1]}},
+                                   {"MultiHeadAttention": {"num_heads": MAX_ARGUMENT, "key_dim": MAX_ARGUMENT}}]},
+                       "parameters"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ABSURD)
+def test_absurd_networks_are_refused_at_once(name: str, tmp_path: Path) -> None:
+    model, message = ABSURD[name]
+    file = tmp_path / "absurd.yaml"
+    file.write_text(yaml.safe_dump({"kw": 1, "model": {"input": [3, 8, 8], **model}}))
+    recipe = load_recipe(file)
+    started = time.perf_counter()
+    with pytest.raises(RecipeError, match=message):
+        read_network(recipe).build()
+    assert time.perf_counter() - started < 1
+
+
+def test_a_network_needs_its_input() -> None:
+    with pytest.raises(RecipeError, match=r"needs model\.input"):
+        read_network(load_recipe({"kw": 1, "model": {"layers": ["ReLU"]}}))
+
+
+def test_a_backbone_that_does_not_run_is_a_mistake_of_the_recipe() -> None:
+    model = {"backbone": "torchvision/resnet18", "input": [3, 8, 8, 8], "layers": ["ReLU"]}
+    with pytest.raises(RecipeError, match="the backbone does not run on one input of"):
+        read_network(load_recipe({"kw": 1, "model": model}))
