@@ -10,7 +10,7 @@ from typing import Any
 
 from kw_lightning.errors import Location, Problem, RecipeError
 from kw_lightning.recipe.limits import MAX_DEPTH, MAX_VALUES
-from kw_lightning.recipe.scalars import Scalar
+from kw_lightning.recipe.scalars import Scalar, is_unicode
 
 TEXT_OF_A_VALUE = 256
 """Characters that count as one more value, so that aliases of a long text are bounded, too."""
@@ -113,10 +113,12 @@ class _Reader:
             raise RecipeError(Problem(f"nested deeper than {MAX_DEPTH}", path))
         if self.count > MAX_VALUES:
             raise RecipeError(Problem(f"more than {MAX_VALUES:,} values", path))
+        if isinstance(value, str) and not is_unicode(value):
+            raise RecipeError(Problem("found half of a surrogate pair, allowed: text of Unicode characters", path))
         if isinstance(value, Mapping):
             for key in value:
-                if not isinstance(key, str):
-                    raise RecipeError(Problem(f"found the key {key!r}, allowed: a text", path))
+                if not isinstance(key, str) or not is_unicode(key):
+                    raise RecipeError(Problem(f"found the key {ascii(key)[:80]}, allowed: a text", path))
             return Node({key: self.read(item, join(path, key), depth + 1) for key, item in value.items()})
         if isinstance(value, list | tuple):
             return Node([self.read(item, join(path, index), depth + 1) for index, item in enumerate(value)])

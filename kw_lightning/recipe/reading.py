@@ -14,7 +14,7 @@ import yaml
 from kw_lightning.errors import Location, Problem, RecipeError
 from kw_lightning.recipe.limits import MAX_BYTES, MAX_DEPTH, MAX_KEY, MAX_PROBLEMS, MAX_TEXT, MAX_VALUES
 from kw_lightning.recipe.nodes import Node
-from kw_lightning.recipe.scalars import read_plain
+from kw_lightning.recipe.scalars import is_unicode, read_plain
 from kw_lightning.recipe.words import found
 
 _LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
@@ -111,6 +111,7 @@ class _Composer:
         location = self.location(event)
         if len(event.value) > MAX_TEXT:
             raise self.stop(event, f"a text of {len(event.value):,} characters; at most {MAX_TEXT:,} are read")
+        self.check_unicode(event)
         if not event.implicit[0]:
             return Node(event.value, location)
         try:
@@ -156,6 +157,7 @@ class _Composer:
             self.anchors[event.anchor] = Node(event.value, self.location(event))
         if len(event.value) > MAX_KEY:
             raise self.stop(event, f"a key of {len(event.value):,} characters; at most {MAX_KEY} are read")
+        self.check_unicode(event)
         return event.value
 
     def merge(self, merged: dict[str, Node], node: Node, event: yaml.Event) -> None:
@@ -166,6 +168,10 @@ class _Composer:
                 return
             for key, child in part.value.items():
                 merged.setdefault(key, child)
+
+    def check_unicode(self, event: yaml.ScalarEvent) -> None:
+        if not is_unicode(event.value):  # libyaml refuses it by itself
+            raise self.stop(event, "found half of a surrogate pair, allowed: text of Unicode characters")
 
     def check_tag(self, event: yaml.Event) -> None:
         tag = getattr(event, "tag", None)

@@ -27,6 +27,11 @@ _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s?([KMG])")
 _FACTORS = {"K": 10**3, "M": 10**6, "G": 10**9}
 
 
+def is_unicode(text: str) -> bool:
+    """Return whether a text can be written: halves of surrogate pairs, as in "\\ud800", cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def read_plain(text: str) -> Scalar:
     """Return what an unquoted scalar means.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -83,8 +82,17 @@ def _scalar(value: Any) -> str:
     plain = text and set(text) <= _PLAIN and text[0] not in _NOT_FIRST and not text.endswith(" ")
     if plain and isinstance(_read(text), str):
         return text
-    # JSON's strings are YAML's; what JSON writes as two surrogates is kept as one character.
-    return json.dumps(text, ensure_ascii=False) if text.isprintable() else json.dumps(text)
+    return '"' + "".join(map(_character, text)) + '"'
+
+
+def _character(character: str) -> str:
+    """Return a character inside double quotes."""
+    if character in '"\\':
+        return f"\\{character}"
+    if character.isprintable():
+        return character
+    code = ord(character)
+    return f"\\u{code:04x}" if code < 1 << 16 else f"\\U{code:08x}"
 
 
 def _read(text: str) -> Any:
