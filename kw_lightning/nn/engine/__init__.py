@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kw_lightning.nn.engine import operator, reference
+from kw_lightning.nn.engine import operators, reference
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.planner import ENGINES
 from kw_lightning.nn.engine.workspace import workspace
@@ -36,7 +36,7 @@ def dynamic_convolution(
         raise ValueError(f"engine is one of {', '.join(ENGINES)}: found {engine!r}")
     if engine == "reference":
         return reference.convolve(x, attention.to(x.dtype), cells.to(x.dtype), convolution)
-    return operator.dynamic_convolution(
+    y: Tensor = operators.dynamic_convolution(
         x,
         attention,
         cells,
@@ -47,6 +47,7 @@ def dynamic_convolution(
         convolution.groups,
         engine,
     )
+    return y
 
 
 def dynamic_linear(

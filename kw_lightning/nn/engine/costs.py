@@ -24,8 +24,8 @@ class Work:
     """The work of one pass.
 
     Attributes:
-        mixing: multiply-adds of the linear mixtures.
-        products: multiply-adds of the convolution or of the dense products, weighted where operands are narrow.
+        mixing: multiply-adds of the linear mixtures, weighted by `_narrow`.
+        products: multiply-adds of the convolution or of the dense products, weighted by `_narrow`.
         elements: moved between maps, kernels and buffers outside of products.
         calls: of the library.
         passes: 1, for what every call of the path costs.
@@ -37,19 +37,14 @@ class Work:
     calls: float
     passes: float = 1.0
 
-    @property
-    def multiply_adds(self) -> float:
-        """Return all multiply-adds."""
-        return self.mixing + self.products
-
 
 # Seconds per unit of `Work`, by path and pass.
 SECONDS: dict[str, tuple[Work, Work]] = {
-    "products": (Work(2e-11, 1.2e-11, 3e-10, 2e-5), Work(6e-11, 2.4e-11, 6e-10, 4e-5)),
-    "per_sample": (Work(2e-11, 1e-11, 6e-10, 6e-5), Work(6e-11, 2e-11, 1.2e-9, 1.2e-4)),
-    "grouped": (Work(2e-11, 1e-11, 8e-10, 5e-5), Work(6e-11, 2e-11, 2e-9, 1e-4)),
-    "mix_inputs": (Work(2e-11, 1.2e-11, 6e-10, 1e-5), Work(4e-11, 2.2e-11, 1.2e-9, 1e-5)),
-    "mix_outputs": (Work(2e-11, 1.2e-11, 6e-10, 1e-5), Work(4e-11, 2.6e-11, 1.2e-9, 1e-5)),
+    "products": (Work(1.5e-11, 1.6e-11, 0, 2.4e-5, 5e-5), Work(6.0e-11, 2.8e-11, 0, 2.1e-5, 1e-4)),
+    "per_sample": (Work(2.4e-11, 9.0e-12, 5.5e-10, 1.9e-5, 5e-5), Work(7.1e-11, 1.9e-11, 1.3e-9, 4.7e-5, 1e-4)),
+    "grouped": (Work(2.5e-11, 9.8e-12, 4.4e-10, 0, 5e-5), Work(7.6e-11, 2.1e-11, 8.9e-10, 3.3e-5, 1e-4)),
+    "mix_inputs": (Work(0, 1.6e-11, 0, 9.1e-6, 5e-5), Work(1.0e-10, 2.7e-11, 0, 0, 4.1e-4)),
+    "mix_outputs": (Work(3.8e-11, 1.2e-11, 0, 2.4e-6, 3.7e-4), Work(4.5e-11, 3.8e-11, 0, 3.6e-5, 1e-4)),
 }
 
 
@@ -78,7 +73,8 @@ def count_work(
         kernels = batch * mixtures * cell
         chunks = len(sample_chunks(batch, mixtures * cell * itemsize, device))
         calls = chunks if path == "grouped" else batch
-        return Work(kernels * cells, kernels * outputs, kernels + maps, calls + chunks)
+        mixing = kernels * cells * _narrow(batch / chunks * mixtures)
+        return Work(mixing, kernels * outputs, kernels + maps, calls + chunks)
     live = max(len(taps.taps), 1)
     phase = math.prod(-(-n // s) for n, s in zip(size, taps.stride, strict=True))
     if math.prod(cell_size) > 1:  # patches: a 1×1 convolution of wide pixels
@@ -91,7 +87,7 @@ def count_work(
         moved = maps if live == 1 else maps + 2 * batch * phase * live * out_channels
         width = in_groups * ci if ci < 64 else ci
         return Work(
-            batch * mixtures * cell * cells,
+            batch * mixtures * cell * cells * _narrow(batch / len(samples) * mixtures),
             batch * mixtures * cell * phase * _narrow(width, phase),
             moved,
             len(samples) * len(rows) * (live + in_groups),
@@ -113,6 +109,6 @@ def seconds(work: Work, path: str, *, backward: bool) -> float:
     return sum(getattr(work, field.name) * getattr(unit, field.name) for field in fields(Work))
 
 
-def _narrow(*sides: int) -> float:
+def _narrow(*sides: float) -> float:
     """Return how much longer products with narrow operands take than their multiply-adds say."""
     return math.prod(1 + 16 / side for side in sides)

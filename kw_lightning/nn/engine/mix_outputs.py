@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kw_lightning.nn.engine.gradients import Gradients
 from kw_lightning.nn.engine.mix_inputs import put_product
-from kw_lightning.nn.engine.taps import Taps, rows_of
+from kw_lightning.nn.engine.taps import Taps, every, rows_of
 from kw_lightning.nn.engine.workspace import map_chunks
 
 
@@ -103,7 +103,7 @@ def _place(mixed: Tensor, attention: Tensor, taps: Taps, y: Tensor) -> None:
             if taps.pointwise:
                 place.copy_(mixed[:, position, out_group])
             else:
-                place[(slice(None), *tap.target)] += mixed[(slice(None), position, out_group, *tap.source)]
+                place[every(*tap.target)] += mixed[every(position, out_group, *tap.source)]
 
 
 def _sources(gradient: Tensor, attention: Tensor, taps: Taps, size: torch.Size) -> Tensor:
@@ -115,5 +115,5 @@ def _sources(gradient: Tensor, attention: Tensor, taps: Taps, size: torch.Size) 
     out = gradient.new_zeros(len(gradient), positions, out_groups, *size, co)
     for position, tap in enumerate(taps.taps):
         for out_group, part in enumerate(gradient.split(co, dim=-1)):
-            out[(slice(None), position, out_group, *tap.source)] = part[(slice(None), *tap.target)]
+            out[every(position, out_group, *tap.source)] = part[every(*tap.target)]
     return out.view(len(gradient), positions * out_groups, -1)

@@ -36,7 +36,7 @@ def attention_gradient(kernels: Tensor, cells: Tensor, total: Tensor) -> None:
         cells: E [cells, columns].
         total: dα [rows, cells], of at least single precision.
     """
-    # The libraries' kernels are widest along the result's rows: a number of cells that fills them not goes the other way.
+    # Products are fastest where a row of the result fills whole registers: an odd number of cells goes the other way.
     if cells.shape[0] % 16:
         part = total.new_zeros(total.shape[1], total.shape[0])
         _add_products(((cells[:, block], kernels[:, block].t()) for block in _blocks(cells)), part)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kw_lightning.nn.engine import mixing
 from kw_lightning.nn.engine.gradients import Gradients
-from kw_lightning.nn.engine.taps import Tap, Taps, rows_of
+from kw_lightning.nn.engine.taps import Tap, Taps, every, rows_of
 from kw_lightning.nn.engine.workspace import kernel_chunks
 from kw_lightning.nn.partition import Shape
 
@@ -38,7 +38,7 @@ def forward(x: Tensor, attention: Tensor, cells: Tensor, taps: Taps, y: Tensor) 
         y: [batch, *output_size, out_channels], overwritten.
     """
     work = _Work(x, attention, cells, taps)
-    if not work.direct:
+    if not (work.direct and all(map(work.adjoining, work.rows))):
         y.zero_()
     for samples in work.samples:
         images = [phase.image(x[samples]) for phase in work.phases]
@@ -69,13 +69,13 @@ def backward(gradient: Tensor, x: Tensor, attention: Tensor, cells: Tensor, taps
         images = [phase.image(x[samples]) for phase in work.phases]
         if wanted.x is not None:
             totals = [phase.total(wanted.x[samples]) for phase in work.phases]
-        spreads: list[Tensor | None] = [None] * len(work.phases)
+        spreads: list[Tensor] = []
         for rows in work.rows:
             if work.direct and work.adjoining(rows):
                 spreads = [rows_of(gradient[samples])[:, :, work.outputs(rows)]]
             else:
                 part = work.grouped(gradient[samples], rows)
-                spreads = [phase.spread(part, out) for phase, out in zip(work.phases, spreads, strict=True)]
+                spreads = [phase.spread(part, spreads[i : i + 1]) for i, phase in enumerate(work.phases)]
             if wanted.x is not None:
                 operands = _operands(work.mix(samples, rows))
                 for phase, spread, total in zip(work.phases, spreads, totals, strict=True):
@@ -141,22 +141,22 @@ class _Phase:
         """
         parts = parts.view(len(y), *self._size, len(self.taps), *y.shape[-2:])
         for index, tap in enumerate(self.taps):
-            y[(slice(None), *tap.target)] += parts[(slice(None), *tap.shifted, index)]
+            y[every(*tap.target)] += parts[every(*tap.shifted, index)]
 
-    def spread(self, gradient: Tensor, out: Tensor | None) -> Tensor:
+    def spread(self, gradient: Tensor, before: list[Tensor]) -> Tensor:
         """Return the output's gradient as every tap brings it to the phase image: `add_up` backwards.
 
         Args:
             gradient: [batch, *output_size, output groups, rows].
-            out: what `spread` returned for other rows, to be written over: its zeros stay where they are.
+            before: nothing, **or** what `spread` returned for other rows, to be written over: its zeros stay.
 
         Returns:
             [batch, positions of the phase image, taps · output groups · rows].
         """
         shape = (len(gradient), *self._size, len(self.taps), *gradient.shape[-2:])
-        out = gradient.new_zeros(shape) if out is None else out.view(shape)
+        out = before[0].view(shape) if before else gradient.new_zeros(shape)
         for index, tap in enumerate(self.taps):
-            out[(slice(None), *tap.shifted, index)] = gradient[(slice(None), *tap.target)]
+            out[every(*tap.shifted, index)] = gradient[every(*tap.target)]
         return out.view(len(gradient), math.prod(self._size), -1)
 
     @property
@@ -168,8 +168,8 @@ class _Phase:
         return self.all.phase_size(self.phase)
 
     @property
-    def _place(self) -> tuple[slice, ...]:
-        return (slice(None), *self.all.phase_slices(self.phase))
+    def _place(self) -> tuple[slice | int, ...]:
+        return every(*self.all.phase_slices(self.phase))
 
 
 class _Work:

@@ -90,7 +90,7 @@ class Taps:
             out = x.new_empty(x.shape[0], *self.output_size, x.shape[-1])
         if not tap.whole:
             out.zero_()
-        out[(slice(None), *tap.target)] = x[(slice(None), *tap.source)]
+        out[every(*tap.target)] = x[every(*tap.source)]
         return out
 
     def add_back(self, gradient: Tensor, tap: Tap, total: Tensor) -> None:
@@ -100,7 +100,12 @@ class Taps:
             gradient: [batch, *output_size, channels].
             total: [batch, *size, channels], changed in place.
         """
-        total[(slice(None), *tap.source)] += gradient[(slice(None), *tap.target)]
+        total[every(*tap.source)] += gradient[every(*tap.target)]
+
+
+def every(*places: slice | int) -> tuple[slice | int, ...]:
+    """Return the index of places in every sample of a batch."""
+    return (slice(None), *places)
 
 
 def rows_of(x: Tensor) -> Tensor:
