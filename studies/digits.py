@@ -37,8 +37,8 @@ SETTINGS: dict[str, list[str]] = {
         "data.train.noise=0.3",
         "data.eval.shift=1",
         "data.eval.noise=0.3",
-        "train.epochs=30",
-        "temperature.epochs=6",
+        "train.epochs=20",
+        "temperature.epochs=5",
     ],
 }
 

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from kw_lightning.errors import RunError
+from kw_lightning.errors import KWError, RunError
 
 try:
     import fcntl
@@ -62,6 +62,8 @@ class RunFolder:
             RunError: the folder holds a run that is not to be continued, another process is writing it,
                 **or** it cannot be written.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path} is a file; a run needs a folder")
         with readable_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("w")
@@ -147,18 +149,31 @@ def versions() -> str:
 
 @contextmanager
 def readable_errors(path: Path) -> Iterator[None]:
-    """Turn a full or unwritable disk into one message.
+    """Turn a full or unwritable disk, and files that cannot be read, into one message.
 
     Raises:
-        RunError: in place of an OSError.
+        RunError: in place of an OSError, and of what torch.save makes of one.
     """
     try:
         yield
-    except OSError as error:
-        where = error.filename or path
-        if error.errno in FULL:
-            raise RunError(f"{path}: the disk is full (or a quota is reached); free some space and --resume") from error
-        raise RunError(f"{where}: cannot be written: {os.strerror(error.errno or errno.EIO)}") from error
+    except KWError:
+        raise
+    except (OSError, RuntimeError) as error:
+        cause = _os_error(error)
+        if cause is None:
+            raise
+        if cause.errno in FULL:
+            raise RunError(f"{path}: the disk is full, or a quota is reached") from error
+        where = cause.filename or path
+        # an image that cannot be read has no number, but says which it is
+        raise RunError(str(cause) if cause.errno is None else f"{where}: {os.strerror(cause.errno)}") from error
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """Return the error itself or the last one that led to it, if the system reported it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _numbered(name: str, runs: Path) -> list[tuple[int, Path]]:

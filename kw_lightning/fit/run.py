@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 
-from kw_lightning.errors import RecipeError, RunError
+from kw_lightning.errors import Problem, RecipeError, RunError, nearest
 from kw_lightning.fit.data import ImageData, data_module
 from kw_lightning.fit.evaluation import load_classifier, measure, read_checkpoint
 from kw_lightning.fit.folder import (
@@ -30,8 +30,9 @@ from kw_lightning.fit.folder import (
 )
 from kw_lightning.fit.interruption import interruptible
 from kw_lightning.fit.module import Classifier
+from kw_lightning.fit.optimization import make_optimizer, make_schedule
 from kw_lightning.fit.quiet import quiet
-from kw_lightning.fit.trainer import make_trainer
+from kw_lightning.fit.trainer import MONITORED, make_trainer
 from kw_lightning.recipe import load_recipe, lock_text
 from kw_lightning.recipe.types import Recipe, Train
 
@@ -87,6 +88,7 @@ def fit(
     elif overrides:
         raise TypeError("overrides change a recipe while it is loaded, and this one is loaded already")
     seed_everything((recipe.train or Train()).seed, workers=True, verbose=False)
+    check_training(recipe)
     module = Classifier(recipe, allow_python=allow_python)
     data = data_module(recipe, allow_python=allow_python)
     check_shapes(recipe, module, data)
@@ -115,6 +117,8 @@ def finish(
     """Evaluate what is in the checkpoints, so that `kw evaluate` gives the same, and write `result.json`."""
     if not folder.last.exists():  # no epoch was trained
         trainer.save_checkpoint(folder.last)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # from here on the first process works alone
     if not trainer.is_global_zero:
         return Result(folder.path, {}, {}, module)
     measured = {}
@@ -153,6 +157,26 @@ def open_folder(recipe: Recipe, resume: str | Path | None, output: str | Path | 
 def is_first_process() -> bool:
     """Tell whether this process, of those that train together, is the one that writes and speaks."""
     return not getattr(rank_zero_only, "rank", 0)
+
+
+def check_training(recipe: Recipe) -> None:
+    """Check optimizer, schedule and monitored metric before anything is built or written.
+
+    Raises:
+        RecipeError: every mistake found.
+    """
+    problems: list[Problem] = []
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    try:
+        make_schedule(recipe, make_optimizer(recipe, [parameter]), total_steps=100, steps_per_epoch=10)
+    except RecipeError as error:
+        problems += error.problems
+    monitor = (recipe.train or Train()).monitor
+    if monitor not in MONITORED:
+        message = f'"{monitor}" is not logged{nearest(monitor, MONITORED)} Allowed are {", ".join(MONITORED)}'
+        problems.append(recipe.document.problem("train.monitor", message))
+    if problems:
+        raise RecipeError(problems)
 
 
 def check_shapes(recipe: Recipe, module: Classifier, data: LightningDataModule) -> None:

@@ -32,7 +32,7 @@ def make_trainer(recipe: Recipe, folder: RunFolder, steps_done: int = 0) -> Trai
         steps_done: optimizer steps of the checkpoint that the run goes on from.
 
     Raises:
-        RecipeError: settings that Lightning refuses, **or** an unknown metric in `train.monitor`.
+        RecipeError: settings that Lightning refuses.
     """
     train = recipe.train or Train()
     settings = {
@@ -68,9 +68,6 @@ def make_trainer(recipe: Recipe, folder: RunFolder, steps_done: int = 0) -> Trai
 def make_callbacks(recipe: Recipe, folder: RunFolder) -> list[Callback]:
     """Return the callbacks of a recipe: checkpoints, learning rate, temperature, statistics, average, progress."""
     train = recipe.train or Train()
-    if train.monitor not in MONITORED:
-        message = f'"{train.monitor}" is not logged; allowed are {", ".join(MONITORED)}'
-        raise RecipeError(recipe.document.problem("train.monitor", message))
     callbacks: list[Callback] = [
         ModelCheckpoint(
             folder.checkpoints,
