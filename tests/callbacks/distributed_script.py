@@ -12,8 +12,10 @@ from callback_networks import RECIPE, Classifier, Net, dataset, trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -133,6 +135,19 @@ def fsdp1(model: Classifier) -> dict[str, Any]:
     raise AssertionError("one group a layer was not refused")
 
 
+def tensor_parallel(model: Classifier) -> str:
+    """Return why cells that tensor parallelism has split are refused."""
+    kw_lightning.convert(model, RECIPE)
+    mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("data_parallel", "tensor_parallel"))
+    warehouse = model.net.conv1.warehouse
+    warehouse.cells = nn.Parameter(distribute_tensor(warehouse.cells.detach(), mesh["tensor_parallel"], [Shard(0)]))
+    try:
+        check_sharding(model)
+    except KWError as error:
+        return str(error)
+    raise AssertionError("split cells were not refused")
+
+
 def main(folder: Path) -> None:
     results = {
         "ddp": fit(folder / "ddp", classifier(Net), processes=2, strategy="ddp"),
@@ -147,6 +162,7 @@ def main(folder: Path) -> None:
     except KWError as error:
         results["fsdp2"]["refused"] = str(error)
     results["fsdp1"] = fsdp1(classifier(Net))
+    results["tensor parallel"] = tensor_parallel(classifier(Net))
     if torch.distributed.get_rank() == 0:
         torch.save(results, folder / "results.pt")
     torch.distributed.destroy_process_group()

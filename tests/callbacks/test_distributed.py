@@ -103,6 +103,11 @@ def test_sharding_that_splits_a_warehouse_is_refused(two: Any, kind: str) -> Non
     assert "kw_fully_shard" in message
 
 
+def test_tensor_parallelism_over_dynamic_layers_is_refused(two: Any) -> None:
+    assert two["tensor parallel"].startswith('the cells of warehouse "convolutions" are split by tensor parallelism')
+    assert "leave net.conv1, net.conv2 out of the plan of parallelize_module" in two["tensor parallel"]
+
+
 def test_sync_batch_norm_reaches_the_attention() -> None:
     model = Classifier()
     recipe = {**RECIPE, "warehouses": {"a": {"layers": ["net.conv?"]}}}  # BatchNorm, the default

@@ -1,0 +1,49 @@
+"""Losses of 32-true and bf16-mixed on digits: pytest tests/callbacks/test_precision_on_digits.py -m slow -s"""
+
+from __future__ import annotations
+
+import runpy
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from callback_networks import trainer
+from lightning.pytorch import seed_everything
+
+from kw_lightning.callbacks import KWCallback
+from kw_lightning.fit.data import data_module
+from kw_lightning.recipe import load_recipe
+
+EXAMPLES = Path(__file__).parents[2] / "recipes" / "examples"
+SEEDS, EPOCHS = (0, 1, 2, 3), 10
+
+
+def final(folder: Path, precision: Any, seed: int) -> dict[str, float]:
+    """Return the mean training loss of the last two epochs, and the accuracy after them."""
+    seed_everything(seed, verbose=False)
+    model = runpy.run_path(str(EXAMPLES / "own_module.py"))["Digits"]()
+    losses: list[float] = []
+    model.on_train_batch_end = lambda outputs, batch, batch_idx: losses.append(float(outputs["loss"]))
+    run = trainer(
+        folder, callbacks=[KWCallback(EXAMPLES / "digits.yaml")], precision=precision, max_epochs=EPOCHS, logger=False
+    )
+    run.fit(model, data_module(load_recipe("digits-resnet", ["train.seed=" + str(seed)])))
+    last = losses[-2 * run.num_training_batches :]
+    return {"loss": statistics.mean(last), "accuracy": float(run.callback_metrics["val/accuracy"])}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_bf16_mixed_ends_within_the_spread_of_seeds(tmp_path: Path) -> None:
+    found = {precision: [final(tmp_path, precision, seed) for seed in SEEDS] for precision in ("32-true", "bf16-mixed")}
+    for precision, runs in found.items():
+        for name in ("loss", "accuracy"):
+            values = [run[name] for run in runs]
+            print(f"\n{precision} {name}: " + ", ".join(f"{value:.4f}" for value in values), end="")
+    full, mixed = ([run["loss"] for run in found[precision]] for precision in ("32-true", "bf16-mixed"))
+    # The mean over seeds, within the seeds' own spread; two standard errors on either side.
+    spread = 2 * (torch.tensor(full).var() / len(full) + torch.tensor(mixed).var() / len(mixed)).sqrt().item()
+    assert abs(statistics.mean(mixed) - statistics.mean(full)) < spread
+    assert min(run["accuracy"] for run in found["bf16-mixed"]) > 0.9
