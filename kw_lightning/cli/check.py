@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from kw_lightning.cli.completion import complete_recipe
 from kw_lightning.errors import KWError, Problem, RecipeError
 from kw_lightning.recipe import Recipe, load_recipe
 
@@ -22,7 +23,10 @@ class Format(str, Enum):
 
 
 def check(
-    files: Annotated[list[str], typer.Argument(metavar="FILES…", help="Recipe files, or names of shipped recipes.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILES…", help="Recipe files, or names of recipes.", autocompletion=complete_recipe),
+    ],
     format: Annotated[
         Format, typer.Option(help="Lines to read, GitHub's annotations, or one JSON list.")
     ] = Format.text,

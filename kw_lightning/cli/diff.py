@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from kw_lightning.cli.completion import complete_recipe
 from kw_lightning.cli.output import console
 from kw_lightning.recipe import Recipe, load_recipe
 from kw_lightning.recipe.comparison import ABSENT, Difference, differences
@@ -22,8 +23,12 @@ _NAMES = ("name", "description")
 
 
 def diff(
-    first: Annotated[str, typer.Argument(metavar="A", help="A recipe file, or a shipped recipe's name.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="The one to compare it with.")],
+    first: Annotated[
+        str, typer.Argument(metavar="A", help="A recipe, by file or by name.", autocompletion=complete_recipe)
+    ],
+    second: Annotated[
+        str, typer.Argument(metavar="B", help="The one to compare it with.", autocompletion=complete_recipe)
+    ],
     network: Annotated[bool, typer.Option(help="Compare the plans, too: cells, parameters, multiply-adds.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
     allow_python: Annotated[

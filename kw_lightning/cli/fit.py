@@ -8,12 +8,21 @@ from typing import Annotated
 import typer
 
 from kw_lightning.cli.arguments import recipe_and_overrides
+from kw_lightning.cli.completion import complete_override, complete_recipe
 
 
 def fit(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped recipe's name.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="A recipe file, or a shipped recipe's name.", autocompletion=complete_recipe
+        ),
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe, as train.epochs=5.")
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE", autocompletion=complete_override, help="Changes to the recipe, as train.epochs=5."
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     resume: Annotated[

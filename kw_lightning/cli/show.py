@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from kw_lightning.cli.arguments import recipe_and_overrides
+from kw_lightning.cli.completion import complete_override, complete_recipe
 from kw_lightning.errors import RecipeError
 from kw_lightning.recipe import load_recipe
 from kw_lightning.recipe.sources import NotFoundError, open_source
@@ -17,9 +18,17 @@ from kw_lightning.recipe.writing import to_yaml
 
 
 def show(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped recipe's name.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="A recipe file, or a shipped recipe's name.", autocompletion=complete_recipe
+        ),
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe; they imply --resolved.")
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE", autocompletion=complete_override, help="Changes to the recipe; they imply --resolved."
+        ),
     ] = None,
     resolved: Annotated[
         bool, typer.Option("--resolved", help="With all that it extends, each value with the place it comes from.")

@@ -38,7 +38,7 @@ def _apply(root: Node, text: str, number: int, problems: list[Problem]) -> Node:
     if not equals or not key:
         raise RecipeError(Problem(f"found {found(text)}, allowed: key=value, as train.epochs=5", location=here))
     appends = key.endswith(APPEND)
-    keys = _keys(key.removesuffix(APPEND), here)
+    keys = parse_key(key.removesuffix(APPEND), here)
     if keys[0] in _FIXED:
         raise RecipeError(Problem(f"{keys[0]} can be changed in a file only", str(keys[0]), here))
     node = _value(value, keys, Location(FILE, number, len(key) + 2))
@@ -49,7 +49,12 @@ def _apply(root: Node, text: str, number: int, problems: list[Problem]) -> Node:
     return _put(root, keys, node, here, problems, ())
 
 
-def _keys(text: str, here: Location) -> tuple[str | int, ...]:
+def parse_key(text: str, here: Location | None = None) -> tuple[str | int, ...]:
+    """Return the keys and indices of a path such as `warehouses.a.layers[0]`.
+
+    Raises:
+        RecipeError: the text is none; placed at `here`.
+    """
     keys: list[str | int] = []
     position = 0
     while position < len(text) and len(keys) < _MAX_STEPS:
