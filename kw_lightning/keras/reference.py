@@ -1,0 +1,45 @@
+"""The vocabulary as a table of Markdown, made of the layers themselves: `python -m kw_lightning.keras.reference`."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+from kw_lightning.keras import layers as _vocabulary  # noqa: F401 -- registers the layers
+from kw_lightning.keras.layer import LAYERS, Layer
+
+START = "<!-- layers: begin; made by python -m kw_lightning.keras.reference -->"
+END = "<!-- layers: end -->"
+
+
+def vocabulary_table() -> str:
+    """Return a row for each layer: its name, its arguments with their defaults, and what it does."""
+    lines = ["| layer | arguments | what it does |", "| --- | --- | --- |"]
+    for name, kind in LAYERS.items():
+        fields = sorted(kind.arguments().values(), key=lambda field: field.default is not dataclasses.MISSING)
+        arguments = ", ".join(map(_argument, fields))
+        lines.append(f"| {name} | {arguments} | {_first_sentence(kind)} |")
+    return "\n".join(lines)
+
+
+def _argument(field: dataclasses.Field[Any]) -> str:
+    if field.default is dataclasses.MISSING:
+        return f"**{field.name}**"
+    default = field.default
+    text = "none" if default is None else str(default).lower() if isinstance(default, bool) else f"{default}"
+    return f"{field.name} = {text}"
+
+
+def _first_sentence(kind: type[Layer]) -> str:
+    text = inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0]
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def main() -> None:
+    """Print the table."""
+    print(vocabulary_table())
+
+
+if __name__ == "__main__":
+    main()
