@@ -24,15 +24,23 @@ def plan(
     """Show warehouses, cells, parameters and multiply-adds of a recipe, beside the static network's."""
     source, changes = recipe_and_overrides([recipe, *(overrides or ())])
     # slow to import: torch
+    from rich.text import Text
+
     from kw_lightning.cli.output import console
     from kw_lightning.planning import plan as make_plan
     from kw_lightning.planning.table import PlanTable
     from kw_lightning.recipe import load_recipe
 
-    planned = make_plan(load_recipe(source, changes), allow_python=tuple(allow_python or ()))
+    loaded, allowed = load_recipe(source, changes), tuple(allow_python or ())
+    planned = make_plan(loaded, allow_python=allowed)
     if json:
         from json import dumps
 
         typer.echo(dumps(planned.to_dict()))
-    else:
-        console().print(PlanTable(planned))
+        return
+    if loaded.model is not None and loaded.model.layers:
+        from kw_lightning.keras import read_network
+        from kw_lightning.keras.table import SummaryTable
+
+        console().print(SummaryTable(read_network(loaded, allow_python=allowed)), Text(""), sep="\n")
+    console().print(PlanTable(planned))
