@@ -8,6 +8,7 @@ recipe that was asked for, the shipped recipes, and installed packages, whose co
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -22,6 +23,7 @@ from kw_lightning.resources import shipped
 ENTRY_POINTS = "kw_lightning.recipes"
 PACKAGE = "package://"
 SUFFIXES = (".yaml", ".yml")
+_VERSION = re.compile(rb"^['\"]?kw['\"]?\s*:", re.MULTILINE)
 
 
 class NotFoundError(ValueError):
@@ -145,7 +147,9 @@ def _announced() -> Iterator[tuple[str, Source]]:
 
 
 def _recipe_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+    """Return the recipes in a folder and below: YAML files that say the version of the language."""
+    files = (path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+    return sorted(path for path in files if _VERSION.search(path.read_bytes()[:MAX_BYTES]))
 
 
 def _in_package(name: str) -> Source:

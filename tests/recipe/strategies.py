@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hypothesis import strategies as st
 
 from kw_lightning.recipe.schema import Schema, branches, schema
-from kw_lightning.recipe.sources import names
+from kw_lightning.recipe.sources import Source, names
 
 FRACTIONS = ("1/2", "1/4", "2", "1/0", "0/1", "-1/2", "3/2", "1/16", "9999999999/3", "1/", "/2", "½")
 SIZES = ("7.5M", "1K", "0K", "3 G", "11.7M", "-1M", "1T")
@@ -51,10 +51,10 @@ def recipes() -> st.SearchStrategy[dict[str, Any]]:
 
 
 @st.composite
-def broken_files(draw: st.DrawFn) -> bytes:
-    """Return a shipped recipe's file with a few places cut, doubled, moved, or written over."""
-    source = draw(st.sampled_from(sorted(names().values(), key=lambda source: source.name)))
-    content = source.read()
+def broken_files(draw: st.DrawFn, sources: Sequence[Source] = ()) -> bytes:
+    """Return a file of these recipes, else of any shipped one, with a few places cut, doubled, moved, overwritten."""
+    known = sorted(sources or names().values(), key=lambda source: source.name)
+    content = draw(st.sampled_from(known)).read()
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(content)))
         stop = min(start + draw(st.integers(0, 40)), len(content))
