@@ -176,10 +176,10 @@ def test_absurd_sizes_are_refused_at_once(model: dict[str, Any]) -> None:
     if model["backbone"].startswith("timm/"):
         pytest.importorskip("timm")
     asked = recipe(["*"], model=model)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(RecipeError, match=r"at most|the most a recipe may ask|Storage size"):
         plan(asked)
-    assert time.monotonic() - started < 2  # under 1 s on an idle machine
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize(
