@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import kw_lightning
-from kw_lightning.callbacks import AttentionStatistics, TemperatureAnnealing
+from kw_lightning.callbacks import AttentionMetric, AttentionStatistics, TemperatureAnnealing
 from kw_lightning.nn import set_temperature
 
 
@@ -27,57 +27,65 @@ def network(device: torch.device) -> torch.nn.Module:
     return model
 
 
-def compare(
-    device: torch.device, off: Callable[[], object], on: Callable[[], object], rounds: int
-) -> tuple[float, float]:
-    """Return the median seconds of two functions, run in turns so that a busy machine is busy for both."""
-    times: dict[int, list[float]] = {0: [], 1: []}
-    for index in range(2 * rounds + 4):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        (off, on)[index % 2]()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        if index >= 4:
-            times[index % 2].append(time.perf_counter() - start)
-    return statistics.median(times[0]), statistics.median(times[1])
+def median_seconds(run: Callable[[], object], device: torch.device, rounds: int) -> float:
+    """Return the median time of a function, after two rounds that do not count."""
+    times = []
+    for _ in range(rounds + 2):
+        start = clock(device)
+        run()
+        times.append(clock(device) - start)
+    return statistics.median(times[2:])
+
+
+def clock(device: torch.device) -> float:
+    """Return seconds: of the GPU's work, or of this process's own, which other processes do not lengthen."""
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 @pytest.mark.slow
-def test_statistics_cost_less_than_two_percent_of_a_step() -> None:
+def test_statistics_cost_less_than_two_percent_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    batch, size, rounds = (128, 224, 50) if device.type == "cuda" else (16, 112, 12)
+    batch, size, rounds = (128, 224, 30) if device.type == "cuda" else (16, 112, 4)
     model, callback = network(device), AttentionStatistics()
     x = torch.randn(batch, 3, size, size, device=device)
     labels = torch.randint(0, 1000, (batch,), device=device)
+    inside = {"seconds": 0.0}
+    update = AttentionMetric.update
+
+    def clocked(self: AttentionMetric, layer: int, attention: torch.Tensor) -> None:
+        start = clock(device)
+        update(self, layer, attention)
+        inside["seconds"] += clock(device) - start
 
     @torch.inference_mode()
     def validate() -> None:
-        model.eval()
         model(x)
 
     def train() -> None:
-        model.train()
         F.cross_entropy(model(x), labels).backward()
         model.zero_grad()
 
-    def listening(run: Callable[[], None]) -> Callable[[], None]:
-        def step() -> None:
-            callback.listen(model)
-            run()
-            callback._listening.close()
-
-        return step
-
-    step, _ = compare(device, train, train, max(rounds // 3, 3))
-    off, on = compare(device, validate, listening(validate), rounds)
-    print(
-        f"\n{device.type}, ResNet18 1x, batch {batch} at {size}: training step {step * 1e3:.1f} ms, "
-        f"validation step {off * 1e3:.1f} ms, with statistics {on * 1e3:.1f} ms: "
-        f"{(on - off) / step:+.2%} of a training step, {(on - off) / off:+.2%} of a validation step"
-    )
-    assert (on - off) / step < 0.02
+    model.train()
+    step = median_seconds(train, device, rounds)
+    model.eval()
+    validation = median_seconds(validate, device, rounds)
+    # What the hooks take is clocked from inside: the difference of two steps is lost in their own variation.
+    monkeypatch.setattr(AttentionMetric, "update", clocked)
+    callback.listen(model)
+    hooked = []
+    for _ in range(rounds):
+        inside["seconds"] = 0.0
+        validate()
+        hooked.append(inside["seconds"])
+    cost = statistics.median(hooked)
+    assert set(callback.summaries()) == {"stage1", "stage2", "stage3", "stage4"}
+    print(f"\n{device.type}, ResNet18 1x, batch {batch} at {size}, ms: {step * 1e3:.1f} a training step, ", end="")
+    print(f"{validation * 1e3:.1f} a validation step, {cost * 1e3:.2f} the statistics in it: ", end="")
+    print(f"{cost / step:.2%} and {cost / validation:.2%}")
+    assert cost < 0.02 * step
 
 
 @pytest.mark.slow
@@ -98,14 +106,14 @@ def test_the_temperature_costs_next_to_nothing(tmp_path: Path) -> None:
     timed = annealing.on_train_batch_start
 
     def clocked(*arguments: Any) -> None:
-        start = time.perf_counter()
+        start = time.process_time()
         timed(*arguments)
-        seconds["step"] += time.perf_counter() - start
+        seconds["step"] += time.process_time() - start
 
     annealing.on_train_batch_start = clocked  # type: ignore[method-assign]
     data = DataLoader(TensorDataset(torch.randn(160, 3, 64, 64)), batch_size=16)
-    start = time.perf_counter()
+    start = time.process_time()
     trainer(tmp_path, callbacks=[annealing]).fit(Step(), data)
-    whole = time.perf_counter() - start
+    whole = time.process_time() - start
     print(f"\ntemperature: {seconds['step'] / 10 * 1e6:.0f} µs a step of {whole / 10 * 1e3:.0f} ms")
     assert seconds["step"] < 0.005 * whole
