@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,11 +19,10 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.parameter import is_lazy
 
-from kw_lightning.errors import Problem, RecipeError, RunError, nearest
+from kw_lightning.errors import Problem, RecipeError, first_line, nearest
 from kw_lightning.limits import TooLargeError, bounded_construction, excessive_arguments
+from kw_lightning.pretrained import load_pretrained
 from kw_lightning.recipe.types import Recipe
-
-log = logging.getLogger(__name__)
 
 Builder = Callable[..., nn.Module]
 # Arguments of constructors that read files or the network; `model.pretrained` does it, and a plan never does.
@@ -71,8 +68,8 @@ def create(recipe: Recipe, *, allow_python: Sequence[str] = (), device: torch.de
         raise RecipeError(at_backbone(f'"{name}" is no backbone; allowed are {FORMS}'))
     try:
         network = _construct(partial(builder, **args), f'the network "{name}"', device, on_meta)
-    except (TooLargeError, RunError) as error:
-        raise type(error)([at_backbone(str(error))] if isinstance(error, TooLargeError) else str(error)) from error
+    except TooLargeError as error:
+        raise TooLargeError(at_backbone(str(error))) from None
     except Exception as error:  # whatever a constructor makes of a stranger's arguments
         raise RecipeError(recipe.document.problem("model.args", _refused(name, builder, args, error))) from error
     if pretrained:
@@ -87,129 +84,11 @@ def input_shape(recipe: Recipe, network: nn.Module) -> tuple[int, ...] | None:
         return None
     if model.input is not None:
         return model.input
-    config = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None)
-    size = config.get("input_size") if isinstance(config, Mapping) else None
-    if size:
-        return tuple(size)
-    if model.backbone is None or not model.backbone.startswith("torchvision/"):
-        return None
-    weights = _torchvision_weights(model.backbone.partition("/")[2])
-    crop = getattr(weights.transforms(), "crop_size", None) if weights is not None else None
-    if isinstance(crop, int):
-        crop = [crop]
-    return (3, *(crop * 2 if len(crop) == 1 else crop)) if crop else None
-
-
-def load_pretrained(recipe: Recipe, network: nn.Module) -> None:
-    """Load `model.pretrained` into a network: a weights name, a file (safetensors, or torch's with weights only).
-
-    A classifier of another size than the weights' keeps its start values, when the recipe asks for that size.
-
-    Raises:
-        RecipeError: no such weights; **or** keys that are missing, unexpected or of another shape, all listed.
-        RunError: weights that cannot be read or fetched.
-    """
-    assert recipe.model is not None
-    source = recipe.model.pretrained
-    problem = partial(recipe.document.problem, "model.pretrained")
-    try:
-        weights = _weights(recipe, network, problem)
-    except RecipeError:
-        raise
-    except Exception as error:
-        raise RunError(f"model.pretrained: {source}: cannot read the weights: {_first_line(error)}") from error
-    own = network.state_dict()
-    fresh = _resized_classifier(network, own, weights) if "num_classes" in recipe.model.args else []
-    weights = {key: value for key, value in weights.items() if key not in fresh}
-    faults = [f"{key}: missing" for key in own if key not in weights and key not in fresh]
-    faults += [f"{key}: unexpected" for key in weights if key not in own]
-    faults += [
-        f"{key}: {list(value.shape)} instead of {list(own[key].shape)}"
-        for key, value in weights.items()
-        if key in own and value.shape != own[key].shape
-    ]
-    if faults:
-        more = f" and {len(faults) - 20} more" if len(faults) > 20 else ""
-        raise RecipeError(problem(f"{source} does not fit the network: " + "; ".join(faults[:20]) + more))
-    network.load_state_dict(weights, strict=False)
-    if fresh:
-        log.warning("model.pretrained: the classifier has another size, so it starts anew: %s", ", ".join(fresh))
-
-
-def _weights(recipe: Recipe, network: nn.Module, problem: Callable[[str], Problem]) -> dict[str, Tensor]:
-    model = recipe.model
-    assert model is not None
-    assert model.backbone is not None
-    source = model.pretrained
-    library, _, name = model.backbone.partition("/")
-    path = _existing_file(source)
-    if path is not None:
-        return _read_weights(path)
-    if isinstance(source, str) and Path(source).suffix in {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}:
-        raise RecipeError(problem(f"there is no file {source}"))
-    if library == "torchvision":
-        import torchvision
-
-        try:
-            entry = torchvision.models.get_model_weights(name)["DEFAULT" if source is True else str(source)]
-        except KeyError:
-            names = [member.name for member in torchvision.models.get_model_weights(name)]
-            hint = nearest(str(source), names)
-            allowed = ", ".join(names) or "none"
-            raise RecipeError(
-                problem(f'there are no weights "{source}" for {name} and no such file; weights: {allowed}{hint}')
-            ) from None
-        return dict(entry.get_state_dict(progress=False, check_hash=True))
-    if library == "timm":
-        import timm
-
-        tag = name if source is True else f"{name.partition('.')[0]}.{source}"
-        try:
-            return dict(timm.create_model(tag, pretrained=True).state_dict())
-        except RuntimeError as error:
-            raise RecipeError(problem(f'timm has no weights "{source}" for {name}: {_first_line(error)}')) from error
-    raise RecipeError(problem(f'a python: network takes a file of weights: found "{source}"'))
-
-
-def _existing_file(source: bool | str) -> Path | None:
-    if not isinstance(source, str):
-        return None
-    path = Path(source).expanduser()
-    return path if path.is_file() else None
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        try:
-            from safetensors.torch import load_file
-        except ImportError:
-            raise RunError(f"{path}: safetensors is not installed: pip install safetensors") from None
-        return dict(load_file(path))
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise RunError(f"{path}: expected a state_dict of tensors")
-    prefixes = ("module.", "_orig_mod.", "model.")
-    for prefix in prefixes:
-        if content and all(key.startswith(prefix) for key in content):
-            content = {key.removeprefix(prefix): value for key, value in content.items()}
-    return dict(content)
-
-
-def _resized_classifier(network: nn.Module, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
-    """Return the keys of the last layers whose number of outputs differs from the weights', and of no other layer."""
-    return [
-        key
-        for key, value in own.items()
-        if key in weights
-        and weights[key].dim() == value.dim() > 0
-        and weights[key].shape[0] != value.shape[0]
-        and weights[key].shape[1:] == value.shape[1:]
-        and key.rpartition(".")[2] in {"weight", "bias"}
-        and isinstance(network.get_submodule(key.rpartition(".")[0]), nn.Linear | nn.Conv2d)
-    ]
+    channels, *size = _usual_input(model.backbone or "", network) or (3,)
+    asked = model.args.get("img_size", model.args.get("image_size"))  # of vision transformers
+    if asked is not None:
+        size = list(asked) if isinstance(asked, list | tuple) else [asked] * 2
+    return (model.args.get("in_chans", channels), *size) if size else None
 
 
 def _construct(builder: Builder, what: str, device: torch.device | str | None, on_meta: bool) -> nn.Module:
@@ -322,11 +201,21 @@ def _refused(name: str, builder: Builder, args: Mapping[str, Any], error: Except
     except (TypeError, ValueError):
         pass
     given = ", ".join(f"{key}={value!r}"[:80] for key, value in args.items())
-    return f'"{name}" does not take these arguments ({given}): {_first_line(error)}{hint}'
+    return f'"{name}" does not take these arguments ({given}): {first_line(error)}{hint}'
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def _usual_input(backbone: str, network: nn.Module) -> tuple[int, ...] | None:
+    """Return [channels, *size] that a network was made for: timm says it, and the weights of torchvision's."""
+    config = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None)
+    if isinstance(config, Mapping) and config.get("input_size"):
+        return tuple(config["input_size"])
+    if not backbone.startswith("torchvision/"):
+        return None
+    weights = _torchvision_weights(backbone.partition("/")[2])
+    crop = getattr(weights.transforms(), "crop_size", None) if weights is not None else None
+    if isinstance(crop, int):
+        crop = [crop]
+    return (3, *(crop * 2 if len(crop) == 1 else crop)) if crop else None
 
 
 def _torchvision_weights(name: str) -> Any:

@@ -66,3 +66,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """Return `; did you mean "x"?` for the closest of `names`, or nothing when none is close."""
     matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f'; did you mean "{matches[0]}"?' if matches else ""
+
+
+def first_line(error: BaseException, length: int = 300) -> str:
+    """Return the first line of what an exception says, or its name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:length]

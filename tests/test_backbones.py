@@ -103,6 +103,12 @@ def test_usual_input(backbone: str, shape: tuple[int, ...] | None) -> None:
     assert backbones.input_shape(named(backbone, input=[1, 2, 3]), torch.nn.Identity()) == (1, 2, 3)
 
 
+def test_input_that_the_arguments_change() -> None:
+    pytest.importorskip("timm")
+    asked = named("timm/deit_tiny_patch16_224", args={"img_size": 32, "in_chans": 1})
+    assert backbones.input_shape(asked, backbones.create(asked, device="meta")) == (1, 32, 32)
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_weights_from_a_file(tmp_path: Path, suffix: str) -> None:
     source = backbones.create(named("torchvision/mobilenet_v2", args={"width_mult": 0.25}))

@@ -227,6 +227,7 @@ def test_part_of_a_layer() -> None:
     assert [type(part) for part in model[0].parts] == [nn.Linear, KWLinear, KWLinear]
     assert [type(part) for part in model[1].parts] == [nn.Linear, KWLinear]
     assert torch.allclose(model(x), y, atol=1e-6)
+    assert (model[0].in_features, model[0].out_features) == (6, 12)
     set_temperature(model, 0.5)
     model(x).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())

@@ -30,6 +30,10 @@ class PartialLayer(nn.Module):
         # Linear layers have their channels last, convolutions before the positions, with or without a batch.
         self._linear = isinstance(parts[0], nn.Linear) or getattr(parts[0], "channels_last", False)
         self._dimensions = 0 if self._linear else len(parts[0].kernel_size)  # type: ignore[arg-type]
+        for name in ("in_features", "out_features", "in_channels", "out_channels"):
+            sizes = [getattr(part, name) for part in parts if hasattr(part, name)]
+            if sizes:  # networks ask their layers for these
+                setattr(self, name, sum(sizes) if name.startswith("out") else sizes[0])
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs of all parts, concatenated over their channels.

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from kw_lightning.errors import first_line
+
 Shape = tuple[int, ...]
 
 
@@ -77,8 +79,7 @@ def trace(model: nn.Module, input_shape: Sequence[int], *, training: bool = Fals
                     shadow(x)
                 macs = counter.get_total_flops() // 2
     except Exception as error:  # anything that a stranger's forward pass can raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return Trace(failure=f"the network does not run on one input of {list(input_shape)}: {reason[:200]}")
+        return Trace(failure=f"the network does not run on one input of {list(input_shape)}: {first_line(error)}")
     return Trace({name: tuple(found) for name, found in calls.items()}, macs)
 
 

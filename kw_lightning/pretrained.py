@@ -1,0 +1,134 @@
+"""Pretrained weights for a recipe's network: by name, from torchvision or timm, or from a file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kw_lightning.errors import Problem, RecipeError, RunError, first_line, nearest
+from kw_lightning.recipe.types import Recipe
+
+log = logging.getLogger(__name__)
+
+FILES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}
+
+
+def load_pretrained(recipe: Recipe, network: nn.Module) -> None:
+    """Load `model.pretrained` into a network: a weights name, a file (safetensors, or torch's with weights only).
+
+    A classifier of another size than the weights' keeps its start values, when the recipe asks for that size.
+
+    Raises:
+        RecipeError: no such weights; **or** keys that are missing, unexpected or of another shape, all listed.
+        RunError: weights that cannot be read or fetched.
+    """
+    assert recipe.model is not None
+    source = recipe.model.pretrained
+    problem = partial(recipe.document.problem, "model.pretrained")
+    try:
+        weights = _weights(recipe, network, problem)
+    except RecipeError:
+        raise
+    except Exception as error:
+        raise RunError(f"model.pretrained: {source}: cannot read the weights: {first_line(error)}") from error
+    own = network.state_dict()
+    fresh = _resized_classifier(network, own, weights) if "num_classes" in recipe.model.args else []
+    weights = {key: value for key, value in weights.items() if key not in fresh}
+    faults = [f"{key}: missing" for key in own if key not in weights and key not in fresh]
+    faults += [f"{key}: unexpected" for key in weights if key not in own]
+    faults += [
+        f"{key}: {list(value.shape)} instead of {list(own[key].shape)}"
+        for key, value in weights.items()
+        if key in own and value.shape != own[key].shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 20} more" if len(faults) > 20 else ""
+        raise RecipeError(problem(f"{source} does not fit the network: " + "; ".join(faults[:20]) + more))
+    network.load_state_dict(weights, strict=False)
+    if fresh:
+        log.warning("model.pretrained: the classifier has another size, so it starts anew: %s", ", ".join(fresh))
+
+
+def _weights(recipe: Recipe, network: nn.Module, problem: Callable[[str], Problem]) -> dict[str, Tensor]:
+    model = recipe.model
+    assert model is not None
+    assert model.backbone is not None
+    source = model.pretrained
+    library, _, name = model.backbone.partition("/")
+    path = _existing_file(recipe)
+    if path is not None:
+        return _read_weights(path)
+    if isinstance(source, str) and Path(source).suffix in FILES:
+        raise RecipeError(problem(f"there is no file {source}, neither here nor beside the recipe"))
+    if library == "torchvision":
+        import torchvision
+
+        try:
+            entry = torchvision.models.get_model_weights(name)["DEFAULT" if source is True else str(source)]
+        except KeyError:
+            names = [member.name for member in torchvision.models.get_model_weights(name)]
+            hint = nearest(str(source), names)
+            allowed = ", ".join(names) or "none"
+            raise RecipeError(
+                problem(f'there are no weights "{source}" for {name} and no such file; weights: {allowed}{hint}')
+            ) from None
+        return dict(entry.get_state_dict(progress=False, check_hash=True))
+    if library == "timm":
+        import timm
+
+        tag = name if source is True else f"{name.partition('.')[0]}.{source}"
+        try:
+            return dict(timm.create_model(tag, pretrained=True).state_dict())
+        except RuntimeError as error:
+            raise RecipeError(problem(f'timm has no weights "{source}" for {name}: {first_line(error)}')) from error
+    raise RecipeError(problem(f'a python: network takes a file of weights: found "{source}"'))
+
+
+def _existing_file(recipe: Recipe) -> Path | None:
+    """Return the file that is meant, as it stands or beside the recipe."""
+    assert recipe.model is not None
+    source = recipe.model.pretrained
+    if not isinstance(source, str):
+        return None
+    path = Path(source).expanduser()
+    candidates = (path, Path(recipe.document.source).parent / path)
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors.torch import load_file
+        except ImportError:
+            raise RunError(f"{path}: safetensors is not installed: pip install safetensors") from None
+        return dict(load_file(path))
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise RunError(f"{path}: expected a state_dict of tensors")
+    prefixes = ("module.", "_orig_mod.", "model.")
+    for prefix in prefixes:
+        if content and all(key.startswith(prefix) for key in content):
+            content = {key.removeprefix(prefix): value for key, value in content.items()}
+    return dict(content)
+
+
+def _resized_classifier(network: nn.Module, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
+    """Return the keys of the last layers whose number of outputs differs from the weights', and of no other layer."""
+    return [
+        key
+        for key, value in own.items()
+        if key in weights
+        and weights[key].dim() == value.dim() > 0
+        and weights[key].shape[0] != value.shape[0]
+        and weights[key].shape[1:] == value.shape[1:]
+        and key.rpartition(".")[2] in {"weight", "bias"}
+        and isinstance(network.get_submodule(key.rpartition(".")[0]), nn.Linear | nn.Conv2d)
+    ]
