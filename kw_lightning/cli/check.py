@@ -74,18 +74,7 @@ def _compare_with_network(recipe: Recipe, allow_python: Sequence[str]) -> None:
     # slow to import: torch
     from kw_lightning.planning import plan
 
-    if model.layers:
-        from kw_lightning.keras import read_network
-
-        dynamic = bool(read_network(recipe).warehouses)
-    else:
-        dynamic = False
-    if dynamic or recipe.warehouses or recipe.stages:
-        plan(recipe, allow_python=allow_python)
-    elif model.backbone:
-        from kw_lightning.backbones import create
-
-        create(recipe, allow_python=allow_python, device="meta")
+    plan(recipe, allow_python=allow_python)
 
 
 def _print(problems: Sequence[Problem], passed: Sequence[str], format: Format) -> None:

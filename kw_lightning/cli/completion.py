@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
+import typer
 
 from kw_lightning.errors import RecipeError
 from kw_lightning.recipe import load_recipe
@@ -31,7 +31,7 @@ def complete_recipe(incomplete: str) -> list[str]:
     return sorted(name for name in (*names(), *files) if name.startswith(incomplete))
 
 
-def complete_override(ctx: click.Context, incomplete: str) -> list[str]:
+def complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
     """Return the keys that may follow, and after `key=` the values to choose from."""
     key, equals, _ = incomplete.partition("=")
     if equals:

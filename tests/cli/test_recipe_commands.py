@@ -7,11 +7,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import click
 import pytest
-from click.testing import Result
+import yaml
 from typer.testing import CliRunner
 
 from kw_lightning.cli import application
@@ -22,7 +22,7 @@ from kw_lightning.recipe.schema import schema_text
 from kw_lightning.recipe.sources import names, open_source
 
 
-def kw(*arguments: object) -> Result:
+def kw(*arguments: object) -> Any:
     """Run `kw` with arguments and return what came of it; a traceback fails the test."""
     result = CliRunner().invoke(application(), [str(argument) for argument in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
@@ -248,14 +248,22 @@ class TestLock:
         assert kw("lock", file, "--output", "-").output.startswith("# mine, resolved and locked")
 
 
+def test_pre_commit_hook_runs(wrong: Path) -> None:
+    hooks = yaml.safe_load((Path(__file__).parents[2] / ".pre-commit-hooks.yaml").read_text())
+    assert [hook["id"] for hook in hooks] == ["kw-check"]
+    program, *arguments = hooks[0]["entry"].split()
+    assert program == "kw"
+    assert kw(*arguments, wrong).exit_code == 2
+    assert kw(*arguments, "resnet18-kw-1x").exit_code == 0
+
+
 def test_schema_is_printed() -> None:
     assert kw("schema").output == schema_text()
 
 
 class TestCompletion:
     def keys(self, incomplete: str, recipe: str | None = None) -> Sequence[str]:
-        context = click.Context(click.Command("kw"))
-        context.params = {"recipe": recipe}
+        context: Any = SimpleNamespace(params={"recipe": recipe})
         return complete_override(context, incomplete)
 
     def test_recipes_and_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
