@@ -17,7 +17,7 @@ from kw_lightning.nn.engine import mixing
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.gradients import Gradients
 from kw_lightning.nn.engine.reference import join_mixtures, split_kernels
-from kw_lightning.nn.engine.workspace import sample_chunks
+from kw_lightning.nn.engine.workspace import sample_chunks, scratch
 
 
 def forward(x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolution, y: Tensor, grouped: bool) -> None:
@@ -117,7 +117,7 @@ class _Work:
         batch, mixtures, _ = attention.shape
         size = mixtures * math.prod(self.shape)
         self.samples = sample_chunks(batch, size * x.element_size(), x.device)
-        self.buffer = x.new_empty(max((s.stop - s.start for s in self.samples), default=0) * size)
+        self.buffer = scratch("kernels", [(self.samples[0].stop - self.samples[0].start) * size], x)
 
     def mix(self, samples: slice) -> Tensor:
         """Return the mixtures of the samples [samples, mixtures, co, ci, *ck]."""

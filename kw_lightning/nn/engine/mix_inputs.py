@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kw_lightning.nn.engine.gradients import Gradients
 from kw_lightning.nn.engine.taps import Taps, rows_of
-from kw_lightning.nn.engine.workspace import map_chunks
+from kw_lightning.nn.engine.workspace import map_chunks, scratch
 
 
 def forward(x: Tensor, attention: Tensor, cells: Tensor, taps: Taps, y: Tensor) -> None:
@@ -58,7 +58,9 @@ def backward(gradient: Tensor, x: Tensor, attention: Tensor, cells: Tensor, taps
                 put_product(wanted.cells, rows.mT, _mix(reads, weights, ci), first=first)
             if wanted.attention is None and wanted.x is None:
                 continue
-            mixed_gradient = torch.bmm(rows, cells).view(count, batch, -1).transpose(0, 1)  # [batch, cells, rows · ci]
+            mixed_gradient = scratch("mixed", [*rows.shape[:2], ci], x)
+            torch.bmm(rows, cells, out=mixed_gradient)
+            mixed_gradient = mixed_gradient.view(count, batch, -1).transpose(0, 1)  # [batch, cells, rows · ci]
             if wanted.attention is not None and reads is not None:
                 place = wanted.attention[samples][:, :, out_group]
                 place += torch.bmm(reads, mixed_gradient.mT).view(place.shape)
@@ -96,7 +98,7 @@ def _read(x: Tensor, attention: Tensor, taps: Taps) -> Tensor:
     if taps.pointwise and in_groups == 1:
         return x.reshape(len(x), 1, -1)
     parts = x.split(x.shape[-1] // in_groups, dim=-1)
-    out = x.new_empty(len(x), len(taps.taps), in_groups, *taps.output_size, parts[0].shape[-1])
+    out = scratch("reads", [len(x), len(taps.taps), in_groups, *taps.output_size, parts[0].shape[-1]], x)
     for position, tap in enumerate(taps.taps):
         for in_group, part in enumerate(parts):
             taps.read(part, tap, out[:, position, in_group])
@@ -106,7 +108,7 @@ def _read(x: Tensor, attention: Tensor, taps: Taps) -> Tensor:
 def _mix(reads: Tensor, weights: Tensor, ci: int) -> Tensor:
     """Return the mixed inputs of every cell, [cells, batch · rows, ci]."""
     batch, _, columns = reads.shape
-    mixed = reads.new_empty(weights.shape[2], batch, columns)
+    mixed = scratch("mixed", [weights.shape[2], batch, columns], reads)
     torch.bmm(weights.mT, reads, out=mixed.transpose(0, 1))
     return mixed.view(len(mixed), -1, ci)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from kw_lightning.nn.engine.gradients import Gradients
 from kw_lightning.nn.engine.mix_inputs import put_product
 from kw_lightning.nn.engine.taps import Taps, every, rows_of
-from kw_lightning.nn.engine.workspace import map_chunks
+from kw_lightning.nn.engine.workspace import map_chunks, scratch
 
 
 def forward(x: Tensor, attention: Tensor, cells: Tensor, taps: Taps, y: Tensor) -> None:
@@ -32,7 +32,7 @@ def forward(x: Tensor, attention: Tensor, cells: Tensor, taps: Taps, y: Tensor) 
         total = None
         for in_group in range(attention.shape[3]):
             inputs = _inputs(x[samples], in_group, cells)
-            convolved = torch.bmm(inputs, cells.mT).view(len(cells), batch, -1).transpose(0, 1)
+            convolved = _convolve(inputs, cells, batch)
             part = torch.bmm(_weights(attention[samples], in_group), convolved)  # [batch, mixtures, rows · co]
             total = part if total is None else total.add_(part)
         if total is not None:
@@ -56,12 +56,12 @@ def backward(gradient: Tensor, x: Tensor, attention: Tensor, cells: Tensor, taps
             inputs = _inputs(x[samples], in_group, cells)
             weights = _weights(attention[samples], in_group)
             if wanted.attention is not None:
-                convolved = torch.bmm(inputs, cells.mT).view(count, batch, -1).transpose(0, 1)
+                convolved = _convolve(inputs, cells, batch)
                 place = wanted.attention[samples][:, :, :, in_group]
                 place += torch.bmm(sources, convolved.mT).view(place.shape)
             if wanted.cells is None and wanted.x is None:
                 continue
-            convolved_gradient = x.new_empty(count, batch, sources.shape[2])
+            convolved_gradient = scratch("convolved", [count, batch, sources.shape[2]], x)
             torch.bmm(weights.mT, sources, out=convolved_gradient.transpose(0, 1))
             convolved_gradient = convolved_gradient.view(count, -1, co)
             if wanted.cells is not None:
@@ -90,6 +90,13 @@ def _inputs(x: Tensor, in_group: int, cells: Tensor) -> Tensor:
     count, _, ci = cells.shape
     rows = x[..., in_group * ci : (in_group + 1) * ci].reshape(-1, ci)
     return rows.expand(count, *rows.shape)
+
+
+def _convolve(inputs: Tensor, cells: Tensor, batch: int) -> Tensor:
+    """Return the outputs of all cells, [batch, cells, rows · co]."""
+    out = scratch("convolved", [len(cells), inputs.shape[1], cells.shape[1]], inputs)
+    torch.bmm(inputs, cells.mT, out=out)
+    return out.view(len(cells), batch, -1).transpose(0, 1)
 
 
 def _place(mixed: Tensor, attention: Tensor, taps: Taps, y: Tensor) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from kw_lightning.nn.engine import mixing
 from kw_lightning.nn.engine.gradients import Gradients
 from kw_lightning.nn.engine.taps import Tap, Taps, every, rows_of
-from kw_lightning.nn.engine.workspace import kernel_chunks
+from kw_lightning.nn.engine.workspace import kernel_chunks, scratch
 from kw_lightning.nn.partition import Shape
 
 # Input channels of a cell under which the cells of several input groups are joined, by a copy, to one wide operand.
@@ -49,7 +49,7 @@ def forward(x: Tensor, attention: Tensor, cells: Tensor, taps: Taps, y: Tensor) 
                     _apply(image, phase.select(operands), rows_of(y[samples])[:, :, work.outputs(rows)])
                     continue
                 weights = phase.select(operands)
-                parts = image.new_empty(*image.shape[:2], weights[0][1].shape[1])
+                parts = scratch("parts", [*image.shape[:2], weights[0][1].shape[1]], image)
                 _apply(image, weights, parts)
                 phase.add_up(parts, work.grouped(y[samples], rows))
 
@@ -86,7 +86,7 @@ def backward(gradient: Tensor, x: Tensor, attention: Tensor, cells: Tensor, taps
                 operands = _operands(kernels)
                 for phase, spread, image in zip(work.phases, spreads, images, strict=True):
                     for inputs, weights in phase.select(operands):
-                        torch.bmm(spread.mT, image[:, :, inputs], out=weights)
+                        _multiply(spread.mT, image[:, :, inputs], weights, first=True)
                 _take_back(operands, kernels)
                 work.mixture_gradients(samples, rows, kernels, wanted)
         if wanted.x is not None:
@@ -154,7 +154,7 @@ class _Phase:
             [batch, positions of the phase image, taps · output groups · rows].
         """
         shape = (len(gradient), *self._size, len(self.taps), *gradient.shape[-2:])
-        out = before[0].view(shape) if before else gradient.new_zeros(shape)
+        out = before[0].view(shape) if before else scratch(f"spread {self.phase}", shape, gradient).zero_()
         for index, tap in enumerate(self.taps):
             out[every(*tap.shifted, index)] = gradient[every(*tap.target)]
         return out.view(len(gradient), math.prod(self._size), -1)
@@ -204,7 +204,7 @@ class _Work:
         row = ci if self.direct else max(ci, math.prod(taps.phase_size(tap.phase)) // attention.shape[3])
         self.samples, self.rows = kernel_chunks(len(x), mixtures, co, row * x.element_size(), x.device)
         most = (self.samples[0].stop - self.samples[0].start) * (self.rows[0].stop - self.rows[0].start)
-        self.buffer = x.new_empty(most * mixtures * ci)
+        self.buffer = scratch("kernels", [most * mixtures * ci], x)
 
     def adjoining(self, rows: slice) -> bool:
         """Return whether these rows of the cells of all output groups are adjoining output channels."""
@@ -271,7 +271,13 @@ def _apply(image: Tensor, operands: Operands, out: Tensor) -> None:
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor, *, first: bool) -> None:
     """Write, the first time, or add the batched product."""
-    if first:
+    if len(a) == 1:  # a batched product of one shares its work among threads poorly
+        a, b, out = a[0], b[0], out[0]
+        if first:
+            torch.mm(a, b, out=out)
+        else:
+            out.addmm_(a, b)
+    elif first:
         torch.bmm(a, b, out=out)
     else:
         out.baddbmm_(a, b)
