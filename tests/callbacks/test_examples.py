@@ -44,6 +44,7 @@ def test_own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 def test_lightning_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("jsonargparse")  # LightningCLI's own extra
     options = ["--trainer.max_epochs", 1, "--trainer.default_root_dir", tmp_path]
     run(monkeypatch, "lightning_cli.py", "fit", "--config", "recipes/examples/lightning_cli.yaml", *options)
     (checkpoint,) = tmp_path.rglob("*.ckpt")

@@ -242,6 +242,7 @@ class FromCLI(Losses):
 
 @pytest.mark.parametrize("inline", [False, True])
 def test_lightning_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inline: bool) -> None:
+    pytest.importorskip("jsonargparse")  # LightningCLI's own extra
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     recipe = "{kw: 1, name: inline, warehouses: {a: {layers: [net.conv?]}}, temperature: {steps: 4}}"
