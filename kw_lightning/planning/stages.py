@@ -7,9 +7,9 @@ the stem.
 
 Beyond ResNets: depthwise and grouped convolutions have warehouses of their own. Where the channels of a stage have so
 small a common divisor that its attention would outgrow its cells, layers that widen and layers that narrow are kept
-apart, and then layers of different width. Layers on pooled features (squeeze and excitation) stay static. A network
-without convolutional stages, as a vision transformer, has its MLP layers and the value third of its fused `qkv`
-projections grouped by token count.
+apart, and then layers of different width. Layers on pooled features (squeeze and excitation) stay static. Linear layers
+over positions or tokens that change the width (the MLP layers of ConvNeXt and of vision transformers) and the value
+third of fused `qkv` projections are grouped by the number of tokens, apart from convolutions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kw_lightning.errors import KWError, Problem, nearest
 from kw_lightning.nn.partition import PartitionError, common_cell_shape, mixture_count
 from kw_lightning.planning.network import Layer, Network, survey
 from kw_lightning.planning.selection import matcher, select
-from kw_lightning.planning.tracing import Call, Trace, positions, trace
+from kw_lightning.planning.tracing import Call, Trace, trace
 from kw_lightning.recipe.types import Recipe, Selector, Warehouse
 
 # An attention has mixtures × cells columns: past this the layers of a stage are better split.
@@ -115,8 +115,12 @@ def _stages(
     network: Network, model: nn.Module, forward: Trace, handover: bool, taken: Iterable[str]
 ) -> tuple[Stage, ...]:
     groups = _convolution_groups(network, model, forward, handover)
-    if sum(len(group.layers) for group in groups) < 2:
-        groups = _token_groups(network, forward)
+    for tokens in _token_groups(network, forward):
+        beside = next((group for group in groups if group.size == tokens.size), None)
+        if beside is None:
+            groups.append(tokens)
+        else:
+            beside.layers += tokens.layers
     left_out = set(taken)
     stages = []
     for number, group in enumerate(groups, start=1):
@@ -199,7 +203,7 @@ def _token_groups(network: Network, forward: Trace) -> list[_Group]:
             layer.out_channels == 3 * layer.in_channels and not _is_fused(layer)
         ):
             continue
-        size = (positions(layer.kernel_shape, call.outputs),)
+        size = call.outputs[1:-1]
         if not groups or groups[-1].size != size:
             groups.append(_Group(size, []))
         groups[-1].layers.append(layer)
@@ -208,7 +212,8 @@ def _token_groups(network: Network, forward: Trace) -> list[_Group]:
 
 def _kinds(layers: Sequence[Layer]) -> Iterator[tuple[str, list[Layer]]]:
     """Split the layers of one feature-map size into those that share well; yields (suffix of the name, layers)."""
-    dense = [layer for layer in layers if layer.groups == 1]
+    linear = [layer for layer in layers if layer.type == "Linear"]
+    dense = [layer for layer in layers if layer.groups == 1 and layer.type != "Linear"]
     kinds = {"": dense}
     if _mixtures(dense) > SPLIT_ABOVE:
         kinds = {
@@ -217,6 +222,7 @@ def _kinds(layers: Sequence[Layer]) -> Iterator[tuple[str, list[Layer]]]:
         }
     kinds["-depthwise"] = [layer for layer in layers if layer.groups > 1 and layer.kernel_shape[1] == 1]
     kinds["-grouped"] = [layer for layer in layers if layer.groups > 1 and layer.kernel_shape[1] > 1]
+    kinds["-linear" if len(linear) < len(layers) else ""] = linear
     for suffix, members in kinds.items():
         if _mixtures(members) <= SPLIT_ABOVE:
             widths = {0: members}

@@ -87,6 +87,16 @@ def test_transformers_are_grouped_by_tokens() -> None:
     assert layout(automatic) == layout(plan(load_recipe("deit-tiny-kw-1x")))
 
 
+def test_linear_layers_beside_convolutions() -> None:
+    with torch.device("meta"):
+        model = models.convnext_tiny()
+    stages = {stage.name: stage.layers for stage in find_stages(model, [3, 224, 224])}
+    published = {w.name: [x.layer.name for x in w.layers] for w in plan(load_recipe("convnext-tiny-kw-1x")).warehouses}
+    assert list(stages["stage1-linear"]) == published["stage1-pointwise"]
+    assert list(stages["stage3-linear"]) == published["stage3-pointwise"]
+    assert list(stages["stage4-depthwise"]) == published["stage4-depthwise"]
+
+
 def test_settings_and_exclusions() -> None:
     stages = {"handover": False, "exclude": ["*.shortcut", "layer2.1.*"], "budget": "1/2", "cell": {"out": "1/2"}}
     planned = plan(recipe(stages=stages), TinyResNet(), input_shape=[1, 8, 8])
