@@ -34,7 +34,13 @@ class Problem:
     location: Location | None = None
 
     def __str__(self) -> str:
-        return ": ".join(str(part) for part in (self.location, self.path, self.message) if part)
+        text = ": ".join(str(part) for part in (self.location, self.path, self.message) if part)
+        # One line whatever a recipe holds, and nothing that moves the cursor of a terminal.
+        return text if text.isprintable() else "".join(map(_printable, text))
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
 
 
 class KWError(Exception):

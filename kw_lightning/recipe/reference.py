@@ -92,7 +92,7 @@ def _map_inside(branch: Schema, title: str) -> tuple[Mapping[str, Any] | None, s
     inside = branch.get("items") or branch.get("additionalProperties")
     if isinstance(inside, dict):
         for inner in branches(inside):
-            if inner.get("properties"):
+            if inner.get("properties") and "guide" not in inner:  # layers have a guide of their own
                 return inner, f"{title}.NAME" if branch["type"] == "object" else f"{title}[…]"
     return None, title
 

@@ -134,7 +134,7 @@ def _branch_in_words(branch: Schema) -> str:
         return f"a list{_count(branch)}"
     if kind == "object":
         keys = branch.get("properties")
-        if not keys:
+        if not keys or "guide" in branch:  # the layers of a network: too many for a line
             return "a map"
         if branch.get("maxProperties") == 1:
             return f"a map with {' or '.join(keys)}"

@@ -177,7 +177,13 @@ def _package_folders(package: str) -> list[Path]:
 
 
 def _distribution(package: str) -> str:
-    return next(iter(metadata.packages_distributions().get(package, ())), package)
+    """Return the distribution that a package belongs to; Python 3.10 knows it only by its name in many cases."""
+    try:
+        return (
+            next(iter(metadata.packages_distributions().get(package, ())), None) or metadata.distribution(package).name
+        )
+    except metadata.PackageNotFoundError:
+        return package
 
 
 def _inside(path: Path, root: Path, name: str) -> Path | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kw_lightning.errors import RecipeError
+from kw_lightning.errors import Problem, RecipeError
 from kw_lightning.recipe import load_recipe
 
 # name: (the recipe, with ‸ before the place that is reported, what the message holds)
@@ -273,3 +273,9 @@ def test_mistakes_of_a_mapping_have_a_path_and_no_file() -> None:
         load_recipe({"kw": 1, "train": {1, 2}})
     with pytest.raises(RecipeError, match="found the key 1, allowed: a text"):
         load_recipe({"kw": 1, 1: 2})
+
+
+def test_problem_is_one_line_without_control_characters() -> None:
+    problem = Problem("found a\nb\x1b[31m\ud800 ü", "x\ty")
+    assert str(problem) == "x\\ty: found a\\nb\\x1b[31m\\ud800 ü"
+    assert str(RecipeError([problem, problem])).splitlines() == [str(problem)] * 2
