@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.transforms import v2
 
 from kw_lightning.backbones import import_callable
@@ -71,11 +71,9 @@ class ImageData(LightningDataModule):
         self.mix = _mix(recipe, self.num_classes)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return the training images, in an order that follows from the recipe's seed; it resumes in mid-epoch."""
-        order = torch.Generator().manual_seed(self.seed)
-        return ResumableDataLoader(
-            self.train_images, self.data.batch_size, shuffle=True, generator=order, **self._loading()
-        )
+        """Return the training images, in an order that follows from seed and epoch; it resumes in mid-epoch."""
+        order = EpochSampler(self.train_images, self.seed)
+        return ResumableDataLoader(self.train_images, self.data.batch_size, sampler=order, **self._loading())
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the evaluation images, in their own order."""
@@ -122,6 +120,27 @@ class Transformed(Dataset[tuple[Tensor, int]]):
         if self.kept is not None:
             self.kept[index] = image, int(target)
         return image, int(target)
+
+
+class EpochSampler(RandomSampler):
+    """A random order that follows from a seed and the epoch alone.
+
+    Lightning tells it the epoch, and puts its distributed sampler in its place where there are several devices. An
+    order drawn from a generator would begin anew in a run that is resumed between two epochs.
+    """
+
+    def __init__(self, images: Transformed, seed: int) -> None:
+        super().__init__(images)
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        yield from torch.randperm(len(self), generator=generator).tolist()
 
 
 def _mix(recipe: Recipe, num_classes: int) -> v2.Transform | None:

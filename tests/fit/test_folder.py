@@ -1,0 +1,92 @@
+"""The run folder: numbers, ownership, and messages where it cannot be written."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from kw_lightning.errors import RunError
+from kw_lightning.fit.folder import RunFolder, checkpoint_of, folder_of, new_folder, newest_folder, readable_errors
+
+
+def test_folders_are_numbered(tmp_path: Path) -> None:
+    paths = [new_folder("net", tmp_path).path.name for _ in range(3)]
+    assert paths == ["net-1", "net-2", "net-3"]
+    (tmp_path / "net-17").mkdir()
+    (tmp_path / "network-90").mkdir()
+    assert new_folder("net", tmp_path).path.name == "net-18"
+
+
+def test_newest_is_by_number_and_has_a_checkpoint(tmp_path: Path) -> None:
+    assert newest_folder("net", tmp_path / "nothing") is None
+    for number in (2, 10, 11):
+        (tmp_path / f"net-{number}" / "checkpoints").mkdir(parents=True)
+    for number in (2, 10):
+        (tmp_path / f"net-{number}" / "checkpoints" / "last.ckpt").touch()
+    newest = newest_folder("net", tmp_path)
+    assert newest is not None
+    assert newest.path.name == "net-10"
+
+
+def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
+    first = RunFolder(tmp_path / "run")
+    first.claim(resume=False)
+    with pytest.raises(RunError, match="another process is training in this folder"):
+        RunFolder(tmp_path / "run").claim(resume=True)
+    first.release()
+    RunFolder(tmp_path / "run").claim(resume=True)
+
+
+def test_a_folder_with_files_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("…")
+    with pytest.raises(RunError, match=f"{tmp_path} is not empty.*--output.*--resume"):
+        RunFolder(tmp_path).claim(resume=False)
+    RunFolder(tmp_path).claim(resume=True)
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    with pytest.raises(RunError, match="is a file; a run needs a folder"):
+        RunFolder(tmp_path / "run").claim(resume=False)
+
+
+def test_checkpoint_of_a_folder_and_of_a_file(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with pytest.raises(RunError, match=r"no checkpoints/last\.ckpt in this folder"):
+        checkpoint_of(tmp_path)
+    with pytest.raises(RunError, match="no such file or folder"):
+        checkpoint_of(tmp_path / "x")
+    folder.checkpoints.mkdir()
+    folder.last.touch()
+    folder.best.touch()
+    assert checkpoint_of(tmp_path) == folder.last
+    assert checkpoint_of(folder.best) == folder.best
+    assert folder_of(folder.best).path == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "here: the disk is full, or a quota is reached"),
+        (PermissionError(errno.EACCES, "Permission denied", "there"), "there: Permission denied"),
+        (OSError("cannot identify image file 'x.jpg'"), r"cannot identify image file 'x\.jpg'"),
+    ],
+)
+def test_errors_of_the_system_become_messages(error: OSError, message: str) -> None:
+    with pytest.raises(RunError, match=f"^{message}$"), readable_errors(Path("here")):
+        raise error
+    wrapped = RuntimeError("what torch.save makes of it")
+    wrapped.__context__ = error
+    with pytest.raises(RunError, match=f"^{message}$"), readable_errors(Path("here")):
+        raise wrapped
+
+
+def test_errors_of_the_program_stay(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="shapes"), readable_errors(tmp_path):
+        raise RuntimeError("shapes differ")
+
+
+def test_a_text_is_written_whole(tmp_path: Path) -> None:
+    RunFolder(tmp_path).write("a.txt", "β")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "β"

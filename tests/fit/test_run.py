@@ -1,0 +1,226 @@
+"""A whole run: what it writes, what its checkpoints hold, and how it goes on."""
+
+import csv
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from kw_lightning import load_recipe
+from kw_lightning.errors import RecipeError, RunError
+from kw_lightning.fit import Classifier, Result, evaluate, fit
+from kw_lightning.fit.data import data_module
+from kw_lightning.fit.evaluation import measure
+from kw_lightning.nn import warehouses
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    from conftest import QUICK
+
+    return fit("digits-resnet", QUICK, output=tmp_path_factory.mktemp("runs") / "run")
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    return state
+
+
+def test_run_folder(finished: Result) -> None:
+    files = {str(path.relative_to(finished.folder)) for path in finished.folder.rglob("*") if path.is_file()}
+    assert {"recipe.lock.yaml", "versions.json", "metrics.csv", "result.json"} <= files
+    assert {"checkpoints/last.ckpt", "checkpoints/best.ckpt"} <= files
+    assert any(name.startswith("tensorboard/events.out.tfevents") for name in files)
+    assert load_recipe(finished.folder / "recipe.lock.yaml").train == finished.module.recipe.train
+    assert json.loads((finished.folder / "versions.json").read_text())["torch"] == torch.__version__.split("+")[0]
+    result = json.loads((finished.folder / "result.json").read_text())
+    assert result["last"] == finished.last
+    assert result["parameters"] == sum(parameter.numel() for parameter in finished.module.network.parameters())
+
+
+def test_metrics_and_temperature_are_logged(finished: Result) -> None:
+    logged = rows(finished.folder)
+    accuracies = [float(row["val/accuracy"]) for row in logged if row["val/accuracy"]]
+    assert len(accuracies) == 2
+    assert accuracies[-1] == pytest.approx(finished.last["accuracy"])
+    temperatures = [float(row["temperature"]) for row in logged if row["temperature"]]
+    assert temperatures == pytest.approx([2 / 3, 1 / 3, 0, 0, 0, 0])  # 3 of 6 steps: (T − t)/T before step t
+    assert {float(warehouse.temperature) for warehouse in warehouses(finished.module.network).values()} == {0.0}
+
+
+def test_evaluate_gives_the_same_from_the_checkpoint_alone(finished: Result, tmp_path: Path) -> None:
+    alone = tmp_path / "copy.ckpt"
+    alone.write_bytes((finished.folder / "checkpoints/last.ckpt").read_bytes())
+    assert evaluate(alone).metrics == finished.last
+    again = evaluate(finished.folder)
+    assert (again.metrics, again.epoch, again.checkpoint.name) == (finished.last, 2, "last.ckpt")
+    assert evaluate(finished.folder / "checkpoints/best.ckpt").metrics == finished.best
+
+
+def test_lightning_loads_the_checkpoint(finished: Result) -> None:
+    module = Classifier.load_from_checkpoint(finished.folder / "checkpoints/last.ckpt", weights_only=True)
+    assert measure(module, data_module(module.recipe)) == finished.last
+
+
+def test_a_folder_that_holds_a_run_is_refused(finished: Result, quick: list[str]) -> None:
+    before = (finished.folder / "metrics.csv").read_bytes()
+    with pytest.raises(RunError, match="is not empty"):
+        fit("digits-resnet", quick, output=finished.folder)
+    assert (finished.folder / "metrics.csv").read_bytes() == before
+
+
+def test_default_folder_and_resume_auto(tmp_path: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = [*quick, "log.tensorboard=false", "train.schedule.name=constant"]
+    first = fit("digits-resnet", [*options, "train.epochs=1"], resume="auto")  # nothing to go on from: a new run
+    assert first.folder == Path("runs/digits-resnet-1")
+    second = fit("digits-resnet", [*options, "train.epochs=2"], resume="auto")
+    assert second.folder == first.folder
+    assert [int(row["step"]) for row in rows(second.folder) if row["val/accuracy"]] == [2, 5]
+    unbroken = fit("digits-resnet", [*options, "train.epochs=2"])
+    assert unbroken.folder == Path("runs/digits-resnet-2")
+    assert all(torch.equal(value, weights(unbroken.folder)[key]) for key, value in weights(second.folder).items())
+
+
+def test_resume_of_another_network_is_refused(finished: Result, quick: list[str]) -> None:
+    with pytest.raises(RunError, match=r"last\.ckpt is of another network than the recipe's"):
+        fit("digits-resnet", [*quick, "defaults.budget=2"], resume=finished.folder)
+
+
+def test_ctrl_c_leaves_a_checkpoint_that_goes_on_to_the_bit(
+    tmp_path: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = [*quick, "log.tensorboard=false", "data.train.noise=0.1"]
+    unbroken = fit("digits-resnet", quick, output=tmp_path / "unbroken")
+    original = Classifier.training_step
+
+    def interrupted(self: Classifier, batch: Any, index: int) -> torch.Tensor:
+        if self.trainer.global_step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, batch, index)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "training_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit("digits-resnet", quick, output=tmp_path / "broken")
+    assert signal.getsignal(signal.SIGINT) is handler  # a notebook goes on after it
+    state = torch.load(tmp_path / "broken/checkpoints/last.ckpt", weights_only=True)
+    assert state["global_step"] == 5  # the batch that was under way is done
+    resumed = fit("digits-resnet", quick, resume=tmp_path / "broken")
+    assert resumed.folder == tmp_path / "broken"
+    assert all(torch.equal(value, weights(unbroken.folder)[key]) for key, value in weights(resumed.folder).items())
+    assert resumed.last == unbroken.last
+
+
+def test_everything_at_once(tmp_path: Path, quick: list[str]) -> None:
+    options = [
+        "train.mixup=0.8",
+        "train.cutmix=1",
+        "train.label_smoothing=0.1",
+        "train.gradient_clip=1",
+        "train.accumulate=2",
+        "train.ema.decay=0.9",
+        "train.precision=bf16-mixed",
+        "data.train.rand_augment.magnitude=5",
+        "data.train.random_erasing=0.25",
+        "train.optimizer.name=SGD",
+        "train.optimizer.momentum=0.9",
+        "log.attention.every_n_epochs=1",
+        "train.monitor=val/loss",
+    ]
+    result = fit("digits-resnet-half", [*quick, *options], output=tmp_path / "run")
+    assert evaluate(tmp_path / "run").metrics == result.last
+    assert list((tmp_path / "run/attention").glob("*.npz"))
+    state = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    assert state["global_step"] == 4  # 3 batches make 2 optimizer steps, twice
+    average, current = state["state_dict"], state["current_model_state"]
+    different = [key for key in average if key.endswith("cells") and not torch.equal(average[key], current[key])]
+    assert different
+    assert all(torch.equal(average[key], current[key]) for key in average if key.endswith("temperature"))
+
+
+def test_average_that_starts_late_is_the_network_before(tmp_path: Path, quick: list[str]) -> None:
+    fit("digits-resnet", [*quick, "train.ema={decay: 0.9, start_epoch: 5}"], output=tmp_path / "run")
+    state = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    average, current = state["state_dict"], state["current_model_state"]
+    assert all(torch.equal(average[key], current[key]) for key in average)
+
+
+def test_static_network(tmp_path: Path, quick: list[str]) -> None:
+    result = fit("digits-resnet-static", quick, output=tmp_path / "run")
+    assert not warehouses(result.module.network)
+    assert evaluate(tmp_path / "run").metrics == result.last
+
+
+def test_no_epochs_still_ends_in_a_checkpoint(tmp_path: Path, quick: list[str]) -> None:
+    result = fit("digits-resnet", [*quick, "train.epochs=0"], output=tmp_path / "run")
+    assert evaluate(tmp_path / "run").metrics == result.last
+
+
+def test_every_mistake_of_training_at_once_and_before_a_folder_is_made(tmp_path: Path, quick: list[str]) -> None:
+    wrong = ["train.optimizer.name=AdamV", "train.monitor=val/acuracy"]
+    with pytest.raises(RecipeError) as caught:
+        fit("digits-resnet", [*quick, *wrong], output=tmp_path / "run")
+    assert [problem.path for problem in caught.value.problems] == ["train.optimizer.name", "train.monitor"]
+    assert 'did you mean "val/accuracy"?' in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.name=fake", r"the network does not take the images of the data, \[3, 224, 224\]"),
+        ("data.args.classes=7", r"the network's output is \[10\] and the data has 7 classes"),
+    ],
+)
+def test_a_network_that_does_not_fit_the_data(tmp_path: Path, quick: list[str], override: str, message: str) -> None:
+    fake = ["data.name=fake", "data.args.shape=[1, 8, 8]"] if "classes" in override else []
+    with pytest.raises(RecipeError, match=message):
+        fit("digits-resnet", [*quick, *fake, override], output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04"])
+def test_a_damaged_checkpoint_is_one_message(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=r"broken\.ckpt: not a checkpoint, or a damaged one"):
+        evaluate(path)
+
+
+def test_a_checkpoint_of_something_else(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(RunError, match="no recipe inside"):
+        evaluate(tmp_path / "other.ckpt")
+
+
+def test_classifier_in_an_ordinary_trainer(tmp_path: Path, quick: list[str]) -> None:
+    recipe = load_recipe("digits-resnet", quick)
+    trainer = Trainer(
+        max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, default_root_dir=tmp_path
+    )
+    trainer.fit(Classifier(recipe), data_module(recipe))
+    assert trainer.global_step == 3
+
+
+def test_what_is_said_on_every_run_is_kept_quiet(
+    tmp_path: Path, quick: list[str], recwarn: pytest.WarningsRecorder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fit("digits-resnet", quick, output=tmp_path / "run")
+    assert [str(warning.message) for warning in recwarn if "kw_lightning" in str(warning.filename)] == []
+    out, err = capfd.readouterr()
+    assert err == ""
+    lines = out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
+    assert "val/accuracy" in lines[-1]
