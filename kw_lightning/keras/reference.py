@@ -19,7 +19,8 @@ def vocabulary_table() -> str:
     for name, kind in LAYERS.items():
         fields = sorted(kind.arguments().values(), key=lambda field: field.default is not dataclasses.MISSING)
         arguments = ", ".join(map(_argument, fields))
-        lines.append(f"| {name} | {arguments} | {_first_sentence(kind)} |")
+        text = first_paragraph(kind).replace("|", "\\|")
+        lines.append(f"| {name} | {arguments} | {text} |")
     return "\n".join(lines)
 
 
@@ -31,9 +32,9 @@ def _argument(field: dataclasses.Field[Any]) -> str:
     return f"{field.name} = {text}"
 
 
-def _first_sentence(kind: type[Layer]) -> str:
-    text = inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0]
-    return " ".join(text.split()).replace("|", "\\|")
+def first_paragraph(kind: type[Layer]) -> str:
+    """Return what a layer does, in one line."""
+    return " ".join(inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0].split())
 
 
 def main() -> None:

@@ -48,7 +48,7 @@ def recipe_of(layers: Any, blocks: Any, shape: tuple[int, ...]) -> Recipe:
 
 def read(recipe: Recipe) -> None:
     """Read a network and build it when it is right."""
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         network = read_network(recipe)
     except RecipeError as error:
@@ -56,7 +56,7 @@ def read(recipe: Recipe) -> None:
     else:
         complete = len(network.summary()) > 1
     assert complete
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 @given(LISTS, st.dictionaries(st.sampled_from(["block", "other", "Dense"]), st.one_of(BLOCKS, VALUES), max_size=2),

@@ -109,10 +109,10 @@ def problems_of(text: str, folder: Path) -> list[str]:
     """Return the problems of a recipe in a file; both the language's own and the network's."""
     file = folder / "recipe.yaml"
     file.write_text(text)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(RecipeError) as caught:
         read_network(load_recipe(file))
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     return [str(problem) for problem in caught.value.problems]
 
 
@@ -195,10 +195,10 @@ def test_absurd_networks_are_refused_at_once(name: str, tmp_path: Path) -> None:
     file = tmp_path / "absurd.yaml"
     file.write_text(yaml.safe_dump({"kw": 1, "model": {"input": [3, 8, 8], **model}}))
     recipe = load_recipe(file)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(RecipeError, match=message):
         read_network(recipe).build()
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_a_network_needs_its_input() -> None:
