@@ -13,10 +13,14 @@ The mixing is counted in the cheapest of three orders that give the same output:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 
 from kw_lightning.nn.attention import attention_width, basis_shape
 from kw_lightning.nn.partition import LayerPartition
+from kw_lightning.planning.tracing import Trace, positions
+from kw_lightning.planning.types import Count, LayerPlan, WarehousePlan
+from kw_lightning.recipe.types import Attention
 
 
 def static_macs(kernel_shape: tuple[int, ...], positions: int) -> int:
@@ -56,3 +60,27 @@ def mixing_macs(partition: LayerPartition, groups: int, inputs: int, outputs: in
     mixed = m * n * cell_in * (outputs if split else inputs) + n * cell * out_groups * outputs
     # With several groups an output group of cells may straddle two of them: only the first order is counted then.
     return kernels if groups > 1 else min(kernels, results, mixed)
+
+
+def layer_macs(layer: LayerPlan, attention: Attention, forward: Trace) -> Count | None:
+    """Return the multiply-adds of a layer as it was and as it will be; None where the forward pass is not known."""
+    if forward.failure is not None:
+        return None
+    static = kw = 0
+    partition = layer.partition
+    attending = attention_macs(layer.layer.in_channels, partition, attention.reduction, attention.basis)
+    for call in forward.calls_of(layer.layer.names):
+        inputs, outputs = (positions(partition.kernel_shape, shape) for shape in (call.inputs, call.outputs))
+        # Windowed networks fold windows into the batch, so that one sample is several to the layer.
+        samples = call.inputs[0] if len(call.inputs) > 1 else 1
+        static += samples * static_macs(partition.kernel_shape, outputs)
+        kw += samples * (attending + mixing_macs(partition, layer.layer.groups, inputs, outputs))
+    return Count(static, kw)
+
+
+def total_macs(warehouses: Sequence[WarehousePlan], forward: Trace) -> Count | None:
+    """Return the multiply-adds of the network as it was and as it will be; None where they are not known."""
+    if forward.macs is None:
+        return None
+    layers = [layer.macs for warehouse in warehouses for layer in warehouse.layers if layer.macs is not None]
+    return Count(forward.macs, forward.macs + sum(macs.kw - macs.static for macs in layers))

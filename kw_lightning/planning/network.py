@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from kw_lightning.errors import KWError
 from kw_lightning.nn import KWLayer
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -90,9 +91,19 @@ def survey(model: nn.Module) -> Network:
     return Network(tuple(layers), {name: type(module).__name__ for name, module in modules.items()})
 
 
-def dynamic_layers(model: nn.Module) -> list[str]:
-    """Return the names of the layers of a network that are dynamic already."""
-    return [name for name, module in model.named_modules() if isinstance(module, KWLayer)]
+def refuse_dynamic(model: nn.Module) -> None:
+    """Refuse a network that has dynamic layers.
+
+    Raises:
+        KWError: it has.
+    """
+    already = [name or type(model).__name__ for name, module in model.named_modules() if isinstance(module, KWLayer)]
+    if already:
+        others = f" and {len(already) - 1} other layers have" if len(already) > 1 else " has"
+        raise KWError(
+            f'the network is dynamic already: "{already[0]}"{others} a warehouse; '
+            "convert a network once, from its static form"
+        )
 
 
 def _layer(first: str, names: list[str], module: nn.Module, refusal: str | None) -> Layer:

@@ -12,16 +12,16 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from kw_lightning import backbones
-from kw_lightning.errors import KWError, Problem, RecipeError
+from kw_lightning.errors import Problem, RecipeError
 from kw_lightning.limits import MAX_INPUT, MAX_MIXTURES, MAX_PARAMETERS, TooLargeError, bounded_construction
 from kw_lightning.nn.partition import PartitionError, WarehousePartition
 from kw_lightning.planning.budgets import solve
 from kw_lightning.planning.geometry import Geometry, measure
-from kw_lightning.planning.macs import attention_macs, mixing_macs, static_macs
-from kw_lightning.planning.network import Layer, Network, dynamic_layers, survey
+from kw_lightning.planning.macs import layer_macs, total_macs
+from kw_lightning.planning.network import Network, refuse_dynamic, survey
 from kw_lightning.planning.selection import Choice, excluded_by, select
 from kw_lightning.planning.stages import stage_warehouses
-from kw_lightning.planning.tracing import Call, Trace, positions, trace
+from kw_lightning.planning.tracing import Trace, trace
 from kw_lightning.planning.types import Count, LayerPlan, Plan, StaticLayer, WarehousePlan
 from kw_lightning.recipe.types import Recipe, Selector, Warehouse
 
@@ -64,12 +64,7 @@ def _plan(
     if shape is not None and math.prod(shape) > MAX_INPUT:
         message = f"an input has at most {MAX_INPUT:,} numbers: found {math.prod(shape):,}"
         raise TooLargeError(recipe.document.problem("model.input", message))
-    already = dynamic_layers(model)
-    if already:
-        raise KWError(
-            f'the network is dynamic already: "{already[0]}" and {len(already) - 1} other layers have a warehouse; '
-            "convert a network once, from its static form"
-        )
+    refuse_dynamic(model)
     network = survey(model)
     forward = trace(model, shape) if shape is not None else Trace(failure="the shape of the input is not known")
     warehouses, problems = _warehouses(recipe, network, model, forward)
@@ -98,11 +93,11 @@ def _plan(
         message = f"the network would have {kw:,} parameters; a recipe may ask for {MAX_PARAMETERS:,}"
         raise TooLargeError(recipe.document.problem("warehouses", message))
     return Plan(
-        recipe=replace(recipe, warehouses=tuple(warehouses)),
+        recipe=replace(recipe, warehouses=tuple(warehouses), stages=None),
         warehouses=planned,
         static_layers=tuple(_static_layers(network, warehouses, chosen, forward)),
         parameters=Count(static, kw),
-        macs=_macs(forward, planned),
+        macs=total_macs(planned, forward),
         macs_note=forward.failure,
         input_shape=shape,
     )
@@ -196,13 +191,13 @@ def _uncalled(
         (warehouse, choice.layer)
         for warehouse in warehouses
         for choice in chosen[warehouse.name]
-        if not _calls(forward, choice.layer)
+        if not forward.calls_of(choice.layer.names)
     ]
     if silent:
         training = trace(model, shape, training=True)  # auxiliary heads run in training only
         if training.failure is not None:
             return []
-        silent = [(warehouse, layer) for warehouse, layer in silent if not _calls(training, layer)]
+        silent = [(warehouse, layer) for warehouse, layer in silent if not training.calls_of(layer.names)]
     return [
         recipe.document.problem(
             warehouse.path,
@@ -212,41 +207,15 @@ def _uncalled(
     ]
 
 
-def _calls(forward: Trace, layer: Layer) -> tuple[Call, ...]:
-    return next((forward.calls[name] for name in layer.names if name in forward.calls), ())
-
-
 def _warehouse_plan(geometry: Geometry, partition: WarehousePartition, forward: Trace) -> WarehousePlan:
     sizes = geometry.attention_sizes(partition)
     layers = []
     for choice, share, size in zip(geometry.choices, partition.layers, sizes, strict=True):
         found = LayerPlan(choice.layer, choice.rows, share, size)
-        layers.append(replace(found, macs=_layer_macs(found, geometry.spec, forward)))
+        layers.append(replace(found, macs=layer_macs(found, geometry.spec.attention, forward)))
     shapes = [choice.kernel_shape for choice in geometry.choices]
     divisors = (math.gcd(*(shape[0] for shape in shapes)), math.gcd(*(shape[1] for shape in shapes)))
     return WarehousePlan(geometry.spec, partition, tuple(layers), divisors)
-
-
-def _layer_macs(layer: LayerPlan, spec: Warehouse, forward: Trace) -> Count | None:
-    if forward.failure is not None:
-        return None
-    static = kw = 0
-    kernel_shape = layer.partition.kernel_shape
-    attention = attention_macs(layer.layer.in_channels, layer.partition, spec.attention.reduction, spec.attention.basis)
-    for call in _calls(forward, layer.layer):
-        inputs, outputs = positions(kernel_shape, call.inputs), positions(kernel_shape, call.outputs)
-        # Windowed networks fold windows into the batch, so that one sample is several to the layer.
-        samples = call.inputs[0] if len(call.inputs) > 1 else 1
-        static += samples * static_macs(kernel_shape, outputs)
-        kw += samples * (attention + mixing_macs(layer.partition, layer.layer.groups, inputs, outputs))
-    return Count(static, kw)
-
-
-def _macs(forward: Trace, warehouses: Sequence[WarehousePlan]) -> Count | None:
-    if forward.macs is None:
-        return None
-    layers = [layer.macs for warehouse in warehouses for layer in warehouse.layers if layer.macs is not None]
-    return Count(forward.macs, forward.macs + sum(macs.kw - macs.static for macs in layers))
 
 
 def _static_layers(
@@ -256,7 +225,7 @@ def _static_layers(
     for layer in network.layers:
         if layer.name not in taken:
             reason = layer.refusal or excluded_by(layer, warehouses)
-            if reason is None and forward.failure is None and not _calls(forward, layer):
+            if reason is None and forward.failure is None and not forward.calls_of(layer.names):
                 reason = "its weight is read directly"
             yield StaticLayer(layer, reason or "no warehouse takes it")
 

@@ -254,7 +254,7 @@ def _written(layer: Layer) -> str:
 
 
 def _call(forward: Trace, layer: Layer) -> Call:
-    calls = next((forward.calls[name] for name in layer.names if name in forward.calls), ())
+    calls = forward.calls_of(layer.names)
     return calls[0] if calls else Call((), (), 0)
 
 

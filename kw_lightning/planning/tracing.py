@@ -49,6 +49,10 @@ class Trace:
     macs: int | None = None
     failure: str | None = None
 
+    def calls_of(self, names: Sequence[str]) -> tuple[Call, ...]:
+        """Return the calls of a module that has these names; empty if it was not called."""
+        return next((self.calls[name] for name in names if name in self.calls), ())
+
 
 def trace(model: nn.Module, input_shape: Sequence[int], *, training: bool = False) -> Trace:
     """Run one sample through a network on the meta device and note the shapes.
