@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import Enum
 from typing import Annotated
 
@@ -55,13 +56,19 @@ def problems_of(file: str, *, network: bool = True, allow_python: Sequence[str] 
     """Return the mistakes of one recipe; those against its network only when it has no others."""
     try:
         recipe = load_recipe(file)
+    except RecipeError as error:
+        return list(error.problems)
+    try:
         if network:
             _compare_with_network(recipe, allow_python)
     except RecipeError as error:
-        return list(error.problems)
+        problems = list(error.problems)
     except KWError as error:
-        return [Problem(" ".join(str(error).split()), location=recipe.document.location(""))]
-    return []
+        problems = [Problem(" ".join(str(error).split()))]
+    else:
+        return []
+    start = recipe.document.location("")
+    return [problem if problem.location else replace(problem, location=start) for problem in problems]
 
 
 def _compare_with_network(recipe: Recipe, allow_python: Sequence[str]) -> None:

@@ -17,12 +17,13 @@ from kw_lightning.recipe.checks import check
 from kw_lightning.recipe.conversion import convert
 from kw_lightning.recipe.limits import MAX_BYTES, MAX_EXTENDS_DEPTH, MAX_FILES, MAX_VALUES
 from kw_lightning.recipe.locking import verify
-from kw_lightning.recipe.merging import drop_nothings, merge
+from kw_lightning.recipe.merging import merge
 from kw_lightning.recipe.nodes import Node, from_python
 from kw_lightning.recipe.overrides import override
 from kw_lightning.recipe.reading import read_yaml
 from kw_lightning.recipe.schema import VERSION, schema
 from kw_lightning.recipe.sources import NotFoundError, Source
+from kw_lightning.recipe.tidying import tidy
 from kw_lightning.recipe.types import Document, Recipe, SourceFile
 from kw_lightning.recipe.validation import sort, validate
 from kw_lightning.recipe.variables import substitute
@@ -60,7 +61,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         node = files.load(file)
     node = override(node, overrides, problems)
     node = substitute(_without_notes(node), problems)
-    node = drop_nothings(node)
+    node = tidy(node)
     assert isinstance(node.value, dict)
     problems += validate(node)
     problems += check(node)

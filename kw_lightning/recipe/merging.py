@@ -6,7 +6,6 @@ Each value keeps the place it was written at, so a mistake is reported in the fi
 from __future__ import annotations
 
 from kw_lightning.errors import Problem
-from kw_lightning.recipe import schema as language
 from kw_lightning.recipe.nodes import Node, join
 from kw_lightning.recipe.words import found
 
@@ -51,24 +50,3 @@ def _append(base: Node | None, over: Node, problems: list[Problem], path: str) -
         problems.append(Problem("there is no list to append to", path, over.key_location or over.place))
         return base
     return Node([*base.value, *over.value], base.location, over.key_location)
-
-
-def drop_nothings(node: Node, part: language.Schema | None = None) -> Node:
-    """Return a recipe without the known keys that have no value: `train:` with nothing behind it is not there.
-
-    Where the schema leaves values open, as in `model.args`, nothing (null) is a value like others.
-    """
-    part = language.schema() if part is None else part
-    if isinstance(node.value, dict):
-        kept = {}
-        for key, child in node.value.items():
-            inner = next(language.children(part, key), None)
-            if child.value is None and inner is not None and language.types(inner):
-                continue
-            kept[key] = drop_nothings(child, inner) if inner is not None else child
-        return Node(kept, node.location, node.key_location)
-    if isinstance(node.value, list):
-        inner = next(language.children(part, 0), None)
-        if inner is not None:
-            return Node([drop_nothings(child, inner) for child in node.value], node.location, node.key_location)
-    return node

@@ -169,6 +169,16 @@ def test_keys_without_a_value_are_not_there() -> None:
     assert load_recipe({"kw": 1, "model": {"blocks": {"b": block}}}).model.blocks == {"b": block}  # type: ignore[union-attr]
 
 
+def test_whole_numbers_may_be_written_with_an_exponent(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("kw: 1\ntrain: {max_steps: 1e5, epochs: 3.0}\nmodel: {input: [3.0, 2.24e2]}\n")
+    recipe = load_recipe(file)
+    assert recipe.train is not None
+    assert recipe.model is not None
+    assert (recipe.train.max_steps, recipe.train.epochs, recipe.model.input) == (100_000, 3, (3, 224))
+    assert isinstance(recipe.document.data["train"]["epochs"], int)
+
+
 class TestVariables:
     def load(self, **data: Any) -> Any:
         return load_recipe({"kw": 1, **data}).document.data
