@@ -19,6 +19,7 @@ from kw_lightning.recipe.words import found
 
 _LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 _MERGE = "<<"
+_QUOTE = "put a glob that starts with * in quotes"
 
 
 def read_yaml(text: str | bytes, file: str) -> Node:
@@ -100,7 +101,8 @@ class _Composer:
         name = event.anchor or ""
         node = self.anchors.get(name)
         if node is None:
-            reason = "stands inside the value it names" if name in self.anchors else "has no anchor above it"
+            inside = name in self.anchors
+            reason = "stands inside the value it names" if inside else f"has no anchor above it; {_QUOTE}"
             raise self.stop(event, f"the alias {found('*' + name)} {reason}")
         self.add(event, node.size)
         if depth + node.depth > MAX_DEPTH:
@@ -211,6 +213,8 @@ def _syntax_error(error: yaml.YAMLError, text: str, file: str) -> RecipeError:
     lines = text.splitlines()
     shown = lines[line - 1] if line <= len(lines) else ""
     hint = "; indent with spaces, a tab is not allowed there" if "\t" in shown else ""
+    if shown[column - 2 : column - 1] == "*" or shown[column - 1 : column] == "*":
+        hint = f"; {_QUOTE}"
     return _error(file, f"not YAML: {' '.join(message.split())}{hint}", line, column)
 
 

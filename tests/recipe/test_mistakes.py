@@ -153,6 +153,14 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "tag of one's own": ("kw: 1\nname: ‸!env HOME\n", ('found the tag "!env"; a recipe has no tags',)),
     "alias without an anchor": ("kw: 1\ntrain: ‸*base\n", ('the alias "*base" has no anchor above it',)),
+    "glob without quotes": (
+        "kw: 1\nwarehouses:\n  a: {layers: [*‸.conv?]}\n",
+        ("not YAML: while scanning an alias", "put a glob that starts with * in quotes"),
+    ),
+    "glob that reads as an alias": (
+        "kw: 1\nwarehouses:\n  a: {layers: [‸*conv1]}\n",
+        ('the alias "*conv1" has no anchor above it; put a glob that starts with * in quotes',),
+    ),
     "alias of itself": ("kw: 1\nx-a: &a\n  b: ‸*a\n", ('the alias "*a" stands inside the value it names',)),
     "key that is a list": ("kw: 1\n? ‸[a]\n: b\n", ("found a key that is no text",)),
     "merge of a text": ("kw: 1\ntrain: {‸<<: abc}\n", ('"<<" takes a map, or a list of maps',)),
