@@ -2,7 +2,7 @@
 
 Args are the constructor's own keyword arguments. One is added here: torchvision's ResNets take
 `stochastic_depth_prob`, as its ConvNeXt and EfficientNet do: the share of samples for which a block's branch is left
-out in training, rising linearly from the first block to the last.
+out in training. In a ResNet it is the same in every block, as in the published training of KernelWarehouse.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def input_shape(recipe: Recipe, network: nn.Module) -> tuple[int, ...] | None:
     if model.input is not None:
         return model.input
     channels, *size = _usual_input(model.backbone or "", network) or (3,)
-    asked = model.args.get("img_size", model.args.get("image_size"))  # of vision transformers
+    # Vision transformers are made for one size, whatever their weights were trained with.
+    asked = model.args.get("img_size", getattr(network, "image_size", None))
     if asked is not None:
         size = list(asked) if isinstance(asked, list | tuple) else [asked] * 2
     return (model.args.get("in_chans", channels), *size) if size else None
@@ -234,10 +235,10 @@ def _resnet_with_stochastic_depth(builder: Builder, *, stochastic_depth_prob: fl
     if not 0 <= stochastic_depth_prob < 1:
         raise ValueError(f"stochastic_depth_prob is between 0 and 1: found {stochastic_depth_prob}")
     network = builder(**args)
-    blocks = [module for module in network.modules() if isinstance(module, BasicBlock | Bottleneck)]
-    for index, block in enumerate(blocks):
-        last = block.bn3 if isinstance(block, Bottleneck) else block.bn2
-        last.register_forward_hook(partial(_leave_out, stochastic_depth_prob * index / max(len(blocks) - 1, 1)))
+    for block in network.modules():
+        if isinstance(block, BasicBlock | Bottleneck):
+            last = block.bn3 if isinstance(block, Bottleneck) else block.bn2
+            last.register_forward_hook(partial(_leave_out, stochastic_depth_prob))
     return network
 
 
