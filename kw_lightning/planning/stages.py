@@ -7,9 +7,10 @@ the stem.
 
 Beyond ResNets: depthwise and grouped convolutions have warehouses of their own. Where the channels of a stage have so
 small a common divisor that its attention would outgrow its cells, layers that widen and layers that narrow are kept
-apart, and then layers of different width. Layers on pooled features (squeeze and excitation) stay static. Linear layers
-over positions or tokens that change the width (the MLP layers of ConvNeXt and of vision transformers) and the value
-third of fused `qkv` projections are grouped by the number of tokens, apart from convolutions.
+apart, then layers of different width, then runs of layers. Layers on pooled features (squeeze and excitation) stay
+static. Linear layers over positions or tokens that change the width (the MLP layers of ConvNeXt and of vision
+transformers) and the value third of fused `qkv` projections are grouped by the number of tokens, apart from
+convolutions.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ def _convolution_groups(network: Network, model: nn.Module, forward: Trace, hand
         for layer in network.layers
         if layer.type != "Linear" and layer.refusal is None and math.prod(_call(forward, layer).outputs[2:]) > 1
     ]
-    blocks = _Blocks(model, network, forward)
+    blocks = _Blocks(model, convolutions, forward)
     stem: list[Layer] = []
     groups: list[_Group] = []
     opening = ""
@@ -168,13 +169,12 @@ def _leads(block: Call, layer: Call) -> bool:
 class _Blocks:
     """The block of a layer: its innermost module, no mere container, with at least two convolutions."""
 
-    def __init__(self, model: nn.Module, network: Network, forward: Trace) -> None:
+    def __init__(self, model: nn.Module, convolutions: Sequence[Layer], forward: Trace) -> None:
         containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
         counts: dict[str, int] = {}
-        for layer in network.layers:
-            if layer.type != "Linear":
-                for name in _ancestors(layer.name):
-                    counts[name] = counts.get(name, 0) + 1
+        for layer in convolutions:
+            for name in _ancestors(layer.name):
+                counts[name] = counts.get(name, 0) + 1
         self._names = {
             name
             for name, module in model.named_modules()
@@ -230,7 +230,21 @@ def _kinds(layers: Sequence[Layer]) -> Iterator[tuple[str, list[Layer]]]:
             widths = {}
             for layer in members:
                 widths.setdefault(min(layer.in_channels, layer.out_channels), []).append(layer)
-        yield from ((f"{suffix}{width or ''}", found) for width, found in widths.items() if found)
+        for width, alike in widths.items():
+            for number, found in enumerate(_runs(alike)):
+                yield f"{suffix}{width or ''}{f'-{number + 1}' if number else ''}", found
+
+
+def _runs(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
+    """Cut layers into runs that are small enough to share a warehouse."""
+    run: list[Layer] = []
+    for layer in layers:
+        if run and _mixtures([*run, layer]) > SPLIT_ABOVE:
+            yield run
+            run = []
+        run.append(layer)
+    if run:
+        yield run
 
 
 def _mixtures(layers: Sequence[Layer]) -> int:

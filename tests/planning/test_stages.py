@@ -87,6 +87,15 @@ def test_transformers_are_grouped_by_tokens() -> None:
     assert layout(automatic) == layout(plan(load_recipe("deit-tiny-kw-1x")))
 
 
+@pytest.mark.parametrize("network", ["densenet201", "efficientnet_b0", "resnet152", "mobilenet_v3_small"])
+def test_attention_stays_in_proportion(network: str) -> None:
+    """Without the splitting DenseNet201 would have 19 times its parameters."""
+    planned = plan(recipe(model={"backbone": f"torchvision/{network}"}, stages="auto"))
+    assert planned.parameters.ratio < 5
+    shared = [warehouse for warehouse in planned.warehouses if len(warehouse.layers) > 1]
+    assert max(warehouse.partition.mixtures for warehouse in shared) <= 256
+
+
 def test_linear_layers_beside_convolutions() -> None:
     with torch.device("meta"):
         model = models.convnext_tiny()
