@@ -30,7 +30,7 @@ SECONDS = 10.0
 """CPU time of one case: the network is planned, and where a stranger's file is refused that takes under a second."""
 
 LAYERS = ("features.0", "features.3.squeeze", "features.*.expand3x3", "classifier.1", "*", "features.[!0]*", "fc[1/2:]")
-BACKBONES = ("torchvision/squeezenet1_1", "torchvision/squeezenet1_0", "torchvision/squeezenet", "python:os:system")
+BACKBONES = ("torchvision/squeezenet1_1", "torchvision/squeezenet1_0", "torchvision/mnasnet0_5", "python:os:system")
 
 
 def hold(file: Path) -> None:
@@ -48,23 +48,32 @@ def networks_from_schema(folder: Path, count: int) -> None:
         assert found is not None
         return valid(found, 2)
 
-    selectors = st.lists(
-        st.sampled_from(LAYERS) | TEXTS | part("warehouses", "a", "layers").map(str), min_size=1, max_size=3
-    )
+    # Mostly right in the language, so that the network is reached; the language alone is fuzzed in tests/recipe.
+    right = {
+        "budget": st.sampled_from((1, "1/2", 0.1, 4, 64, {"cells": 5}, {"cells": 10**9}, {"parameters": "100K"})),
+        "cell": st.sampled_from(({}, {"out": "1/3"}, {"in": 1e-3}, {"spatial": "whole"}, {"out": 0.5, "in": "1/64"})),
+        "attention": st.sampled_from(({}, {"norm": "layer"}, {"basis": "1/8"}, {"reduction": 1e-9, "basis": 1})),
+    }
+    settings_of = {key: st.one_of(*[values] * 9, part("defaults", key)) for key, values in right.items()}
+    selector = st.one_of(*[st.sampled_from(LAYERS)] * 9, TEXTS)
     conditions = st.fixed_dictionaries(
         {"name": st.sampled_from(LAYERS)},
-        optional={"kernel_size": st.integers(1, 3), "min_channels": st.integers(1, 600), "type": st.just("Conv2d")},
+        optional={
+            "kernel_size": st.integers(1, 3) | st.just([3, 1]),
+            "min_channels": st.integers(1, 600),
+            "type": st.sampled_from(("Conv2d", "Linear", "ReLU")),
+            "exclude": st.lists(st.sampled_from(LAYERS), max_size=2),
+        },
     )
-    warehouse = st.fixed_dictionaries(
-        {"layers": selectors | st.lists(conditions, min_size=1, max_size=2)},
-        optional={key: part("defaults", key) for key in ("budget", "cell", "attention")},
-    )
+    layers = st.lists(st.one_of(selector, selector, conditions), min_size=1, max_size=3)
+    warehouse = st.fixed_dictionaries({"layers": layers}, optional=settings_of)
+    arguments = st.dictionaries(st.sampled_from(("num_classes", "dropout", "version")), JUNK, max_size=1)
     model = st.fixed_dictionaries(
         {"backbone": st.sampled_from(BACKBONES)},
         optional={
-            "args": st.dictionaries(st.sampled_from(("num_classes", "dropout", "version")) | TEXTS, JUNK, max_size=2),
+            "args": st.one_of(st.just({"num_classes": 3}), st.just({}), arguments),
             "input": st.lists(st.integers(1, 70), min_size=1, max_size=4) | st.just([3, 64, 64]),
-            "budget": part("model", "budget"),
+            "budget": st.sampled_from(({"relative": 1}, {"relative": "1/9"}, {"parameters": "1M"}, {"parameters": 9})),
             "pretrained": st.booleans(),
         },
     )
@@ -72,8 +81,8 @@ def networks_from_schema(folder: Path, count: int) -> None:
         {"kw": st.just(1), "model": model},
         optional={
             "warehouses": st.dictionaries(st.sampled_from("ab"), warehouse, min_size=1, max_size=2),
-            "stages": part("stages"),
-            "defaults": part("defaults"),
+            "stages": st.just("auto") | st.fixed_dictionaries({}, optional=right),
+            "defaults": st.fixed_dictionaries({}, optional=settings_of),
         },
     )
     file = folder / "recipe.yaml"
