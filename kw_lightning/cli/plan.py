@@ -7,13 +7,23 @@ from typing import Annotated
 import typer
 
 from kw_lightning.cli.arguments import recipe_and_overrides
+from kw_lightning.cli.completion import complete_override, complete_recipe
 
 
 def plan(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped recipe's name.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="A recipe file, or a shipped recipe's name.", autocompletion=complete_recipe
+        ),
+    ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe, as warehouses.stage4.budget=1/4."),
+        typer.Argument(
+            metavar="KEY=VALUE",
+            autocompletion=complete_override,
+            help="Changes to the recipe, as warehouses.stage4.budget=1/4.",
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
     allow_python: Annotated[
