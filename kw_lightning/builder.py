@@ -119,6 +119,7 @@ def apply_plan(planned: Plan, model: nn.Module, *, warm_start: bool = False) -> 
     errors: dict[str, float] = {}
     for warehouse in planned.warehouses:
         for layer, dynamic in zip(warehouse.layers, _make_warehouse(warehouse, statics), strict=True):
+            dynamic.engine = planned.recipe.engine
             made.setdefault(layer.layer.name, []).append((layer, dynamic))
             if warm_start:
                 errors[layer.name] = dynamic.load_kernel(rows_of(statics[layer.layer.name].weight, layer.rows))

@@ -72,8 +72,9 @@ class ContrastingAttention(nn.Module):
             self.expand = nn.Linear(width, self.mixtures * (self.own_cells + rank + 1), bias=False, **factory)
             self.basis = nn.Linear(rank, self.cells - self.own_cells, bias=False, **factory)
             self.basis_bias = nn.Parameter(torch.zeros(self.mixtures, self.cells + 1, **factory))
+        # No buffer: averages of the weights may go over buffers, and 0.9999·11 + 0.0001·11, cut to an index, is 10.
         self._start = partition.initial_cells
-        self.register_buffer("initial_cells", torch.empty(self.mixtures, dtype=torch.int64, device=device))
+        self.initial_cells = torch.tensor(self._start, device=device)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -86,7 +87,6 @@ class ContrastingAttention(nn.Module):
         if self.basis_bias is not None:
             nn.init.zeros_(self.basis_bias)
         self.norm.reset_parameters()
-        self.initial_cells.copy_(torch.tensor(self._start))
 
     def forward(self, x: Tensor, temperature: Tensor) -> Tensor:
         """Return α of the samples of x.
@@ -140,6 +140,11 @@ class ContrastingAttention(nn.Module):
         beta = (cells == self.initial_cells.unsqueeze(-1)).to(z.dtype)
         # The published code keeps β in float32; τβ is rounded alike, else its numbers hold to 1e-8 only.
         return torch.addcmul(temperature.to(torch.float32).to(z.dtype) * beta, z[..., :-1], scale)
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        super()._apply(fn, recurse)
+        self.initial_cells = torch.tensor(self._start, device=self.expand.weight.device)
+        return self
 
     def extra_repr(self) -> str:
         form = "" if self.basis is None else f", basis={self.basis.in_features}"

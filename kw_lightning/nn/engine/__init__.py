@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from kw_lightning.nn.engine import operators, reference
 from kw_lightning.nn.engine.convolution import Convolution
@@ -34,7 +36,7 @@ def dynamic_convolution(
     """
     if engine not in ENGINES:
         raise ValueError(f"engine is one of {', '.join(ENGINES)}: found {engine!r}")
-    if engine == "reference":
+    if engine == "reference" or _taken_apart():
         return reference.convolve(x, attention.to(x.dtype), cells.to(x.dtype), convolution)
     y: Tensor = operators.dynamic_convolution(
         x,
@@ -65,8 +67,16 @@ def dynamic_linear(
     Returns:
         [batch, tokens, out_features].
     """
-    if engine == "reference":
+    if engine == "reference" or _taken_apart():
         return reference.apply_linear(x, attention.to(x.dtype), cells.to(x.dtype), convolution)
     pointwise = Convolution((*convolution.kernel_shape, 1), (*convolution.cell_shape, 1), (1,), (0,), (1,))
     y = dynamic_convolution(x.transpose(1, 2), attention, cells.unsqueeze(-1), pointwise, engine)
     return y.transpose(1, 2)
+
+
+def _taken_apart() -> bool:
+    """Return whether a transform of torch.func or forward-mode differentiation is at work.
+
+    They need the literal form, which is made of operators that they know.
+    """
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

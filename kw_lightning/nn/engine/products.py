@@ -257,8 +257,8 @@ def _operands(kernels: Tensor) -> Operands:
 
 
 def _take_back(operands: Operands, kernels: Tensor) -> None:
-    """Copy operands back to the kernels that they were joined from."""
-    if len(operands) < kernels.shape[1]:
+    """Copy operands back to the kernels that they were joined from, unless they still are those kernels."""
+    if operands[0][1].data_ptr() != kernels.data_ptr():
         joined = operands[0][1].unflatten(4, (kernels.shape[1], -1))
         kernels.copy_(joined.permute(0, 4, 1, 2, 3, 5))
 

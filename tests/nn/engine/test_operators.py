@@ -1,0 +1,162 @@
+"""The engine as an operator: derivatives, compilation, transforms, autocast, what is kept for the backward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from kw_lightning.nn import KWConv2d, KWLinear, set_temperature, share_warehouse
+from kw_lightning.nn.engine import Convolution, dynamic_convolution, operators, reference
+
+GEOMETRY = Convolution((4, 4, 3, 3), (2, 4, 1, 1), (1, 1), (1, 1), (1, 1))
+SHAPES = ((2, 4, 5, 5), (2, 18, 3), (3, 2, 4, 1, 1))
+
+
+def tensors(dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in SHAPES]
+
+
+def convolve(x: Tensor, attention: Tensor, cells: Tensor) -> Tensor:
+    return dynamic_convolution(x, attention, cells, GEOMETRY)
+
+
+def literal(x: Tensor, attention: Tensor, cells: Tensor) -> Tensor:
+    return reference.convolve(x, attention, cells, GEOMETRY)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [KWConv2d(8, 16, 3, padding=1), KWConv2d(16, 16, 3, stride=2, padding=1)]
+    share_warehouse(layers)
+    linear = KWLinear(16, 8)
+    share_warehouse([linear], name="linear")
+    net = nn.Sequential(*layers, nn.Flatten(2), _Transpose(), linear)
+    set_temperature(net, 0.5)
+    return net
+
+
+class _Transpose(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+
+def test_first_and_second_derivatives() -> None:
+    assert torch.autograd.gradcheck(convolve, tensors())
+    assert torch.autograd.gradgradcheck(convolve, tensors())
+
+
+def test_a_penalty_on_gradients_equals_the_literal_forms() -> None:
+    found, expected = [], []
+    for function, place in ((convolve, found), (literal, expected)):
+        values = tensors()
+        (gradient,) = torch.autograd.grad(function(*values).sin().sum(), values[0], create_graph=True)
+        place += torch.autograd.grad(gradient.square().sum(), values)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_operator_keeps_pytorchs_rules() -> None:
+    arguments = (*tensors(torch.float32), [4, 4, 3, 3], [1, 1], [1, 1], [1, 1], 1, "auto")
+    results = torch.library.opcheck(operators.dynamic_convolution, arguments)
+    assert set(results.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_without_graph_breaks(dynamic: bool) -> None:
+    net = network()
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for batch in (3, 5):
+        x = torch.randn(batch, 8, 6, 6)
+        net.zero_grad()
+        expected = net(x)
+        expected.square().sum().backward()
+        gradients = [p.grad.clone() for p in net.parameters()]
+        net.zero_grad()
+        y = compiled(x)
+        y.square().sum().backward()
+        torch.testing.assert_close(y, expected)
+        for parameter, gradient in zip(net.parameters(), gradients, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_exports() -> None:
+    net = network().eval()
+    x = torch.randn(2, 8, 6, 6)
+    torch.testing.assert_close(torch.export.export(net, (x,)).module()(x), net(x))
+
+
+def test_transforms_of_functions() -> None:
+    values = tensors()
+    found = torch.func.grad(lambda *a: convolve(*a).sin().sum(), argnums=(0, 1, 2))(*values)
+    expected = torch.autograd.grad(literal(*values).sin().sum(), values)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    tangents = tuple(torch.randn_like(value) for value in values)
+    torch.testing.assert_close(
+        torch.func.jvp(convolve, tuple(values), tangents), torch.func.jvp(literal, tuple(values), tangents)
+    )
+    x, attention, cells = values
+    per_sample = torch.func.vmap(
+        torch.func.grad(lambda cells, x, attention: convolve(x[None], attention[None], cells).sin().sum()),
+        in_dims=(None, 0, 0),
+    )(cells, x, attention)
+    assert per_sample.shape == (2, *cells.shape)
+    torch.testing.assert_close(per_sample.sum(0), expected[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_computes_in_half_precision_and_keeps_gradients_whole(dtype: torch.dtype) -> None:
+    net = network()
+    x = torch.randn(3, 8, 6, 6)
+    expected = net(x)
+    with torch.autocast("cpu", dtype):
+        y = net(x)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.float(), expected, rtol=0.1, atol=0.1)
+    y.float().sum().backward()
+    assert {parameter.grad.dtype for parameter in net.parameters()} == {torch.float32}
+
+
+def test_deterministic_mode_gives_the_same_bits_twice() -> None:
+    results: list[Any] = []
+    torch.use_deterministic_algorithms(True)
+    try:
+        for _ in range(2):
+            values = tensors(torch.float32)
+            y = convolve(*values)
+            results.append([y, *torch.autograd.grad(y.sin().sum(), values)])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def test_only_input_attention_and_cells_are_kept() -> None:
+    values = tensors()
+    kept: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        convolve(*values)
+    assert sorted(tensor.data_ptr() for tensor in kept) == sorted(tensor.data_ptr() for tensor in values)
+
+
+def test_forward_mode_gives_the_literal_forms_tangent() -> None:
+    values = [value.detach() for value in tensors()]
+    with forward_ad.dual_level():
+        values[0] = forward_ad.make_dual(values[0], torch.ones_like(values[0]))
+        found, expected = (forward_ad.unpack_dual(function(*values)).tangent for function in (convolve, literal))
+    torch.testing.assert_close(found, expected)
+    assert expected.abs().max() > 0
+
+
+def test_an_unknown_engine_is_refused() -> None:
+    with pytest.raises(ValueError, match="found 'fast'"):
+        dynamic_convolution(*tensors(), GEOMETRY, "fast")

@@ -1,0 +1,176 @@
+"""Every path of the engine against the literal form: output and all gradients, over random geometries."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kw_lightning.nn.engine import Convolution, dynamic_convolution, dynamic_linear, paths, reference, workspace
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 4e-2}  # relative to the largest number
+
+
+@st.composite
+def problems(draw: st.DrawFn, *, groups: bool = True) -> tuple[Convolution, tuple[int, ...], int, int]:
+    """Draw (geometry, input size, batch, cells)."""
+    dimensions = draw(st.integers(1, 3))
+
+    def sides(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw(st.integers(low, high)) for _ in range(dimensions))
+
+    kernel, stride, dilation = sides(1, 3), sides(1, 3), sides(1, 2)
+    padding = tuple(draw(st.integers(0, d * (k - 1))) for k, d in zip(kernel, dilation, strict=True))
+    group = draw(st.sampled_from([1, 1, 2, 4])) if groups else 1
+    co, ci = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    out_groups, in_groups = draw(st.integers(1, 3)) * group, draw(st.integers(1, 2))
+    cell = (1,) * dimensions if draw(st.booleans()) else kernel
+    convolution = Convolution(
+        (co * out_groups, ci * in_groups, *kernel), (co, ci, *cell), stride, padding, dilation, group
+    )
+    least = [d * (k - 1) + 1 - 2 * p for k, p, d in zip(kernel, padding, dilation, strict=True)]
+    size = tuple(max(n, 1) + draw(st.integers(0, 4)) for n in least)
+    return convolution, size, draw(st.integers(1, 3)), draw(st.integers(1, 5))
+
+
+def make_tensors(
+    problem: tuple[Convolution, tuple[int, ...], int, int], dtype: torch.dtype, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    convolution, size, batch, cells = problem
+    generator = torch.Generator().manual_seed(seed)
+    mixtures = math.prod(convolution.kernel_shape) // math.prod(convolution.cell_shape)
+    shapes = (
+        (batch, convolution.kernel_shape[1] * convolution.groups, *size),
+        (batch, mixtures, cells),
+        (cells, *convolution.cell_shape),
+    )
+    x, attention, stored = (torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)
+    return x, attention, stored
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    assert found.shape == expected.shape
+    return float((found.double() - expected.double()).abs().max() / expected.double().abs().max().clamp_min(1e-3))
+
+
+def compare(problem: tuple[Convolution, tuple[int, ...], int, int], dtype: torch.dtype) -> int:
+    """Compare every path with the literal form in float64 and return how many there were."""
+    convolution = problem[0]
+    x, attention, cells = make_tensors(problem, dtype)
+    exact = [tensor.double().clone().requires_grad_() for tensor in (x, attention, cells)]
+    expected = reference.convolve(*exact, convolution)
+    gradient = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    wanted = torch.autograd.grad(expected, exact, gradient.double())
+    able = [path for path in paths.PATHS if paths.supports(path, convolution)]
+    for path in able:
+        y = paths.forward(x, attention, cells, convolution, path)
+        found = paths.backward(gradient, x, attention, cells, convolution, path, [True] * 3)
+        assert y.dtype == dtype
+        for name, one, other in zip(("y", "x", "α", "E"), (y, *found), (expected, *wanted), strict=True):
+            assert error(one, other.detach()) < TOLERANCE[dtype], (path, name)
+    return len(able)
+
+
+@settings(max_examples=80, deadline=None)
+@given(problems(), st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
+def test_every_path_equals_the_literal_form(
+    problem: tuple[Convolution, tuple[int, ...], int, int], dtype: torch.dtype
+) -> None:
+    assert compare(problem, dtype) >= 2
+
+
+@settings(max_examples=25, deadline=None)
+@given(problems(groups=False), st.integers(1, 4000))
+def test_chunks_change_nothing(problem: tuple[Convolution, tuple[int, ...], int, int], limit: int) -> None:
+    with workspace(limit):
+        assert compare(problem, torch.float64) >= 2
+
+
+def test_many_narrow_cells_are_joined() -> None:
+    convolution = Convolution((12, 12, 3, 3), (3, 4, 1, 1), (1, 1), (1, 1), (1, 1))
+    assert compare((convolution, (5, 4), 3, 7), torch.float64) == 5
+
+
+def test_wide_cells_are_taken_one_by_one() -> None:
+    convolution = Convolution((4, 128, 3, 1), (2, 64, 1, 1), (2, 1), (1, 0), (1, 1))
+    assert compare((convolution, (5, 4), 2, 3), torch.float64) == 5
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 5)])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_maps_smaller_than_the_kernel(size: tuple[int, int], stride: int) -> None:
+    convolution = Convolution((4, 6, 3, 3), (2, 3, 1, 1), (stride, stride), (1, 1), (1, 1))
+    assert compare((convolution, size, 2, 3), torch.float64) == 5
+
+
+@pytest.mark.parametrize("path", paths.PATHS)
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_memory_format_of_the_input_is_kept(path: str, kernel: int) -> None:
+    convolution = Convolution((6, 4, kernel, kernel), (3, 4, 1, 1), (1, 1), (kernel // 2,) * 2, (1, 1))
+    x, attention, cells = make_tensors((convolution, (6, 5), 3, 3), torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last)
+    y = paths.forward(x, attention, cells, convolution, path)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert error(y, reference.convolve(x, attention, cells, convolution)) < 1e-12
+    found = paths.backward(y, x, attention, cells, convolution, path, [True, False, False])
+    assert found[0].is_contiguous(memory_format=torch.channels_last)
+    assert [len(gradient) for gradient in found[1:]] == [0, 0]
+    assert paths.forward(x.contiguous(), attention, cells, convolution, path).is_contiguous()
+
+
+@pytest.mark.parametrize("path", paths.PATHS)
+def test_each_gradient_alone_is_the_same(path: str) -> None:
+    convolution = Convolution((6, 4, 3, 3), (3, 2, 1, 1), (2, 1), (1, 1), (1, 1))
+    x, attention, cells = make_tensors((convolution, (6, 5), 3, 3), torch.float64)
+    gradient = torch.randn_like(paths.forward(x, attention, cells, convolution, path))
+    together = paths.backward(gradient, x, attention, cells, convolution, path, [True] * 3)
+    for index in range(3):
+        needed = [index == other for other in range(3)]
+        alone = paths.backward(gradient, x, attention, cells, convolution, path, needed)
+        assert error(alone[index], together[index]) < 1e-12
+        assert all(len(alone[other]) == 0 for other in range(3) if other != index)
+
+
+@pytest.mark.parametrize("path", paths.PATHS)
+def test_an_empty_batch_gives_an_empty_output_and_zero_gradients(path: str) -> None:
+    convolution = Convolution((6, 4, 3, 3), (3, 2, 1, 1), (1, 1), (1, 1), (1, 1))
+    x, attention, cells = make_tensors((convolution, (6, 5), 1, 3), torch.float64)
+    y = paths.forward(x[:0], attention[:0], cells, convolution, path)
+    assert y.shape == (0, 6, 6, 5)
+    found = paths.backward(y, x[:0], attention[:0], cells, convolution, path, [True] * 3)
+    assert found[0].shape == (0, 4, 6, 5)
+    assert found[2].shape == cells.shape
+    assert found[2].abs().max() == 0
+
+
+@pytest.mark.parametrize("engine", ["auto", "mix_kernels", "mix_outputs", "mix_inputs", "reference"])
+def test_linear_layers_are_convolutions_over_tokens(engine: str) -> None:
+    geometry = Convolution((6, 8), (3, 4))
+    torch.manual_seed(0)
+    tensors = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((3, 5, 8), (3, 4, 7), (7, 3, 4))]
+    expected = reference.apply_linear(*tensors, geometry)
+    found = dynamic_linear(*tensors, geometry, engine)
+    assert error(found.detach(), expected.detach()) < 1e-12
+    gradient = torch.randn_like(expected)
+    pairs = zip(
+        torch.autograd.grad(found, tensors, gradient), torch.autograd.grad(expected, tensors, gradient), strict=True
+    )
+    assert max(error(one, other) for one, other in pairs) < 1e-12
+
+
+def test_attention_and_cells_of_higher_precision_get_their_gradients_in_it() -> None:
+    convolution = Convolution((6, 4, 3, 3), (3, 4, 1, 1), (1, 1), (1, 1), (1, 1))
+    x, attention, cells = make_tensors((convolution, (6, 5), 3, 3), torch.float32)
+    x, attention, cells = x.bfloat16().requires_grad_(), attention.requires_grad_(), cells.requires_grad_()
+    y = dynamic_convolution(x, attention, cells, convolution)
+    y.sum().backward()
+    assert (y.dtype, x.grad.dtype, attention.grad.dtype, cells.grad.dtype) == (
+        torch.bfloat16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float32,
+    )

@@ -1,0 +1,143 @@
+"""The planner: what it picks, why, and that timing is remembered."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kw_lightning.builder import convert
+from kw_lightning.nn.engine import ENGINES, Convolution, autotune, dynamic_convolution, paths, planner
+
+CPU = torch.device("cpu")
+# (in, out, kernel, map at 224², stride, cell, cells, groups) of layers in the shipped zoo
+LAYERS = {
+    "resnet18 layer1": (64, 64, 3, 56, 1, (64, 64), 56, 1),
+    "resnet18 layer2.0.conv1": (64, 128, 3, 56, 2, (64, 64), 56, 1),
+    "resnet18 layer2": (128, 128, 3, 28, 1, (128, 128), 47, 1),
+    "resnet18 layer3": (256, 256, 3, 14, 1, (256, 256), 47, 1),
+    "resnet18 layer3.downsample": (128, 256, 1, 28, 2, (128, 128), 47, 1),
+    "resnet18 layer4.0.conv1": (256, 512, 3, 14, 2, (256, 256), 47, 1),
+    "resnet18 layer4": (512, 512, 3, 7, 1, (512, 512), 27, 1),
+    "resnet50 layer1 expand": (64, 256, 1, 56, 1, (64, 64), 87, 1),
+    "resnet50 layer2 reduce": (512, 128, 1, 28, 1, (128, 128), 104, 1),
+    "resnet50 layer3 expand": (256, 1024, 1, 14, 1, (256, 256), 138, 1),
+    "resnet50 layer4 reduce": (2048, 512, 1, 7, 1, (512, 512), 47, 1),
+    "mobilenetv2 depthwise": (144, 144, 3, 56, 1, (48, 1), 54, 144),
+    "convnext depthwise": (96, 96, 7, 56, 1, (96, 1), 147, 96),
+    "convnext expand": (384, 1536, 1, 14, 1, (384, 384), 72, 1),
+}
+
+
+def convolution(name: str) -> Convolution:
+    inputs, outputs, kernel, _, stride, cell, _, groups = LAYERS[name]
+    return Convolution(
+        (outputs, inputs // groups, kernel, kernel),
+        (*cell, 1, 1),
+        (stride, stride),
+        (kernel // 2, kernel // 2),
+        (1, 1),
+        groups,
+    )
+
+
+def multiply_adds(path: str, name: str, batch: int, side: int) -> int:
+    """Count a forward pass by hand, from the orders of contraction alone."""
+    geometry, cells = convolution(name), LAYERS[name][6]
+    kernel, cell = math.prod(geometry.kernel_shape), math.prod(geometry.cell_shape)
+    _, out_groups, in_groups = geometry.grid
+    positions = math.prod(geometry.output_size((side, side)))
+    if path == "mix_inputs":
+        return batch * cells * cell * out_groups * positions
+    if path == "mix_outputs":
+        return batch * cells * cell * in_groups * side * side
+    # On a map smaller than the kernel's reach, products leave out positions that read only padding.
+    live = min(1.0, (2 * side - 1) ** 2 / 9) if path == "products" and geometry.kernel_shape[2] == 3 else 1.0
+    return int(batch * kernel * live * (cells + positions))
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(("batch", "size"), [(16, 224), (1, 224), (64, 32), (3, 96)])
+@pytest.mark.parametrize("name", LAYERS)
+def test_work_is_near_the_least(name: str, batch: int, size: int, backward: bool) -> None:
+    side = math.ceil(LAYERS[name][3] * size / 224)
+    ranked = planner.rank(convolution(name), batch, (side, side), LAYERS[name][6], 4, CPU, "auto", backward)
+    least = min(multiply_adds(path, name, batch, side) for path in ranked)
+    # Work alone does not decide: mixing kernels moves them through memory, which large dense products do not.
+    assert multiply_adds(ranked[0], name, batch, side) <= 3.0 * least
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "side", "expected"),
+    [
+        ("resnet18 layer1", 16, 56, {"per_sample", "grouped"}),
+        ("resnet18 layer4", 16, 7, {"products"}),
+        ("resnet18 layer4", 64, 1, {"mix_inputs", "mix_outputs"}),
+        ("convnext depthwise", 16, 56, {"grouped"}),
+        ("resnet50 layer1 expand", 16, 56, {"products", "per_sample"}),
+    ],
+)
+def test_shapes_get_the_path_measured_fastest(name: str, batch: int, side: int, expected: set[str]) -> None:
+    ranked = planner.rank(convolution(name), batch, (side, side), LAYERS[name][6], 4, CPU, "auto", False)
+    assert ranked[0] in expected
+
+
+@pytest.mark.parametrize("engine", [engine for engine in ENGINES if engine != "reference"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_engine_names_only_paths_that_can(name: str, engine: str) -> None:
+    ranked = planner.rank(convolution(name), 2, (8, 8), LAYERS[name][6], 4, CPU, engine, False)
+    assert ranked
+    assert all(path in paths.PATHS and paths.supports(path, convolution(name)) for path in ranked)
+    if engine in ("mix_inputs", "mix_outputs") and LAYERS[name][7] == 1:
+        assert ranked == (engine,)
+
+
+def test_autotune_times_once_and_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(autotune, "_memory", {})
+    timed: list[str] = []
+    elapsed = autotune._elapsed
+
+    def count(function: Callable[[], object], device: Any) -> float:
+        timed.append("")
+        return elapsed(function, device)
+
+    monkeypatch.setattr(autotune, "_elapsed", count)
+    geometry = Convolution((4, 4, 3, 3), (4, 4, 1, 1), (1, 1), (1, 1), (1, 1))
+    tensors = [torch.randn(s) for s in ((2, 4, 5, 5), (2, 9, 3), (3, 4, 4, 1, 1))]
+    expected = dynamic_convolution(*tensors, geometry, "reference")
+    torch.testing.assert_close(dynamic_convolution(*tensors, geometry, "autotune"), expected)
+    first = len(timed)
+    assert first >= len(paths.PATHS)
+    stored = json.loads(autotune.cache_file().read_text())
+    assert set(stored.values()) <= set(paths.PATHS)
+    assert len(stored) == 1
+    dynamic_convolution(*tensors, geometry, "autotune")
+    monkeypatch.setattr(autotune, "_memory", {})  # as in another process: from the file
+    dynamic_convolution(*tensors, geometry, "autotune")
+    assert len(timed) == first
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"forward": 3', '{"forward x": "nonsense"}'])
+def test_a_damaged_autotune_file_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(autotune, "_memory", {})
+    autotune.cache_file().parent.mkdir(parents=True)
+    autotune.cache_file().write_text(content)
+    geometry = Convolution((4, 4, 1, 1), (4, 4, 1, 1), (1, 1), (0, 0), (1, 1))
+    tensors = [torch.randn(s) for s in ((2, 4, 2, 2), (2, 1, 3), (3, 4, 4, 1, 1))]
+    y = dynamic_convolution(*tensors, geometry, "autotune")
+    torch.testing.assert_close(y, dynamic_convolution(*tensors, geometry, "reference"))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_recipe_sets_the_engine_of_its_layers(engine: str) -> None:
+    recipe = {"kw": 1, "name": "n", "engine": engine, "warehouses": {"all": {"layers": ["0", "1"]}}}
+    net = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3), torch.nn.Conv2d(4, 4, 3))
+    convert(net, recipe)
+    assert [layer.engine for layer in net] == [engine, engine]
