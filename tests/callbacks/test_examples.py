@@ -71,7 +71,7 @@ def test_fsdp2_on_two_processes(tmp_path: Path) -> None:
     done = subprocess.run(
         [*launch, *script],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,

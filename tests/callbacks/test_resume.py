@@ -125,7 +125,9 @@ while True:
 
 def test_a_kill_during_saving_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
-    process = subprocess.Popen([sys.executable, "-c", SAVE_FOREVER, str(path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SAVE_FOREVER, str(path)], cwd=HERE.parents[1], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     written = 0
     while written < 3:
@@ -142,7 +144,7 @@ def test_a_kill_during_saving_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
 
 
 def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    environment = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parents[1]}"}
     command = [sys.executable, str(HERE / "resume_script.py"), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=200)
 

@@ -19,11 +19,12 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from torch.utils.data import DataLoader, IterableDataset
 
 from kw_lightning.callbacks.temperature import TemperatureAnnealing, temperature_at
 from kw_lightning.errors import KWError
-from kw_lightning.nn import warehouses
+from kw_lightning.nn import KWLayer, warehouses
 
 
 class Recorder(Callback):
@@ -209,6 +210,21 @@ def test_averaged_copies_do_not_lag(tmp_path: Path, make_average: Callable[[], W
     assert recorder.validation == pytest.approx([3 / 8, 0.0], abs=1e-6)  # as in the epoch's last step
     assert Recorder._temperature(model) == 0.0
     assert recorder.training == pytest.approx(linear(10, 8), abs=1e-6)
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.9999])
+def test_averages_leave_the_start_of_the_attention(tmp_path: Path, decay: float) -> None:
+    model = Classifier(dynamic_net())
+    callbacks = [TemperatureAnnealing(steps=8), EMAWeightAveraging(decay=decay)]
+    trainer(tmp_path, max_epochs=2, callbacks=callbacks).fit(model, loader())
+    averaged = AveragedModel(model, avg_fn=get_ema_avg_fn(decay), use_buffers=True)
+    for _ in range(3):
+        averaged.update_parameters(model)
+    for network in (model, averaged):
+        layers = [module for module in network.modules() if isinstance(module, KWLayer)]
+        assert len(layers) == 3
+        for layer in layers:
+            assert layer.attention.initial_cells.tolist() == list(layer.partition.initial_cells)
 
 
 def test_stochastic_weight_averaging_keeps_the_temperature(tmp_path: Path) -> None:
