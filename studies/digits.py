@@ -1,6 +1,6 @@
 """KernelWarehouse against static networks on the handwritten digits: 8 networks, 2 settings, 5 seeds.
 
-    python studies/digits.py                    # all of it: about 20 minutes on one idle core
+    python studies/digits.py                    # all of it: the better part of an hour on one idle core
     python studies/digits.py --seeds 1 --epochs 1   # a look, in a minute
 
 Writes one result after the other to `studies/digits.json`, goes on where it stopped, and prints the README's table.
@@ -10,6 +10,7 @@ Every run is one of `kw-fit`: the table's rows are `kw-fit RECIPE KEY=VALUE…` 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
@@ -37,8 +38,8 @@ SETTINGS: dict[str, list[str]] = {
         "data.train.noise=0.3",
         "data.eval.shift=1",
         "data.eval.noise=0.3",
-        "train.epochs=20",
-        "temperature.epochs=5",
+        "train.epochs=60",
+        "temperature.epochs=15",
     ],
 }
 
@@ -76,17 +77,29 @@ def run(network: str, setting: str, seed: int, epochs: int | None) -> dict[str, 
 
 def table(results: list[dict[str, Any]]) -> str:
     """Return the results as a Markdown table: mean ± sample standard deviation of the test accuracy over the seeds."""
-    lines = [f"| network | parameters | {' | '.join(SETTINGS)} |", "| --- | ---: | ---: | ---: |"]
+    counts = {setting: count_seeds(results, setting) for setting in SETTINGS}
+    heads = [f"{setting}, {count} seed{'s' * (count != 1)}" for setting, count in counts.items()]
+    lines = [f"| network | parameters | {' | '.join(heads)} |", "| --- | ---: | ---: | ---: |"]
     for network in NETWORKS:
         own = [result for result in results if result["network"] == network]
         cells = []
         for setting in SETTINGS:
-            values = [100 * result["accuracy"] for result in own if result["setting"] == setting]
+            values = [
+                100 * result["accuracy"]
+                for result in own
+                if result["setting"] == setting and result["seed"] < counts[setting]
+            ]
             spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.2f}{spread}" if values else "")
         if own:
             lines.append(f"| {network} | {own[0]['parameters']:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def count_seeds(results: list[dict[str, Any]], setting: str) -> int:
+    """Return the number of seeds, from 0 on, that every network of a setting has been trained with."""
+    seeds = [{r["seed"] for r in results if (r["network"], r["setting"]) == (network, setting)} for network in NETWORKS]
+    return next(seed for seed in itertools.count() if any(seed not in found for found in seeds))
 
 
 if __name__ == "__main__":

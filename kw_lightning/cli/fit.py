@@ -48,7 +48,6 @@ def fit(
     source, changes = recipe_and_overrides([recipe, *(overrides or ())])
     # slow to import: torch and lightning
     from kw_lightning.cli.output import console
-    from kw_lightning.fit.module import is_dynamic
     from kw_lightning.fit.report import metrics_table
     from kw_lightning.fit.run import fit as train
     from kw_lightning.fit.run import is_first_process
@@ -60,10 +59,7 @@ def fit(
     screen.quiet = not is_first_process()
     packages = tuple(allow_python or ())
     loaded = load_recipe(source, changes)
-    if is_dynamic(loaded):
-        screen.print(PlanTable(plan(loaded, allow_python=packages)))
-    else:
-        screen.print(f"{loaded.name}: no warehouses, a static network", highlight=False)
+    screen.print(PlanTable(plan(loaded, allow_python=packages)))
     if dry_run:
         return
     result = train(loaded, resume=resume, output=output, allow_python=packages)
