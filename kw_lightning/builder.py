@@ -110,7 +110,8 @@ def apply_plan(planned: Plan, model: nn.Module, *, warm_start: bool = False) -> 
             1 or more; under 1 the mixtures that start as the zero cell lose their part.
 
     Raises:
-        KWError: a network that the plan was not made for.
+        KWError: a network that the plan was not made for, **or** layers of one warehouse on several devices or in
+            several types.
     """
     statics = _static_layers(planned, dict(model.named_modules(remove_duplicate=False)))
     if warm_start and any(static.weight.is_meta for static in statics.values()):
@@ -148,6 +149,13 @@ def _static_layers(planned: Plan, modules: Mapping[str, nn.Module]) -> dict[str,
 
 def _make_warehouse(warehouse: WarehousePlan, statics: Mapping[str, Static]) -> list[KWLayer]:
     sources = [statics[layer.layer.name] for layer in warehouse.layers]
+    places = {
+        (source.weight.device, source.weight.dtype): layer.name
+        for source, layer in zip(sources, warehouse.layers, strict=True)
+    }
+    if len(places) > 1:
+        found = " and ".join(f'"{name}" in {dtype} on {device}' for (device, dtype), name in places.items())
+        raise KWError(f'the layers of warehouse "{warehouse.name}" need one device and one type: found {found}')
     layers = [dynamic_layer(source, layer.rows) for source, layer in zip(sources, warehouse.layers, strict=True)]
     shared = attach_warehouse(
         layers,

@@ -151,6 +151,15 @@ def test_network_on_the_meta_device() -> None:
         convert(TinyResNet(), recipe(BLOCKS), warm_start=True)
 
 
+def test_layers_of_one_warehouse_in_several_places() -> None:
+    model = TinyResNet()
+    model.layer1[1].double()
+    modules = list(model.modules())
+    with pytest.raises(KWError, match=r'"first" need one device and one type: found .*conv1" in torch.float32 on cpu'):
+        convert(model, recipe(BLOCKS))
+    assert list(model.modules()) == modules
+
+
 def test_failure_leaves_the_network_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = TinyResNet()
     before, modules = state(model), list(model.modules())
