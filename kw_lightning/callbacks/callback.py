@@ -81,6 +81,8 @@ class KWCallback(Callback):
         self._end()
         if builds_layers_late(pl_module):
             self._undo.append(after_configure_model(pl_module, lambda: self._convert(trainer, pl_module)))
+            if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+                pl_module.configure_model()  # now, because that callback copies the network in its setup
         else:
             self._convert(trainer, pl_module)
 

@@ -77,16 +77,13 @@ def refuse_other_weights(network: nn.Module) -> Callable[[], None]:
     def check(module: nn.Module, weights: dict[str, Any], prefix: str, *_: Any) -> None:
         problems = []
         for name, layer in dynamic_layers(module).items():
+            cells = weights.get(f"{prefix}{name}.warehouse.cells")
             if f"{prefix}{name}.weight" in weights:
                 problems.append(f'"{name}" is static in the weights and dynamic here')
-            for part, own in layer.named_parameters():
-                other = weights.get(f"{prefix}{name}.{part}")
-                if (
-                    isinstance(other, Tensor)
-                    and part.startswith(("warehouse", "attention"))
-                    and other.shape != own.shape
-                ):
-                    problems.append(f'"{name}.{part}" is {list(other.shape)} in the weights and {list(own.shape)} here')
+            elif isinstance(cells, Tensor) and layer.partition is not None:
+                shape = [layer.partition.cells, *layer.partition.cell_shape]
+                if list(cells.shape) != shape:
+                    problems.append(f'"{name}.warehouse.cells" is {list(cells.shape)} in the weights and {shape} here')
         if problems:
             more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
             raise KWError(

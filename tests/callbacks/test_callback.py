@@ -217,6 +217,20 @@ def test_callbacks_that_copy_come_after(tmp_path: Path, copier: Callback) -> Non
         trainer(tmp_path, callbacks=[copier, KWCallback(RECIPE)]).fit(Classifier(), loader())
 
 
+def test_a_copy_made_in_setup_is_dynamic(tmp_path: Path) -> None:
+    class Prepares(Classifier):
+        def setup(self, stage: str) -> None:
+            self.ready = True  # has nothing to do with layers, but that cannot be known
+
+    model = Prepares()
+    average = StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1)
+    trainer(tmp_path, callbacks=[KWCallback(RECIPE), average], max_epochs=3).fit(model, loader())
+    assert dynamic(model) == EXPECTED
+    assert average.n_averaged is not None
+    assert average.n_averaged > 0
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
 def test_an_error_before_configure_model_leaves_nothing_behind(tmp_path: Path) -> None:
     class Failing(InConfigureModel):
         def setup(self, stage: str) -> None:
