@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "schema": "kw_lightning.cli.schema",
     "fit": "kw_lightning.cli.fit",
     "evaluate": "kw_lightning.cli.evaluate",
+    "bench": "kw_lightning.cli.bench",
 }
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count it

@@ -68,7 +68,8 @@ class Warehouse(nn.Module):
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         # τ is not turned to half precision with its network: a schedule of 10⁵ steps needs its digits.
         exact = self.temperature
-        super()._apply(fn, recurse)
+        # Cells have no memory format: of rank 5, they would be refused as channels_last and with them the network.
+        super()._apply(lambda t: fn(t.flatten(1)).view(t.shape) if t.dim() > 2 else fn(t), recurse)
         if self.temperature.dtype.itemsize < torch.float32.itemsize:
             self.temperature = exact.to(self.temperature.device)
         return self

@@ -69,8 +69,7 @@ def dynamic_linear(
     """
     if engine == "reference" or _taken_apart():
         return reference.apply_linear(x, attention.to(x.dtype), cells.to(x.dtype), convolution)
-    pointwise = Convolution((*convolution.kernel_shape, 1), (*convolution.cell_shape, 1), (1,), (0,), (1,))
-    y = dynamic_convolution(x.transpose(1, 2), attention, cells.unsqueeze(-1), pointwise, engine)
+    y = dynamic_convolution(x.transpose(1, 2), attention, cells.unsqueeze(-1), convolution.over_tokens(), engine)
     return y.transpose(1, 2)
 
 

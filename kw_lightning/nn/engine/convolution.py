@@ -39,3 +39,7 @@ class Convolution:
         """Return the spatial size of the output for an input of the given spatial size."""
         sides = zip(size, self.kernel_shape[2:], self.stride, self.padding, self.dilation, strict=True)
         return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides)
+
+    def over_tokens(self) -> Convolution:
+        """Return a linear layer as a 1×1 convolution over its tokens."""
+        return Convolution((*self.kernel_shape, 1), (*self.cell_shape, 1), (1,), (0,), (1,))

@@ -157,6 +157,15 @@ def test_forward_mode_gives_the_literal_forms_tangent() -> None:
     assert expected.abs().max() > 0
 
 
+def test_a_network_turns_channels_last() -> None:
+    net = network()
+    x = torch.randn(3, 8, 6, 6)
+    expected = net(x)
+    last = net.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(last, expected)
+    assert net[0](x.contiguous(memory_format=torch.channels_last)).is_contiguous(memory_format=torch.channels_last)
+
+
 def test_an_unknown_engine_is_refused() -> None:
     with pytest.raises(ValueError, match="found 'fast'"):
         dynamic_convolution(*tensors(), GEOMETRY, "fast")

@@ -1,0 +1,162 @@
+"""A whole network: the static one, the literal form and the engine's, in training and inference."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kw_lightning.bench.timing import Work, interleaved, kept_bytes, median_ratio
+from kw_lightning.nn import KWLayer
+
+CPU = torch.device("cpu")
+KINDS = ("static", "reference", "kw")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured, and how often.
+
+    Attributes:
+        shape: of the input, [batch, channels, *size].
+        dtype: float32 and float64 as they are; half precision by autocast.
+        device: where.
+        repeats: rounds that are counted.
+        channels_last: memory format of input and networks.
+        reference: measure the literal form too.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    device: torch.device = CPU
+    repeats: int = 5
+    channels_last: bool = False
+    reference: bool = True
+
+    def make_input(self) -> Tensor:
+        """Return a random input, the same every time."""
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(self.shape, generator=generator).to(self.device, self._stored)
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.dim() == 4 else x
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Move a network to the device, type and memory format."""
+        model = model.to(self.device, self._stored)
+        return model.to(memory_format=torch.channels_last) if self.channels_last else model  # type: ignore[call-overload]
+
+    def autocast(self) -> torch.autocast:
+        """Return the context in which half precision is computed."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self._half)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Return the networks that are measured."""
+        return KINDS if self.reference else (KINDS[0], KINDS[2])
+
+    @property
+    def _half(self) -> bool:
+        return self.dtype in (torch.bfloat16, torch.float16)
+
+    @property
+    def _stored(self) -> torch.dtype:
+        return torch.float32 if self._half else self.dtype
+
+
+@dataclass(frozen=True)
+class NetworkResult:
+    """One network in one mode.
+
+    Attributes:
+        training: a forward and a backward pass; else inference.
+        seconds: median of every kind measured.
+        ratios: median of each round's time relative to the static network's.
+        kept: bytes kept for the backward pass, parameters left out; in training only.
+        multiply_adds: of a forward pass over the batch, of the static network and with warehouses.
+    """
+
+    training: bool
+    seconds: dict[str, float]
+    ratios: dict[str, float]
+    kept: dict[str, int]
+    multiply_adds: dict[str, int]
+
+    def gflops(self, kind: str) -> float:
+        """Return the floating-point operations per second that a kind reaches; a training step counts three passes."""
+        macs = self.multiply_adds.get(kind, 0)
+        return 2 * macs * (3 if self.training else 1) / self.seconds[kind] / 1e9
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as plain data."""
+        return {
+            "mode": "training" if self.training else "inference",
+            "seconds": self.seconds,
+            "ratio": self.ratios,
+            "kept_bytes": self.kept,
+            "multiply_adds": self.multiply_adds,
+            "gflops": {kind: self.gflops(kind) for kind in self.multiply_adds if kind in self.seconds},
+        }
+
+
+def bench_network(
+    static: nn.Module, kw: nn.Module, setting: Setting, multiply_adds: Sequence[int] = ()
+) -> list[NetworkResult]:
+    """Measure training and inference, the networks taking turns.
+
+    Args:
+        static: the static network.
+        kw: the network with warehouses; its layers' engines are changed while the literal form is measured.
+        setting: what, where and how often.
+        multiply_adds: of one sample: of the static network and with warehouses, if known.
+    """
+    static, kw = setting.place(static), setting.place(kw)
+    x = setting.make_input()
+    counted = dict(zip(("static", "kw"), (macs * setting.shape[0] for macs in multiply_adds), strict=False))
+    results = []
+    for training in (True, False):
+        runs = {kind: _Run(static if kind == "static" else kw, kind, setting, x, training) for kind in setting.kinds}
+        times = interleaved({kind: run.step for kind, run in runs.items()}, setting.device, setting.repeats)
+        kept = {kind: kept_bytes(run.forward, run.model.parameters()) for kind, run in runs.items()} if training else {}
+        results.append(
+            NetworkResult(
+                training,
+                {kind: statistics.median(seconds) for kind, seconds in times.items()},
+                {kind: median_ratio(times, kind, "static") for kind in times},
+                kept,
+                counted,
+            )
+        )
+    return results
+
+
+class _Run:
+    """One network, ready to be timed."""
+
+    def __init__(self, model: nn.Module, kind: str, setting: Setting, x: Tensor, training: bool) -> None:
+        self.model, self.kind, self.setting, self.x, self.training = model, kind, setting, x, training
+        self.layers = [layer for layer in model.modules() if isinstance(layer, KWLayer)]
+        self.step: Work = self._train if training else self._infer
+
+    def forward(self) -> Tensor:
+        self.model.train(self.training)
+        engines = [layer.engine for layer in self.layers]
+        try:
+            for layer in self.layers:
+                layer.engine = "reference" if self.kind == "reference" else layer.engine
+            with self.setting.autocast():
+                y = self.model(self.x)
+        finally:
+            for layer, engine in zip(self.layers, engines, strict=True):
+                layer.engine = engine
+        return y.float().square().mean()
+
+    def _train(self) -> None:
+        self.model.zero_grad(set_to_none=True)
+        self.forward().backward()
+
+    def _infer(self) -> None:
+        with torch.inference_mode():
+            self.forward()

@@ -1,0 +1,118 @@
+"""From a recipe to its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from kw_lightning.bench.layers import LayerResult, bench_layers
+from kw_lightning.bench.networks import NetworkResult, Setting, bench_network
+from kw_lightning.builder import apply_plan, make_static
+from kw_lightning.errors import KWError, nearest
+from kw_lightning.nn import KWLayer, set_temperature
+from kw_lightning.nn.engine import ENGINES
+from kw_lightning.planning import plan
+from kw_lightning.recipe.types import Recipe
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Report:
+    """The figures of one recipe.
+
+    Attributes:
+        name: of the recipe.
+        setting: as measured.
+        networks: training and inference.
+        layers: the dynamic layers one by one; empty if not asked for.
+    """
+
+    name: str
+    setting: Setting
+    networks: Sequence[NetworkResult]
+    layers: Sequence[LayerResult]
+
+    @property
+    def title(self) -> str:
+        """Return the recipe's name and the input."""
+        batch, _, *size = self.setting.shape
+        return f"{self.name}, batch {batch}, {'×'.join(map(str, size))}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as plain data."""
+        return {
+            "name": self.name,
+            "input": list(self.setting.shape),
+            "dtype": str(self.setting.dtype).removeprefix("torch."),
+            "device": str(self.setting.device),
+            "channels_last": self.setting.channels_last,
+            "repeats": self.setting.repeats,
+            "networks": [result.to_dict() for result in self.networks],
+            "layers": [result.to_dict() for result in self.layers],
+        }
+
+
+def bench_recipe(
+    recipe: Recipe, setting: Setting, *, size: int | None = None, engine: str | None = None, layers: bool = True
+) -> Report:
+    """Measure a recipe's network at temperature 0, as it is after the first epochs; the weights are random.
+
+    Args:
+        recipe: its network is made twice, static and with warehouses.
+        setting: of its shape only the batch is used.
+        size: of every spatial dimension of the input; None takes the network's usual.
+        engine: of every layer; None leaves the recipe's.
+        layers: measure the layers one by one, too.
+
+    Raises:
+        RecipeError: a recipe that does not fit its network.
+        KWError: an unknown engine, **or** a network whose input is not known.
+    """
+    if engine is not None and engine not in ENGINES:
+        raise KWError(f'engine "{engine}" is unknown: {nearest(engine, ENGINES) or ", ".join(ENGINES)}?')
+    if recipe.model is not None and recipe.model.pretrained:
+        recipe = replace(recipe, model=replace(recipe.model, pretrained=False))
+    usual = plan(recipe).input_shape
+    if usual is None:
+        raise KWError(f'the input of "{recipe.name}" is not known: give its size in the recipe, as data or model.input')
+    shape = (usual[0], *[size] * (len(usual) - 1)) if size is not None else usual
+    planned = plan(recipe, input_shape=shape)
+    static = make_static(recipe)
+    kw = apply_plan(planned, make_static(recipe)).model
+    set_temperature(kw, 0.0)
+    for layer in kw.modules():
+        if isinstance(layer, KWLayer) and engine is not None:
+            layer.engine = engine
+    setting = replace(setting, shape=(setting.shape[0], *shape))
+    networks = bench_network(static, kw, setting, () if planned.macs is None else planned.macs)
+    return Report(recipe.name, setting, networks, bench_layers(kw, setting) if layers else [])
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """Return a type by name.
+
+    Raises:
+        KWError: an unknown one.
+    """
+    if name not in DTYPES:
+        raise KWError(f'dtype "{name}" is unknown: one of {", ".join(DTYPES)}')
+    return DTYPES[name]
+
+
+def parse_device(name: str) -> torch.device:
+    """Return a device by name.
+
+    Raises:
+        KWError: an unknown one, or one that is not there.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise KWError(f'device "{name}" is unknown: cpu, cuda or cuda:1') from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise KWError(f'device "{name}" is not there: torch finds no GPU')
+    return device

@@ -1,0 +1,64 @@
+"""`kw bench`: how fast a recipe's network is, beside the static network and the published form."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kw_lightning.cli.completion import complete_recipe
+
+
+def bench(
+    recipes: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RECIPE]...",
+            help="Recipe files, or names of shipped recipes. Default: resnet18-kw-1x.",
+            autocompletion=complete_recipe,
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples of a batch.")] = 16,
+    size: Annotated[int | None, typer.Option(min=1, help="Height and width of the input; the network's usual.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16 (half: by autocast).")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")] = "cpu",
+    engine: Annotated[str | None, typer.Option(help="The engine of every layer; default: the recipe's.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; the medians are shown.")] = 5,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads on the CPU; default: torch's.")] = None,
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Networks and input channels last.")] = False,
+    layers: Annotated[bool, typer.Option(help="Measure every dynamic layer too.")] = True,
+    reference: Annotated[bool, typer.Option(help="Measure the published form too: slow, and large.")] = True,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
+) -> None:
+    """Measure networks with warehouses: time in training and inference, bytes kept, achieved GFLOP/s."""
+    # slow to import: torch
+    from json import dumps
+
+    import torch
+
+    from kw_lightning.bench import Setting, describe_machine
+    from kw_lightning.bench.run import Report, bench_recipe, parse_device, parse_dtype
+    from kw_lightning.bench.table import LAYER_HEAD, NETWORK_HEAD, aligned, layer_rows, network_rows
+    from kw_lightning.bench.table import markdown as markdown_table
+    from kw_lightning.recipe import load_recipe
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    loaded = [load_recipe(source) for source in recipes or ["resnet18-kw-1x"]]
+    setting = Setting((batch,), parse_dtype(dtype), parse_device(device), repeats, channels_last, reference)
+    machine = describe_machine(setting.device, setting.dtype)
+    reports: list[Report] = []
+    for recipe in loaded:
+        reports.append(bench_recipe(recipe, setting, size=size, engine=engine, layers=layers))
+    if json:
+        typer.echo(dumps({"machine": machine.to_dict(), "networks": [report.to_dict() for report in reports]}))
+        return
+    form = markdown_table if markdown else aligned
+    typer.echo(f"{machine}\n")
+    rows = [row for report in reports for row in network_rows(report.title, report.networks)]
+    typer.echo(form(NETWORK_HEAD, rows))
+    for report in reports:
+        if report.layers:
+            typer.echo(f"\n{report.title}, layers: forward and backward\n")
+            typer.echo(form(LAYER_HEAD, layer_rows(report.layers)))

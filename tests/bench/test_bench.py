@@ -1,0 +1,126 @@
+"""Benchmarks: what is measured and how it is shown, on a small network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from kw_lightning.bench import Setting, bench_layers
+from kw_lightning.bench.table import aligned, markdown
+from kw_lightning.bench.timing import interleaved, kept_bytes, median_ratio
+from kw_lightning.cli import application
+from kw_lightning.nn import KWConv2d, KWLinear, share_warehouse
+
+RECIPE = """
+kw: 1
+name: small
+model:
+  input: [3, 8, 8]
+  layers:
+    - Conv2D: {filters: 8, kernel_size: 3, padding: same, warehouse: w}
+    - Conv2D: {filters: 8, kernel_size: 3, padding: same, warehouse: v}
+    - GlobalAveragePooling2D
+    - Dense: {units: 4}
+warehouses:
+  w: {budget: 1}
+  v: {budget: 1}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    path = tmp_path / "small.yaml"
+    path.write_text(RECIPE)
+    return str(path)
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(application(), ["bench", *arguments, "--repeats", "1", "--batch", "2"])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_json_has_every_figure(recipe: str) -> None:
+    data = json.loads(run(recipe, "--json", "--size", "6"))
+    assert data["machine"]["gemm"] > 0
+    assert data["machine"]["torch"] == torch.__version__
+    (network,) = data["networks"]
+    assert network["input"] == [2, 3, 6, 6]
+    training, inference = network["networks"]
+    assert (training["mode"], inference["mode"]) == ("training", "inference")
+    for result in (training, inference):
+        assert set(result["seconds"]) == {"static", "reference", "kw"}
+        assert all(seconds > 0 for seconds in result["seconds"].values())
+        assert result["ratio"]["static"] == 1
+    assert training["kept_bytes"]["kw"] < training["kept_bytes"]["reference"]
+    # Two convolutions and a linear layer, of a batch of two.
+    assert training["multiply_adds"]["static"] == 2 * (36 * 9 * (3 * 8 + 8 * 8) + 8 * 4)
+    assert [layer["kernel"] for layer in network["layers"]] == [[8, 3, 3, 3], [8, 8, 3, 3]]
+    assert network["layers"][1]["multiply_adds"]["static"] == 2 * 36 * 9 * 64
+
+
+def test_tables_name_machine_networks_and_layers(recipe: str) -> None:
+    text = run(recipe, "--no-reference")
+    assert "GFLOP/s in a 2048³ matrix product" in text
+    assert "small, batch 2, 8×8" in text
+    assert "8×8×3×3" in text
+    table = run(recipe, "--markdown", "--no-layers", "--channels-last", "--dtype", "bfloat16")
+    assert "| network | mode |" in table
+    assert "8×8×3×3" not in table
+
+
+def test_the_engine_can_be_named(recipe: str) -> None:
+    data = json.loads(run(recipe, "--json", "--no-reference", "--engine", "mix_inputs"))
+    assert {tuple(layer["paths"]) for layer in data["networks"][0]["layers"]} == {("mix_inputs", "mix_inputs")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--engine", "mix_kernel"], "mix_kernels"),
+        (["--dtype", "int8"], 'dtype "int8" is unknown'),
+        (["--device", "gpu"], 'device "gpu" is unknown'),
+    ],
+)
+def test_mistakes_are_named(recipe: str, arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(application(), ["bench", recipe, *arguments])
+    assert result.exit_code == 1
+    assert message in result.output
+
+
+def test_equal_layers_are_measured_once_and_linear_ones_too() -> None:
+    layers = [KWConv2d(4, 4, 3, padding=1) for _ in range(2)]
+    share_warehouse(layers)
+    linear = KWLinear(4, 6)
+    share_warehouse([linear], name="linear")
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
+    results = bench_layers(net, Setting((2, 4, 5, 5), repeats=1, reference=False))
+    assert [result.names for result in results] == [("0", "1"), ("4",)]
+    assert results[1].multiply_adds["static"] == 2 * 24
+    assert results[0].size == (5, 5)
+    assert [layer.engine for layer in layers] == ["auto", "auto"]
+
+
+def test_kept_bytes_count_each_storage_once() -> None:
+    weight = torch.randn(10, 10, requires_grad=True)
+    x = torch.randn(10, 10)
+    assert kept_bytes(lambda: (x @ weight, x.t() @ weight), [weight]) == 400
+    assert kept_bytes(lambda: (x @ weight).exp(), [weight]) == 800
+
+
+def test_functions_take_turns() -> None:
+    order: list[str] = []
+    times = interleaved({name: lambda name=name: order.append(name) for name in "ab"}, torch.device("cpu"), 2)
+    assert order == ["a", "b"] * 3
+    assert {name: len(seconds) for name, seconds in times.items()} == {"a": 2, "b": 2}
+    assert median_ratio({"a": [2.0, 3.0, 9.0], "b": [1.0, 1.0, 1.0]}, "a", "b") == 3.0
+
+
+def test_tables() -> None:
+    assert aligned(("name", "ms"), [("a", "1.5"), ("long", "10")]) == "name   ms\na     1.5\nlong   10"
+    assert markdown(("a", "b"), [("1", "2")]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
