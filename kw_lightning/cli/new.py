@@ -58,6 +58,10 @@ def new(
     name: Annotated[str, typer.Argument(help="Name of the recipe.")],
     backbone: Annotated[str, typer.Option("--from", metavar="BACKBONE", help="The network, as torchvision/resnet34.")],
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="File to write. [default: NAME.yaml]")] = None,
+    input: Annotated[
+        str | None,
+        typer.Option(metavar="SHAPE", help="Shape of one sample, as 3,224,224. [default: the network's usual one]"),
+    ] = None,
     handover: Annotated[
         bool, typer.Option(help="Give the layers that lead into a stage to the stage before, as the paper does.")
     ] = True,
@@ -71,7 +75,12 @@ def new(
     file = output or Path(f"{name}.yaml")
     if file.exists() and not force:
         raise RunError(f"{file} is there already; --force writes over it")
-    text = recipe_text(name, backbone, str(file), handover=handover, allow_python=tuple(allow_python or ()))
+    try:
+        shape = tuple(int(number) for number in input.split(",")) if input else None
+    except ValueError:
+        raise typer.BadParameter(f'found --input "{input}", allowed: numbers such as 3,224,224') from None
+    allowed = tuple(allow_python or ())
+    text = recipe_text(name, backbone, str(file), shape=shape, handover=handover, allow_python=allowed)
     try:
         file.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -79,31 +88,48 @@ def new(
     typer.echo(f"Wrote {file}; see what comes of it: kw plan {file}", err=True)
 
 
-def recipe_text(name: str, backbone: str, file: str, *, handover: bool = True, allow_python: Sequence[str] = ()) -> str:
+def recipe_text(
+    name: str,
+    backbone: str,
+    file: str,
+    *,
+    shape: Sequence[int] | None = None,
+    handover: bool = True,
+    allow_python: Sequence[str] = (),
+) -> str:
     """Return a commented recipe for a backbone.
+
+    Args:
+        name: of the recipe.
+        backbone: as a recipe names it.
+        file: name of the file that the recipe will be in, for its comments.
+        shape: [channels, *size] of one sample; None takes the network's usual one.
+        handover: give the layers that lead into a stage to the stage before.
+        allow_python: packages whose code the backbone may be.
 
     Raises:
         RecipeError: no such name or backbone.
-        KWError: a network without stages.
+        KWError: a network without stages, or one whose input is not known.
     """
-    recipe = load_recipe({"kw": 1, "name": name, "model": {"backbone": backbone}})
+    given = {"input": list(shape)} if shape else {}
+    recipe = load_recipe({"kw": 1, "name": name, "model": {"backbone": backbone, **given}})
     # slow to import: torch
     from kw_lightning.backbones import create, input_shape
     from kw_lightning.planning import find_stages
     from kw_lightning.planning.network import survey
 
     network = create(recipe, allow_python=allow_python, device="meta")
-    shape = input_shape(recipe, network)
-    if shape is None:
-        raise RunError(f'the input of "{backbone}" is not known, and so its stages cannot be found')
-    stages = find_stages(network, shape, handover=handover)
+    found = input_shape(recipe, network)
+    if found is None:
+        raise RunError(f'the input of "{backbone}" is not known; give it, as --input 3,224,224')
+    stages = find_stages(network, found, handover=handover)
     names = [layer.name for layer in survey(network).layers]
-    size = shape[-1]
+    size = found[-1]
     return _TEMPLATE.format(
         file=file,
         name=name,
         title=backbone.partition("/")[2] or backbone,
-        model=to_yaml({"model": {"backbone": backbone, "input": list(shape)}}),
+        model=to_yaml({"model": {"backbone": backbone, "input": list(found)}}),
         warehouses=_warehouses(stages, names),
         handover="; layers that lead into a stage belong to the one before" if handover else "",
         size=size,

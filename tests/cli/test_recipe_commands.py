@@ -208,6 +208,18 @@ class TestNew:
         assert kw("new", "../x", "--from", "torchvision/resnet18", "--output", output).exit_code == 2
         assert not output.exists()
 
+    def test_shape_of_the_input(self, tmp_path: Path) -> None:
+        output = tmp_path / "x.yaml"
+        backbone = ("--from", "torchvision/lraspp_mobilenet_v3_large", "--output", output)
+        result = kw("new", "x", *backbone)
+        assert result.exit_code == 1
+        assert "give it, as --input 3,224,224" in result.stderr
+        assert kw("new", "x", *backbone, "--input", "3,a").exit_code == 2
+        assert kw("new", "x", *backbone, "--input", "3,96,96").exit_code == 0
+        model = load_recipe(output).model
+        assert model is not None
+        assert model.input == (3, 96, 96)
+
     @pytest.mark.parametrize(
         ("wanted", "names", "expected"),
         [
