@@ -212,6 +212,16 @@ def test_broadcast() -> None:
             broadcast(shapes)
 
 
+def test_attention_takes_query_value_and_key() -> None:
+    layer = layer_of("MultiHeadAttention", num_heads=2, key_dim=3)
+    shapes = ((3, 4), (5, 6), (5, 7))
+    module = layer.build(*shapes).main
+    assert (module.query.in_features, module.value.in_features, module.key.in_features) == (4, 6, 7)
+    assert run(layer.build(*shapes), *[torch.randn(2, *shape) for shape in shapes]).shape == (2, 3, 4)
+    with pytest.raises(ShapeError, match="value and key have as many tokens"):
+        layer.output_shape((3, 4), (5, 6), (4, 7))
+
+
 def test_layer_norm_is_over_channels_of_images_and_features_of_tokens() -> None:
     image, tokens = torch.randn(2, 5, 4, 3) * 3 + 1, torch.randn(2, 5, 4) * 3 + 1
     assert run(layer_of("LayerNormalization").build((5, 4, 3)), image).mean(1).abs().max() < 1e-5
