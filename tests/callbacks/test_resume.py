@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import runpy
 import signal
 import subprocess
 import sys
@@ -143,22 +144,30 @@ def test_a_kill_during_saving_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     assert (found["weights"] == found["step"]).all()
 
 
-def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parents[1]}"}
-    command = [sys.executable, str(HERE / "resume_script.py"), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=200)
+def test_a_killed_run_ends_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = str(HERE / "resume_script.py")
 
+    def run(*arguments: object) -> None:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        runpy.run_path(script, run_name="__main__")
 
-def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")  # the script sets it; so it is taken back afterwards
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = run_script(str(whole))
-    assert done.returncode == 0, done.stderr
-    done = run_script(str(killed), "--kill-at", "12")  # of 7 batches an epoch: in the middle of the second of three
+    run(whole)
+    done = subprocess.run(  # 7 batches an epoch: in the middle of the second of three
+        [sys.executable, script, str(killed), "--kill-at", "12"],
+        env={**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parents[1]}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (killed / "end.pt").exists()
-    done = run_script(str(killed), "--resume")
-    assert done.returncode == 0, done.stderr
-    assert "resumed at step 10" in done.stdout  # checkpoints every 5 steps; steps 11 and 12 are taken again
+    run(killed, "--resume")
+    assert "resumed at step 10" in capsys.readouterr().out  # checkpoints every 5 steps: 11 and 12 are taken again
     expected, found = torch.load(whole / "end.pt"), torch.load(killed / "end.pt")
     assert found.keys() == expected.keys()
     for part, values in expected.items():
