@@ -52,7 +52,7 @@ def forward(x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolutio
     Returns:
         [batch, out_channels, *output_size] in x's type and memory format.
     """
-    attention, cells = attention.to(x.dtype), cells.to(x.dtype)
+    attention, cells = attention.to(x.dtype).contiguous(), cells.to(x.dtype).contiguous()
     y = empty_output(x, convolution)
     if y.numel() == 0 or x.numel() == 0:
         return y.zero_()
@@ -84,7 +84,7 @@ def backward(
         gradient: of the output, [batch, out_channels, *output_size].
         x, attention, cells, path: as in `forward`.
     """
-    mixed = attention.to(x.dtype), cells.to(x.dtype)
+    mixed = attention.to(x.dtype).contiguous(), cells.to(x.dtype).contiguous()
     if gradient.numel() == 0 or x.numel() == 0:
         found = Gradients(torch.zeros_like(x), torch.zeros_like(attention), torch.zeros_like(cells))
     elif path in _CALLS:
