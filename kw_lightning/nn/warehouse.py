@@ -80,14 +80,27 @@ class Warehouse(nn.Module):
 
 
 def warehouses(model: nn.Module) -> dict[str, Warehouse]:
-    """Return the warehouses of a network by name, in the network's order."""
-    return {module.name: module for module in model.modules() if isinstance(module, Warehouse)}
+    """Return the warehouses of a network by name, in the network's order.
+
+    Raises:
+        ValueError: two warehouses of one name, as two networks side by side may have them.
+    """
+    found: dict[str, Warehouse] = {}
+    for warehouse in _every_warehouse(model):
+        if warehouse.name in found:
+            raise ValueError(f'two warehouses are called "{warehouse.name}": ask each network for its own')
+        found[warehouse.name] = warehouse
+    return found
 
 
 def set_temperature(model: nn.Module, temperature: float) -> None:
     """Set τ of every warehouse of a network; see `Warehouse.set_temperature`."""
-    for warehouse in warehouses(model).values():
+    for warehouse in _every_warehouse(model):
         warehouse.set_temperature(temperature)
+
+
+def _every_warehouse(model: nn.Module) -> list[Warehouse]:
+    return [module for module in model.modules() if isinstance(module, Warehouse)]
 
 
 def _draw(cells: Tensor, count: int) -> None:

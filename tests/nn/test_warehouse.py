@@ -61,6 +61,14 @@ def test_temperature_travels_with_the_state_dict() -> None:
     assert float(warehouses(other)["stage"].temperature) == 0.125
 
 
+def test_networks_side_by_side_may_have_warehouses_of_one_name() -> None:
+    both = nn.ModuleList([network(), network()])
+    set_temperature(both, 0.5)
+    assert [float(part[0].warehouse.temperature) for part in both] == [0.5, 0.5]
+    with pytest.raises(ValueError, match='two warehouses are called "stage"'):
+        warehouses(both)
+
+
 def test_temperature_keeps_its_digits_in_half_precision() -> None:
     model = network()
     set_temperature(model, 1 / 3)
