@@ -5,7 +5,7 @@ Paper: "KernelWarehouse: Rethinking the Design of Dynamic Convolution" (ICML 202
 https://arxiv.org/abs/2406.07879
 
 Departure from the published code, where that would index outside the warehouse: under a budget whose inverse is no
-whole number, mixtures take a cell every ceil(1/b) places instead of every int(1/b), if the cells would not do.
+whole number, taking a cell every int(1/b) mixtures asks for more than there are; they are then dealt out evenly.
 """
 
 from __future__ import annotations
@@ -175,11 +175,8 @@ def _allot(mixtures: Sequence[int], ratio: Fraction, cells: int) -> list[list[in
     """Return, per layer and mixture, the cell it starts as, None for the zero cell (paper, section 3.3)."""
     if ratio >= 1:
         return _take(mixtures, step=math.floor(ratio), every=1)
-    every = math.floor(1 / ratio)
-    taken = _take(mixtures, step=1, every=every)
-    if _last(taken) > cells:
-        taken = _take(mixtures, step=1, every=math.ceil(1 / ratio))
-    return taken
+    taken = _take(mixtures, step=1, every=math.floor(1 / ratio))
+    return taken if _last(taken) <= cells else _spread(mixtures, cells)
 
 
 def _take(mixtures: Sequence[int], step: int, every: int) -> list[list[int | None]]:
@@ -187,6 +184,14 @@ def _take(mixtures: Sequence[int], step: int, every: int) -> list[list[int | Non
     return [
         [next(next_cell) if i % every == (i // every) % every else None for i in range(count)] for count in mixtures
     ]
+
+
+def _spread(mixtures: Sequence[int], cells: int) -> list[list[int | None]]:
+    """Deal the cells out evenly over the mixtures of all layers, each cell once."""
+    total = sum(mixtures)
+    shares = [(k * cells // total, (k + 1) * cells // total) for k in range(total)]
+    dealt = iter([first if last > first else None for first, last in shares])
+    return [[next(dealt) for _ in range(count)] for count in mixtures]
 
 
 def _counter(step: int) -> Iterator[int]:

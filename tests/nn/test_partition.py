@@ -58,10 +58,18 @@ def test_a_half_budget_alternates_cells_and_zero_cells_along_the_diagonal() -> N
     assert geometry.layers[0].initial_cells == (0, 2, 2, 1)
 
 
-def test_an_awkward_budget_leaves_no_layer_without_cells() -> None:
+@given(KERNELS, st.fractions(min_value=Fraction(51, 100), max_value=Fraction(99, 100), max_denominator=100))
+def test_an_awkward_budget_gives_every_cell_to_a_mixture(kernels: list[tuple[int, ...]], budget: Fraction) -> None:
+    geometry = partition(kernels, budget)
+    starts = [cell for layer in geometry.layers for cell in layer.initial_cells if cell < geometry.cells]
+    assert starts == list(range(geometry.cells))
+
+
+def test_an_awkward_budget_deals_cells_evenly() -> None:
     # int(1 / (2/3)) = 1 would give the first two layers all 18 cells and the third only zero cells.
     geometry = partition([(8, 8, 3, 3)] * 3, Fraction(2, 3))
-    assert all(any(cell < geometry.cells for cell in layer.initial_cells) for layer in geometry.layers)
+    assert [sum(cell < geometry.cells for cell in layer.initial_cells) for layer in geometry.layers] == [6, 6, 6]
+    assert [layer.first_cell for layer in geometry.layers] == [0, 6, 12]
 
 
 def test_a_number_of_cells_may_be_given_instead_of_a_budget() -> None:
