@@ -32,7 +32,7 @@ def substitute(root: Node, problems: list[Problem]) -> Node:
 
 def escape(text: str) -> str:
     """Return a text that means itself where `${` is read."""
-    return text.replace("${", "$${")
+    return re.sub(r"\$\{[^{}]*\}", r"$\g<0>", text)
 
 
 class _Filler:

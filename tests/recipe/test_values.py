@@ -14,6 +14,7 @@ from kw_lightning.recipe import load_recipe
 from kw_lightning.recipe.checks import split_slice
 from kw_lightning.recipe.scalars import read_plain, read_ratio, read_size
 from kw_lightning.recipe.types import Average, Budget, Recipe, Selector
+from kw_lightning.recipe.variables import escape
 
 HALF = {"kw": 1, "warehouses": {"a": {"layers": ["x", "y"], "budget": "1/2"}}, "train": {"epochs": 3}}
 
@@ -197,6 +198,10 @@ class TestVariables:
 
     def test_dollar_dollar_writes_itself_and_a_single_dollar_is_none(self) -> None:
         assert self.load(vars={"n": 3}, description="$${n} $n $")["description"] == "${n} $n $"
+
+    def test_escaped_text_means_itself(self) -> None:
+        for text in ("${", "${a}", "$${a}", "${a}${", "${${a}}", "$", "${}"):
+            assert self.load(description=escape(text))["description"] == text
 
     def test_place_is_where_the_value_stands(self, tmp_path: Path) -> None:
         file = tmp_path / "r.yaml"
