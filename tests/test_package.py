@@ -1,0 +1,95 @@
+"""The package: its public names, and a wheel that works away from the checkout."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import kw_lightning
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments: str, folder: Path, path: str | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **({"PYTHONPATH": path} if path else {})}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+
+
+def test_public_names_load_at_first_use() -> None:
+    assert len(kw_lightning.__all__) <= 12
+    for name in kw_lightning.__all__:
+        assert getattr(kw_lightning, name).__name__ == name
+        assert name in dir(kw_lightning)
+    with pytest.raises(AttributeError, match="no attribute 'KWConv4d'"):
+        _ = kw_lightning.KWConv4d
+
+
+def test_recipes_are_read_without_torch(tmp_path: Path) -> None:
+    script = "import sys, kw_lightning as kw; kw.load_recipe('digits-resnet'); print('torch' in sys.modules)"
+    result = run("-c", script, folder=tmp_path)
+    assert result.stdout.strip() == "False", result.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("hatchling")
+    out = tmp_path_factory.mktemp("wheel")
+    result = run("-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT), folder=out)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (found,) = out.glob("*.whl")
+    return found
+
+
+def test_wheel_holds_what_is_read_at_run_time(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {
+        "kw_lightning/py.typed",
+        "kw_lightning/schemas/recipe-1.schema.json",
+        "kw_lightning/recipes/digits-resnet.yaml",
+        "kw_lightning/fit/data/digits.npz",
+        "kw_lightning/fit/data/digits.md",
+    } <= names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert not any(name.startswith("tests/") for name in names)
+
+
+def test_wheel_works_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    """Installed alone into an empty folder that comes before everything else; torch stays where it is."""
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    installed = run(
+        "-m",
+        "pip",
+        "install",
+        "--no-deps",
+        "--no-index",
+        "--quiet",
+        "--target",
+        str(site),
+        str(wheel),
+        folder=elsewhere,
+    )
+    assert installed.returncode == 0, installed.stderr
+    where = run("-c", "import kw_lightning; print(kw_lightning.__file__)", folder=elsewhere, path=str(site))
+    assert where.stdout.startswith(str(site))
+    command = ("-c", "from kw_lightning.cli import main; main()")
+    listed = run(*command, "list", folder=elsewhere, path=str(site))
+    assert "digits-resnet" in listed.stdout
+    planned = run(*command, "plan", "digits-resnet", "--json", folder=elsewhere, path=str(site))
+    assert json.loads(planned.stdout)["parameters"] == {"static": 72_890, "kw": 103_762}
+    quick = ["train.epochs=1", "temperature.epochs=0.5", "data.train.samples=40", "data.eval.samples=20"]
+    trained = run(*command, "fit", "digits-resnet", *quick, folder=elsewhere, path=str(site))
+    assert trained.returncode == 0, trained.stderr
+    assert (elsewhere / "runs/digits-resnet-1/checkpoints/last.ckpt").exists()
