@@ -14,6 +14,7 @@ from kw_lightning.errors import RecipeError
 from kw_lightning.recipe import load_recipe
 from kw_lightning.recipe.sources import NotFoundError, open_source
 from kw_lightning.recipe.types import Document
+from kw_lightning.recipe.variables import escape
 from kw_lightning.recipe.writing import to_yaml
 
 
@@ -39,7 +40,7 @@ def show(
     source, changes = recipe_and_overrides([recipe, *(overrides or ())])
     if resolved or changes:
         document = load_recipe(source, changes).document
-        typer.echo(to_yaml(document.data, _origins(document) if origin else None), nl=False)
+        typer.echo(to_yaml(escape(document.data), _origins(document) if origin else None), nl=False)
         return
     try:
         content = open_source(source).read()

@@ -21,7 +21,7 @@ _PACKAGES = ("kw-lightning", "torch", "torchvision", "lightning", "timm")
 
 def lock_text(recipe: Recipe) -> str:
     """Return a recipe as one resolved file that refuses to be changed by accident."""
-    data = _escaped(recipe.document.data)
+    data = escape(recipe.document.data)
     lock: dict[str, Any] = {"content": content_hash(data), "versions": _versions()}
     lock["sources"] = [
         {"file": source.file, "sha256": source.sha256, **({"version": source.version} if source.version else {})}
@@ -65,11 +65,3 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _escaped(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _escaped(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_escaped(item) for item in value]
-    return escape(value) if isinstance(value, str) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from kw_lightning.errors import Problem, nearest
 from kw_lightning.recipe.limits import MAX_PROBLEMS, MAX_TEXT, MAX_VALUES
@@ -30,9 +31,13 @@ def substitute(root: Node, problems: list[Problem]) -> Node:
     return filler.fill(Node({k: v for k, v in root.value.items() if k != "vars"}, root.location), "")
 
 
-def escape(text: str) -> str:
-    """Return a text that means itself where `${` is read."""
-    return re.sub(r"\$\{[^{}]*\}", r"$\g<0>", text)
+def escape(value: Any) -> Any:
+    """Return plain data whose texts mean themselves where `${` is read."""
+    if isinstance(value, dict):
+        return {key: escape(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [escape(item) for item in value]
+    return re.sub(r"\$\{[^{}]*\}", r"$\g<0>", value) if isinstance(value, str) else value
 
 
 class _Filler:

@@ -70,6 +70,12 @@ class TestShow:
         assert load_recipe(again).document.data == load_recipe("resnet18-kw-1d2x", ["train.epochs=5"]).document.data
         assert "  # " not in kw("show", "resnet18-kw-1d2x", "--resolved", "--no-origin").output
 
+    def test_resolved_keeps_a_text_that_only_looks_like_a_variable(self, tmp_path: Path) -> None:
+        file, again = tmp_path / "r.yaml", tmp_path / "again.yaml"
+        file.write_text("kw: 1\nname: r\ndescription: costs $${price}\n")
+        again.write_text(kw("show", file, "--resolved").output)
+        assert load_recipe(again).description == load_recipe(file).description == "costs ${price}"
+
     def test_control_characters_of_a_file_do_not_reach_the_terminal(self, tmp_path: Path) -> None:
         file = tmp_path / "r.yaml"
         file.write_bytes(b"kw: 1\n# \x1b]0;title\x07 \xff\n")
