@@ -34,7 +34,7 @@ SET_UP = ["pip install . && kw-fit digits-resnet", "pip install '.[test]' && pyt
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as after a clone, with the README's own recipe in it."""
     path = tmp_path_factory.mktemp("readme")
-    for name in ("recipes", "schemas", "studies"):
+    for name in ("recipes", "schemas"):
         shutil.copytree(ROOT / name, path / name)
     (own,) = [block for block in blocks("yaml") if block.startswith("# net.yaml")]
     (path / "net.yaml").write_text(own, encoding="utf-8")
@@ -51,7 +51,7 @@ def test_command(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     program, *arguments = shlex.split(command)
     if program == "python":
         script, *options = arguments
-        shorter = ["--help"] if script.startswith("studies/") else [*options, "--epochs", "1"]
+        shorter = ["--help"] if script.startswith("recipes/studies/") else [*options, "--epochs", "1"]
         subprocess.run([sys.executable, script, *shorter], check=True, capture_output=True, timeout=250)
         return
     if "train.devices=2" in arguments:  # Lightning starts the second process by the command line of the first
@@ -84,8 +84,8 @@ def test_the_table_of_results_is_the_study() -> None:
     import json
     import runpy
 
-    if not (ROOT / "studies/digits.json").exists():
+    if not (ROOT / "recipes/studies/digits.json").exists():
         pytest.skip("no recorded results of the study")
-    study = runpy.run_path(str(ROOT / "studies/digits.py"))
-    results = json.loads((ROOT / "studies/digits.json").read_text(encoding="utf-8"))
+    study = runpy.run_path(str(ROOT / "recipes/studies/digits.py"))
+    results = json.loads((ROOT / "recipes/studies/digits.json").read_text(encoding="utf-8"))
     assert study["table"](results) in README

@@ -1,9 +1,9 @@
 """KernelWarehouse against static networks on the handwritten digits: 8 networks, 2 settings, 5 seeds.
 
-    python studies/digits.py                    # all of it: the better part of an hour on one idle core
-    python studies/digits.py --seeds 1 --epochs 1   # a look, in a minute
+    python recipes/studies/digits.py                    # all of it: the better part of an hour on one idle core
+    python recipes/studies/digits.py --seeds 1 --epochs 1   # a look, in a minute
 
-Writes one result after the other to `studies/digits.json`, goes on where it stopped, and prints the README's table.
+Writes one result after the other to `digits.json` beside it, goes on where it stopped, and prints the README's table.
 Every run is one of `kw-fit`: the table's rows are `kw-fit RECIPE KEY=VALUE…` with what stands below.
 """
 
