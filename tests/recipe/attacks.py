@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -109,10 +109,15 @@ def main() -> None:
                 except RecipeError as caught:
                     error = str(caught)
                 results[f"{attack} ({parser.__name__})"] = (time.process_time() - start, error)
-    # Linux counts in KiB, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    print(json.dumps({"results": results, "memory": memory}))
+    print(json.dumps({"results": results, "memory": peak_bytes()}))
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process had at once."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux: ru_maxrss is inherited from the process that started this one
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":
