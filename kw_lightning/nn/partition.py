@@ -175,8 +175,9 @@ def _allot(mixtures: Sequence[int], ratio: Fraction, cells: int) -> list[list[in
     """Return, per layer and mixture, the cell it starts as, None for the zero cell (paper, section 3.3)."""
     if ratio >= 1:
         return _take(mixtures, step=math.floor(ratio), every=1)
-    taken = _take(mixtures, step=1, every=math.floor(1 / ratio))
-    return taken if _last(taken) <= cells else _spread(mixtures, cells)
+    inverse = 1 / ratio
+    taken = _take(mixtures, step=1, every=math.floor(inverse))
+    return taken if inverse.denominator == 1 or _last(taken) <= cells else _spread(mixtures, cells)
 
 
 def _take(mixtures: Sequence[int], step: int, every: int) -> list[list[int | None]]:
