@@ -205,6 +205,9 @@ def _syntax_error(error: yaml.YAMLError, text: str, file: str) -> RecipeError:
         line, column = mark.line + 1, mark.column + 1
         start = error.context_mark
         context = f"{error.context} that starts in line {start.line + 1}" if error.context and start else error.context
+        # libyaml's own limit, in PyYAML 6.0.4 and later: its scanner gets there before the values are counted.
+        if error.problem == "exceeded maximum nesting depth":
+            return _error(file, f"nested deeper than {MAX_DEPTH}", line, column)
         message = ", ".join(part for part in (context, error.problem) if part)
     else:  # a control character: only the offset is known
         position = getattr(error, "position", 0) or 0
