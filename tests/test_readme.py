@@ -1,6 +1,6 @@
 """Every command and every Python block of the README runs as it stands.
 
-Training is shortened by overrides that are appended here: `train.epochs=1` and fewer images. The two commands that set
+Training is shortened by overrides that are appended here: `train.epochs=1` and fewer images; `kw bench` runs once. The two commands that set
 the project up are run by `.ci/run`, and the study is started only.
 """
 
@@ -61,6 +61,8 @@ def test_command(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert program in ("kw", "kw-fit")
     if program == "kw-fit":
         arguments = ["fit", *arguments, *([] if "--dry-run" in arguments else SHORTER)]
+    if arguments[0] == "bench":
+        arguments += ["--batch", "1", "--repeats", "1", "--no-reference"]
     result = CliRunner().invoke(application(), arguments)
     assert result.exit_code == 0, result.output
 
