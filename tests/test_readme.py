@@ -1,7 +1,7 @@
 """Every command and every Python block of the README runs as it stands.
 
-Training is shortened by overrides that are appended here: `train.epochs=1` and fewer images; `kw bench` runs once. The two commands that set
-the project up are run by `.ci/run`, and the study is started only.
+Training is shortened by overrides that are appended here, `train.epochs=1` and fewer images, and `kw bench` runs once,
+with one sample. The two commands that set the project up are run by `.ci/run`, and the study is started only.
 """
 
 import re
