@@ -1,7 +1,7 @@
 """Every command and every Python block of the README runs as it stands.
 
 Training is shortened by overrides that are appended here, `train.epochs=1` and fewer images, and `kw bench` runs once,
-with one sample. The two commands that set the project up are run by `.ci/run`, and the study is started only.
+with two samples. The two commands that set the project up are run by `.ci/run`, and the study is started only.
 """
 
 import re
@@ -62,7 +62,7 @@ def test_command(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     if program == "kw-fit":
         arguments = ["fit", *arguments, *([] if "--dry-run" in arguments else SHORTER)]
     if arguments[0] == "bench":
-        arguments += ["--batch", "1", "--repeats", "1", "--no-reference"]
+        arguments += ["--batch", "2", "--repeats", "1", "--no-reference"]
     result = CliRunner().invoke(application(), arguments)
     assert result.exit_code == 0, result.output
 
