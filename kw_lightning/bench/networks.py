@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from kw_lightning.bench.timing import Work, interleaved, kept_bytes, median_ratio
+from kw_lightning.errors import KWError
 from kw_lightning.nn import KWLayer
 
 CPU = torch.device("cpu")
@@ -99,6 +101,42 @@ class NetworkResult:
             "multiply_adds": self.multiply_adds,
             "gflops": {kind: self.gflops(kind) for kind in self.multiply_adds if kind in self.seconds},
         }
+
+
+def check_batch_norms(model: nn.Module, setting: Setting, name: str) -> None:
+    """Refuse a network that cannot train on the input, because a BatchNorm of it gets one value per channel.
+
+    Args:
+        model: a static network; dynamic layers need no statistics of the batch.
+        setting: of the input.
+        name: of the network, for the message.
+
+    Raises:
+        KWError: there is such a BatchNorm.
+    """
+    batch, *size = setting.shape
+    if batch > 1:  # every channel has as many values as the batch has samples, at least
+        return
+
+    def refuse(norm: nn.Module, x: Tensor, norm_name: str) -> None:
+        # A frozen norm, which stays out of training mode, takes its running statistics.
+        if norm.training and x.numel() == x.shape[1]:
+            raise KWError(
+                f'"{name}" cannot train on batch {batch} of {"×".join(map(str, size))}: the BatchNorm "{norm_name}" '
+                "gets one value per channel, which has no variance; give a larger --batch or --size"
+            )
+
+    handles = [
+        module.register_forward_pre_hook(lambda norm, x, norm_name=norm_name: refuse(norm, x[0], norm_name))
+        for norm_name, module in model.named_modules()
+        if isinstance(module, _BatchNorm)
+    ]
+    try:
+        with torch.no_grad(), setting.autocast():
+            setting.place(model).train()(setting.make_input())
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def bench_network(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from kw_lightning.bench.layers import LayerResult, bench_layers
-from kw_lightning.bench.networks import NetworkResult, Setting, bench_network
+from kw_lightning.bench.networks import NetworkResult, Setting, bench_network, check_batch_norms
 from kw_lightning.builder import apply_plan, make_static
 from kw_lightning.errors import KWError, nearest
 from kw_lightning.nn import KWLayer, set_temperature
@@ -70,7 +70,7 @@ def bench_recipe(
 
     Raises:
         RecipeError: a recipe that does not fit its network.
-        KWError: an unknown engine, **or** a network whose input is not known.
+        KWError: an unknown engine, a network whose input is not known, **or** one that cannot train on the input.
     """
     if engine is not None and engine not in ENGINES:
         raise KWError(f'engine "{engine}" is unknown: {nearest(engine, ENGINES) or ", ".join(ENGINES)}?')
@@ -81,13 +81,14 @@ def bench_recipe(
         raise KWError(f'the input of "{recipe.name}" is not known: give its size in the recipe, as data or model.input')
     shape = (usual[0], *[size] * (len(usual) - 1)) if size is not None else usual
     planned = plan(recipe, input_shape=shape)
+    setting = replace(setting, shape=(setting.shape[0], *shape))
     static = make_static(recipe)
+    check_batch_norms(static, setting, recipe.name)
     kw = apply_plan(planned, make_static(recipe)).model
     set_temperature(kw, 0.0)
     for layer in kw.modules():
         if isinstance(layer, KWLayer) and engine is not None:
             layer.engine = engine
-    setting = replace(setting, shape=(setting.shape[0], *shape))
     networks = bench_network(static, kw, setting, () if planned.macs is None else planned.macs)
     return Report(recipe.name, setting, networks, bench_layers(kw, setting) if layers else [])
 

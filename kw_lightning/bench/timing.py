@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+
+from kw_lightning.nn.clock import elapsed
 
 Work = Callable[[], object]
 
@@ -21,9 +22,9 @@ def interleaved(functions: Mapping[str, Work], device: torch.device, repeats: in
     times: dict[str, list[float]] = {name: [] for name in functions}
     for repeat in range(repeats + 1):
         for name, function in functions.items():
-            elapsed = _elapsed(function, device)
+            seconds = elapsed(function, device)
             if repeat:
-                times[name].append(elapsed)
+                times[name].append(seconds)
     return times
 
 
@@ -58,13 +59,3 @@ def kept_bytes(function: Work, parameters: Iterable[Tensor]) -> int:
     total = sum(storage.nbytes() for storage in kept.values())
     del result
     return total
-
-
-def _elapsed(function: Work, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start

@@ -1,14 +1,33 @@
-"""Arguments that several commands take: a recipe and `key=value` overrides, in any order."""
+"""What several commands take, declared once: a recipe and `key=value` overrides in any order, packages, --json."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
+from kw_lightning.cli.completion import complete_override, complete_recipe
+
 OVERRIDE = re.compile(r"[A-Za-z_][\w.\[\]+-]*=")
+
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped recipe's name.", autocompletion=complete_recipe),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+
+
+def override_argument(help: str) -> Any:
+    """Declare the overrides of a command, which says by `help` what they do there."""
+    return typer.Argument(metavar="KEY=VALUE", help=help, autocompletion=complete_override)
+
+
+def package_option(permission: str) -> Any:
+    """Declare --allow-python of a command; `permission` begins the help, as "Let the recipe run code"."""
+    return typer.Option(metavar="PKG", help=f"{permission} of this Python package (may be repeated).")
 
 
 def recipe_and_overrides(arguments: Sequence[str]) -> tuple[str, list[str]]:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from kw_lightning.cli.arguments import JsonOption
 from kw_lightning.cli.completion import complete_recipe
 
 
@@ -28,7 +29,7 @@ def bench(
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Networks and input channels last.")] = False,
     layers: Annotated[bool, typer.Option(help="Measure every dynamic layer too.")] = True,
     reference: Annotated[bool, typer.Option(help="Measure the published form too: slow, and large.")] = True,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    json: JsonOption = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
 ) -> None:
     """Measure networks with warehouses: time in training and inference, bytes kept, achieved GFLOP/s."""

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from kw_lightning.cli.arguments import package_option
 from kw_lightning.cli.completion import complete_recipe
 from kw_lightning.errors import KWError, Problem, RecipeError
 from kw_lightning.recipe import Recipe, load_recipe
@@ -34,10 +35,7 @@ def check(
     network: Annotated[
         bool, typer.Option(help="Compare the recipe with its network, too; without it the check takes a moment.")
     ] = True,
-    allow_python: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PKG", help="Let the recipe name things of this Python package (may be repeated)."),
-    ] = None,
+    allow_python: Annotated[list[str] | None, package_option("Let the recipe name things")] = None,
 ) -> None:
     """Check recipes: every mistake with its file, line and column. Exit code 2 if there is one, 0 if not."""
     found: dict[Problem, None] = {}

@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from kw_lightning.cli.arguments import JsonOption, package_option
 from kw_lightning.cli.completion import complete_recipe
 from kw_lightning.cli.output import console
 from kw_lightning.recipe import Recipe, load_recipe
@@ -30,11 +31,8 @@ def diff(
         str, typer.Argument(metavar="B", help="The one to compare it with.", autocompletion=complete_recipe)
     ],
     network: Annotated[bool, typer.Option(help="Compare the plans, too: cells, parameters, multiply-adds.")] = True,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
-    allow_python: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PKG", help="Let the recipes name things of this Python package (may be repeated)."),
-    ] = None,
+    json: JsonOption = False,
+    allow_python: Annotated[list[str] | None, package_option("Let the recipes name things")] = None,
 ) -> None:
     """Show what changes from recipe A to recipe B: keys, and what that does to the network."""
     recipes = [load_recipe(first), load_recipe(second)]

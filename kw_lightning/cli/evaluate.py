@@ -8,14 +8,13 @@ from typing import Annotated
 
 import typer
 
+from kw_lightning.cli.arguments import package_option
+
 
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(metavar="RUN_OR_CKPT", help="A run folder or a checkpoint file.")],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
-    allow_python: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PKG", help="Let the recipe run code of this Python package (may be repeated)."),
-    ] = None,
+    allow_python: Annotated[list[str] | None, package_option("Let the recipe run code")] = None,
 ) -> None:
     """Measure a checkpoint on its recipe's evaluation data; of a run folder, the last checkpoint."""
     # slow to import: torch and lightning

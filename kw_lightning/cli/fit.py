@@ -7,23 +7,12 @@ from typing import Annotated
 
 import typer
 
-from kw_lightning.cli.arguments import recipe_and_overrides
-from kw_lightning.cli.completion import complete_override, complete_recipe
+from kw_lightning.cli.arguments import RecipeArgument, override_argument, package_option, recipe_and_overrides
 
 
 def fit(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            metavar="RECIPE", help="A recipe file, or a shipped recipe's name.", autocompletion=complete_recipe
-        ),
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="KEY=VALUE", autocompletion=complete_override, help="Changes to the recipe, as train.epochs=5."
-        ),
-    ] = None,
+    recipe: RecipeArgument,
+    overrides: Annotated[list[str] | None, override_argument("Changes to the recipe, as train.epochs=5.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     resume: Annotated[
         str | None,
@@ -35,10 +24,7 @@ def fit(
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Run folder, new or empty. \\[default: runs/NAME-NUMBER]")
     ] = None,
-    allow_python: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PKG", help="Let the recipe run code of this Python package (may be repeated)."),
-    ] = None,
+    allow_python: Annotated[list[str] | None, package_option("Let the recipe run code")] = None,
 ) -> None:
     """Train the network of a recipe with PyTorch Lightning; KEY=VALUE changes the recipe.
 

@@ -7,24 +7,15 @@ from typing import Annotated
 
 import typer
 
-from kw_lightning.cli.arguments import recipe_and_overrides
-from kw_lightning.cli.completion import complete_override, complete_recipe
+from kw_lightning.cli.arguments import RecipeArgument, override_argument, recipe_and_overrides
 from kw_lightning.errors import RunError
 from kw_lightning.recipe import load_recipe, lock_text
 from kw_lightning.recipe.locking import MARK
 
 
 def lock(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            metavar="RECIPE", help="A recipe file, or a shipped recipe's name.", autocompletion=complete_recipe
-        ),
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", autocompletion=complete_override, help="Changes to the recipe."),
-    ] = None,
+    recipe: RecipeArgument,
+    overrides: Annotated[list[str] | None, override_argument("Changes to the recipe.")] = None,
     output: Annotated[
         str | None, typer.Option(metavar="FILE", help="File to write, - for the output. [default: NAME.lock.yaml]")
     ] = None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kw_lightning.cli.arguments import package_option
 from kw_lightning.errors import RunError
 from kw_lightning.recipe import load_recipe
 from kw_lightning.recipe.writing import to_yaml
@@ -66,10 +67,7 @@ def new(
         bool, typer.Option(help="Give the layers that lead into a stage to the stage before, as the paper does.")
     ] = True,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
-    allow_python: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PKG", help="Let BACKBONE name things of this Python package (may be repeated)."),
-    ] = None,
+    allow_python: Annotated[list[str] | None, package_option("Let BACKBONE name things")] = None,
 ) -> None:
     """Write a commented recipe for a network, its warehouses found from the network's structure."""
     file = output or Path(f"{name}.yaml")

@@ -6,30 +6,22 @@ from typing import Annotated
 
 import typer
 
-from kw_lightning.cli.arguments import recipe_and_overrides
-from kw_lightning.cli.completion import complete_override, complete_recipe
+from kw_lightning.cli.arguments import (
+    JsonOption,
+    RecipeArgument,
+    override_argument,
+    package_option,
+    recipe_and_overrides,
+)
 
 
 def plan(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            metavar="RECIPE", help="A recipe file, or a shipped recipe's name.", autocompletion=complete_recipe
-        ),
-    ],
+    recipe: RecipeArgument,
     overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="KEY=VALUE",
-            autocompletion=complete_override,
-            help="Changes to the recipe, as warehouses.stage4.budget=1/4.",
-        ),
+        list[str] | None, override_argument("Changes to the recipe, as warehouses.stage4.budget=1/4.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
-    allow_python: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PKG", help="Let the recipe name things of this Python package (may be repeated)."),
-    ] = None,
+    json: JsonOption = False,
+    allow_python: Annotated[list[str] | None, package_option("Let the recipe name things")] = None,
 ) -> None:
     """Show warehouses, cells, parameters and multiply-adds of a recipe, beside the static network's."""
     source, changes = recipe_and_overrides([recipe, *(overrides or ())])

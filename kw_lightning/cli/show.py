@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kw_lightning.cli.arguments import recipe_and_overrides
-from kw_lightning.cli.completion import complete_override, complete_recipe
+from kw_lightning.cli.arguments import RecipeArgument, override_argument, recipe_and_overrides
 from kw_lightning.errors import RecipeError
 from kw_lightning.recipe import load_recipe
 from kw_lightning.recipe.sources import NotFoundError, open_source
@@ -19,18 +18,8 @@ from kw_lightning.recipe.writing import to_yaml
 
 
 def show(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            metavar="RECIPE", help="A recipe file, or a shipped recipe's name.", autocompletion=complete_recipe
-        ),
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="KEY=VALUE", autocompletion=complete_override, help="Changes to the recipe; they imply --resolved."
-        ),
-    ] = None,
+    recipe: RecipeArgument,
+    overrides: Annotated[list[str] | None, override_argument("Changes to the recipe; they imply --resolved.")] = None,
     resolved: Annotated[
         bool, typer.Option("--resolved", help="With all that it extends, each value with the place it comes from.")
     ] = False,

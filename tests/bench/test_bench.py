@@ -11,9 +11,11 @@ from torch import nn
 from typer.testing import CliRunner
 
 from kw_lightning.bench import Setting, bench_layers
+from kw_lightning.bench.networks import check_batch_norms
 from kw_lightning.bench.table import aligned, markdown
 from kw_lightning.bench.timing import interleaved, kept_bytes, median_ratio
 from kw_lightning.cli import application
+from kw_lightning.errors import KWError
 from kw_lightning.nn import KWConv2d, KWLinear, share_warehouse
 
 RECIPE = """
@@ -91,6 +93,35 @@ def test_mistakes_are_named(recipe: str, arguments: list[str], message: str) -> 
     result = CliRunner().invoke(application(), ["bench", recipe, *arguments])
     assert result.exit_code == 1
     assert message in result.output
+
+
+def test_batch_norm_of_one_value_is_refused_before_anything_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "normed.yaml"
+    monkeypatch.setattr("kw_lightning.bench.machine.GEMM_SIDE", 64)  # its speed does not matter here
+    pooling = "    - GlobalAveragePooling2D\n"
+    path.write_text(RECIPE.replace("small", "normed").replace(pooling, "    - BatchNormalization\n" + pooling))
+    arguments = ["bench", str(path), "--batch", "1", "--repeats", "1", "--no-reference", "--no-layers"]
+    assert CliRunner().invoke(application(), [*arguments, "--size", "2"]).exit_code == 0
+    assert CliRunner().invoke(application(), [*arguments, "--size", "1", "--batch", "2"]).exit_code == 0
+    monkeypatch.delattr("kw_lightning.bench.networks.interleaved")
+    result = CliRunner().invoke(application(), [*arguments, "--size", "1"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert isinstance(result.exception, SystemExit)
+    assert result.stderr.startswith('"normed" cannot train on batch 1 of 3×1×1: the BatchNorm "')
+    assert result.stderr.endswith("one value per channel, which has no variance; give a larger --batch or --size\n")
+
+
+def test_frozen_batch_norm_may_get_one_value() -> None:
+    class Frozen(nn.BatchNorm2d):
+        def train(self, mode: bool = True) -> Frozen:
+            return super().train(False)
+
+    setting = Setting((1, 3, 1, 1))
+    check_batch_norms(nn.Sequential(Frozen(3)), setting, "frozen")
+    with pytest.raises(KWError, match=r'"free" cannot train .* "0" gets one value'):
+        check_batch_norms(nn.Sequential(nn.BatchNorm2d(3)), setting, "free")
 
 
 def test_equal_layers_are_measured_once_and_linear_ones_too() -> None:

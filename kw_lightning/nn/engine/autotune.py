@@ -7,13 +7,13 @@ import json
 import os
 import platform
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from kw_lightning.nn.clock import elapsed
 from kw_lightning.nn.engine import paths
 from kw_lightning.nn.engine.convolution import Convolution
 
@@ -95,19 +95,9 @@ def _time(
         for path in candidates:
             if path in times and times[path] > SLOWEST * min(times.values()):
                 continue
-            elapsed = _elapsed(work(path), x.device)
-            times[path] = elapsed if repeat < 2 else min(elapsed, times[path])
+            seconds = elapsed(work(path), x.device)
+            times[path] = seconds if repeat < 2 else min(seconds, times[path])
     return min(times, key=lambda path: times[path])
-
-
-def _elapsed(function: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def _read() -> dict[str, str]:

@@ -101,13 +101,13 @@ def test_autotune_times_once_and_remembers(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(autotune, "_memory", {})
     timed: list[str] = []
-    elapsed = autotune._elapsed
+    elapsed = autotune.elapsed
 
     def count(function: Callable[[], object], device: Any) -> float:
         timed.append("")
         return elapsed(function, device)
 
-    monkeypatch.setattr(autotune, "_elapsed", count)
+    monkeypatch.setattr(autotune, "elapsed", count)
     geometry = Convolution((4, 4, 3, 3), (4, 4, 1, 1), (1, 1), (1, 1), (1, 1))
     tensors = [torch.randn(s) for s in ((2, 4, 5, 5), (2, 9, 3), (3, 4, 4, 1, 1))]
     expected = dynamic_convolution(*tensors, geometry, "reference")
