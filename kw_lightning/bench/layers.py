@@ -158,7 +158,7 @@ def _paths(layer: KWLayer, convolution: Convolution, x: Tensor, setting: Setting
             x.shape[0],
             _size(layer, x),
             layer.partition.cells,
-            setting.dtype.itemsize,
+            setting.dtype,
             x.device,
             layer.engine,
             backward,

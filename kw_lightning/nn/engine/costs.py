@@ -1,10 +1,10 @@
 """What a path costs: its work, counted from shapes alone, times calibrated seconds per unit of work.
 
-The seconds per unit are fitted (non-negative least squares on relative errors) to the times of every path on 82 dense
+The seconds per unit are fitted (non-negative least squares on relative errors) to the times of every path on 105 dense
 convolutions: of ResNet18 and 50, MobileNetV2 and ConvNeXt, maps of 56² to 1², batches of 1 to 64, budgets 1/4 to 4; two
-cores with AVX-512 that other work shared, float32. The fit misses a time by 15 % in the median and by 50 % in the worst
-tenth. Those of "grouped" per element were raised by hand afterwards, and those per call and pass rounded. Other
-machines, GPUs above all, are not calibrated: there `engine: autotune` measures instead.
+cores with AVX2, float32. The fit misses a time by a tenth in the median and by a third in the worst tenth; of 210
+choices 203 were within 1.25 times of the fastest path, and all within 1.3. recipes/studies/engine_costs.py repeats it.
+GPUs are not calibrated: there `engine: autotune` measures instead.
 """
 
 from __future__ import annotations
@@ -39,13 +39,22 @@ class Work:
     passes: float = 1.0
 
 
+# Numbers that a compiled pass takes side by side, where vectors are narrowest.
+LANES = 16
+
 # Seconds per unit of `Work`, by path and pass.
 SECONDS: dict[str, tuple[Work, Work]] = {
-    "products": (Work(1.5e-11, 1.6e-11, 0, 2.4e-5, 5e-5), Work(6.0e-11, 2.8e-11, 0, 2.1e-5, 1e-4)),
-    "per_sample": (Work(2.4e-11, 9.0e-12, 5.5e-10, 1.9e-5, 5e-5), Work(7.1e-11, 1.9e-11, 1.3e-9, 4.7e-5, 1e-4)),
-    "grouped": (Work(2.5e-11, 9.8e-12, 6.5e-10, 0, 5e-5), Work(7.6e-11, 2.1e-11, 1.4e-9, 3.3e-5, 1e-4)),
-    "mix_inputs": (Work(0, 1.6e-11, 0, 9.1e-6, 5e-5), Work(1.0e-10, 2.7e-11, 0, 0, 4.1e-4)),
-    "mix_outputs": (Work(3.8e-11, 1.2e-11, 0, 2.4e-6, 3.7e-4), Work(4.5e-11, 3.8e-11, 0, 3.6e-5, 1e-4)),
+    "fused": (Work(3.3e-11, 3.6e-11, 6.5e-10, 0, 0.00023), Work(1e-10, 6.2e-11, 2.4e-09, 0, 0.00018)),
+    "winograd": (Work(3.8e-11, 4.7e-11, 5.3e-10, 0, 0.00013), Work(1.1e-10, 6.6e-11, 2e-09, 0, 0)),
+    "fused_inputs": (Work(9.5e-11, 3.5e-11, 8.7e-10, 0, 0), Work(2.2e-10, 6.7e-11, 2.6e-09, 0, 0)),
+    "products": (Work(5e-11, 3.8e-11, 3e-10, 0.0001, 0.00026), Work(1.5e-10, 7e-11, 7e-11, 0.00015, 0.00059)),
+    "per_sample": (
+        Work(5.2e-11, 3.6e-11, 1.1e-09, 0.00012, 0.00014),
+        Work(1.3e-10, 7.1e-11, 3.1e-09, 0.00022, 0.00022),
+    ),
+    "grouped": (Work(5.4e-11, 3e-11, 1.5e-09, 0, 0.00045), Work(1.3e-10, 6e-11, 3.7e-09, 0.00012, 0.00043)),
+    "mix_inputs": (Work(0, 4.2e-11, 0, 1.1e-05, 0.00083), Work(2.8e-11, 7.8e-11, 0, 0, 0.0011)),
+    "mix_outputs": (Work(1.7e-11, 3.7e-11, 0, 1.1e-05, 0.00028), Work(0, 1.1e-10, 0, 2.7e-05, 0.00078)),
 }
 
 
@@ -70,6 +79,8 @@ def count_work(
     mixtures = math.prod(convolution.kernel_shape) // math.prod(convolution.cell_shape)
     cell = math.prod(convolution.cell_shape)
     maps = batch * (in_channels * inputs + out_channels * outputs)
+    if path in ("fused", "winograd", "fused_inputs"):
+        return _count_compiled(path, convolution, batch, size, cells)
     if path in ("grouped", "per_sample"):
         kernels = batch * mixtures * cell
         chunks = len(sample_chunks(batch, mixtures * cell * itemsize, device))
@@ -102,6 +113,29 @@ def count_work(
     chunks = len(map_chunks(batch, cells * inputs * co * itemsize, device))
     work = in_groups * mixed * ci * _narrow(ci, co)
     return Work(mixed * mixtures, work, maps * live + mixed * in_groups, chunks * (in_groups * cells + live))
+
+
+def _count_compiled(path: str, convolution: Convolution, batch: int, size: Shape, cells: int) -> Work:
+    """Count the work of a compiled pass: cells of few channels leave lanes of its vectors empty."""
+    _, out_groups, in_groups = convolution.grid
+    co, ci = convolution.cell_shape[:2]
+    cell = -(-co // LANES) * LANES * ci
+    taps = find_taps(convolution, size)
+    outputs = math.prod(taps.output_size)
+    maps = batch * (ci * in_groups * math.prod(size) + co * out_groups * outputs)
+    packed = cells * cell
+    if path == "fused_inputs":
+        mixed = batch * out_groups * outputs * ci * cells
+        return Work(mixed * in_groups * len(taps.taps), mixed * cell / ci, maps + packed, 0)
+    kernels = batch * out_groups * in_groups * cell
+    if path == "winograd":
+        positions = 4 ** len(size)
+        tiles = math.prod(-(-n // 2) for n in taps.output_size)
+        return Work(
+            kernels * positions * cells, kernels * positions * tiles, maps * positions / 2 ** len(size) + packed, 0
+        )
+    read = sum(math.prod(t.stop - t.start for t in tap.target) for tap in taps.taps)
+    return Work(kernels * len(taps.taps) * cells, kernels * read, maps + packed, 0)
 
 
 def seconds(work: Work, path: str, *, backward: bool) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kw_lightning.nn.engine import convolutions, mix_inputs, mix_outputs, products
+from kw_lightning.nn.engine import convolutions, mix_inputs, mix_outputs, native, products
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.gradients import Gradients, new_gradients
 from kw_lightning.nn.engine.taps import find_taps, identity
@@ -17,18 +17,25 @@ from kw_lightning.nn.engine.taps import find_taps, identity
 _ROWS = {"products": products, "mix_inputs": mix_inputs, "mix_outputs": mix_outputs}
 # Paths that call the library's convolution: whether once a chunk of samples (grouped) or once a sample.
 _CALLS = {"grouped": True, "per_sample": False}
-PATHS = (*_ROWS, *_CALLS)
+# Compiled passes: their order of computation.
+_NATIVE = {"fused": "mix_kernels", "winograd": "winograd", "fused_inputs": "mix_inputs"}
+PATHS = (*_NATIVE, *_ROWS, *_CALLS)
 
 
-def supports(path: str, convolution: Convolution) -> bool:
+def supports(path: str, convolution: Convolution, dtype: torch.dtype, device: torch.device) -> bool:
     """Return whether a path can compute a convolution: those of matrix products know no groups.
 
-    Their cells span one kernel position or all of them, which is what a partition gives.
+    Their cells span one kernel position or, but for the compiled ones, all of them, which is what a partition gives.
     """
     if path in _CALLS:
         return True
+    split = math.prod(convolution.cell_shape[2:]) == 1
+    if path in _NATIVE:
+        single = dtype == torch.float32 and device.type == "cpu"
+        possible = path != "winograd" or native.allows_winograd(convolution)
+        return single and split and possible and convolution.groups == 1 and native.available()
     whole = convolution.cell_shape[2:] == convolution.kernel_shape[2:]
-    return convolution.groups == 1 and (whole or math.prod(convolution.cell_shape[2:]) == 1)
+    return convolution.groups == 1 and (whole or split)
 
 
 def empty_output(x: Tensor, convolution: Convolution) -> Tensor:
@@ -56,6 +63,9 @@ def forward(x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolutio
     y = empty_output(x, convolution)
     if y.numel() == 0 or x.numel() == 0:
         return y.zero_()
+    if path in _NATIVE:
+        native.forward(_mapped(x), attention, cells, convolution, y, _NATIVE[path])
+        return y
     if path in _CALLS:
         convolutions.forward(x, attention, cells, convolution, y, _CALLS[path])
         return y
@@ -87,6 +97,9 @@ def backward(
     mixed = attention.to(x.dtype).contiguous(), cells.to(x.dtype).contiguous()
     if gradient.numel() == 0 or x.numel() == 0:
         found = Gradients(torch.zeros_like(x), torch.zeros_like(attention), torch.zeros_like(cells))
+    elif path in _NATIVE:
+        found = new_gradients(_mapped(x), *mixed, needed)
+        native.backward(_mapped(gradient), _mapped(x), *mixed, convolution, found, _NATIVE[path])
     elif path in _CALLS:
         found = new_gradients(x, *mixed, needed)
         convolutions.backward(gradient, x, *mixed, convolution, found, _CALLS[path])
@@ -183,6 +196,11 @@ class _Rows:
         for tap, position in zip(self.read.taps, self.read.live, strict=True):
             self.read.read(rows, tap, patches[..., position])
         return patches.flatten(-2)
+
+
+def _mapped(x: Tensor) -> Tensor:
+    """Return x with its channels first or last in memory, as the compiled passes take it: a copy if need be."""
+    return x if x.is_contiguous() or _channels_last(x) else x.contiguous()
 
 
 def _channels_last(x: Tensor) -> bool:

@@ -13,9 +13,9 @@ from kw_lightning.nn.partition import Shape
 
 ENGINES = ("auto", "autotune", "mix_kernels", "mix_outputs", "mix_inputs", "reference")
 _CANDIDATES = {
-    "mix_kernels": ("products", "per_sample", "grouped"),
+    "mix_kernels": ("fused", "winograd", "products", "per_sample", "grouped"),
     "mix_outputs": ("mix_outputs",),
-    "mix_inputs": ("mix_inputs",),
+    "mix_inputs": ("fused_inputs", "mix_inputs"),
 }
 
 
@@ -35,7 +35,7 @@ def choose(
     """
     if engine in paths.PATHS:
         return engine
-    ranked = rank(convolution, x.shape[0], tuple(x.shape[2:]), len(cells), x.element_size(), x.device, engine, backward)
+    ranked = rank(convolution, x.shape[0], tuple(x.shape[2:]), len(cells), x.dtype, x.device, engine, backward)
     if engine == "autotune" and len(ranked) > 1:
         return autotune.fastest(ranked, x, attention, cells, convolution, backward=backward)
     return ranked[0]
@@ -47,7 +47,7 @@ def rank(
     batch: int,
     size: Shape,
     cells: int,
-    itemsize: int,
+    dtype: torch.dtype,
     device: torch.device,
     engine: str,
     backward: bool,
@@ -57,13 +57,13 @@ def rank(
     Where an engine's order of contraction cannot (`paths.supports`), it is the one of "mix_kernels".
     """
     named = _CANDIDATES.get(engine, paths.PATHS)
-    able = [path for path in named if paths.supports(path, convolution)]
-    able = able or [path for path in _CANDIDATES["mix_kernels"] if paths.supports(path, convolution)]
+    able = [path for path in named if paths.supports(path, convolution, dtype, device)]
+    able = able or [path for path in _CANDIDATES["mix_kernels"] if paths.supports(path, convolution, dtype, device)]
     if convolution.groups > 1:  # one grouped call was faster on every depthwise layer measured
         return tuple(sorted(able, key=lambda path: path != "grouped"))
 
     def cost(path: str) -> float:
-        work = costs.count_work(path, convolution, batch, size, cells, itemsize, device)
+        work = costs.count_work(path, convolution, batch, size, cells, dtype.itemsize, device)
         return costs.seconds(work, path, backward=backward)
 
     return tuple(sorted(able, key=cost))

@@ -14,6 +14,8 @@ from torch import Tensor
 CPU_BYTES = 6 * 2**20
 # On a GPU, chunks are for memory alone: as few as possible.
 GPU_BYTES = 256 * 2**20
+# Memory larger than this is given back after use.
+KEPT_BYTES = 64 * 2**20
 # Rows of α that one mixing product should have: with 9 it reaches 50 GFLOP/s, with 36 100, with 144 135.
 MIXING_ROWS = 128
 # Rows of a cell under which nothing is won by cutting it further.
@@ -46,7 +48,7 @@ def scratch(purpose: str, shape: Sequence[int], like: Tensor) -> Tensor:
     longer than the work on it. A GPU's allocator keeps memory by itself.
     """
     size = math.prod(shape)
-    if like.device.type != "cpu" or size * like.element_size() > 2 * workspace_bytes(like.device):
+    if like.device.type != "cpu" or size * like.element_size() > KEPT_BYTES:
         return like.new_empty(tuple(shape))
     key = purpose, like.dtype
     buffer = _scratch.buffers.get(key)

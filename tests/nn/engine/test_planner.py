@@ -66,7 +66,7 @@ def multiply_adds(path: str, name: str, batch: int, side: int) -> int:
 @pytest.mark.parametrize("name", LAYERS)
 def test_work_is_near_the_least(name: str, batch: int, size: int, backward: bool) -> None:
     side = math.ceil(LAYERS[name][3] * size / 224)
-    ranked = planner.rank(convolution(name), batch, (side, side), LAYERS[name][6], 4, CPU, "auto", backward)
+    ranked = planner.rank(convolution(name), batch, (side, side), LAYERS[name][6], torch.float32, CPU, "auto", backward)
     least = min(multiply_adds(path, name, batch, side) for path in ranked)
     # Work alone does not decide: mixing kernels moves them through memory, which large dense products do not.
     assert multiply_adds(ranked[0], name, batch, side) <= 3.0 * least
@@ -83,16 +83,16 @@ def test_work_is_near_the_least(name: str, batch: int, size: int, backward: bool
     ],
 )
 def test_shapes_get_the_path_measured_fastest(name: str, batch: int, side: int, expected: set[str]) -> None:
-    ranked = planner.rank(convolution(name), batch, (side, side), LAYERS[name][6], 4, CPU, "auto", False)
+    ranked = planner.rank(convolution(name), batch, (side, side), LAYERS[name][6], torch.float32, CPU, "auto", False)
     assert ranked[0] in expected
 
 
 @pytest.mark.parametrize("engine", [engine for engine in ENGINES if engine != "reference"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_engine_names_only_paths_that_can(name: str, engine: str) -> None:
-    ranked = planner.rank(convolution(name), 2, (8, 8), LAYERS[name][6], 4, CPU, engine, False)
+    ranked = planner.rank(convolution(name), 2, (8, 8), LAYERS[name][6], torch.float32, CPU, engine, False)
     assert ranked
-    assert all(path in paths.PATHS and paths.supports(path, convolution(name)) for path in ranked)
+    assert all(path in paths.PATHS and paths.supports(path, convolution(name), torch.float32, CPU) for path in ranked)
     if engine in ("mix_inputs", "mix_outputs") and LAYERS[name][7] == 1:
         assert ranked == (engine,)
 

@@ -1,0 +1,8 @@
+"""The engine in C, for single precision on a CPU: kernels that are mixed in the cache and never see the memory."""
+
+from __future__ import annotations
+
+from kw_lightning.nn.engine.native.passes import available, backward, forward
+from kw_lightning.nn.engine.native.tables import allows_winograd
+
+__all__ = ["allows_winograd", "available", "backward", "forward"]

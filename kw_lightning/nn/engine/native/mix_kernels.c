@@ -1,0 +1,216 @@
+/* Mix kernels block by block in the cache, use them and forget them: no sample's kernel is ever whole in memory.
+
+   One pass computes, for every sample b and group g of lanes,
+
+       out[b, p, g, l] = sum over taps t, groups h of depths and depths d of
+                         source[b, reads(t, p), h, d] * W[b, (t, g, h)][d, l],
+       W[b, r] = sum over j of alpha[b, r, j] * E[j].
+
+   Lanes l and depths d are the two channel axes of a cell: output and input channels in the forward pass, input and
+   output channels for the gradient of the input. A block is LANES lanes by some depths of every cell. It is packed once;
+   from it the kernels of all samples are mixed and applied, and, backwards, replaced by their gradient, which is folded
+   into those of alpha and E at once.
+
+   Winograd's form of a 3x3 convolution is the same pass between other positions: sums of input positions are read, sums
+   of output positions are written (`Sums`), and alpha comes transformed, which the mixture, being linear, allows. */
+
+#include "pass.h"
+
+/* The memory of one thread. */
+typedef struct {
+    float *mapped, *out, *other, *block, *turned, *gradient, *kernels, *zeros;
+} Memory;
+
+static index_t kernel_step(const Pass *p) { return (p->chunk + 1) * LANES; } /* no power of two: rows share no cache set */
+
+static index_t lay_out(const Pass *p, float *at, Memory *m) {
+    float *start = at;
+    index_t block = p->chunk * p->cells * LANES, each = pieces(p->samples, p->parts) * p->lane_groups;
+    int kernels = p->other.data != NULL;
+    m->mapped = at, at += larger(p->source.positions, p->out.positions) * larger(p->chunk, LANES);
+    m->out = at, at += p->out.data ? each * p->out_positions * LANES : 0;
+    m->other = at, at += kernels ? each * p->out_positions * LANES : 0;
+    m->block = at, at += block;
+    m->gradient = at, at += kernels ? block : 0;
+    m->turned = at, at += kernels ? p->chunk * LANES * padded(p->cells) : 0;
+    m->kernels = at, at += p->group * p->rows * kernel_step(p);
+    m->zeros = at, at += p->chunk;
+    return padded(at - start);
+}
+
+index_t kw_lanes(void) { return LANES; }
+index_t kw_rows(void) { return ROWS; }
+
+index_t kw_mix_kernels_memory(const Pass *p) {
+    return p->samples * sample_size(p) + p->threads * lay_out(p, NULL, &(Memory){0});
+}
+
+/* turned[panel of LANES cells][d, l][cell] = block[d][j][l], the right side of the product that gives alpha's gradient. */
+static void turn_cells(const Pass *p, index_t depths, const float *block, float *turned) {
+    for (index_t j = 0; j < p->cells; j += LANES) {
+        index_t count = smaller(LANES, p->cells - j);
+        float *panel = turned + j * depths * LANES;
+        if (count < LANES) memset(panel, 0, depths * LANES * LANES * sizeof(float));
+        for (index_t d = 0; d < depths; d++)
+            arrange(block + (d * p->cells + j) * LANES, 1, LANES, panel + d * LANES * LANES, LANES, LANES, count);
+    }
+}
+
+/* One tile of output positions. */
+INLINE void gather_rows(const int rows, const Pass *p, const int32_t *tile, const float *source, const float *zeros,
+                        index_t depths, const float *kernels, float *out, int add) {
+    vector sum[ROWS][2];
+    const int32_t *position = tile + 2, *tap = position + rows;
+    EACH_ROW(rows) {
+        const float *c = out + (index_t)position[r] * LANES;
+        sum[r][0] = add ? LOAD(c) : (vector){0};
+        sum[r][1] = add ? LOAD(c + WIDTH) : (vector){0};
+    }
+    for (index_t t = 0; t < tile[1]; t++, tap += 1 + rows)
+        for (index_t h = 0; h < p->depth_groups; h++) {
+            const float *a[ROWS], *from = source + h * p->source_positions * p->depths;
+            const float *b = kernels + (tap[0] * p->row_tap + h * p->row_depth) * kernel_step(p);
+            EACH_ROW(rows) a[r] = tap[1 + r] < 0 ? zeros : from + (index_t)tap[1 + r] * depths;
+            for (index_t d = 0; d < depths; d++, b += LANES) {
+                vector b0 = LOAD(b), b1 = LOAD(b + WIDTH);
+                EACH_ROW(rows) {
+                    sum[r][0] += a[r][d] * b0;
+                    sum[r][1] += a[r][d] * b1;
+                }
+            }
+        }
+    EACH_ROW(rows) {
+        float *c = out + (index_t)position[r] * LANES;
+        STORE(c, sum[r][0]);
+        STORE(c + WIDTH, sum[r][1]);
+    }
+}
+
+static void gather(const Pass *p, const int32_t *tile, const float *source, const float *zeros, index_t depths,
+                   const float *kernels, float *out, int add) {
+    switch (tile[0]) {
+#define CASE(N) \
+    case N: gather_rows(N, p, tile, source, zeros, depths, kernels, out, add); break;
+        EACH_COUNT(CASE)
+#undef CASE
+    }
+}
+
+/* Some depths of one mixture's gradient: the sum over runs of positions of source times other. */
+INLINE void outer_rows(const int rows, const int32_t *run, const int32_t *end, const float *source, index_t depths,
+                       const float *other, float *c, int add) {
+    vector sum[ROWS][2];
+    EACH_ROW(rows) {
+        sum[r][0] = add ? LOAD(c + r * LANES) : (vector){0};
+        sum[r][1] = add ? LOAD(c + r * LANES + WIDTH) : (vector){0};
+    }
+    for (; run < end; run += 4) {
+        const float *a = source + run[0] * depths, *b = other + (index_t)run[1] * LANES;
+        for (index_t k = run[3], step = (index_t)run[2] * LANES; k > 0; k--, a += depths, b += step) {
+            vector b0 = LOAD(b), b1 = LOAD(b + WIDTH);
+            EACH_ROW(rows) {
+                sum[r][0] += a[r] * b0;
+                sum[r][1] += a[r] * b1;
+            }
+        }
+    }
+    EACH_ROW(rows) {
+        STORE(c + r * LANES, sum[r][0]);
+        STORE(c + r * LANES + WIDTH, sum[r][1]);
+    }
+}
+
+static void outer(const int32_t *run, const int32_t *end, const float *source, index_t depths, const float *other,
+                  float *c, int add) {
+    for (index_t tiles = pieces(depths, ROWS), first = 0; tiles > 0; tiles--) {
+        index_t count = (depths - first) / tiles, d = first;
+        first += count;
+        switch (count) {
+#define CASE(N) \
+    case N: outer_rows(N, run, end, source + d, depths, other, c + d * LANES, add); break;
+            EACH_COUNT(CASE)
+#undef CASE
+        }
+    }
+}
+
+/* One block of the cells, its kernels mixed for samples of the batch. */
+typedef struct {
+    index_t lane, depth, depths;
+    index_t first;       /* of the samples, in the batch */
+    const float *source; /* of that sample */
+    float *out, *other;  /* of that sample */
+} Block;
+
+static void mix_and_apply(const Pass *p, const Block *k, index_t samples, const Memory *m, int foresee) {
+    index_t step = kernel_step(p);
+    for (index_t d = 0; d < k->depths; d++) {
+        if (foresee) foresee_cells(p, k->lane, k->depth, d, k->depths);
+        product(samples * p->rows, 2, p->cells, p->alpha + k->first * p->rows * p->cells, p->cells, 1,
+                m->block + d * p->cells * LANES, LANES, m->kernels + d * LANES, step, 0);
+    }
+    for (index_t b = 0; b < samples; b++)
+        for (index_t g = 0; g < p->lane_groups; g++)
+            for (index_t t = 0; t < p->tiles; t++)
+                gather(p, p->tile + p->tile_start[t], k->source + b * sample_size(p) + k->depth * p->source_positions,
+                       m->zeros, k->depths, m->kernels + (b * p->rows + g * p->row_lane) * step,
+                       k->out + (b * p->lane_groups + g) * p->out_positions * LANES, k->depth > 0);
+}
+
+static void differentiate(const Pass *p, const Block *k, index_t samples, const Memory *m, float *alpha_gradient,
+                          int add) {
+    index_t step = kernel_step(p), rows = samples * p->rows, width = padded(p->cells);
+    for (index_t b = 0; b < samples; b++)
+        for (index_t g = 0; g < p->lane_groups; g++)
+            for (index_t h = 0; h < p->depth_groups; h++)
+                for (const int32_t *s = p->span, *end = s + 4 * p->spans; s < end; s += 4)
+                    outer(p->run + 4 * s[2], p->run + 4 * s[3],
+                          k->source + b * sample_size(p) + (h * p->depths + k->depth) * p->source_positions, k->depths,
+                          k->other + (b * p->lane_groups + g) * p->out_positions * LANES,
+                          m->kernels + (b * p->rows + s[0] * p->row_tap + g * p->row_lane + h * p->row_depth) * step,
+                          s[1]);
+    if (alpha_gradient)
+        for (index_t j = 0; j < p->cells; j += LANES)
+            product(rows, p->cells - j > WIDTH ? 2 : 1, k->depths * LANES, m->kernels, step, 1,
+                    m->turned + j * k->depths * LANES, LANES, alpha_gradient + k->first * p->rows * width + j, width, 1);
+    if (p->cell_gradient)
+        for (index_t d = 0; d < k->depths; d++)
+            product(p->cells, 2, rows, p->alpha + k->first * p->rows * p->cells, 1, p->cells, m->kernels + d * LANES, step,
+                    m->gradient + d * p->cells * LANES, LANES, add);
+}
+
+/* All depths of some lanes, for samples first to last of the batch; source holds theirs. */
+static void run_lanes(const Pass *p, index_t lane, index_t first, index_t last, const float *source, float *memory,
+                      float *alpha_gradient, float *cell_gradient, int add) {
+    Memory own, *m = &own;
+    lay_out(p, memory, m);
+    index_t lanes = smaller(LANES, p->lanes - lane), map = p->out_positions * LANES;
+    memset(m->zeros, 0, p->chunk * sizeof(float));
+    for (index_t b = first; p->other.data && b < last; b++)
+        for (index_t g = 0; g < p->lane_groups; g++)
+            read_map(&p->other, &p->other_sums, b, g * p->lanes + lane, lanes, p->out_positions, LANES, m->mapped,
+                     m->other + ((b - first) * p->lane_groups + g) * map);
+    for (index_t depth = 0; depth < p->depths; depth += p->chunk) {
+        index_t depths = smaller(p->chunk, p->depths - depth);
+        Block k = {lane, depth, depths, first, source, m->out, m->other};
+        pack_cells(p, lane, lanes, depth, depths, m->block, LANES, p->cells * LANES);
+        if (alpha_gradient) turn_cells(p, depths, m->block, m->turned);
+        while (k.first < last) {
+            index_t samples = smaller(p->group, last - k.first);
+            if (p->out.data) mix_and_apply(p, &k, samples, m, k.first + samples == last);
+            if (p->other.data) differentiate(p, &k, samples, m, alpha_gradient, k.first > first);
+            k.first += samples;
+            k.source += samples * sample_size(p);
+            k.out += samples * p->lane_groups * map;
+            k.other += samples * p->lane_groups * map;
+        }
+        if (cell_gradient)
+            unpack_cells(p, lane, lanes, depth, depths, m->gradient, LANES, p->cells * LANES, cell_gradient, add);
+    }
+    for (index_t b = first; p->out.data && b < last; b++)
+        for (index_t g = 0; g < p->lane_groups; g++)
+            write_map(&p->out, &p->out_sums, b, g * p->lanes + lane, lanes, m->mapped,
+                      m->out + ((b - first) * p->lane_groups + g) * map);
+}
+
+void kw_mix_kernels(const Pass *p) { share_out(p, lay_out(p, NULL, &(Memory){0}), run_lanes); }

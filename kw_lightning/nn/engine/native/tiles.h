@@ -1,0 +1,125 @@
+/* What both passes are made of: one small product in registers, and copies that turn blocks of tensors.
+
+   WIDTH numbers make a vector; a block has LANES = 2 WIDTH columns; a product takes at most ROWS rows of scalars against
+   two vectors, so that all its sums stay in registers. */
+
+#ifndef KW_TILES_H
+#define KW_TILES_H
+
+#include <stdint.h>
+#include <string.h>
+
+#ifndef WIDTH
+#ifdef __AVX512F__
+#define WIDTH 16
+#else
+#define WIDTH 8
+#endif
+#endif
+#define LANES (2 * WIDTH)
+/* The bodies of products are made once for each number of rows, which the compiler must know. */
+#if WIDTH == 16
+#define ROWS 12
+#define EACH_COUNT(CASE) \
+    CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+#else
+#define ROWS 6
+#define EACH_COUNT(CASE) CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#endif
+
+typedef int64_t index_t;
+typedef float vector __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+typedef float eight __attribute__((vector_size(32), aligned(4), may_alias));
+
+#define INLINE static inline __attribute__((always_inline))
+#define EACH_ROW(rows) _Pragma("GCC unroll 12") for (int r = 0; r < (rows); r++)
+
+/* Macros where a function would do: a vector type wider than the machine's must not cross a call. */
+#define LOAD(from) (*(const vector *)(from))
+#define STORE(to, value) (*(vector *)(to) = (value))
+
+INLINE index_t smaller(index_t a, index_t b) { return a < b ? a : b; }
+INLINE index_t larger(index_t a, index_t b) { return a > b ? a : b; }
+INLINE index_t pieces(index_t n, index_t size) { return (n + size - 1) / size; }
+INLINE index_t padded(index_t n) { return pieces(n, LANES) * LANES; }
+
+/* c[r] = or += sum over k of a[r, k] * b[k], for rows of one or two vectors. */
+INLINE void product_rows(const int rows, const int vectors, index_t length, const float *a, index_t a_row,
+                         index_t a_step, const float *b, index_t b_step, float *c, index_t c_row, int add) {
+    vector sum[ROWS][2];
+    EACH_ROW(rows) {
+        sum[r][0] = add ? LOAD(c + r * c_row) : (vector){0};
+        sum[r][1] = add && vectors > 1 ? LOAD(c + r * c_row + WIDTH) : (vector){0};
+    }
+    for (index_t k = 0; k < length; k++, a += a_step, b += b_step) {
+        vector b0 = LOAD(b), b1 = vectors > 1 ? LOAD(b + WIDTH) : b0;
+        EACH_ROW(rows) {
+            sum[r][0] += a[r * a_row] * b0;
+            if (vectors > 1) sum[r][1] += a[r * a_row] * b1;
+        }
+    }
+    EACH_ROW(rows) {
+        STORE(c + r * c_row, sum[r][0]);
+        if (vectors > 1) STORE(c + r * c_row + WIDTH, sum[r][1]);
+    }
+}
+
+/* The same for any number of rows, cut evenly. */
+static inline void product(index_t rows, int vectors, index_t length, const float *a, index_t a_row, index_t a_step,
+                           const float *b, index_t b_step, float *c, index_t c_row, int add) {
+    for (index_t tiles = pieces(rows, ROWS), first = 0; tiles > 0; tiles--) {
+        index_t count = (rows - first) / tiles;
+        const float *at = a + first * a_row;
+        float *to = c + first * c_row;
+        first += count;
+        switch (2 * count + (vectors > 1)) {
+#define CASE(N)                                                                                 \
+    case 2 * N: product_rows(N, 1, length, at, a_row, a_step, b, b_step, to, c_row, add); break; \
+    case 2 * N + 1: product_rows(N, 2, length, at, a_row, a_step, b, b_step, to, c_row, add); break;
+            EACH_COUNT(CASE)
+#undef CASE
+        }
+    }
+}
+
+#ifdef __clang__
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef int32_t eight_indices __attribute__((vector_size(32)));
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (eight_indices){__VA_ARGS__})
+#endif
+
+/* to[i * to_row + j] = from[j * from_row + i], 8 by 8. */
+INLINE void turn_eight(const float *from, index_t from_row, float *to, index_t to_row) {
+    eight a[8], b[8];
+    for (int i = 0; i < 8; i++) a[i] = *(const eight *)(from + i * from_row);
+    for (int i = 0; i < 8; i += 2) {
+        b[i] = SHUFFLE(a[i], a[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+        b[i + 1] = SHUFFLE(a[i], a[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int k = 0; k < 2; k++) {
+            a[i + 2 * k] = SHUFFLE(b[i + k], b[i + k + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+            a[i + 2 * k + 1] = SHUFFLE(b[i + k], b[i + k + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+        }
+    for (int i = 0; i < 4; i++) {
+        *(eight *)(to + i * to_row) = SHUFFLE(a[i], a[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        *(eight *)(to + (i + 4) * to_row) = SHUFFLE(a[i], a[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+}
+
+/* to[i * to_row + j] = from[i * from_i + j * from_j] for i < rows, j < columns; fast where one step is 1. */
+static inline void arrange(const float *from, index_t from_i, index_t from_j, float *to, index_t to_row, index_t rows,
+                           index_t columns) {
+    if (from_j == 1) {
+        for (index_t i = 0; i < rows; i++) memcpy(to + i * to_row, from + i * from_i, columns * sizeof(float));
+        return;
+    }
+    index_t turned = from_i == 1 ? rows / 8 * 8 : 0, whole = columns / 8 * 8;
+    for (index_t i = 0; i < turned; i += 8)
+        for (index_t j = 0; j < whole; j += 8) turn_eight(from + i + j * from_j, from_j, to + i * to_row + j, to_row);
+    for (index_t i = 0; i < rows; i++)
+        for (index_t j = i < turned ? whole : 0; j < columns; j++) to[i * to_row + j] = from[i * from_i + j * from_j];
+}
+
+#endif
