@@ -76,6 +76,7 @@ class NetworkResult:
         training: a forward and a backward pass; else inference.
         seconds: median of every kind measured.
         ratios: median of each round's time relative to the static network's.
+        attention: of the time with warehouses, the part that computing α takes, median of the rounds.
         kept: bytes kept for the backward pass, parameters left out; in training only.
         multiply_adds: of a forward pass over the batch, of the static network and with warehouses.
     """
@@ -83,6 +84,7 @@ class NetworkResult:
     training: bool
     seconds: dict[str, float]
     ratios: dict[str, float]
+    attention: float
     kept: dict[str, int]
     multiply_adds: dict[str, int]
 
@@ -97,6 +99,7 @@ class NetworkResult:
             "mode": "training" if self.training else "inference",
             "seconds": self.seconds,
             "ratio": self.ratios,
+            "attention": self.attention,
             "kept_bytes": self.kept,
             "multiply_adds": self.multiply_adds,
             "gflops": {kind: self.gflops(kind) for kind in self.multiply_adds if kind in self.seconds},
@@ -156,13 +159,15 @@ def bench_network(
     results = []
     for training in (True, False):
         runs = {kind: _Run(static if kind == "static" else kw, kind, setting, x, training) for kind in setting.kinds}
-        times = interleaved({kind: run.step for kind, run in runs.items()}, setting.device, setting.repeats)
+        works = {kind: run.step for kind, run in runs.items()} | {"attention": runs["kw"].record_attention()}
+        times = interleaved(works, setting.device, setting.repeats)
         kept = {kind: kept_bytes(run.forward, run.model.parameters()) for kind, run in runs.items()} if training else {}
         results.append(
             NetworkResult(
                 training,
-                {kind: statistics.median(seconds) for kind, seconds in times.items()},
-                {kind: median_ratio(times, kind, "static") for kind in times},
+                {kind: statistics.median(times[kind]) for kind in runs},
+                {kind: median_ratio(times, kind, "static") for kind in runs},
+                median_ratio(times, "attention", "kw"),
                 kept,
                 counted,
             )
@@ -190,6 +195,29 @@ class _Run:
             for layer, engine in zip(self.layers, engines, strict=True):
                 layer.engine = engine
         return y.float().square().mean()
+
+    def record_attention(self) -> Work:
+        """Return the work of every layer's attention alone, on what the layers get of the input."""
+        inputs: list[tuple[KWLayer, Tensor]] = []
+        handles = [
+            layer.register_forward_pre_hook(lambda layer, x: inputs.append((layer, x[0].detach())))
+            for layer in self.layers
+        ]
+        try:
+            with torch.no_grad():
+                self.forward()
+        finally:
+            for handle in handles:
+                handle.remove()
+
+        def work() -> None:
+            with self.setting.autocast(), torch.inference_mode(not self.training):
+                for layer, x in inputs:
+                    alpha = layer.attend(x.requires_grad_(self.training))
+                    if self.training:
+                        alpha.backward(torch.ones_like(alpha))
+
+        return work
 
     def _train(self) -> None:
         self.model.zero_grad(set_to_none=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from kw_lightning.bench.layers import LayerResult
 from kw_lightning.bench.networks import NetworkResult
 
-NETWORK_HEAD = ("network", "mode", "static", "published form", "this engine", "ratio", "kept", "GFLOP/s")
+NETWORK_HEAD = ("network", "mode", "static", "published form", "this engine", "ratio", "attention", "kept", "GFLOP/s")
 LAYER_HEAD = ("layers", "kernel", "map", "path", "static", "published form", "this engine", "ratio", "kept", "GFLOP/s")
 
 
@@ -21,6 +21,7 @@ def network_rows(name: str, results: Sequence[NetworkResult]) -> list[tuple[str,
             _times(result.ratios.get("reference")),
             milliseconds(result.seconds["kw"]),
             _times(result.ratios["kw"]),
+            f"{result.attention:.1%}",
             _times(result.kept["kw"] / max(result.kept["static"], 1)) if result.kept else "",
             f"{result.gflops('kw'):.0f}" if "kw" in result.multiply_adds else "",
         )

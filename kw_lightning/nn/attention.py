@@ -39,7 +39,7 @@ class ContrastingAttention(nn.Module):
         channels_last: the input is [batch, ..., in_channels] (linear layers) instead of [batch, in_channels, ...].
     """
 
-    initial_cells: Tensor
+    start: Tensor
 
     def __init__(
         self,
@@ -72,9 +72,9 @@ class ContrastingAttention(nn.Module):
             self.expand = nn.Linear(width, self.mixtures * (self.own_cells + rank + 1), bias=False, **factory)
             self.basis = nn.Linear(rank, self.cells - self.own_cells, bias=False, **factory)
             self.basis_bias = nn.Parameter(torch.zeros(self.mixtures, self.cells + 1, **factory))
-        # No buffer: averages of the weights may go over buffers, and 0.9999·11 + 0.0001·11, cut to an index, is 10.
-        self._start = partition.initial_cells
-        self.initial_cells = torch.tensor(self._start, device=device)
+        self.initial_cells = partition.initial_cells
+        # β. No buffer: averages of the weights may go over buffers, and it is no weight.
+        self.start = self._make_start()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -99,23 +99,26 @@ class ContrastingAttention(nn.Module):
             [batch, mixtures, cells] in float32, or float64 where x is float64: half precision has no room for the
             normalisation, under autocast neither.
         """
-        with torch.autocast(x.device.type, enabled=False):
-            pooled = self._pool(x)
-            hidden = self._normalise(_linear(pooled, self.reduce))
-            return self._anneal(self._expand(F.relu(hidden)), temperature)
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self._attend(_within_reach(self._pool(x)), temperature)
+        pooled = self._pool(x)
+        return self._attend(_within_reach(pooled) if x.dtype.itemsize < 4 else pooled, temperature)
 
     def _pool(self, x: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)
         positions = list(range(1, x.dim() - 1)) if self.channels_last else list(range(2, x.dim()))
-        pooled = x.mean(dim=positions, dtype=dtype) if positions else x.to(dtype)
-        # bfloat16 reaches as far as float32: sums of its largest values, and their squares in the norm, would overflow.
-        return pooled.nan_to_num(0.0).clamp(-LARGEST_MEAN, LARGEST_MEAN)
+        return x.mean(dim=positions, dtype=dtype) if positions else x.to(dtype)
+
+    def _attend(self, pooled: Tensor, temperature: Tensor) -> Tensor:
+        hidden = self._normalise(_linear(pooled, self.reduce))
+        return self._anneal(self._expand(F.relu(hidden)), temperature)
 
     def _normalise(self, hidden: Tensor) -> Tensor:
         norm = self.norm
         # A network turned to half precision as a whole has a norm in half precision, which takes only its own type.
         x = hidden.to(norm.weight.dtype)
-        if isinstance(norm, nn.BatchNorm1d) and norm.training and x.shape[0] == 1:
+        if isinstance(norm, nn.BatchNorm1d) and (not norm.training or x.shape[0] == 1):
             x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
         else:
             x = norm(x)
@@ -133,17 +136,22 @@ class ContrastingAttention(nn.Module):
         return torch.cat([before, own, after, zero], dim=-1) + self.basis_bias.to(z.dtype)
 
     def _anneal(self, z: Tensor, temperature: Tensor) -> Tensor:
-        # A network of twenty layers spends a tenth of a step on small maps here: few operations, each on all mixtures.
+        # Small maps leave a layer little else to do than this: few operations, each on all mixtures.
         size = torch.linalg.vector_norm(z, ord=1, dim=-1, keepdim=True)
         scale = (1 - temperature).to(z.dtype) / (size + 1e-3)
-        cells = torch.arange(self.cells, device=z.device)
-        beta = (cells == self.initial_cells.unsqueeze(-1)).to(z.dtype)
         # The published code keeps β in float32; τβ is rounded alike, else its numbers hold to 1e-8 only.
-        return torch.addcmul(temperature.to(torch.float32).to(z.dtype) * beta, z[..., :-1], scale)
+        return torch.addcmul((self.start * temperature.to(torch.float32)).to(z.dtype), z[..., :-1], scale)
+
+    def _make_start(self) -> Tensor:
+        """Return β [mixtures, cells]: the cell that each mixture starts as."""
+        device = self.expand.weight.device
+        initial = torch.tensor(self.initial_cells, device=device)
+        return (torch.arange(self.cells, device=device) == initial.unsqueeze(-1)).to(torch.float32)
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         super()._apply(fn, recurse)
-        self.initial_cells = torch.tensor(self._start, device=self.expand.weight.device)
+        if self.start.device != self.expand.weight.device:
+            self.start = self._make_start()
         return self
 
     def extra_repr(self) -> str:
@@ -179,6 +187,14 @@ def attention_parameters(
     own, rank = basis_shape(partition, basis)
     expand = width * partition.mixtures * (own + rank + 1)
     return shared + expand + rank * (partition.cells - own) + columns
+
+
+def _within_reach(pooled: Tensor) -> Tensor:
+    """Return finite means of what may come from half precision.
+
+    bfloat16 reaches as far as float32: sums of its largest values, and their squares in the norm, would overflow.
+    """
+    return pooled.nan_to_num(0.0).clamp(-LARGEST_MEAN, LARGEST_MEAN)
 
 
 def _linear(x: Tensor, linear: nn.Linear) -> Tensor:

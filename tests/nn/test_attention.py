@@ -29,13 +29,15 @@ def test_weights_are_normalised_by_their_absolute_sum(norm: str, basis: float | 
 
 def test_at_temperature_one_every_mixture_is_one_cell() -> None:
     alpha = make()(torch.randn(4, 16, 5, 5), torch.tensor(1.0))
-    assert torch.equal(alpha.argmax(-1), make().initial_cells.expand(4, -1))
+    assert torch.equal(alpha.argmax(-1), torch.tensor(SHARE.initial_cells).expand(4, -1))
     assert torch.equal(alpha.sum(-1), torch.ones(4, SHARE.mixtures))
 
 
-def test_start_cells_are_kept_as_one_index_a_mixture() -> None:
-    assert make().initial_cells.shape == (SHARE.mixtures,)
-    assert make().initial_cells.dtype == torch.int64
+def test_the_start_is_no_weight_and_follows_the_weights_device() -> None:
+    attention = make()
+    assert not [name for name in attention.state_dict() if "start" in name]
+    assert attention.start.shape == (SHARE.mixtures, SHARE.cells)
+    assert attention.to("meta").start.is_meta
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])

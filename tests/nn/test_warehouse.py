@@ -124,6 +124,8 @@ def test_a_network_made_on_the_meta_device_is_complete_after_reset_parameters() 
     for module in layers.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
-    assert layers[1].attention.initial_cells.tolist() == list(layers[1].partition.initial_cells)
+    share = layers[1].partition
+    expected = nn.functional.one_hot(torch.tensor(share.initial_cells), share.cells + 1)[:, :-1]
+    assert torch.equal(layers[1].attention.start, expected.float())
     assert float(layers[1].warehouse.temperature) == 1.0
     assert layers(torch.randn(2, 8, 7, 7)).isfinite().all()

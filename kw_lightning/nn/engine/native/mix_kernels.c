@@ -136,19 +136,17 @@ static void outer(const int32_t *run, const int32_t *end, const float *source, i
 
 /* One block of the cells, its kernels mixed for samples of the batch. */
 typedef struct {
-    index_t lane, depth, depths;
+    index_t depth, depths;
     index_t first;       /* of the samples, in the batch */
     const float *source; /* of that sample */
     float *out, *other;  /* of that sample */
 } Block;
 
-static void mix_and_apply(const Pass *p, const Block *k, index_t samples, const Memory *m, int foresee) {
+static void mix_and_apply(const Pass *p, const Block *k, index_t samples, const Memory *m) {
     index_t step = kernel_step(p);
-    for (index_t d = 0; d < k->depths; d++) {
-        if (foresee) foresee_cells(p, k->lane, k->depth, d, k->depths);
+    for (index_t d = 0; d < k->depths; d++)
         product(samples * p->rows, 2, p->cells, p->alpha + k->first * p->rows * p->cells, p->cells, 1,
                 m->block + d * p->cells * LANES, LANES, m->kernels + d * LANES, step, 0);
-    }
     for (index_t b = 0; b < samples; b++)
         for (index_t g = 0; g < p->lane_groups; g++)
             for (index_t t = 0; t < p->tiles; t++)
@@ -192,12 +190,12 @@ static void run_lanes(const Pass *p, index_t lane, index_t first, index_t last, 
                      m->other + ((b - first) * p->lane_groups + g) * map);
     for (index_t depth = 0; depth < p->depths; depth += p->chunk) {
         index_t depths = smaller(p->chunk, p->depths - depth);
-        Block k = {lane, depth, depths, first, source, m->out, m->other};
+        Block k = {depth, depths, first, source, m->out, m->other};
         pack_cells(p, lane, lanes, depth, depths, m->block, LANES, p->cells * LANES);
         if (alpha_gradient) turn_cells(p, depths, m->block, m->turned);
         while (k.first < last) {
             index_t samples = smaller(p->group, last - k.first);
-            if (p->out.data) mix_and_apply(p, &k, samples, m, k.first + samples == last);
+            if (p->out.data) mix_and_apply(p, &k, samples, m);
             if (p->other.data) differentiate(p, &k, samples, m, alpha_gradient, k.first > first);
             k.first += samples;
             k.source += samples * sample_size(p);

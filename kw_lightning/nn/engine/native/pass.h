@@ -77,25 +77,16 @@ static inline void write_map(const Map *map, const Sums *sums, index_t sample, i
 /* block[d * depth_step + j * cell_step + l] = E[j][depth + d][lane + l]. */
 static inline void pack_cells(const Pass *p, index_t lane, index_t lanes, index_t depth, index_t depths, float *block,
                               index_t cell_step, index_t depth_step) {
-    if (lanes < LANES) memset(block, 0, depths * p->cells * LANES * sizeof(float));
-    for (index_t j = 0; j < p->cells; j++)
-        arrange(p->cell + j * p->cell_step + lane * p->lane_step + depth * p->depth_step, p->depth_step, p->lane_step,
-                block + j * cell_step, depth_step, depths, lanes);
-}
-
-/* Ask for a share of the cells' next block, so that it comes from memory while this one is worked on: its lines are
-   short and far apart, which no hardware foresees. */
-static inline void foresee_cells(const Pass *p, index_t lane, index_t depth, index_t share, index_t shares) {
-    if (depth + p->chunk < p->depths) depth += p->chunk;
-    else depth = 0, lane += LANES;
-    if (lane >= p->lanes) return;
-    index_t depths = smaller(p->chunk, p->depths - depth), lanes = smaller(LANES, p->lanes - lane);
     int turned = p->depth_step == 1;
-    index_t lines = turned ? lanes : depths, parts = pieces(turned ? depths : lanes, 16);
-    const float *first = p->cell + lane * p->lane_step + depth * p->depth_step;
-    for (index_t i = lines * parts * share / shares; i < lines * parts * (share + 1) / shares; i++) {
-        const float *line = first + i % lines * (turned ? p->lane_step : p->depth_step) + i / lines * 16;
-        for (index_t j = 0; j < p->cells; j++) __builtin_prefetch(line + j * p->cell_step, 0, 2);
+    index_t lines = turned ? lanes : depths, line = turned ? depths : lanes;
+    if (lanes < LANES) memset(block, 0, depths * p->cells * LANES * sizeof(float));
+    for (index_t j = 0; j < p->cells; j++) {
+        const float *cell = p->cell + j * p->cell_step + lane * p->lane_step + depth * p->depth_step;
+        /* The lines of a cell are short and far apart: no hardware foresees the next cell's. */
+        for (index_t i = 0; j + 1 < p->cells && i < lines; i++)
+            for (index_t k = 0; k < line; k += 16)
+                __builtin_prefetch(cell + p->cell_step + i * (turned ? p->lane_step : p->depth_step) + k);
+        arrange(cell, p->depth_step, p->lane_step, block + j * cell_step, depth_step, depths, lanes);
     }
 }
 

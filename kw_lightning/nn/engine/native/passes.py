@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.gradients import Gradients
 from kw_lightning.nn.engine.native.library import library
-from kw_lightning.nn.engine.native.tables import Sums, find_tables
+from kw_lightning.nn.engine.native.tables import Sums, Tables, find_tables
 from kw_lightning.nn.engine.workspace import scratch, workspace_bytes
+from kw_lightning.nn.partition import Shape
 
 # Bytes of one block of all cells and of the kernels mixed from it together, which share the second-level cache, and of
 # maps converted together, for the third level. Half and twice of each were alike on a processor with 0.5 and 8 MB.
@@ -106,34 +108,14 @@ class _Call:
     def __init__(
         self, x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolution, order: str, *, backward: bool
     ) -> None:
-        loaded = library()
-        assert loaded is not None
-        self.library, self.order, self.backward = loaded, order, backward
-        self.like = x
-        self.lane_count = int(loaded.kw_lanes())
-        self.tables = find_tables(convolution, tuple(x.shape[2:]), loaded.kw_rows(), winograd=order == "winograd")
-        direction = self.tables.backward if backward else self.tables.forward
-        self.attention, self.cells = self._taps_of(attention), cells
-        p = self.arguments = _Pass()
-        _, out_groups, in_groups = convolution.grid
-        co, ci = cells.shape[1:3]
-        p.batch, p.rows, p.cells = self.attention.shape
-        p.cell_step = co * ci
-        p.row_tap = out_groups * in_groups
-        if backward:
-            p.lanes, p.depths, p.lane_groups, p.depth_groups = ci, co, in_groups, out_groups
-            p.row_lane, p.row_depth, p.lane_step, p.depth_step = 1, in_groups, 1, ci
-            p.out_positions, p.source_positions = self.tables.inputs, self.tables.outputs
-        else:
-            p.lanes, p.depths, p.lane_groups, p.depth_groups = co, ci, out_groups, in_groups
-            p.row_lane, p.row_depth, p.lane_step, p.depth_step = in_groups, 1, ci, 1
-            p.out_positions, p.source_positions = self.tables.outputs, self.tables.inputs
-        p.alpha, p.cell = self.attention.data_ptr(), cells.data_ptr()
-        p.taps, p.tiles, p.spans = len(self.tables.live), len(direction.tile_start), len(self.tables.span) // 4
-        p.tile_start, p.tile = direction.tile_start.data_ptr(), direction.tile.data_ptr()
-        p.reads, p.span, p.run = (t.data_ptr() for t in (self.tables.reads, self.tables.span, self.tables.run))
-        p.source_sums, p.out_sums = _sums(direction.source_sums), _sums(direction.out_sums)
-        p.other_sums = _sums(self.tables.forward.source_sums)
+        self.order, self.backward, self.cells = order, backward, cells
+        limit = workspace_bytes(x.device)
+        self.tables, template = _describe(
+            convolution, tuple(x.shape[2:]), len(x), len(cells), order, backward, torch.get_num_threads(), limit
+        )
+        self.attention = self._taps_of(attention)
+        self.arguments = _Pass.from_buffer_copy(template)
+        self.arguments.alpha, self.arguments.cell = self.attention.data_ptr(), cells.data_ptr()
 
     def map(self, name: str, tensor: Tensor, *, touch: bool = True) -> None:
         """Tell the pass where one of its maps lies; only its size if it is not to be touched."""
@@ -143,11 +125,9 @@ class _Call:
     def run(self, wanted: Gradients | None = None) -> None:
         """Call the pass, and hand out the gradients of α and E."""
         p = self.arguments
-        self._size()
         attention_gradient = cells_gradient = None
         if wanted is not None and wanted.attention is not None:
-            width = -(-p.cells // self.lane_count) * self.lane_count
-            attention_gradient = self.like.new_zeros(p.threads, p.batch, p.rows, width)
+            attention_gradient = self.cells.new_zeros(p.threads, p.batch, p.rows, _padded(p.cells))
             p.alpha_gradient = attention_gradient.data_ptr()
         if wanted is not None and wanted.cells is not None:
             # Where threads share a block of lanes, each of them has a gradient of its own.
@@ -155,45 +135,23 @@ class _Call:
             p.cell_gradient = cells_gradient.data_ptr()
         name = "kw_mix_inputs" if self.order == "mix_inputs" else "kw_mix_kernels"
         name += "_backward" if self.backward and self.order == "mix_inputs" else ""
-        memory = scratch("native", [getattr(self.library, name + "_memory")(ctypes.byref(p))], self.like)
+        memory = scratch("native", [getattr(_library(), name + "_memory")(ctypes.byref(p))], self.cells)
         p.memory = memory.data_ptr()
-        getattr(self.library, name)(ctypes.byref(p))
+        getattr(_library(), name)(ctypes.byref(p))
         if wanted is not None and wanted.attention is not None and attention_gradient is not None:
             self._put_back(attention_gradient.sum(0)[..., : p.cells], wanted.attention)
         if wanted is not None and wanted.cells is not None and p.parts > 1 and cells_gradient is not None:
             torch.sum(cells_gradient, 0, out=wanted.cells)
 
-    def _size(self) -> None:
-        """Choose the sizes of blocks and the shares of threads."""
-        p = self.arguments
-        wide = self.lane_count // 16  # wider vectors come with larger caches
-        p.threads = torch.get_num_threads()
-        blocks = -(-p.lanes // self.lane_count)
-        p.parts = next(n for n in range(1, p.threads + 1) if _imbalance(blocks * n, p.threads) <= IMBALANCE)
-        p.parts = min(p.parts, p.batch)
-        if self.order == "mix_inputs" and self.backward:
-            p.chunk = p.depths
-            row = 2 * p.depth_groups * p.source_positions * (p.cells + 1) * self.lane_count
-            p.group = _clamp(KERNEL_BYTES * wide * 2 // (4 * row), 1, p.batch)
-        else:
-            block = BLOCK_BYTES * wide // (2 if self.backward else 1)
-            p.chunk = _even(p.depths, _clamp(block // (4 * p.cells * self.lane_count), 8, p.depths), 8)
-            kernels = min(KERNEL_BYTES * wide, workspace_bytes(self.like.device) // p.threads)
-            p.group = _clamp(kernels // (4 * p.rows * (p.chunk + 1) * self.lane_count), 1, p.batch)
-        sample = 4 * p.source_positions * p.depths * p.depth_groups
-        if self.order == "mix_inputs" and not self.backward:
-            sample += 4 * p.lane_groups * p.out_positions * (p.chunk * p.cells + self.lane_count)
-        packed = PACKING * p.cells // (p.rows * (p.cells + p.source_positions))
-        samples = max(MAP_BYTES // sample, min(packed, MOST_MAPS * MAP_BYTES // sample))
-        p.samples = _even(p.batch, _clamp(samples, p.parts, p.batch), p.parts)
-
     def _taps_of(self, attention: Tensor) -> Tensor:
         """Return α of the taps that the tables know, [batch, taps · groups, cells]."""
         tables = self.tables
+        if tables.kernel_transform is None and len(tables.live) == tables.kernel_positions:
+            return attention
         by_tap = attention.view(len(attention), tables.kernel_positions, -1)
         if tables.kernel_transform is not None:
             by_tap = torch.matmul(tables.kernel_transform, by_tap)
-        elif len(tables.live) < tables.kernel_positions:
+        else:
             by_tap = by_tap[:, list(tables.live)]
         return by_tap.reshape(len(attention), -1, attention.shape[2])
 
@@ -204,8 +162,86 @@ class _Call:
         by_tap = gradient.reshape(len(total), -1, place.shape[2])
         if tables.kernel_transform is not None:
             place += torch.matmul(tables.kernel_transform.t(), by_tap)
+        elif len(tables.live) == tables.kernel_positions:
+            place += by_tap
         else:
             place[:, list(tables.live)] += by_tap
+
+
+@functools.lru_cache(maxsize=1024)
+def _describe(
+    convolution: Convolution,
+    size: Shape,
+    batch: int,
+    cells: int,
+    order: str,
+    backward: bool,
+    threads: int,
+    limit: int,
+) -> tuple[Tables, Any]:
+    """Return the tables of a pass, and what it is told but for the places of tensors.
+
+    Args:
+        size: of the convolution's input.
+        cells: n.
+        limit: bytes of the kernels that are mixed at once.
+    """
+    tables = find_tables(convolution, size, _library().kw_rows(), winograd=order == "winograd")
+    direction = tables.backward if backward else tables.forward
+    _, out_groups, in_groups = convolution.grid
+    co, ci = convolution.cell_shape[:2]
+    p = _Pass(batch=batch, rows=len(tables.live) * out_groups * in_groups, cells=cells, threads=threads)
+    p.cell_step, p.row_tap = co * ci, out_groups * in_groups
+    if backward:
+        p.lanes, p.depths, p.lane_groups, p.depth_groups = ci, co, in_groups, out_groups
+        p.row_lane, p.row_depth, p.lane_step, p.depth_step = 1, in_groups, 1, ci
+        p.out_positions, p.source_positions = tables.inputs, tables.outputs
+    else:
+        p.lanes, p.depths, p.lane_groups, p.depth_groups = co, ci, out_groups, in_groups
+        p.row_lane, p.row_depth, p.lane_step, p.depth_step = in_groups, 1, ci, 1
+        p.out_positions, p.source_positions = tables.outputs, tables.inputs
+    p.taps, p.tiles, p.spans = len(tables.live), len(direction.tile_start), len(tables.span) // 4
+    p.tile_start, p.tile = direction.tile_start.data_ptr(), direction.tile.data_ptr()
+    p.reads, p.span, p.run = (table.data_ptr() for table in (tables.reads, tables.span, tables.run))
+    p.source_sums, p.out_sums = _sums(direction.source_sums), _sums(direction.out_sums)
+    p.other_sums = _sums(tables.forward.source_sums)
+    _share_out(p, order, backward, limit)
+    return tables, p
+
+
+def _share_out(p: Any, order: str, backward: bool, limit: int) -> None:
+    """Choose the sizes of blocks and the shares of threads."""
+    lanes = _library().kw_lanes()
+    wide = lanes // 16  # wider vectors come with larger caches
+    blocks = -(-p.lanes // lanes)
+    p.parts = next(n for n in range(1, p.threads + 1) if _imbalance(blocks * n, p.threads) <= IMBALANCE)
+    p.parts = min(p.parts, p.batch)
+    if order == "mix_inputs" and backward:
+        p.chunk = p.depths
+        row = 2 * p.depth_groups * p.source_positions * (p.cells + 1) * lanes
+        p.group = _clamp(KERNEL_BYTES * wide * 2 // (4 * row), 1, p.batch)
+    else:
+        block = BLOCK_BYTES * wide // (2 if backward else 1)
+        p.chunk = _even(p.depths, _clamp(block // (4 * p.cells * lanes), 8, p.depths), 8)
+        kernels = min(KERNEL_BYTES * wide, limit // p.threads)
+        p.group = _clamp(kernels // (4 * p.rows * (p.chunk + 1) * lanes), 1, p.batch)
+    sample = 4 * p.source_positions * p.depths * p.depth_groups
+    if order == "mix_inputs" and not backward:
+        sample += 4 * p.lane_groups * p.out_positions * (p.chunk * p.cells + lanes)
+    packed = PACKING * p.cells // (p.rows * (p.cells + p.source_positions))
+    samples = max(MAP_BYTES // sample, min(packed, MOST_MAPS * MAP_BYTES // sample))
+    p.samples = _even(p.batch, _clamp(samples, p.parts, p.batch), p.parts)
+
+
+def _library() -> ctypes.CDLL:
+    loaded = library()
+    assert loaded is not None
+    return loaded
+
+
+def _padded(cells: int) -> int:
+    lanes: int = _library().kw_lanes()
+    return -(-cells // lanes) * lanes
 
 
 def _sums(sums: Sums | None) -> Any:

@@ -29,13 +29,14 @@
 
 typedef int64_t index_t;
 typedef float vector __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
-typedef float eight __attribute__((vector_size(32), aligned(4), may_alias));
+typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
 #define EACH_ROW(rows) _Pragma("GCC unroll 12") for (int r = 0; r < (rows); r++)
 
 /* Macros where a function would do: a vector type wider than the machine's must not cross a call. */
 #define LOAD(from) (*(const vector *)(from))
+#define FOUR(at) (*(four *)(at))
 #define STORE(to, value) (*(vector *)(to) = (value))
 
 INLINE index_t smaller(index_t a, index_t b) { return a < b ? a : b; }
@@ -85,27 +86,19 @@ static inline void product(index_t rows, int vectors, index_t length, const floa
 #ifdef __clang__
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-typedef int32_t eight_indices __attribute__((vector_size(32)));
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (eight_indices){__VA_ARGS__})
+typedef int32_t four_indices __attribute__((vector_size(16)));
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (four_indices){__VA_ARGS__})
 #endif
 
-/* to[i * to_row + j] = from[j * from_row + i], 8 by 8. */
-INLINE void turn_eight(const float *from, index_t from_row, float *to, index_t to_row) {
-    eight a[8], b[8];
-    for (int i = 0; i < 8; i++) a[i] = *(const eight *)(from + i * from_row);
-    for (int i = 0; i < 8; i += 2) {
-        b[i] = SHUFFLE(a[i], a[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
-        b[i + 1] = SHUFFLE(a[i], a[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
-    }
-    for (int i = 0; i < 8; i += 4)
-        for (int k = 0; k < 2; k++) {
-            a[i + 2 * k] = SHUFFLE(b[i + k], b[i + k + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-            a[i + 2 * k + 1] = SHUFFLE(b[i + k], b[i + k + 2], 2, 3, 10, 11, 6, 7, 14, 15);
-        }
-    for (int i = 0; i < 4; i++) {
-        *(eight *)(to + i * to_row) = SHUFFLE(a[i], a[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-        *(eight *)(to + (i + 4) * to_row) = SHUFFLE(a[i], a[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
-    }
+/* to[i * to_row + j] = from[j * from_row + i], 4 by 4. */
+INLINE void turn_four(const float *from, index_t from_row, float *to, index_t to_row) {
+    four a = FOUR(from), b = FOUR(from + from_row), c = FOUR(from + 2 * from_row), d = FOUR(from + 3 * from_row);
+    four ab = SHUFFLE(a, b, 0, 4, 1, 5), cd = SHUFFLE(c, d, 0, 4, 1, 5);
+    FOUR(to) = SHUFFLE(ab, cd, 0, 1, 4, 5);
+    FOUR(to + to_row) = SHUFFLE(ab, cd, 2, 3, 6, 7);
+    ab = SHUFFLE(a, b, 2, 6, 3, 7), cd = SHUFFLE(c, d, 2, 6, 3, 7);
+    FOUR(to + 2 * to_row) = SHUFFLE(ab, cd, 0, 1, 4, 5);
+    FOUR(to + 3 * to_row) = SHUFFLE(ab, cd, 2, 3, 6, 7);
 }
 
 /* to[i * to_row + j] = from[i * from_i + j * from_j] for i < rows, j < columns; fast where one step is 1. */
@@ -115,9 +108,9 @@ static inline void arrange(const float *from, index_t from_i, index_t from_j, fl
         for (index_t i = 0; i < rows; i++) memcpy(to + i * to_row, from + i * from_i, columns * sizeof(float));
         return;
     }
-    index_t turned = from_i == 1 ? rows / 8 * 8 : 0, whole = columns / 8 * 8;
-    for (index_t i = 0; i < turned; i += 8)
-        for (index_t j = 0; j < whole; j += 8) turn_eight(from + i + j * from_j, from_j, to + i * to_row + j, to_row);
+    index_t turned = from_i == 1 ? rows / 4 * 4 : 0, whole = columns / 4 * 4;
+    for (index_t i = 0; i < turned; i += 4)
+        for (index_t j = 0; j < whole; j += 4) turn_four(from + i + j * from_j, from_j, to + i * to_row + j, to_row);
     for (index_t i = 0; i < rows; i++)
         for (index_t j = i < turned ? whole : 0; j < columns; j++) to[i * to_row + j] = from[i * from_i + j * from_j];
 }

@@ -28,9 +28,14 @@ def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Compile for vectors of 16 and of 8 numbers, whichever this machine has; compilers split what is too wide."""
     flags = (*library.FLAGS, f"-DWIDTH={16 if request.param == 'wide' else 8}")
     monkeypatch.setattr(library, "FLAGS", flags)
-    library.library.cache_clear()
+    clear_caches()
     yield request.param
+    clear_caches()
+
+
+def clear_caches() -> None:
     library.library.cache_clear()
+    passes._describe.cache_clear()
 
 
 @contextlib.contextmanager
@@ -125,6 +130,7 @@ def test_small_bounds_of_memory_change_nothing(order: str, monkeypatch: pytest.M
         monkeypatch.setattr(passes, name, 1)
     with workspace(1):
         compare(order, geometry, (6, 5), 5, 7)
+    passes._describe.cache_clear()
 
 
 @pytest.mark.parametrize("order", ORDERS)
