@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 import torch
 
 from kw_lightning.bench.timing import best_seconds
+from kw_lightning.nn.engine import native
 
-GEMM_SIDE = 2048
+GEMM_SIDES = (256, 1024, 2048)
+GEMM_SECONDS = 1.0  # most that one product may take: half precision is slow where no instructions know it
 
 
 @dataclass(frozen=True)
@@ -23,17 +26,19 @@ class Machine:
         threads: that one operator may use on the CPU.
         torch: version.
         gemm: GFLOP/s of a large matrix product in the measured type: what could be reached at best.
+        gemm_side: rows and columns of that product.
     """
 
     processor: str
     threads: int
     torch: str
     gemm: float
+    gemm_side: int
 
     def __str__(self) -> str:
         return (
             f"{self.processor}, {self.threads} threads, torch {self.torch}, "
-            f"{self.gemm:.0f} GFLOP/s in a {GEMM_SIDE}³ matrix product"
+            f"{self.gemm:.0f} GFLOP/s in a {self.gemm_side}³ matrix product"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -43,9 +48,14 @@ class Machine:
 
 def describe_machine(device: torch.device, dtype: torch.dtype) -> Machine:
     """Describe the machine and measure a large matrix product on it."""
-    a, b = (torch.randn(GEMM_SIDE, GEMM_SIDE, device=device, dtype=dtype) for _ in range(2))
-    seconds = best_seconds(lambda: torch.mm(a, b), device, repeats=7)
-    return Machine(_processor(device), torch.get_num_threads(), torch.__version__, 2 * GEMM_SIDE**3 / seconds / 1e9)
+    side, seconds = GEMM_SIDES[0], 0.0
+    for larger in GEMM_SIDES:
+        if seconds * (larger / side) ** 3 > GEMM_SECONDS:
+            break
+        a, b = (torch.randn(larger, larger, device=device, dtype=dtype) for _ in range(2))
+        work = functools.partial(torch.mm, a, b)
+        side, seconds = larger, best_seconds(work, device, repeats=7 if larger == GEMM_SIDES[-1] else 3)
+    return Machine(_processor(device), torch.get_num_threads(), torch.__version__, 2 * side**3 / seconds / 1e9, side)
 
 
 def _processor(device: torch.device) -> str:
@@ -57,4 +67,5 @@ def _processor(device: torch.device) -> str:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{names[0] if names else platform.machine()} ({capability})"
+    compiled = "compiled engine" if native.available() else "no compiled engine"
+    return f"{names[0] if names else platform.machine()} ({capability}, {compiled})"

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kw_lightning.builder import convert
-from kw_lightning.nn.engine import ENGINES, Convolution, autotune, dynamic_convolution, paths, planner
+from kw_lightning.nn.engine import ENGINES, Convolution, autotune, dynamic_convolution, native, paths, planner
 
 CPU = torch.device("cpu")
 # (in, out, kernel, map at 224², stride, cell, cells, groups) of layers in the shipped zoo
@@ -46,45 +46,76 @@ def convolution(name: str) -> Convolution:
     )
 
 
-def multiply_adds(path: str, name: str, batch: int, side: int) -> int:
-    """Count a forward pass by hand, from the orders of contraction alone."""
+def multiply_adds(path: str, name: str, batch: int, side: int, backward: bool) -> int:
+    """Count a pass by hand, from the orders of contraction alone.
+
+    Backwards, kernels are mixed anew, and both gradients of the mixture and of the product are taken; where inputs or
+    outputs are mixed, next to nothing is.
+    """
     geometry, cells = convolution(name), LAYERS[name][6]
     kernel, cell = math.prod(geometry.kernel_shape), math.prod(geometry.cell_shape)
     _, out_groups, in_groups = geometry.grid
     positions = math.prod(geometry.output_size((side, side)))
-    if path == "mix_inputs":
-        return batch * cells * cell * out_groups * positions
+    if path in ("mix_inputs", "fused_inputs"):
+        return batch * cells * cell * out_groups * positions * (2 if backward else 1)
     if path == "mix_outputs":
-        return batch * cells * cell * in_groups * side * side
-    # On a map smaller than the kernel's reach, products leave out positions that read only padding.
-    live = min(1.0, (2 * side - 1) ** 2 / 9) if path == "products" and geometry.kernel_shape[2] == 3 else 1.0
-    return int(batch * kernel * live * (cells + positions))
+        return batch * cells * cell * in_groups * side * side * (2 if backward else 1)
+    if path == "winograd":
+        kernel, positions = kernel * 16 // 9, math.ceil(geometry.output_size((side, side))[0] / 2) ** 2
+    # On a map smaller than the kernel's reach, these leave out positions that read only padding.
+    reach = path in ("products", "fused") and geometry.kernel_shape[2] == 3
+    live = min(1.0, (2 * side - 1) ** 2 / 9) if reach else 1.0
+    return int(batch * kernel * live * (3 * cells + 2 * positions if backward else cells + positions))
 
 
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize(("batch", "size"), [(16, 224), (1, 224), (64, 32), (3, 96)])
+@pytest.mark.parametrize(("batch", "size"), [(16, 224), (1, 224), (64, 32), (3, 96), (16, 64)])
 @pytest.mark.parametrize("name", LAYERS)
 def test_work_is_near_the_least(name: str, batch: int, size: int, backward: bool) -> None:
     side = math.ceil(LAYERS[name][3] * size / 224)
     ranked = planner.rank(convolution(name), batch, (side, side), LAYERS[name][6], torch.float32, CPU, "auto", backward)
-    least = min(multiply_adds(path, name, batch, side) for path in ranked)
-    # Work alone does not decide: mixing kernels moves them through memory, which large dense products do not.
-    assert multiply_adds(ranked[0], name, batch, side) <= 3.0 * least
+    # Not of Winograd's form, whose multiply-adds are fewer but in many small products, nor of PyTorch's products, which
+    # reach about two thirds of the compiled ones' speed; those alone move kernels through memory as well.
+    least = min(
+        multiply_adds(path, name, batch, side, backward)
+        for path in ranked
+        if path in (("fused", "fused_inputs") if native.available() and LAYERS[name][7] == 1 else ranked)
+    )
+    # Of few samples, reading all cells takes as long as working on them.
+    limit = (1.25 if batch > 3 else 1.5) if native.available() else 3.0
+    assert multiply_adds(ranked[0], name, batch, side, backward) <= limit * least
+
+
+@pytest.mark.skipif(not native.available(), reason="no C compiler")
+@pytest.mark.parametrize(
+    ("name", "batch", "side", "expected"),
+    [
+        ("resnet18 layer1", 16, 56, {"winograd"}),
+        ("resnet18 layer2.0.conv1", 16, 56, {"fused"}),
+        ("resnet18 layer4", 16, 7, {"fused"}),
+        ("resnet18 layer3", 64, 2, {"fused_inputs", "mix_outputs"}),
+        ("resnet18 layer4", 64, 1, {"fused_inputs", "mix_inputs", "mix_outputs"}),
+        ("convnext depthwise", 16, 56, {"grouped"}),
+        ("resnet50 layer1 expand", 16, 56, {"fused"}),
+    ],
+)
+def test_shapes_get_the_path_measured_fastest(name: str, batch: int, side: int, expected: set[str]) -> None:
+    ranked = planner.rank(convolution(name), batch, (side, side), LAYERS[name][6], torch.float32, CPU, "auto", False)
+    assert ranked[0] in expected
 
 
 @pytest.mark.parametrize(
     ("name", "batch", "side", "expected"),
     [
         ("resnet18 layer1", 16, 56, {"per_sample", "grouped"}),
-        ("resnet18 layer4", 16, 7, {"products"}),
         ("resnet18 layer4", 64, 1, {"mix_inputs", "mix_outputs"}),
         ("convnext depthwise", 16, 56, {"grouped"}),
-        ("resnet50 layer1 expand", 16, 56, {"products", "per_sample"}),
     ],
 )
-def test_shapes_get_the_path_measured_fastest(name: str, batch: int, side: int, expected: set[str]) -> None:
-    ranked = planner.rank(convolution(name), batch, (side, side), LAYERS[name][6], torch.float32, CPU, "auto", False)
+def test_other_types_get_paths_of_pytorchs_products(name: str, batch: int, side: int, expected: set[str]) -> None:
+    ranked = planner.rank(convolution(name), batch, (side, side), LAYERS[name][6], torch.float64, CPU, "auto", False)
     assert ranked[0] in expected
+    assert not {"fused", "winograd", "fused_inputs"} & set(ranked)
 
 
 @pytest.mark.parametrize("engine", [engine for engine in ENGINES if engine != "reference"])
@@ -94,7 +125,7 @@ def test_every_engine_names_only_paths_that_can(name: str, engine: str) -> None:
     assert ranked
     assert all(path in paths.PATHS and paths.supports(path, convolution(name), torch.float32, CPU) for path in ranked)
     if engine in ("mix_inputs", "mix_outputs") and LAYERS[name][7] == 1:
-        assert ranked == (engine,)
+        assert all(path.endswith(engine.removeprefix("mix_")) for path in ranked)
 
 
 def test_autotune_times_once_and_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
