@@ -117,12 +117,12 @@ class ContrastingAttention(nn.Module):
     def _normalise(self, hidden: Tensor) -> Tensor:
         norm = self.norm
         # A network turned to half precision as a whole has a norm in half precision, which takes only its own type.
-        x = hidden.to(norm.weight.dtype)
+        x = hidden if hidden.dtype == norm.weight.dtype else hidden.to(norm.weight.dtype)
         if isinstance(norm, nn.BatchNorm1d) and (not norm.training or x.shape[0] == 1):
             x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
         else:
             x = norm(x)
-        return x.to(hidden.dtype)
+        return x if x.dtype == hidden.dtype else x.to(hidden.dtype)
 
     def _expand(self, hidden: Tensor) -> Tensor:
         z = _linear(hidden, self.expand)
@@ -198,5 +198,8 @@ def _within_reach(pooled: Tensor) -> Tensor:
 
 
 def _linear(x: Tensor, linear: nn.Linear) -> Tensor:
-    bias = None if linear.bias is None else linear.bias.to(x.dtype)
-    return F.linear(x, linear.weight.to(x.dtype), bias)
+    weight: Tensor = linear.weight
+    bias: Tensor | None = linear.bias
+    if weight.dtype != x.dtype:
+        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    return F.linear(x, weight, bias)

@@ -191,11 +191,12 @@ class _KWConvNd(KWLayer):
         if x.dim() != self.dimensions + 2 or x.shape[1] != self.in_channels:
             sides = ", ".join(["size"] * self.dimensions)
             raise RuntimeError(f"expected x of [batch, {self.in_channels}, {sides}]: found {list(x.shape)}")
-        attention = self.attend(x)
+        warehouse, _, attention = self._attached()
+        alpha = attention(x, warehouse.temperature)
         x = x.to(self._compute_type(x))
         if self._pad_first:
             x = F.pad(x, self._pad, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
-        y = dynamic_convolution(x, attention, self._attached()[0].cells, self._convolution(), self.engine)
+        y = dynamic_convolution(x, alpha, warehouse.cells, self._convolution(), self.engine)
         if self.bias is not None:
             y = y + self.bias.to(y.dtype).view(-1, *[1] * self.dimensions)
         return y.squeeze(0) if single else y

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import one_hot
 from callback_networks import Classifier, Net, dynamic_net, loader, trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import (
@@ -224,7 +225,9 @@ def test_averages_leave_the_start_of_the_attention(tmp_path: Path, decay: float)
         layers = [module for module in network.modules() if isinstance(module, KWLayer)]
         assert len(layers) == 3
         for layer in layers:
-            assert layer.attention.initial_cells.tolist() == list(layer.partition.initial_cells)
+            share = layer.partition
+            expected = one_hot(torch.tensor(share.initial_cells), share.cells + 1)[:, :-1]
+            assert torch.equal(layer.attention.start, expected.float())
 
 
 def test_stochastic_weight_averaging_keeps_the_temperature(tmp_path: Path) -> None:

@@ -109,7 +109,16 @@ def main() -> None:
                 except RecipeError as caught:
                     error = str(caught)
                 results[f"{attack} ({parser.__name__})"] = (time.process_time() - start, error)
-    print(json.dumps({"results": results, "memory": peak_bytes()}))
+    print(json.dumps({"results": results, "memory": peak_bytes(), "speed": million_additions()}))
+
+
+def million_additions() -> float:
+    """Return the processor's seconds for a million additions: how slow this machine is."""
+    start = time.process_time()
+    total = 0
+    for number in range(1_000_000):
+        total += number * number
+    return time.process_time() - start
 
 
 def peak_bytes() -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 SECONDS = 1.0
+ADDITIONS = 0.1  # seconds for a million of them on the machine that the second is meant for; others get in proportion
 BYTES = 500 * 1000 * 1000
 
 # What the message of each says, so that none is refused for another reason.
@@ -49,7 +50,8 @@ def outcome() -> dict[str, Any]:
 
 
 def test_every_attack_is_refused_in_under_a_second(outcome: dict[str, Any]) -> None:
-    slow = {name: seconds for name, (seconds, _) in outcome["results"].items() if seconds >= SECONDS}
+    limit = SECONDS * max(1.0, outcome["speed"] / ADDITIONS)
+    slow = {name: seconds for name, (seconds, _) in outcome["results"].items() if seconds >= limit}
     accepted = [name for name, (_, error) in outcome["results"].items() if error is None]
     long = [name for name, (_, error) in outcome["results"].items() if error and len(error.splitlines()) > 110]
     assert len(outcome["results"]) > 35

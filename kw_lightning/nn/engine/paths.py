@@ -61,7 +61,7 @@ def forward(x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolutio
     """
     attention, cells = attention.to(x.dtype).contiguous(), cells.to(x.dtype).contiguous()
     y = empty_output(x, convolution)
-    if y.numel() == 0 or x.numel() == 0:
+    if _reads_nothing(x, y.shape, convolution):
         return y.zero_()
     if path in _NATIVE:
         native.forward(_mapped(x), attention, cells, convolution, y, _NATIVE[path])
@@ -70,8 +70,6 @@ def forward(x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolutio
         convolutions.forward(x, attention, cells, convolution, y, _CALLS[path])
         return y
     form = _Rows(x, attention, cells, convolution, path)
-    if not form.taps.taps:
-        return y.zero_()
     out = y.movedim(1, -1)
     if not form.direct and not out.is_contiguous():
         out = torch.empty_like(out, memory_format=torch.contiguous_format)
@@ -95,7 +93,7 @@ def backward(
         x, attention, cells, path: as in `forward`.
     """
     mixed = attention.to(x.dtype).contiguous(), cells.to(x.dtype).contiguous()
-    if gradient.numel() == 0 or x.numel() == 0:
+    if _reads_nothing(x, gradient.shape, convolution):
         found = Gradients(torch.zeros_like(x), torch.zeros_like(attention), torch.zeros_like(cells))
     elif path in _NATIVE:
         found = new_gradients(_mapped(x), *mixed, needed)
@@ -119,8 +117,6 @@ def _rows_backward(
     needed: Sequence[bool],
 ) -> Gradients:
     form = _Rows(x, attention, cells, convolution, path)
-    if not form.taps.taps:
-        return Gradients(torch.zeros_like(x), torch.zeros_like(attention), torch.zeros_like(cells))
     rows = gradient.movedim(1, -1)
     found = new_gradients(form.x, form.attention, form.cells, needed)
     _ROWS[path].backward(
@@ -196,6 +192,11 @@ class _Rows:
         for tap, position in zip(self.read.taps, self.read.live, strict=True):
             self.read.read(rows, tap, patches[..., position])
         return patches.flatten(-2)
+
+
+def _reads_nothing(x: Tensor, output_shape: torch.Size, convolution: Convolution) -> bool:
+    """Return whether there is nothing to compute: an empty input or output, **or** one that reads only padding."""
+    return 0 in x.shape or 0 in output_shape or not find_taps(convolution, tuple(x.shape[2:])).taps
 
 
 def _mapped(x: Tensor) -> Tensor:

@@ -116,6 +116,12 @@ def test_maps_smaller_than_the_kernel(size: tuple[int, int], stride: int) -> Non
     assert compare((convolution, size, 2, 3), torch.float64) == 5
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_outputs_that_read_nothing_but_padding(dtype: torch.dtype) -> None:
+    convolution = Convolution((4, 6, 1, 2), (4, 6, 1, 1), (1, 1), (0, 1), (1, 2))
+    assert compare((convolution, (1, 1), 2, 3), dtype) >= 5
+
+
 @pytest.mark.parametrize("path", paths.PATHS)
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_memory_format_of_the_input_is_kept(path: str, kernel: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,18 @@ def test_autotune_times_once_and_remembers(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(autotune, "_memory", {})  # as in another process: from the file
     dynamic_convolution(*tensors, geometry, "autotune")
     assert len(timed) == first
+
+
+def test_the_study_fits_units_that_are_not_negative() -> None:
+    study = runpy.run_path(str(Path(__file__).parents[3] / "recipes/studies/engine_costs.py"))
+    torch.manual_seed(0)
+    rows = torch.rand(30, 4, dtype=torch.float64)
+    for units in ([2.0, 0.5, 0.0, 3.0], [0.0, 0.0, 1.0, 0.0]):
+        goal = torch.tensor(units, dtype=torch.float64)
+        torch.testing.assert_close(study["least_squares"](rows, rows @ goal), goal, rtol=1e-6, atol=1e-9)
+    found = study["least_squares"](rows, rows @ torch.tensor([2.0, -0.1, 1.0, 1.0], dtype=torch.float64))
+    assert (found >= 0).all()
+    assert len(list(study["problems"]())) > 100
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"forward": 3', '{"forward x": "nonsense"}'])

@@ -2,16 +2,18 @@
    cells, out = sum over j of E[j] * U[j]. No kernel is made, and all samples share the products: fewer sums on maps of
    few positions. A row is an output position of one sample and one group of output channels.
 
-   Backwards, one thread has LANES input channels, for which it needs nothing of the others: dU[j] = E[j]' * dy gives the
-   gradients of alpha and of the input, and U, made anew, that of E. */
+   Backwards, one thread has LANES input channels, for which it needs nothing of the others: dU[j] = E[j]' * dy gives
+   the gradients of alpha and of the input, and U, made anew, that of E. */
 
 #include "pass.h"
 
-static index_t joined(const Pass *p) { return p->taps * p->depth_groups; } /* mixtures that a row takes, forward */
+/* Mixtures that a row takes, forward. */
+static index_t joined(const Pass *p) { return p->taps * p->depth_groups; }
 
 /* Forward: lanes are output channels, depths input channels. */
 
-static index_t row_step(const Pass *p) { return p->chunk * p->cells + LANES; } /* a row's last store goes past its end */
+/* Numbers of a row of U, whose last store goes past its end. */
+static index_t row_step(const Pass *p) { return p->chunk * p->cells + LANES; }
 static index_t forward_rows(const Pass *p) { return p->samples * p->lane_groups * p->out_positions; }
 
 static index_t forward_scratch(const Pass *p) { /* of one thread */
@@ -37,12 +39,15 @@ static void mix_inputs(const Pass *p, const float *alpha, index_t group, const f
         for (index_t i = 0; i < count; i++) {
             index_t from = p->reads[i / p->depth_groups * p->out_positions + position];
             const float *at = source + (i % p->depth_groups * p->depths + depth) * p->source_positions + from * depths;
-            if (from < 0) memset(read + i * depths, 0, depths * sizeof(float));
-            else memcpy(read + i * depths, at, depths * sizeof(float));
+            if (from < 0)
+                memset(read + i * depths, 0, depths * sizeof(float));
+            else
+                memcpy(read + i * depths, at, depths * sizeof(float));
         }
         /* The last panel first: what it writes beyond the cells is written over. */
         for (index_t j = width - LANES; j >= 0; j -= LANES)
-            product(depths, p->cells - j > WIDTH ? 2 : 1, count, read, 1, depths, weights + j, width, rows + j, p->cells, 0);
+            product(depths, p->cells - j > WIDTH ? 2 : 1, count, read, 1, depths, weights + j, width, rows + j,
+                    p->cells, 0);
     }
 }
 
@@ -73,8 +78,8 @@ void kw_mix_inputs(const Pass *p) {
                         index_t from = rows * (i % p->parts) / p->parts, to = rows * (i % p->parts + 1) / p->parts;
                         float *block = scratch + thread * forward_scratch(p);
                         pack_cells(p, lane, lanes, depth, depths, block, LANES, p->cells * LANES);
-                        product(to - from, 2, depths * p->cells, mixed + from * row_step(p), row_step(p), 1, block, LANES,
-                                out + (i / p->parts * rows + from) * LANES, LANES, depth > 0);
+                        product(to - from, 2, depths * p->cells, mixed + from * row_step(p), row_step(p), 1, block,
+                                LANES, out + (i / p->parts * rows + from) * LANES, LANES, depth > 0);
                     }
             }
         }
@@ -93,8 +98,10 @@ typedef struct {
     float *out, *other, *block, *gradient, *mixed, *mixed_gradient, *read, *turned, *weights, *result, *cell;
 } Memory;
 
-static index_t taken(const Pass *p) { return p->taps * p->lane_groups; } /* mixtures that a row takes, backward */
-static index_t mixed_step(const Pass *p) { return (p->cells + 1) * LANES; } /* no power of two */
+/* Mixtures that a row takes, backward. */
+static index_t taken(const Pass *p) { return p->taps * p->lane_groups; }
+/* Numbers of a row of U and dU; no power of two, so that rows share no set of the cache. */
+static index_t mixed_step(const Pass *p) { return (p->cells + 1) * LANES; }
 
 static index_t lay_out(const Pass *p, float *at, Memory *m) {
     float *start = at;

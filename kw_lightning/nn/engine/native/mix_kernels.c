@@ -7,9 +7,9 @@
        W[b, r] = sum over j of alpha[b, r, j] * E[j].
 
    Lanes l and depths d are the two channel axes of a cell: output and input channels in the forward pass, input and
-   output channels for the gradient of the input. A block is LANES lanes by some depths of every cell. It is packed once;
-   from it the kernels of all samples are mixed and applied, and, backwards, replaced by their gradient, which is folded
-   into those of alpha and E at once.
+   output channels for the gradient of the input. A block is LANES lanes by some depths of every cell. It is packed
+   once; from it the kernels of all samples are mixed and applied, and, backwards, replaced by their gradient, which is
+   folded into those of alpha and E at once.
 
    Winograd's form of a 3x3 convolution is the same pass between other positions: sums of input positions are read, sums
    of output positions are written (`Sums`), and alpha comes transformed, which the mixture, being linear, allows. */
@@ -21,7 +21,8 @@ typedef struct {
     float *mapped, *out, *other, *block, *turned, *gradient, *kernels, *zeros;
 } Memory;
 
-static index_t kernel_step(const Pass *p) { return (p->chunk + 1) * LANES; } /* no power of two: rows share no cache set */
+/* Numbers of a mixture in a block; no power of two, so that mixtures share no set of the cache. */
+static index_t kernel_step(const Pass *p) { return (p->chunk + 1) * LANES; }
 
 static index_t lay_out(const Pass *p, float *at, Memory *m) {
     float *start = at;
@@ -45,7 +46,7 @@ index_t kw_mix_kernels_memory(const Pass *p) {
     return p->samples * sample_size(p) + p->threads * lay_out(p, NULL, &(Memory){0});
 }
 
-/* turned[panel of LANES cells][d, l][cell] = block[d][j][l], the right side of the product that gives alpha's gradient. */
+/* turned[panel of LANES cells][d, l][cell] = block[d][j][l], the right side of the product for alpha's gradient. */
 static void turn_cells(const Pass *p, index_t depths, const float *block, float *turned) {
     for (index_t j = 0; j < p->cells; j += LANES) {
         index_t count = smaller(LANES, p->cells - j);
@@ -89,8 +90,10 @@ INLINE void gather_rows(const int rows, const Pass *p, const int32_t *tile, cons
 static void gather(const Pass *p, const int32_t *tile, const float *source, const float *zeros, index_t depths,
                    const float *kernels, float *out, int add) {
     switch (tile[0]) {
-#define CASE(N) \
-    case N: gather_rows(N, p, tile, source, zeros, depths, kernels, out, add); break;
+#define CASE(N)                                                            \
+    case N:                                                                \
+        gather_rows(N, p, tile, source, zeros, depths, kernels, out, add); \
+        break;
         EACH_COUNT(CASE)
 #undef CASE
     }
@@ -126,8 +129,10 @@ static void outer(const int32_t *run, const int32_t *end, const float *source, i
         index_t count = (depths - first) / tiles, d = first;
         first += count;
         switch (count) {
-#define CASE(N) \
-    case N: outer_rows(N, run, end, source + d, depths, other, c + d * LANES, add); break;
+#define CASE(N)                                                                 \
+    case N:                                                                     \
+        outer_rows(N, run, end, source + d, depths, other, c + d * LANES, add); \
+        break;
             EACH_COUNT(CASE)
 #undef CASE
         }
@@ -170,11 +175,12 @@ static void differentiate(const Pass *p, const Block *k, index_t samples, const 
     if (alpha_gradient)
         for (index_t j = 0; j < p->cells; j += LANES)
             product(rows, p->cells - j > WIDTH ? 2 : 1, k->depths * LANES, m->kernels, step, 1,
-                    m->turned + j * k->depths * LANES, LANES, alpha_gradient + k->first * p->rows * width + j, width, 1);
+                    m->turned + j * k->depths * LANES, LANES, alpha_gradient + k->first * p->rows * width + j, width,
+                    1);
     if (p->cell_gradient)
         for (index_t d = 0; d < k->depths; d++)
-            product(p->cells, 2, rows, p->alpha + k->first * p->rows * p->cells, 1, p->cells, m->kernels + d * LANES, step,
-                    m->gradient + d * p->cells * LANES, LANES, add);
+            product(p->cells, 2, rows, p->alpha + k->first * p->rows * p->cells, 1, p->cells, m->kernels + d * LANES,
+                    step, m->gradient + d * p->cells * LANES, LANES, add);
 }
 
 /* All depths of some lanes, for samples first to last of the batch; source holds theirs. */

@@ -28,8 +28,9 @@ typedef struct {
     Sums out_sums, source_sums, other_sums;
     index_t taps, tiles, spans;
     const int32_t *tile_start, *tile; /* a tile: count, taps, [count] positions, then for each tap: t, [count] reads */
-    const int32_t *reads; /* [taps, output positions of the convolution]: what each reads, -1 for none */
-    const int32_t *span, *run; /* a span: t, whether it adds, runs from, to; a run: source, other, other's step, length */
+    const int32_t *reads;             /* [taps, output positions of the convolution]: what each reads, -1 for none */
+    const int32_t *span;              /* of the kernels' gradient, each: t, whether it adds, runs from, to */
+    const int32_t *run;               /* each: source, other, step of other, length */
     index_t chunk, group, samples, parts, threads; /* see passes.py */
     const float *alpha, *cell;
     float *alpha_gradient; /* [threads, batch, rows, padded cells], added to; NULL if not wanted */
@@ -58,7 +59,7 @@ static inline void add_up(const Sums *sums, const float *from, float *to, index_
 
 /* Some channels of one sample as [positions, width], zero beyond them. */
 static inline void read_map(const Map *map, const Sums *sums, index_t sample, index_t channel, index_t channels,
-                     index_t positions, index_t width, float *mapped, float *to) {
+                            index_t positions, index_t width, float *mapped, float *to) {
     float *raw = sums->start ? mapped : to;
     if (channels < width) memset(raw, 0, map->positions * width * sizeof(float));
     arrange(map->data + sample * map->batch + channel * map->channel, map->position, map->channel, raw, width,
@@ -67,11 +68,13 @@ static inline void read_map(const Map *map, const Sums *sums, index_t sample, in
 }
 
 static inline void write_map(const Map *map, const Sums *sums, index_t sample, index_t channel, index_t channels,
-                      float *mapped, const float *from) {
+                             float *mapped, const float *from) {
     float *to = map->data + sample * map->batch + channel * map->channel;
     if (sums->start) add_up(sums, from, mapped, map->positions, LANES), from = mapped;
-    if (map->channel == 1) arrange(from, LANES, 1, to, map->position, map->positions, channels);
-    else arrange(from, 1, LANES, to, map->channel, channels, map->positions);
+    if (map->channel == 1)
+        arrange(from, LANES, 1, to, map->position, map->positions, channels);
+    else
+        arrange(from, 1, LANES, to, map->channel, channels, map->positions);
 }
 
 /* block[d * depth_step + j * cell_step + l] = E[j][depth + d][lane + l]. */
@@ -91,8 +94,8 @@ static inline void pack_cells(const Pass *p, index_t lane, index_t lanes, index_
 }
 
 /* Write, or add, a block of E's gradient as pack_cells lays it; backwards, lanes lie together in E. */
-static inline void unpack_cells(const Pass *p, index_t lane, index_t lanes, index_t depth, index_t depths, const float *block,
-                         index_t cell_step, index_t depth_step, float *to, int add) {
+static inline void unpack_cells(const Pass *p, index_t lane, index_t lanes, index_t depth, index_t depths,
+                                const float *block, index_t cell_step, index_t depth_step, float *to, int add) {
     for (index_t j = 0; j < p->cells; j++)
         for (index_t d = 0; d < depths; d++) {
             float *line = to + j * p->cell_step + (depth + d) * p->depth_step + lane;
@@ -104,7 +107,8 @@ static inline void unpack_cells(const Pass *p, index_t lane, index_t lanes, inde
 INLINE index_t sample_size(const Pass *p) { return p->source_positions * p->depths * p->depth_groups; }
 
 /* Read the source of samples from `first` on, [sample, group, chunk of depths, position, depth], into `to`. */
-static inline void read_source(const Pass *p, index_t first, index_t samples, float *to, float *scratch, index_t scratch_step) {
+static inline void read_source(const Pass *p, index_t first, index_t samples, float *to, float *scratch,
+                               index_t scratch_step) {
     index_t chunks = pieces(p->depths, p->chunk), count = samples * p->depth_groups * chunks;
 #pragma omp parallel for schedule(static) num_threads(p->threads)
     for (index_t thread = 0; thread < p->threads; thread++)
@@ -120,7 +124,7 @@ static inline void read_source(const Pass *p, index_t first, index_t samples, fl
 typedef void Work(const Pass *p, index_t lane, index_t first, index_t last, const float *source, float *memory,
                   float *alpha_gradient, float *cell_gradient, int add);
 
-/* Do the work for all lanes and samples: a thread takes neighbouring blocks of lanes, or parts of the samples of one. */
+/* Do the work for all lanes and samples: a thread takes neighbouring blocks of lanes, or parts of their samples. */
 static inline void share_out(const Pass *p, index_t memory, Work *work) {
     index_t items = pieces(p->lanes, LANES) * p->parts, gradients = p->batch * p->rows * padded(p->cells);
     float *source = p->memory, *own = source + p->samples * sample_size(p);

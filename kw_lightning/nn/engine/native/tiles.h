@@ -1,7 +1,7 @@
 /* What both passes are made of: one small product in registers, and copies that turn blocks of tensors.
 
-   WIDTH numbers make a vector; a block has LANES = 2 WIDTH columns; a product takes at most ROWS rows of scalars against
-   two vectors, so that all its sums stay in registers. */
+   WIDTH numbers make a vector; a block has LANES = 2 WIDTH columns; a product takes at most ROWS rows of scalars
+   against two vectors, so that all its sums stay in registers. */
 
 #ifndef KW_TILES_H
 #define KW_TILES_H
@@ -74,9 +74,13 @@ static inline void product(index_t rows, int vectors, index_t length, const floa
         float *to = c + first * c_row;
         first += count;
         switch (2 * count + (vectors > 1)) {
-#define CASE(N)                                                                                 \
-    case 2 * N: product_rows(N, 1, length, at, a_row, a_step, b, b_step, to, c_row, add); break; \
-    case 2 * N + 1: product_rows(N, 2, length, at, a_row, a_step, b, b_step, to, c_row, add); break;
+#define CASE(N)                                                                   \
+    case 2 * N:                                                                   \
+        product_rows(N, 1, length, at, a_row, a_step, b, b_step, to, c_row, add); \
+        break;                                                                    \
+    case 2 * N + 1:                                                               \
+        product_rows(N, 2, length, at, a_row, a_step, b, b_step, to, c_row, add); \
+        break;
             EACH_COUNT(CASE)
 #undef CASE
         }
