@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.functional import one_hot
 from callback_networks import Classifier, Net, dynamic_net, loader, trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import (
@@ -20,6 +19,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from torch.nn.functional import one_hot
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from torch.utils.data import DataLoader, IterableDataset
 
