@@ -16,6 +16,7 @@ from torch import Tensor
 from kw_lightning.nn.clock import elapsed
 from kw_lightning.nn.engine import paths
 from kw_lightning.nn.engine.convolution import Convolution
+from kw_lightning.nn.engine.native.library import cache_folder
 
 REPEATS = 3
 SLOWEST = 4  # a path this many times slower than the best so far is not timed again
@@ -50,8 +51,7 @@ def fastest(
 
 def cache_file() -> Path:
     """Return the file of this machine's choices: `$XDG_CACHE_HOME/kw_lightning/autotune-….json`."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "kw_lightning" / f"autotune-{platform.node() or 'machine'}.json"
+    return cache_folder() / f"autotune-{platform.node() or 'machine'}.json"
 
 
 def _key(x: Tensor, cells: Tensor, convolution: Convolution, backward: bool) -> str:
