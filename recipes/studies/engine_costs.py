@@ -129,7 +129,7 @@ def fit(times: list[dict[str, object]]) -> None:
     """Print the fitted table and what it is worth."""
     found = list(problems())
     table: dict[str, tuple[costs.Work, costs.Work]] = {}
-    for path in paths.PATHS:
+    for path in costs.SECONDS:
         units = []
         for name in ("forward", "backward"):
             rows, goal = [], []

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kw_lightning.nn.engine.workspace import in_huge_pages
+
 
 @dataclass(frozen=True)
 class Gradients:
@@ -36,7 +38,7 @@ def new_gradients(x: Tensor, attention: Tensor, cells: Tensor, needed: Sequence[
     """
     exact = torch.promote_types(x.dtype, torch.float32)
     return Gradients(
-        torch.empty_like(x) if needed[0] else None,
+        in_huge_pages(torch.empty_like(x)) if needed[0] else None,
         torch.zeros(attention.shape, dtype=exact, device=x.device) if needed[1] else None,
-        torch.empty(cells.shape, dtype=exact, device=x.device) if needed[2] else None,
+        in_huge_pages(torch.empty(cells.shape, dtype=exact, device=x.device)) if needed[2] else None,
     )

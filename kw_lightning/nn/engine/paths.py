@@ -12,18 +12,19 @@ from kw_lightning.nn.engine import convolutions, mix_inputs, mix_outputs, native
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.gradients import Gradients, new_gradients
 from kw_lightning.nn.engine.taps import find_taps, identity
+from kw_lightning.nn.engine.workspace import in_huge_pages
 
 # Paths made of matrix products on channels-last rows, by name.
 _ROWS = {"products": products, "mix_inputs": mix_inputs, "mix_outputs": mix_outputs}
 # Paths that call the library's convolution: whether once a chunk of samples (grouped) or once a sample.
 _CALLS = {"grouped": True, "per_sample": False}
 # Compiled passes: their order of computation.
-_NATIVE = {"fused": "mix_kernels", "winograd": "winograd", "fused_inputs": "mix_inputs"}
+_NATIVE = {"fused": "mix_kernels", "winograd": "winograd", "fused_inputs": "mix_inputs", "depthwise": "depthwise"}
 PATHS = (*_NATIVE, *_ROWS, *_CALLS)
 
 
 def supports(path: str, convolution: Convolution, dtype: torch.dtype, device: torch.device) -> bool:
-    """Return whether a path can compute a convolution: those of matrix products know no groups.
+    """Return whether a path can compute a convolution: those of matrix products know no groups, "depthwise" no others.
 
     Their cells span one kernel position or, but for the compiled ones, all of them, which is what a partition gives.
     """
@@ -32,8 +33,8 @@ def supports(path: str, convolution: Convolution, dtype: torch.dtype, device: to
     split = math.prod(convolution.cell_shape[2:]) == 1
     if path in _NATIVE:
         single = dtype == torch.float32 and device.type == "cpu"
-        possible = path != "winograd" or native.allows_winograd(convolution)
-        return single and split and possible and convolution.groups == 1 and native.available()
+        fits = {"winograd": native.allows_winograd, "depthwise": _is_depthwise}.get(path, _is_dense)
+        return single and split and fits(convolution) and native.available()
     whole = convolution.cell_shape[2:] == convolution.kernel_shape[2:]
     return convolution.groups == 1 and (whole or split)
 
@@ -60,7 +61,7 @@ def forward(x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolutio
         [batch, out_channels, *output_size] in x's type and memory format.
     """
     attention, cells = attention.to(x.dtype).contiguous(), cells.to(x.dtype).contiguous()
-    y = empty_output(x, convolution)
+    y = in_huge_pages(empty_output(x, convolution))
     if _reads_nothing(x, y.shape, convolution):
         return y.zero_()
     if path in _NATIVE:
@@ -192,6 +193,15 @@ class _Rows:
         for tap, position in zip(self.read.taps, self.read.live, strict=True):
             self.read.read(rows, tap, patches[..., position])
         return patches.flatten(-2)
+
+
+def _is_dense(convolution: Convolution) -> bool:
+    return convolution.groups == 1
+
+
+def _is_depthwise(convolution: Convolution) -> bool:
+    """Return whether every channel is convolved by itself, to one channel."""
+    return convolution.kernel_shape[0] == convolution.groups and convolution.kernel_shape[1] == 1
 
 
 def _reads_nothing(x: Tensor, output_shape: torch.Size, convolution: Convolution) -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import math
+import mmap
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,6 +19,8 @@ CPU_BYTES = 6 * 2**20
 GPU_BYTES = 256 * 2**20
 # Memory larger than this is given back after use.
 KEPT_BYTES = 64 * 2**20
+# New memory from this size on is asked for in huge pages.
+HUGE_BYTES = 4 * 2**20
 # Rows of α that one mixing product should have: with 9 it reaches 50 GFLOP/s, with 36 100, with 144 135.
 MIXING_ROWS = 128
 # Rows of a cell under which nothing is won by cutting it further.
@@ -49,12 +54,41 @@ def scratch(purpose: str, shape: Sequence[int], like: Tensor) -> Tensor:
     """
     size = math.prod(shape)
     if like.device.type != "cpu" or size * like.element_size() > KEPT_BYTES:
-        return like.new_empty(tuple(shape))
+        return in_huge_pages(like.new_empty(tuple(shape)))
     key = purpose, like.dtype
     buffer = _scratch.buffers.get(key)
     if buffer is None or buffer.numel() < size:
         buffer = _scratch.buffers[key] = torch.empty(size, dtype=like.dtype, device="cpu")
     return buffer[:size].view(tuple(shape))
+
+
+def in_huge_pages(tensor: Tensor) -> Tensor:
+    """Return the tensor, new and not yet written to, its memory to come in huge pages where the system has them.
+
+    Memory of over 32 MiB, such as a large warehouse's gradient, is new to the process at every step: at 4 KiB a page
+    fault, zeroing it takes four times as long.
+    """
+    size = tensor.numel() * tensor.element_size()
+    advise = _advise_huge()
+    if size < HUGE_BYTES or tensor.device.type != "cpu" or advise is None:
+        return tensor
+    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    advise(start, tensor.data_ptr() + size - start)
+    return tensor
+
+
+@functools.cache
+def _advise_huge() -> Callable[[int, int], int] | None:
+    """Return a function that asks for huge pages for (address, bytes), None where there are none."""
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    try:
+        madvise = ctypes.CDLL(None).madvise
+    except (OSError, TypeError, AttributeError):  # no POSIX system
+        return None
+    if advice is None:
+        return None
+    madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    return lambda start, size: int(madvise(start, size, advice))
 
 
 @contextmanager

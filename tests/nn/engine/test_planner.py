@@ -96,7 +96,7 @@ def test_work_is_near_the_least(name: str, batch: int, size: int, backward: bool
         ("resnet18 layer4", 16, 7, {"fused"}),
         ("resnet18 layer3", 64, 2, {"fused_inputs", "mix_outputs"}),
         ("resnet18 layer4", 64, 1, {"fused_inputs", "mix_inputs", "mix_outputs"}),
-        ("convnext depthwise", 16, 56, {"grouped"}),
+        ("convnext depthwise", 16, 56, {"depthwise"}),
         ("resnet50 layer1 expand", 16, 56, {"fused"}),
     ],
 )
@@ -116,7 +116,7 @@ def test_shapes_get_the_path_measured_fastest(name: str, batch: int, side: int, 
 def test_other_types_get_paths_of_pytorchs_products(name: str, batch: int, side: int, expected: set[str]) -> None:
     ranked = planner.rank(convolution(name), batch, (side, side), LAYERS[name][6], torch.float64, CPU, "auto", False)
     assert ranked[0] in expected
-    assert not {"fused", "winograd", "fused_inputs"} & set(ranked)
+    assert not {"fused", "winograd", "fused_inputs", "depthwise"} & set(ranked)
 
 
 @pytest.mark.parametrize("engine", [engine for engine in ENGINES if engine != "reference"])

@@ -19,13 +19,14 @@ import tempfile
 from importlib.resources import as_file, files
 from pathlib import Path
 
-SOURCES = ("tiles.h", "pass.h", "mix_kernels.c", "mix_inputs.c")
+SOURCES = ("tiles.h", "pass.h", "mix_kernels.c", "mix_inputs.c", "mix_depthwise.c")
 FUNCTIONS = (
     "kw_lanes",
     "kw_rows",
     "kw_mix_kernels_memory",
     "kw_mix_inputs_memory",
     "kw_mix_inputs_backward_memory",
+    "kw_mix_depthwise_memory",
 )
 FLAGS = ("-O3", "-march=native", "-fPIC", "-fopenmp")
 SWITCH = "KW_NATIVE"

@@ -46,17 +46,6 @@ index_t kw_mix_kernels_memory(const Pass *p) {
     return p->samples * sample_size(p) + p->threads * lay_out(p, NULL, &(Memory){0});
 }
 
-/* turned[panel of LANES cells][d, l][cell] = block[d][j][l], the right side of the product for alpha's gradient. */
-static void turn_cells(const Pass *p, index_t depths, const float *block, float *turned) {
-    for (index_t j = 0; j < p->cells; j += LANES) {
-        index_t count = smaller(LANES, p->cells - j);
-        float *panel = turned + j * depths * LANES;
-        if (count < LANES) memset(panel, 0, depths * LANES * LANES * sizeof(float));
-        for (index_t d = 0; d < depths; d++)
-            arrange(block + (d * p->cells + j) * LANES, 1, LANES, panel + d * LANES * LANES, LANES, LANES, count);
-    }
-}
-
 /* One tile of output positions. */
 INLINE void gather_rows(const int rows, const Pass *p, const int32_t *tile, const float *source, const float *zeros,
                         index_t depths, const float *kernels, float *out, int add) {

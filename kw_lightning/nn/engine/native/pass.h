@@ -93,6 +93,17 @@ static inline void pack_cells(const Pass *p, index_t lane, index_t lanes, index_
     }
 }
 
+/* turned[panel of LANES cells][d, l][cell] = block[d][j][l], the right side of the product for alpha's gradient. */
+static inline void turn_cells(const Pass *p, index_t depths, const float *block, float *turned) {
+    for (index_t j = 0; j < p->cells; j += LANES) {
+        index_t count = smaller(LANES, p->cells - j);
+        float *panel = turned + j * depths * LANES;
+        if (count < LANES) memset(panel, 0, depths * LANES * LANES * sizeof(float));
+        for (index_t d = 0; d < depths; d++)
+            arrange(block + (d * p->cells + j) * LANES, 1, LANES, panel + d * LANES * LANES, LANES, LANES, count);
+    }
+}
+
 /* Write, or add, a block of E's gradient as pack_cells lays it; backwards, lanes lie together in E. */
 static inline void unpack_cells(const Pass *p, index_t lane, index_t lanes, index_t depth, index_t depths,
                                 const float *block, index_t cell_step, index_t depth_step, float *to, int add) {

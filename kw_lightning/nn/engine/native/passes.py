@@ -16,6 +16,13 @@ from kw_lightning.nn.engine.native.tables import Sums, Tables, find_tables
 from kw_lightning.nn.engine.workspace import scratch, workspace_bytes
 from kw_lightning.nn.partition import Shape
 
+# By order of computation, forward and backward.
+_FUNCTIONS = {
+    "mix_kernels": ("kw_mix_kernels", "kw_mix_kernels"),
+    "winograd": ("kw_mix_kernels", "kw_mix_kernels"),
+    "mix_inputs": ("kw_mix_inputs", "kw_mix_inputs_backward"),
+    "depthwise": ("kw_mix_depthwise", "kw_mix_depthwise"),
+}
 # Bytes of one block of all cells and of the kernels mixed from it together, which share the second-level cache, and of
 # maps converted together, for the third level. Half and twice of each were alike on a processor with 0.5 and 8 MB.
 BLOCK_BYTES = 160 * 1024
@@ -71,7 +78,7 @@ def forward(x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolutio
         attention: α [batch, mixtures, cells], contiguous.
         cells: E [cells, co, ci, *ones], contiguous.
         y: [batch, out_channels, *output_size], overwritten.
-        order: "mix_kernels", "winograd" or "mix_inputs".
+        order: a key of `_FUNCTIONS`.
     """
     call = _Call(x, attention, cells, convolution, order, backward=False)
     call.map("source", x)
@@ -133,8 +140,7 @@ class _Call:
             # Where threads share a block of lanes, each of them has a gradient of its own.
             cells_gradient = wanted.cells if p.parts == 1 else self.cells.new_zeros(p.parts, *self.cells.shape)
             p.cell_gradient = cells_gradient.data_ptr()
-        name = "kw_mix_inputs" if self.order == "mix_inputs" else "kw_mix_kernels"
-        name += "_backward" if self.backward and self.order == "mix_inputs" else ""
+        name = _FUNCTIONS[self.order][self.backward]
         memory = scratch("native", [getattr(_library(), name + "_memory")(ctypes.byref(p))], self.cells)
         p.memory = memory.data_ptr()
         getattr(_library(), name)(ctypes.byref(p))
@@ -189,17 +195,18 @@ def _describe(
     tables = find_tables(convolution, size, _library().kw_rows(), winograd=order == "winograd")
     direction = tables.backward if backward else tables.forward
     _, out_groups, in_groups = convolution.grid
-    co, ci = convolution.cell_shape[:2]
+    co, ci = convolution.cell_shape[:2]  # ci is 1 in depthwise convolutions: lanes are theirs, both ways
     p = _Pass(batch=batch, rows=len(tables.live) * out_groups * in_groups, cells=cells, threads=threads)
     p.cell_step, p.row_tap = co * ci, out_groups * in_groups
-    if backward:
+    if backward and order != "depthwise":
         p.lanes, p.depths, p.lane_groups, p.depth_groups = ci, co, in_groups, out_groups
         p.row_lane, p.row_depth, p.lane_step, p.depth_step = 1, in_groups, 1, ci
-        p.out_positions, p.source_positions = tables.inputs, tables.outputs
     else:
         p.lanes, p.depths, p.lane_groups, p.depth_groups = co, ci, out_groups, in_groups
         p.row_lane, p.row_depth, p.lane_step, p.depth_step = in_groups, 1, ci, 1
-        p.out_positions, p.source_positions = tables.outputs, tables.inputs
+    p.source_positions, p.out_positions = tables.inputs, tables.outputs
+    if backward:
+        p.source_positions, p.out_positions = tables.outputs, tables.inputs
     p.taps, p.tiles, p.spans = len(tables.live), len(direction.tile_start), len(tables.span) // 4
     p.tile_start, p.tile = direction.tile_start.data_ptr(), direction.tile.data_ptr()
     p.reads, p.span, p.run = (table.data_ptr() for table in (tables.reads, tables.span, tables.run))
@@ -216,13 +223,18 @@ def _share_out(p: Any, order: str, backward: bool, limit: int) -> None:
     blocks = -(-p.lanes // lanes)
     p.parts = next(n for n in range(1, p.threads + 1) if _imbalance(blocks * n, p.threads) <= IMBALANCE)
     p.parts = min(p.parts, p.batch)
+    if order == "depthwise":
+        p.chunk, p.samples = 1, p.batch
+        p.group = _clamp(min(KERNEL_BYTES * wide, limit // p.threads) // (4 * p.rows * lanes), 1, p.batch)
+        return
     if order == "mix_inputs" and backward:
         p.chunk = p.depths
         row = 2 * p.depth_groups * p.source_positions * (p.cells + 1) * lanes
         p.group = _clamp(KERNEL_BYTES * wide * 2 // (4 * row), 1, p.batch)
     else:
         block = BLOCK_BYTES * wide // (2 if backward else 1)
-        p.chunk = _even(p.depths, _clamp(block // (4 * p.cells * lanes), 8, p.depths), 8)
+        line = 8 if backward else 16  # forward, depths lie together in E: whole lines of the cache are read
+        p.chunk = _even(p.depths, _clamp(block // (4 * p.cells * lanes), line, p.depths), line)
         kernels = min(KERNEL_BYTES * wide, limit // p.threads)
         p.group = _clamp(kernels // (4 * p.rows * (p.chunk + 1) * lanes), 1, p.batch)
     sample = 4 * p.source_positions * p.depths * p.depth_groups

@@ -78,9 +78,9 @@ class Tables:
 
 
 def allows_winograd(convolution: Convolution) -> bool:
-    """Return whether a convolution has Winograd's form: three kernel positions a dimension, nothing strided."""
+    """Return whether a convolution has Winograd's form: dense, three kernel positions a dimension, nothing strided."""
     plain = convolution.stride == convolution.dilation == (1,) * convolution.dimensions
-    return plain and convolution.kernel_shape[2:] == (3,) * convolution.dimensions
+    return plain and convolution.groups == 1 and convolution.kernel_shape[2:] == (3,) * convolution.dimensions
 
 
 @functools.lru_cache(maxsize=256)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Iterator
 
@@ -17,7 +18,7 @@ from kw_lightning.nn.engine.gradients import Gradients
 from kw_lightning.nn.engine.native import library, passes, tables
 from kw_lightning.nn.engine.taps import find_taps
 
-ORDERS = ("mix_kernels", "winograd", "mix_inputs")
+ORDERS = ("mix_kernels", "winograd", "mix_inputs", "depthwise")
 # Relative to the largest number of each result; Winograd's sums of sums lose a digit.
 TOLERANCE = 2e-5
 
@@ -55,7 +56,7 @@ def compare(
     """Compare with the literal form in float64."""
     generator = torch.Generator().manual_seed(0)
     mixtures = math.prod(convolution.kernel_shape) // math.prod(convolution.cell_shape)
-    x = torch.randn(batch, convolution.kernel_shape[1], *size, generator=generator)
+    x = torch.randn(batch, convolution.kernel_shape[1] * convolution.groups, *size, generator=generator)
     attention = torch.randn(batch, mixtures, cells, generator=generator)
     stored = torch.randn(cells, *convolution.cell_shape, generator=generator)
     exact = [tensor.double().requires_grad_() for tensor in (x, attention, stored)]
@@ -75,6 +76,17 @@ def compare(
 
 def order_memory(x: Tensor, last: bool) -> Tensor:
     return x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x
+
+
+def suited(order: str, convolution: Convolution) -> Convolution:
+    """Return the convolution, for the depthwise pass with every output channel by itself."""
+    if order != "depthwise":
+        return convolution
+    (channels, _, *kernel), (cell, *_) = convolution.kernel_shape, convolution.cell_shape
+    ones = (1,) * (convolution.dimensions + 1)
+    return dataclasses.replace(
+        convolution, kernel_shape=(channels, 1, *kernel), cell_shape=(cell, *ones), groups=channels
+    )
 
 
 @st.composite
@@ -99,6 +111,7 @@ def problems(draw: st.DrawFn) -> tuple[str, Convolution, tuple[int, ...], int, i
         padding,
         dilation,
     )
+    geometry = suited(order, geometry)
     least = [d * (k - 1) + 1 - 2 * p for k, p, d in zip(kernel, padding, dilation, strict=True)]
     size = tuple(max(n, 1) + draw(st.integers(0, 6)) for n in least)
     assume(find_taps(geometry, size).taps)  # where all is padding, no pass is called
@@ -122,7 +135,7 @@ def test_both_widths_of_vectors_equal_the_literal_form(vectors: str, order: str,
     assert loaded.kw_lanes() == (32 if vectors == "wide" else 16)
     co, ci = cell
     geometry = Convolution((co * 2, ci * 2, 3, 3), (*cell, 1, 1), (1, 1), (1, 1), (1, 1))
-    compare(order, geometry, (7, 9), 3, 37)
+    compare(order, suited(order, geometry), (7, 9), 3, 37)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -131,7 +144,7 @@ def test_small_bounds_of_memory_change_nothing(order: str, monkeypatch: pytest.M
     for name in ("BLOCK_BYTES", "KERNEL_BYTES", "MAP_BYTES"):
         monkeypatch.setattr(passes, name, 1)
     with workspace(1):
-        compare(order, geometry, (6, 5), 5, 7)
+        compare(order, suited(order, geometry), (6, 5), 5, 7)
     passes._describe.cache_clear()
 
 
@@ -139,14 +152,16 @@ def test_small_bounds_of_memory_change_nothing(order: str, monkeypatch: pytest.M
 @pytest.mark.parametrize("count", [1, 2, 5, 8])
 def test_threads_share_lanes_and_samples(order: str, count: int) -> None:
     with threads(count):
-        compare(order, Convolution((24, 40, 3, 3), (24, 40, 1, 1), (1, 1), (1, 1), (1, 1)), (5, 5), 6, 9)
+        geometry = Convolution((24, 40, 3, 3), (24, 40, 1, 1), (1, 1), (1, 1), (1, 1))
+        compare(order, suited(order, geometry), (5, 5), 6, 9)
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_the_same_bits_twice(order: str) -> None:
-    geometry = Convolution((24, 40, 3, 3), (24, 40, 1, 1), (1, 1), (1, 1), (1, 1))
+    geometry = suited(order, Convolution((24, 40, 3, 3), (24, 40, 1, 1), (1, 1), (1, 1), (1, 1)))
     torch.manual_seed(0)
-    x, attention, cells = torch.randn(6, 40, 5, 5), torch.randn(6, 9, 9), torch.randn(9, 24, 40, 1, 1)
+    channels = geometry.kernel_shape[1] * geometry.groups
+    x, attention, cells = torch.randn(6, channels, 5, 5), torch.randn(6, 9, 9), torch.randn(9, *geometry.cell_shape)
     gradient = torch.randn(6, 24, 5, 5)
     results = []
     for _ in range(2):
