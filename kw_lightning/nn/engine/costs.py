@@ -1,10 +1,10 @@
-"""What a path costs: its work, counted from shapes alone, times calibrated seconds per unit of work.
+"""What a path costs on a CPU: its work, counted from shapes alone, times calibrated seconds per unit of work.
 
 The seconds per unit are fitted (non-negative least squares on relative errors) to the times of every path on 105 dense
 convolutions: of ResNet18 and 50, MobileNetV2 and ConvNeXt, maps of 56² to 1², batches of 1 to 64, budgets 1/4 to 4; two
 cores with AVX2, float32. The fit misses a time by a tenth in the median and by a third in the worst tenth; of 210
-choices 203 were within 1.25 times of the fastest path, and all within 1.3. recipes/studies/engine_costs.py repeats it.
-GPUs are not calibrated: there `engine: autotune` measures instead.
+choices 208 were within 1.25 times of the fastest path, the others, on maps of 3² and 7², 1.3 and 1.5 times as slow.
+recipes/studies/engine_costs.py repeats it. For GPUs see `roofline`.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ LANES = 16
 
 # Seconds per unit of `Work`, by path and pass.
 SECONDS: dict[str, tuple[Work, Work]] = {
-    "fused": (Work(3.3e-11, 3.6e-11, 6.5e-10, 0, 0.00023), Work(1e-10, 6.2e-11, 2.4e-09, 0, 0.00018)),
-    "winograd": (Work(3.8e-11, 4.7e-11, 5.3e-10, 0, 0.00013), Work(1.1e-10, 6.6e-11, 2e-09, 0, 0)),
-    "fused_inputs": (Work(9.5e-11, 3.5e-11, 8.7e-10, 0, 0), Work(2.2e-10, 6.7e-11, 2.6e-09, 0, 0)),
-    "products": (Work(5e-11, 3.8e-11, 3e-10, 0.0001, 0.00026), Work(1.5e-10, 7e-11, 7e-11, 0.00015, 0.00059)),
+    "fused": (Work(3.4e-11, 3.7e-11, 5.6e-10, 0, 0.00024), Work(1e-10, 6.9e-11, 1.6e-09, 0, 0.00042)),
+    "winograd": (Work(3.6e-11, 5.2e-11, 4e-10, 0, 0.00061), Work(1.1e-10, 8e-11, 1.7e-09, 0, 0)),
+    "fused_inputs": (Work(1.2e-10, 3.4e-11, 5.9e-10, 0, 0), Work(3.2e-10, 6.6e-11, 1.9e-09, 0, 0)),
+    "products": (Work(5.2e-11, 3.8e-11, 3.7e-10, 0.00012, 0.00041), Work(1.4e-10, 7.2e-11, 8.6e-11, 0.00022, 0.00081)),
     "per_sample": (
-        Work(5.2e-11, 3.6e-11, 1.1e-09, 0.00012, 0.00014),
-        Work(1.3e-10, 7.1e-11, 3.1e-09, 0.00022, 0.00022),
+        Work(5.7e-11, 3.7e-11, 1.4e-09, 0.00012, 0.00032),
+        Work(1.3e-10, 7.3e-11, 3.2e-09, 0.00024, 0.00061),
     ),
-    "grouped": (Work(5.4e-11, 3e-11, 1.5e-09, 0, 0.00045), Work(1.3e-10, 6e-11, 3.7e-09, 0.00012, 0.00043)),
-    "mix_inputs": (Work(0, 4.2e-11, 0, 1.1e-05, 0.00083), Work(2.8e-11, 7.8e-11, 0, 0, 0.0011)),
-    "mix_outputs": (Work(1.7e-11, 3.7e-11, 0, 1.1e-05, 0.00028), Work(0, 1.1e-10, 0, 2.7e-05, 0.00078)),
+    "grouped": (Work(5.8e-11, 3.1e-11, 1.4e-09, 0.00034, 0), Work(1.3e-10, 6.5e-11, 3.5e-09, 0.00056, 0)),
+    "mix_inputs": (Work(0, 4.3e-11, 0, 1.9e-05, 0.0011), Work(2.4e-10, 7.4e-11, 0, 0, 0.0022)),
+    "mix_outputs": (Work(8.6e-11, 3.6e-11, 0, 9.8e-06, 0.00074), Work(4e-11, 1.1e-10, 0, 5e-05, 0.00099)),
 }
 
 

@@ -8,14 +8,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kw_lightning.nn.engine import convolutions, mix_inputs, mix_outputs, native, products
+from kw_lightning.nn.engine import convolutions, joint_inputs, joint_outputs, mix_inputs, mix_outputs, native, products
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.gradients import Gradients, new_gradients
-from kw_lightning.nn.engine.taps import find_taps, identity
+from kw_lightning.nn.engine.taps import find_taps, identity, put, take
 from kw_lightning.nn.engine.workspace import in_huge_pages
 
 # Paths made of matrix products on channels-last rows, by name.
-_ROWS = {"products": products, "mix_inputs": mix_inputs, "mix_outputs": mix_outputs}
+_ROWS = {
+    "products": products,
+    "mix_inputs": mix_inputs,
+    "mix_outputs": mix_outputs,
+    "joint_inputs": joint_inputs,
+    "joint_outputs": joint_outputs,
+}
 # Paths that call the library's convolution: whether once a chunk of samples (grouped) or once a sample.
 _CALLS = {"grouped": True, "per_sample": False}
 # Compiled passes: their order of computation.
@@ -72,10 +78,12 @@ def forward(x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolutio
         return y
     form = _Rows(x, attention, cells, convolution, path)
     out = y.movedim(1, -1)
-    if not form.direct and not out.is_contiguous():
-        out = torch.empty_like(out, memory_format=torch.contiguous_format)
-    _ROWS[path].forward(form.x, form.attention, form.cells, form.taps, out)
-    return y if out.data_ptr() == y.data_ptr() else y.copy_(out.movedim(-1, 1))
+    if form.direct or out.is_contiguous():
+        _ROWS[path].forward(form.x, form.attention, form.cells, form.taps, out)
+        return y
+    rows = torch.empty_like(out, memory_format=torch.contiguous_format)
+    _ROWS[path].forward(form.x, form.attention, form.cells, form.taps, rows)
+    return y.copy_(rows.movedim(-1, 1))
 
 
 def backward(
@@ -160,7 +168,7 @@ class _Rows:
             self.taps, self.live = self.read, self.read.live
             self.x = rows if self.direct else rows.contiguous()
         alpha = self.split(attention)
-        self.attention = alpha if len(self.live) == alpha.shape[1] else alpha[:, list(self.live)]
+        self.attention = take(alpha, self.live)
 
     def split(self, attention: Tensor) -> Tensor:
         """Return α [batch, mixtures, cells] by position, output group and input group."""
@@ -183,7 +191,7 @@ class _Rows:
         if gradient.numel() == attention.numel():
             return gradient.reshape(attention.shape)
         total = gradient.new_zeros(attention.shape)
-        self.split(total)[:, list(self.live)] = gradient
+        put(self.split(total), self.live, gradient)
         return total
 
     def _patches(self, rows: Tensor) -> Tensor:

@@ -7,16 +7,18 @@ import functools
 import torch
 from torch import Tensor
 
-from kw_lightning.nn.engine import autotune, costs, paths
+from kw_lightning.nn.engine import autotune, costs, paths, roofline
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.partition import Shape
 
 ENGINES = ("auto", "autotune", "mix_kernels", "mix_outputs", "mix_inputs", "reference")
 _CANDIDATES = {
     "mix_kernels": ("fused", "winograd", "depthwise", "products", "per_sample", "grouped"),
-    "mix_outputs": ("mix_outputs",),
-    "mix_inputs": ("fused_inputs", "mix_inputs"),
+    "mix_outputs": ("mix_outputs", "joint_outputs"),
+    "mix_inputs": ("fused_inputs", "mix_inputs", "joint_inputs"),
 }
+# Two forms of the same order: a product for each cell, or copies and one product, where launches cost more than copies.
+_FOR_CPUS, _FOR_GPUS = {"mix_inputs", "mix_outputs"}, {"joint_inputs", "joint_outputs"}
 
 
 def choose(
@@ -56,13 +58,16 @@ def rank(
 
     Where an engine's order of contraction cannot (`paths.supports`), it is the one of "mix_kernels".
     """
-    named = _CANDIDATES.get(engine, paths.PATHS)
+    others = _FOR_GPUS if device.type == "cpu" else _FOR_CPUS
+    named = [path for path in _CANDIDATES.get(engine, paths.PATHS) if path not in others]
     able = [path for path in named if paths.supports(path, convolution, dtype, device)]
     able = able or [path for path in _CANDIDATES["mix_kernels"] if paths.supports(path, convolution, dtype, device)]
     if convolution.groups > 1:  # this order was the fastest on every such layer measured
         return tuple(path for path in ("depthwise", "grouped", "per_sample") if path in able)
 
     def cost(path: str) -> float:
+        if device.type != "cpu":
+            return roofline.seconds(path, convolution, batch, size, cells, dtype, device)
         work = costs.count_work(path, convolution, batch, size, cells, dtype.itemsize, device)
         return costs.seconds(work, path, backward=backward)
 

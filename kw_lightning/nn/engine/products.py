@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kw_lightning.nn.engine import mixing
 from kw_lightning.nn.engine.gradients import Gradients
-from kw_lightning.nn.engine.taps import Tap, Taps, every, rows_of
+from kw_lightning.nn.engine.taps import Tap, Taps, every, put, rows_of, take
 from kw_lightning.nn.engine.workspace import kernel_chunks, scratch
 from kw_lightning.nn.partition import Shape
 
@@ -195,7 +195,7 @@ class _Work:
                 self.phases.append(_Phase(phase, members, first, taps))
         tap = taps.taps[0]
         self.direct = len(taps.taps) == 1 and tap.whole and taps.phase_size(tap.phase) == taps.output_size
-        self.attention = attention[:, self.order].permute(0, 3, 1, 2, 4).contiguous()
+        self.attention = take(attention, self.order).permute(0, 3, 1, 2, 4).contiguous()
         self.gradient: Tensor | None = None
         self.out_groups = attention.shape[2]
         mixtures = math.prod(attention.shape[1:4])
@@ -245,20 +245,26 @@ class _Work:
     def finish(self, wanted: Gradients) -> None:
         """Write the gradient of α in the caller's order."""
         if wanted.attention is not None and self.gradient is not None:
-            wanted.attention[:, self.order] = self.gradient.permute(0, 2, 3, 1, 4)
+            put(wanted.attention, self.order, self.gradient.permute(0, 2, 3, 1, 4))
 
 
 def _operands(kernels: Tensor) -> Operands:
     """Return kernels [batch, input groups, positions, output groups, rows, ci] by the input channels they take."""
     in_groups, ci = kernels.shape[1], kernels.shape[-1]
-    if in_groups > 1 and ci < JOINED_CHANNELS:
-        return [(slice(0, in_groups * ci), kernels.permute(0, 2, 3, 4, 1, 5).flatten(4, 5))]
+    if _are_joined(kernels):
+        joined = kernels.permute(0, 2, 3, 4, 1, 5).clone(memory_format=torch.contiguous_format)
+        return [(slice(0, in_groups * ci), joined.flatten(4, 5))]
     return [(slice(group * ci, (group + 1) * ci), kernels[:, group]) for group in range(in_groups)]
+
+
+def _are_joined(kernels: Tensor) -> bool:
+    """Return whether the operands of kernels [batch, input groups, …, ci] are copies, wider than their cells."""
+    return kernels.shape[1] > 1 and kernels.shape[-1] < JOINED_CHANNELS
 
 
 def _take_back(operands: Operands, kernels: Tensor) -> None:
     """Copy operands back to the kernels that they were joined from, unless they still are those kernels."""
-    if operands[0][1].data_ptr() != kernels.data_ptr():
+    if _are_joined(kernels):
         joined = operands[0][1].unflatten(4, (kernels.shape[1], -1))
         kernels.copy_(joined.permute(0, 4, 1, 2, 3, 5))
 

@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from kw_lightning.nn.engine.convolution import Convolution
@@ -111,6 +112,22 @@ def every(*places: slice | int) -> tuple[slice | int, ...]:
 def rows_of(x: Tensor) -> Tensor:
     """Return [batch, *size, channels] as [batch, positions, channels], never a copy."""
     return x.view(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
+
+
+def take(x: Tensor, positions: Sequence[int]) -> Tensor:
+    """Return x[:, positions], without a tensor of indices: bringing one to a GPU would wait for all work there."""
+    if list(positions) == list(range(x.shape[1])):
+        return x
+    return torch.stack([x[:, position] for position in positions], dim=1)
+
+
+def put(x: Tensor, positions: Sequence[int], values: Tensor) -> None:
+    """Write x[:, positions] = values, as `take`."""
+    if list(positions) == list(range(x.shape[1])):
+        x.copy_(values)
+        return
+    for position, value in zip(positions, values.unbind(1), strict=True):
+        x[:, position] = value
 
 
 @functools.lru_cache(maxsize=4096)

@@ -169,3 +169,48 @@ def test_a_network_turns_channels_last() -> None:
 def test_an_unknown_engine_is_refused() -> None:
     with pytest.raises(ValueError, match="found 'fast'"):
         dynamic_convolution(*tensors(), GEOMETRY, "fast")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_step_on_a_gpu_under_autocast_waits_for_nothing_and_equals_the_cpus(dtype: torch.dtype) -> None:
+    net = network()
+    x = torch.randn(4, 8, 12, 12)
+    expected = net(x)
+    expected.square().mean().backward()
+    gradients = [parameter.grad.clone() for parameter in net.parameters()]
+    net.zero_grad()
+    net.cuda()
+    x = x.cuda()
+    net(x).sum().backward()  # what is made once
+    net.zero_grad()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.autocast("cuda", dtype):
+            y = net(x)
+        y.float().square().mean().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert y.dtype == dtype
+    for one, other in zip((y, *(p.grad for p in net.parameters())), (expected, *gradients), strict=True):
+        assert (one.float().cpu() - other).abs().max() < 5e-2 * other.abs().max()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_compiles_by_inductor_on_a_gpu_and_is_deterministic() -> None:
+    net = network().cuda()
+    x = torch.randn(4, 8, 12, 12, device="cuda")
+    expected = net(x)
+    torch.testing.assert_close(torch.compile(net, fullgraph=True)(x), expected, rtol=1e-3, atol=1e-3)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        results = []
+        for _ in range(2):
+            net.zero_grad()
+            net(x).square().mean().backward()
+            results.append([parameter.grad.clone() for parameter in net.parameters()])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))

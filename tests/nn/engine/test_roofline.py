@@ -1,0 +1,122 @@
+"""Paths on a GPU, as far as they can be followed without one: operators on imaginary tensors, and what they ask for."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from kw_lightning.nn.engine import Convolution, paths, planner, roofline
+
+GPU = torch.device("cuda")
+PATHS = ("products", "grouped", "per_sample", "joint_inputs", "joint_outputs")
+# (in, out, kernel, map, stride, cell, cells, groups)
+LAYERS = {
+    "resnet18 layer1": (64, 64, 3, 56, 1, (64, 64), 56, 1),
+    "resnet18 layer2.0.conv1": (64, 128, 3, 56, 2, (64, 64), 56, 1),
+    "resnet18 layer4": (512, 512, 3, 7, 1, (512, 512), 27, 1),
+    "resnet50 layer3 expand": (256, 1024, 1, 14, 1, (256, 256), 138, 1),
+    "mobilenetv2 project": (144, 24, 1, 56, 1, (8, 24), 78, 1),
+    "mobilenetv2 depthwise": (144, 144, 3, 56, 1, (48, 1), 54, 144),
+}
+FOLLOWED = ("resnet18 layer2.0.conv1", "resnet18 layer4", "mobilenetv2 project", "mobilenetv2 depthwise")
+NO_WORK = {"empty", "new_empty", "empty_like", "_unsafe_view", "detach", "lift_fresh"}
+
+
+def convolution(name: str) -> Convolution:
+    inputs, outputs, kernel, _, stride, cell, _, groups = LAYERS[name]
+    shape = outputs, inputs // groups, kernel, kernel
+    return Convolution(shape, (*cell, 1, 1), (stride,) * 2, (kernel // 2,) * 2, (1, 1), groups)
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators that work, and the elements that they read and write; notes the types of products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches = self.elements = 0
+        self.product_types: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if func.is_view or func.namespace == "prim" or name in NO_WORK:
+            return result
+        operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        written = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        assert all(tensor.device.type == "cuda" for tensor in (*operands, *written)), name
+        read = operands[1:] if name in ("copy_", "zero_", "fill_") else operands
+        self.launches += 1
+        self.elements += sum(map(in_memory, (*read, *written)))
+        if name in ("mm", "bmm", "addmm_", "baddbmm_", "convolution", "convolution_backward"):
+            self.product_types |= {tensor.dtype for tensor in operands}
+        return result
+
+
+def in_memory(tensor: Tensor) -> int:
+    """Return the elements of a tensor that are not repetitions of each other."""
+    pairs = zip(tensor.shape, tensor.stride(), strict=True)
+    return math.prod(size for size, stride in pairs if stride != 0) if tensor.numel() else 0
+
+
+def follow(name: str, path: str, batch: int, dtype: torch.dtype) -> tuple[Operators, Operators]:
+    """Return the operators of the forward and of the backward pass."""
+    geometry, side, cells = convolution(name), LAYERS[name][3], LAYERS[name][6]
+    mixtures = math.prod(geometry.kernel_shape) // math.prod(geometry.cell_shape)
+    with FakeTensorMode():
+        x = torch.empty(batch, geometry.kernel_shape[1] * geometry.groups, side, side, device="cuda", dtype=dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
+        attention = torch.empty(batch, mixtures, cells, device="cuda")
+        stored = torch.empty(cells, *geometry.cell_shape, device="cuda")
+        with Operators() as forward:
+            y = paths.forward(x, attention, stored, geometry, path)
+        with Operators() as backward:
+            found = paths.backward(y, x, attention, stored, geometry, path, [True] * 3)
+        assert (y.device.type, y.dtype) == ("cuda", dtype)
+        assert [(t.dtype, t.shape) for t in found] == [(t.dtype, t.shape) for t in (x, attention, stored)]
+    return forward, backward
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_everything_stays_on_the_gpu_in_the_type_of_the_input(name: str, path: str, dtype: torch.dtype) -> None:
+    if not paths.supports(path, convolution(name), dtype, GPU):
+        assert LAYERS[name][7] > 1
+        return
+    for operators in follow(name, path, 4, dtype):  # which fails where a number would have to come to the CPU
+        assert operators.product_types == {dtype}  # those of two bytes are products of the tensor cores
+
+
+@pytest.mark.parametrize("batch", [1, 32])
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_the_load_is_that_of_the_operators(name: str, path: str, batch: int) -> None:
+    geometry, side, cells = convolution(name), LAYERS[name][3], LAYERS[name][6]
+    if not paths.supports(path, geometry, torch.bfloat16, GPU):
+        return
+    forward, _ = follow(name, path, batch, torch.bfloat16)
+    load = roofline.count(path, geometry, batch, (side, side), cells, torch.bfloat16, GPU)
+    assert load.launches / 2.5 - 4 <= forward.launches <= load.launches * 2.5 + 4
+    assert load.elements / 2 <= forward.elements <= load.elements * 2
+
+
+@pytest.mark.parametrize("batch", [1, 64, 256])
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_chosen_path_has_few_launches(name: str, batch: int) -> None:
+    side, cells = LAYERS[name][3], LAYERS[name][6]
+    for backward in (False, True):
+        ranked = planner.rank(convolution(name), batch, (side, side), cells, torch.bfloat16, GPU, "auto", backward)
+        assert follow(name, ranked[0], batch, torch.bfloat16)[backward].launches < 128
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_an_empty_batch_has_a_path(name: str) -> None:
+    side, cells = LAYERS[name][3], LAYERS[name][6]
+    assert planner.rank(convolution(name), 0, (side, side), cells, torch.bfloat16, GPU, "auto", False)
