@@ -14,7 +14,7 @@ from kw_lightning.builder import apply_plan, make_static
 from kw_lightning.errors import KWError, nearest
 from kw_lightning.nn import KWLayer, set_temperature
 from kw_lightning.nn.engine import ENGINES
-from kw_lightning.planning import plan
+from kw_lightning.planning import Plan, plan
 from kw_lightning.recipe.types import Recipe
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -56,17 +56,31 @@ class Report:
         }
 
 
-def bench_recipe(
-    recipe: Recipe, setting: Setting, *, size: int | None = None, engine: str | None = None, layers: bool = True
-) -> Report:
-    """Measure a recipe's network at temperature 0, as it is after the first epochs; the weights are random.
+@dataclass(frozen=True)
+class Bench:
+    """What is to be measured, found to be possible.
+
+    Attributes:
+        recipe: its network is made twice, static and with warehouses.
+        plan: of the recipe, for the input.
+        setting: with the input's whole shape.
+        engine: of every layer; None leaves the recipe's.
+    """
+
+    recipe: Recipe
+    plan: Plan
+    setting: Setting
+    engine: str | None
+
+
+def prepare_bench(recipe: Recipe, setting: Setting, *, size: int | None = None, engine: str | None = None) -> Bench:
+    """Check that a recipe's network can be measured, before anything is.
 
     Args:
-        recipe: its network is made twice, static and with warehouses.
+        recipe: the recipe.
         setting: of its shape only the batch is used.
         size: of every spatial dimension of the input; None takes the network's usual.
         engine: of every layer; None leaves the recipe's.
-        layers: measure the layers one by one, too.
 
     Raises:
         RecipeError: a recipe that does not fit its network.
@@ -82,15 +96,25 @@ def bench_recipe(
     shape = (usual[0], *[size] * (len(usual) - 1)) if size is not None else usual
     planned = plan(recipe, input_shape=shape)
     setting = replace(setting, shape=(setting.shape[0], *shape))
-    static = make_static(recipe)
-    check_batch_norms(static, setting, recipe.name)
-    kw = apply_plan(planned, make_static(recipe)).model
+    check_batch_norms(make_static(recipe), setting, recipe.name)
+    return Bench(recipe, planned, setting, engine)
+
+
+def run_bench(bench: Bench, *, layers: bool = True) -> Report:
+    """Measure a network at temperature 0, as it is after the first epochs; the weights are random.
+
+    Args:
+        bench: what to measure.
+        layers: measure the layers one by one, too.
+    """
+    static = make_static(bench.recipe)
+    kw = apply_plan(bench.plan, make_static(bench.recipe)).model
     set_temperature(kw, 0.0)
     for layer in kw.modules():
-        if isinstance(layer, KWLayer) and engine is not None:
-            layer.engine = engine
-    networks = bench_network(static, kw, setting, () if planned.macs is None else planned.macs)
-    return Report(recipe.name, setting, networks, bench_layers(kw, setting) if layers else [])
+        if isinstance(layer, KWLayer) and bench.engine is not None:
+            layer.engine = bench.engine
+    networks = bench_network(static, kw, bench.setting, () if bench.plan.macs is None else bench.plan.macs)
+    return Report(bench.recipe.name, bench.setting, networks, bench_layers(kw, bench.setting) if layers else [])
 
 
 def parse_dtype(name: str) -> torch.dtype:

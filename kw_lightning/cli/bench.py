@@ -39,7 +39,7 @@ def bench(
     import torch
 
     from kw_lightning.bench import Setting, describe_machine
-    from kw_lightning.bench.run import Report, bench_recipe, parse_device, parse_dtype
+    from kw_lightning.bench.run import parse_device, parse_dtype, prepare_bench, run_bench
     from kw_lightning.bench.table import LAYER_HEAD, NETWORK_HEAD, aligned, layer_rows, network_rows
     from kw_lightning.bench.table import markdown as markdown_table
     from kw_lightning.recipe import load_recipe
@@ -48,10 +48,9 @@ def bench(
         torch.set_num_threads(threads)
     loaded = [load_recipe(source) for source in recipes or ["resnet18-kw-1x"]]
     setting = Setting((batch,), parse_dtype(dtype), parse_device(device), repeats, channels_last, reference)
+    prepared = [prepare_bench(recipe, setting, size=size, engine=engine) for recipe in loaded]
     machine = describe_machine(setting.device, setting.dtype)
-    reports: list[Report] = []
-    for recipe in loaded:
-        reports.append(bench_recipe(recipe, setting, size=size, engine=engine, layers=layers))
+    reports = [run_bench(bench, layers=layers) for bench in prepared]
     if json:
         typer.echo(dumps({"machine": machine.to_dict(), "networks": [report.to_dict() for report in reports]}))
         return

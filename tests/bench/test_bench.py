@@ -12,6 +12,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from kw_lightning.bench import Setting, bench_layers
+from kw_lightning.bench import run as run_module
 from kw_lightning.bench.networks import check_batch_norms
 from kw_lightning.bench.table import aligned, markdown
 from kw_lightning.bench.timing import interleaved, kept_bytes, median_ratio
@@ -82,6 +83,19 @@ def test_the_engine_can_be_named(recipe: str) -> None:
     data = json.loads(run(recipe, "--json", "--no-reference", "--engine", "mix_inputs"))
     paths = {path for layer in data["networks"][0]["layers"] for path in layer["paths"]}
     assert paths <= {"mix_inputs", "fused_inputs"}
+
+
+def test_every_recipe_is_planned_before_the_first_is_measured(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faulty = tmp_path / "faulty.yaml"
+    faulty.write_text(RECIPE.replace("filters: 8, kernel_size: 3, padding: same", "filters: 8, kernel_size: 9", 1))
+    measured: list[object] = []
+    monkeypatch.setattr(run_module, "run_bench", lambda bench, **_: measured.append(bench))
+    result = CliRunner().invoke(application(), ["bench", recipe, str(faulty)])
+    assert result.exit_code == 2, result.output
+    assert "faulty.yaml" in result.output
+    assert not measured
 
 
 @pytest.mark.parametrize(
