@@ -16,15 +16,7 @@ from kw_lightning.nn.engine.workspace import map_chunks
 
 
 def forward(x: Tensor, attention: Tensor, cells: Tensor, taps: Taps, y: Tensor) -> None:
-    """Write the convolution of every sample with its own kernel.
-
-    Args:
-        x: [batch, *size, in_channels].
-        attention: α [batch, positions, output groups, input groups, cells].
-        cells: E [cells, co, ci].
-        taps: one for each of α's positions.
-        y: [batch, *output_size, out_channels], overwritten.
-    """
+    """Write the convolution of every sample with its own kernel; arguments as of `mix_outputs.forward`."""
     for samples in _chunks(x, cells):
         parts = [
             torch.matmul(_weights(attention[samples], in_group), _convolve(inputs, cells))
@@ -40,13 +32,7 @@ def forward(x: Tensor, attention: Tensor, cells: Tensor, taps: Taps, y: Tensor) 
 
 
 def backward(gradient: Tensor, x: Tensor, attention: Tensor, cells: Tensor, taps: Taps, wanted: Gradients) -> None:
-    """Write the gradients; the cells' outputs are made anew, chunk by chunk.
-
-    Args:
-        gradient: of the output, [batch, *output_size, out_channels].
-        x, attention, cells, taps: as in `forward`.
-        wanted: where the gradients go.
-    """
+    """Write the gradients; the cells' outputs are made anew, chunk by chunk. Arguments as of `mix_outputs.backward`."""
     flat = cells.flatten(0, 1)
     if wanted.cells is not None:
         wanted.cells.zero_()

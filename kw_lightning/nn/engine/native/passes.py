@@ -32,6 +32,8 @@ MAP_BYTES = 4 * 2**20
 # few hundredths of the work on them: packing a number takes as long as so many multiply-adds.
 MOST_MAPS = 8
 PACKING = 500
+# Numbers in a line of the cache.
+LINE = 16
 # How much longer the busiest thread may take than all of them on average.
 IMBALANCE = 1.1
 
@@ -233,8 +235,11 @@ def _share_out(p: Any, order: str, backward: bool, limit: int) -> None:
         p.group = _clamp(KERNEL_BYTES * wide * 2 // (4 * row), 1, p.batch)
     else:
         block = BLOCK_BYTES * wide // (2 if backward else 1)
-        line = 8 if backward else 16  # forward, depths lie together in E: whole lines of the cache are read
-        p.chunk = _even(p.depths, _clamp(block // (4 * p.cells * lanes), line, p.depths), line)
+        most = block // (4 * p.cells * lanes)
+        if backward:
+            p.chunk = _even(p.depths, _clamp(most, 8, p.depths), 8)
+        else:  # depths lie together in E: whole lines of the cache are read
+            p.chunk = _even(p.depths, _clamp(most // LINE * LINE, LINE, p.depths), LINE)
         kernels = min(KERNEL_BYTES * wide, limit // p.threads)
         p.group = _clamp(kernels // (4 * p.rows * (p.chunk + 1) * lanes), 1, p.batch)
     sample = 4 * p.source_positions * p.depths * p.depth_groups
