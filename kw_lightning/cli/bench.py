@@ -50,7 +50,7 @@ def bench(
     setting = Setting((batch,), parse_dtype(dtype), parse_device(device), repeats, channels_last, reference)
     prepared = [prepare_bench(recipe, setting, size=size, engine=engine) for recipe in loaded]
     machine = describe_machine(setting.device, setting.dtype)
-    reports = [run_bench(bench, layers=layers) for bench in prepared]
+    reports = [run_bench(one, layers=layers) for one in prepared]
     if json:
         typer.echo(dumps({"machine": machine.to_dict(), "networks": [report.to_dict() for report in reports]}))
         return

@@ -16,7 +16,7 @@ import torch
 
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.taps import find_taps
-from kw_lightning.nn.engine.workspace import kernel_chunks, map_chunks, sample_chunks
+from kw_lightning.nn.engine.workspace import kernel_chunks, sample_chunks
 from kw_lightning.nn.partition import Shape
 
 
@@ -106,11 +106,11 @@ def count_work(
         )
     if path == "mix_inputs":
         mixed = batch * cells * outputs * ci
-        chunks = len(map_chunks(batch, cells * outputs * ci * itemsize, device))
+        chunks = len(sample_chunks(batch, cells * outputs * ci * itemsize, device))
         work = out_groups * mixed * co * _narrow(ci, co)
         return Work(mixed * mixtures, work, maps * live + mixed * out_groups, chunks * (out_groups * cells + live))
     mixed = batch * cells * inputs * co
-    chunks = len(map_chunks(batch, cells * inputs * co * itemsize, device))
+    chunks = len(sample_chunks(batch, cells * inputs * co * itemsize, device))
     work = in_groups * mixed * ci * _narrow(ci, co)
     return Work(mixed * mixtures, work, maps * live + mixed * in_groups, chunks * (in_groups * cells + live))
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from kw_lightning.nn.engine.gradients import Gradients
+from kw_lightning.nn.engine.mix_inputs import put_product
 from kw_lightning.nn.engine.taps import Taps, rows_of
-from kw_lightning.nn.engine.workspace import map_chunks
+from kw_lightning.nn.engine.workspace import sample_chunks
 
 
 def forward(x: Tensor, attention: Tensor, cells: Tensor, taps: Taps, y: Tensor) -> None:
@@ -30,27 +31,29 @@ def backward(gradient: Tensor, x: Tensor, attention: Tensor, cells: Tensor, taps
     """Write the gradients; the mixed inputs are made anew, chunk by chunk. Arguments as of `mix_inputs.backward`."""
     count, co, ci = cells.shape
     joined = _join(cells)
-    total = None if wanted.cells is None else wanted.cells.new_zeros(joined.shape)
+    total = None if wanted.cells is None else wanted.cells.new_empty(1, *joined.shape)
     for samples in _chunks(x, cells, taps):
-        reads = _read(x[samples], attention.shape[3], taps)
-        reads_gradient = torch.zeros_like(reads)
+        reads = _read(x[samples], attention.shape[3], taps) if wanted.kernels else None
+        reads_gradient = None
         for out_group, rows in enumerate(rows_of(gradient[samples]).split(co, dim=-1)):
             weights = _weights(attention[samples], out_group)
-            if total is not None:
-                mixed = torch.matmul(weights.mT, reads)
-                total += rows.flatten(0, 1).t() @ mixed.flatten(0, 1).flatten(1)
+            if total is not None and reads is not None:
+                mixed = torch.matmul(weights.mT, reads).flatten(0, 1).flatten(1)
+                first = samples.start == 0 and out_group == 0
+                put_product(total, rows.flatten(0, 1).t().unsqueeze(0), mixed.unsqueeze(0), first=first)
             if wanted.attention is None and wanted.x is None:
                 continue
             mixed_gradient = (rows @ joined).unflatten(-1, (count, ci))
-            if wanted.attention is not None:
+            if wanted.attention is not None and reads is not None:
                 place = wanted.attention[samples][:, :, out_group]
                 place += torch.matmul(reads, mixed_gradient.mT).sum(1, dtype=place.dtype).view(place.shape)
             if wanted.x is not None:
-                reads_gradient += torch.matmul(weights, mixed_gradient)
-        if wanted.x is not None:
+                part = torch.matmul(weights, mixed_gradient)
+                reads_gradient = part if reads_gradient is None else reads_gradient.add_(part)
+        if wanted.x is not None and reads_gradient is not None:
             _add_back(reads_gradient, attention.shape[3], taps, wanted.x[samples])
     if wanted.cells is not None and total is not None:
-        wanted.cells.copy_(total.unflatten(1, (count, ci)).transpose(0, 1))
+        wanted.cells.copy_(total[0].unflatten(1, (count, ci)).transpose(0, 1))
 
 
 def _join(cells: Tensor) -> Tensor:
@@ -61,7 +64,7 @@ def _join(cells: Tensor) -> Tensor:
 def _chunks(x: Tensor, cells: Tensor, taps: Taps) -> list[slice]:
     """Cut the batch so that the mixed inputs keep within the workspace."""
     sample = len(cells) * math.prod(taps.output_size) * cells.shape[2] * x.element_size()
-    return map_chunks(len(x), sample, x.device)
+    return sample_chunks(len(x), sample, x.device)
 
 
 def _weights(attention: Tensor, out_group: int) -> Tensor:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from kw_lightning.nn.engine.gradients import Gradients
+from kw_lightning.nn.engine.mix_inputs import put_product
 from kw_lightning.nn.engine.taps import Taps, every, rows_of
-from kw_lightning.nn.engine.workspace import map_chunks
+from kw_lightning.nn.engine.workspace import sample_chunks
 
 
 def forward(x: Tensor, attention: Tensor, cells: Tensor, taps: Taps, y: Tensor) -> None:
@@ -34,8 +35,6 @@ def forward(x: Tensor, attention: Tensor, cells: Tensor, taps: Taps, y: Tensor) 
 def backward(gradient: Tensor, x: Tensor, attention: Tensor, cells: Tensor, taps: Taps, wanted: Gradients) -> None:
     """Write the gradients; the cells' outputs are made anew, chunk by chunk. Arguments as of `mix_outputs.backward`."""
     flat = cells.flatten(0, 1)
-    if wanted.cells is not None:
-        wanted.cells.zero_()
     for samples in _chunks(x, cells):
         sources = _sources(gradient[samples], attention, taps)
         for in_group, inputs in enumerate(rows_of(x[samples]).split(cells.shape[2], dim=-1)):
@@ -48,8 +47,8 @@ def backward(gradient: Tensor, x: Tensor, attention: Tensor, cells: Tensor, taps
                 continue
             convolved_gradient = torch.matmul(weights.mT, sources).flatten(2)  # [batch, rows, cells · co]
             if wanted.cells is not None:
-                total = wanted.cells.view(flat.shape)
-                total += convolved_gradient.flatten(0, 1).t() @ inputs.flatten(0, 1)
+                a, b = convolved_gradient.flatten(0, 1).t().unsqueeze(0), inputs.flatten(0, 1).unsqueeze(0)
+                put_product(wanted.cells.view(1, *flat.shape), a, b, first=samples.start == 0 and in_group == 0)
             if wanted.x is not None:
                 place = rows_of(wanted.x[samples]).split(cells.shape[2], dim=-1)[in_group]
                 place.copy_(convolved_gradient @ flat)
@@ -58,7 +57,7 @@ def backward(gradient: Tensor, x: Tensor, attention: Tensor, cells: Tensor, taps
 def _chunks(x: Tensor, cells: Tensor) -> list[slice]:
     """Cut the batch so that the cells' outputs keep within the workspace."""
     sample = len(cells) * math.prod(x.shape[1:-1]) * cells.shape[1] * x.element_size()
-    return map_chunks(len(x), sample, x.device)
+    return sample_chunks(len(x), sample, x.device)
 
 
 def _weights(attention: Tensor, in_group: int) -> Tensor:

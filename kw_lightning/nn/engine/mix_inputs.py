@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kw_lightning.nn.engine.gradients import Gradients
 from kw_lightning.nn.engine.taps import Taps, rows_of
-from kw_lightning.nn.engine.workspace import map_chunks, scratch
+from kw_lightning.nn.engine.workspace import sample_chunks, scratch
 
 
 def forward(x: Tensor, attention: Tensor, cells: Tensor, taps: Taps, y: Tensor) -> None:
@@ -84,7 +84,7 @@ def put_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
 def _chunks(x: Tensor, cells: Tensor, taps: Taps) -> list[slice]:
     """Cut the batch so that the mixed inputs keep within the workspace."""
     sample = len(cells) * math.prod(taps.output_size) * cells.shape[2] * x.element_size()
-    return map_chunks(len(x), sample, x.device)
+    return sample_chunks(len(x), sample, x.device)
 
 
 def _weights(attention: Tensor, out_group: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from kw_lightning.nn.engine.gradients import Gradients
 from kw_lightning.nn.engine.mix_inputs import put_product
 from kw_lightning.nn.engine.taps import Taps, every, rows_of
-from kw_lightning.nn.engine.workspace import map_chunks, scratch
+from kw_lightning.nn.engine.workspace import sample_chunks, scratch
 
 
 def forward(x: Tensor, attention: Tensor, cells: Tensor, taps: Taps, y: Tensor) -> None:
@@ -77,7 +77,7 @@ def backward(gradient: Tensor, x: Tensor, attention: Tensor, cells: Tensor, taps
 def _chunks(x: Tensor, cells: Tensor) -> list[slice]:
     """Cut the batch so that the cells' outputs keep within the workspace."""
     sample = len(cells) * math.prod(x.shape[1:-1]) * cells.shape[1] * x.element_size()
-    return map_chunks(len(x), sample, x.device)
+    return sample_chunks(len(x), sample, x.device)
 
 
 def _weights(attention: Tensor, in_group: int) -> Tensor:

@@ -51,6 +51,7 @@ def seconds(
         size: of the input.
         cells: n.
         dtype: of the products.
+        device: whose workspace bounds the chunks.
     """
     load = count(path, convolution, batch, size, cells, dtype, device)
     rate = HALF_PRECISION if dtype.itemsize < 4 else FULL_PRECISION

@@ -115,11 +115,6 @@ def sample_chunks(batch: int, sample_bytes: int, device: torch.device) -> list[s
     return [slice(start, min(start + size, batch)) for start in range(0, batch, max(size, 1))]
 
 
-def map_chunks(batch: int, sample_bytes: int, device: torch.device) -> list[slice]:
-    """Cut a batch into chunks of samples for paths that keep maps of every cell instead of kernels."""
-    return sample_chunks(batch, sample_bytes, device)
-
-
 def kernel_chunks(
     batch: int, mixtures: int, rows: int, row_bytes: int, device: torch.device
 ) -> tuple[list[slice], list[slice]]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import pytest
 import torch
+from geometries import suited
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -29,19 +29,6 @@ def type_of(path: str, convolution: Convolution) -> torch.dtype:
         if paths.supports(path, convolution, dtype, CPU):
             return dtype
     pytest.skip(f"{path} needs a C compiler and a convolution that it can compute")
-
-
-def suited(path: str, convolution: Convolution) -> Convolution:
-    """Return the convolution, for the depthwise path with every output channel by itself."""
-    if path != "depthwise":
-        return convolution
-    channels, _, *kernel = convolution.kernel_shape
-    return dataclasses.replace(
-        convolution,
-        kernel_shape=(channels, 1, *kernel),
-        cell_shape=(convolution.cell_shape[0], *[1] * (convolution.dimensions + 1)),
-        groups=channels,
-    )
 
 
 @st.composite

@@ -11,40 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from geometries import LAYERS, convolution
 
 from kw_lightning.builder import convert
-from kw_lightning.nn.engine import ENGINES, Convolution, autotune, dynamic_convolution, native, paths, planner
+from kw_lightning.nn.engine import ENGINES, Convolution, autotune, costs, dynamic_convolution, native, paths, planner
 
 CPU = torch.device("cpu")
-# (in, out, kernel, map at 224², stride, cell, cells, groups) of layers in the shipped zoo
-LAYERS = {
-    "resnet18 layer1": (64, 64, 3, 56, 1, (64, 64), 56, 1),
-    "resnet18 layer2.0.conv1": (64, 128, 3, 56, 2, (64, 64), 56, 1),
-    "resnet18 layer2": (128, 128, 3, 28, 1, (128, 128), 47, 1),
-    "resnet18 layer3": (256, 256, 3, 14, 1, (256, 256), 47, 1),
-    "resnet18 layer3.downsample": (128, 256, 1, 28, 2, (128, 128), 47, 1),
-    "resnet18 layer4.0.conv1": (256, 512, 3, 14, 2, (256, 256), 47, 1),
-    "resnet18 layer4": (512, 512, 3, 7, 1, (512, 512), 27, 1),
-    "resnet50 layer1 expand": (64, 256, 1, 56, 1, (64, 64), 87, 1),
-    "resnet50 layer2 reduce": (512, 128, 1, 28, 1, (128, 128), 104, 1),
-    "resnet50 layer3 expand": (256, 1024, 1, 14, 1, (256, 256), 138, 1),
-    "resnet50 layer4 reduce": (2048, 512, 1, 7, 1, (512, 512), 47, 1),
-    "mobilenetv2 depthwise": (144, 144, 3, 56, 1, (48, 1), 54, 144),
-    "convnext depthwise": (96, 96, 7, 56, 1, (96, 1), 147, 96),
-    "convnext expand": (384, 1536, 1, 14, 1, (384, 384), 72, 1),
-}
-
-
-def convolution(name: str) -> Convolution:
-    inputs, outputs, kernel, _, stride, cell, _, groups = LAYERS[name]
-    return Convolution(
-        (outputs, inputs // groups, kernel, kernel),
-        (*cell, 1, 1),
-        (stride, stride),
-        (kernel // 2, kernel // 2),
-        (1, 1),
-        groups,
-    )
 
 
 def multiply_adds(path: str, name: str, batch: int, side: int, backward: bool) -> int:
@@ -164,7 +136,15 @@ def test_the_study_fits_units_that_are_not_negative() -> None:
         torch.testing.assert_close(study["least_squares"](rows, rows @ goal), goal, rtol=1e-6, atol=1e-9)
     found = study["least_squares"](rows, rows @ torch.tensor([2.0, -0.1, 1.0, 1.0], dtype=torch.float64))
     assert (found >= 0).all()
-    assert len(list(study["problems"]())) > 100
+    found = list(study["problems"]())
+    assert len(found) > 100
+    geometry, batch, size, cells = min(found, key=lambda problem: problem[1] * math.prod(problem[2]))
+    x, stored = torch.randn(batch, geometry.kernel_shape[1], *size), torch.randn(cells, *geometry.cell_shape)
+    attention = torch.randn(batch, math.prod(geometry.kernel_shape) // math.prod(geometry.cell_shape), cells)
+    for backward in (False, True):
+        timed = study["timed"](geometry, (x, attention, stored), backward, 1)
+        assert len(timed) > 1
+        assert timed.keys() <= costs.SECONDS.keys()
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"forward": 3', '{"forward x": "nonsense"}'])

@@ -98,9 +98,10 @@ static void convolve(const Pass *p, index_t sample, index_t group, index_t lane,
     }
 }
 
-/* All samples of a part of the batch for some lanes. */
-static void run_lanes(const Pass *p, index_t lane, index_t first, index_t last, float *memory, float *alpha_gradient,
-                      float *cell_gradient) {
+/* Some lanes of samples first to last of the batch, which read their own source. */
+static void run_lanes(const Pass *p, index_t lane, index_t first, index_t last, const float *source, float *memory,
+                      float *alpha_gradient, float *cell_gradient, int add) {
+    (void)source;
     Memory own, *m = &own;
     lay_out(p, memory, m);
     index_t lanes = smaller(LANES, p->lanes - lane), width = padded(p->cells);
@@ -121,20 +122,7 @@ static void run_lanes(const Pass *p, index_t lane, index_t first, index_t last, 
         if (cell_gradient)
             product(p->cells, 2, rows, alpha, 1, p->cells, m->kernels, LANES, m->gradient, LANES, b > first);
     }
-    if (cell_gradient)
-        unpack_cells(p, lane, lanes, 0, 1, m->gradient, LANES, p->cells * LANES, cell_gradient, p->parts > 1);
+    if (cell_gradient) unpack_cells(p, lane, lanes, 0, 1, m->gradient, LANES, p->cells * LANES, cell_gradient, add);
 }
 
-void kw_mix_depthwise(const Pass *p) {
-    index_t items = pieces(p->lanes, LANES) * p->parts, memory = lay_out(p, NULL, &(Memory){0});
-    index_t gradients = p->batch * p->rows * padded(p->cells);
-#pragma omp parallel for schedule(static) num_threads(p->threads)
-    for (index_t thread = 0; thread < p->threads; thread++)
-        for (index_t i = items * thread / p->threads; i < items * (thread + 1) / p->threads; i++) {
-            index_t part = i % p->parts, from = p->batch * part / p->parts, to = p->batch * (part + 1) / p->parts;
-            if (from == to) continue;
-            run_lanes(p, i / p->parts * LANES, from, to, p->memory + thread * memory,
-                      p->alpha_gradient ? p->alpha_gradient + thread * gradients : NULL,
-                      p->cell_gradient ? p->cell_gradient + part * p->cells * p->cell_step : NULL);
-        }
-}
+void kw_mix_depthwise(const Pass *p) { share_out(p, lay_out(p, NULL, &(Memory){0}), 0, run_lanes); }

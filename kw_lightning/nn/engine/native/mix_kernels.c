@@ -206,4 +206,4 @@ static void run_lanes(const Pass *p, index_t lane, index_t first, index_t last, 
                       m->out + ((b - first) * p->lane_groups + g) * map);
 }
 
-void kw_mix_kernels(const Pass *p) { share_out(p, lay_out(p, NULL, &(Memory){0}), run_lanes); }
+void kw_mix_kernels(const Pass *p) { share_out(p, lay_out(p, NULL, &(Memory){0}), 1, run_lanes); }

@@ -135,13 +135,14 @@ static inline void read_source(const Pass *p, index_t first, index_t samples, fl
 typedef void Work(const Pass *p, index_t lane, index_t first, index_t last, const float *source, float *memory,
                   float *alpha_gradient, float *cell_gradient, int add);
 
-/* Do the work for all lanes and samples: a thread takes neighbouring blocks of lanes, or parts of their samples. */
-static inline void share_out(const Pass *p, index_t memory, Work *work) {
+/* Do the work for all lanes and samples: a thread takes neighbouring blocks of lanes, or parts of their samples.
+   Where every lane takes all of the source, it is read before, for all of them. */
+static inline void share_out(const Pass *p, index_t memory, int shared, Work *work) {
     index_t items = pieces(p->lanes, LANES) * p->parts, gradients = p->batch * p->rows * padded(p->cells);
-    float *source = p->memory, *own = source + p->samples * sample_size(p);
+    float *source = p->memory, *own = source + (shared ? p->samples * sample_size(p) : 0);
     for (index_t first = 0; first < p->batch; first += p->samples) {
         index_t samples = smaller(p->samples, p->batch - first);
-        read_source(p, first, samples, source, own, memory);
+        if (shared) read_source(p, first, samples, source, own, memory);
 #pragma omp parallel for schedule(static) num_threads(p->threads)
         for (index_t thread = 0; thread < p->threads; thread++)
             for (index_t i = items * thread / p->threads; i < items * (thread + 1) / p->threads; i++) {

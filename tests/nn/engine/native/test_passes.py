@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,10 @@ from kw_lightning.nn.engine import Convolution, native, reference, workspace
 from kw_lightning.nn.engine.gradients import Gradients
 from kw_lightning.nn.engine.native import library, passes, tables
 from kw_lightning.nn.engine.taps import find_taps
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from geometries import suited
 
 ORDERS = ("mix_kernels", "winograd", "mix_inputs", "depthwise")
 # Relative to the largest number of each result; Winograd's sums of sums lose a digit.
@@ -76,17 +81,6 @@ def compare(
 
 def order_memory(x: Tensor, last: bool) -> Tensor:
     return x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x
-
-
-def suited(order: str, convolution: Convolution) -> Convolution:
-    """Return the convolution, for the depthwise pass with every output channel by itself."""
-    if order != "depthwise":
-        return convolution
-    (channels, _, *kernel), (cell, *_) = convolution.kernel_shape, convolution.cell_shape
-    ones = (1,) * (convolution.dimensions + 1)
-    return dataclasses.replace(
-        convolution, kernel_shape=(channels, 1, *kernel), cell_shape=(cell, *ones), groups=channels
-    )
 
 
 @st.composite
