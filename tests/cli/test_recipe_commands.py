@@ -252,7 +252,7 @@ class TestLock:
         assert kw("check", file, "--no-network").exit_code == 0
         assert load_recipe(file).warehouses == load_recipe("resnet18-kw-1d2x").warehouses
         assert kw("lock", "resnet18-kw-1d2x").exit_code == 0  # a lock may be written over
-        file.write_text(file.read_text().replace("epochs: 300", "epochs: 30"))
+        file.write_text(file.read_text().replace("num_classes: 1000", "num_classes: 10"))
         result = kw("check", file, "--no-network")
         assert result.exit_code == 2
         assert "the file was changed after it was locked" in result.output

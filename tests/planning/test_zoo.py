@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,12 +89,30 @@ def test_parameters(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_training_settings(name: str) -> None:
+def test_a_network_can_be_extended_without_its_training(name: str) -> None:
     recipe = load_recipe(name)
+    assert recipe.model is not None
+    assert recipe.document.data.keys() == {"kw", "name", "description", "model", "defaults", "warehouses", "temperature"}
+    assert recipe.document.data["temperature"] == {"start": 1, "end": 0}  # the training says how long
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_training_is_that_of_the_network_with_the_training_of_all(name: str) -> None:
+    trained, network = load_recipe(f"{name}-imagenet"), load_recipe(name)
+    for key in ("model", "defaults", "warehouses"):
+        assert trained.document.data[key] == network.document.data[key]
+    sources = [Path(source.file).name for source in trained.document.sources]
+    assert {"imagenet-adamw-300.yaml", "imagenet-sgd-150.yaml"} & set(sources)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_training_settings(name: str) -> None:
+    recipe = load_recipe(f"{name}-imagenet")
     train = recipe.train
     assert train is not None
     assert recipe.data is not None
     assert recipe.model is not None
+    assert (recipe.data.train["mean"], recipe.data.train["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     batch = recipe.data.batch_size * train.accumulate
     found = (train.epochs, batch, train.optimizer.name, train.optimizer.lr, recipe.temperature.epochs)
     if name.startswith("mobilenetv2"):

@@ -31,7 +31,7 @@ def data_module(recipe: Recipe, *, allow_python: Sequence[str] = ()) -> Lightnin
         RunError: the data is not there.
     """
     if recipe.data is None:
-        raise RecipeError(recipe.document.problem("data", "training needs data, as `data: {name: digits}`"))
+        raise RecipeError(recipe.document.problem("data", "training needs data, as `data: {name: digits}` or by `extends: [NETWORK, imagenet-adamw-300]`"))
     if not recipe.data.name.startswith("python:"):
         return ImageData(recipe)
     make = import_callable(recipe.data.name, allow_python, partial(recipe.document.problem, "data.name"))
