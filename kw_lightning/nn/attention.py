@@ -11,12 +11,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from kw_lightning.nn.partition import LayerPartition
 
 LARGEST_MEAN = 1e15  # of an input channel; its square has room in float32
 MINIMUM_WIDTH = 16  # of the hidden layer and of the low-rank form's basis
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 class ContrastingAttention(nn.Module):
@@ -118,7 +120,7 @@ class ContrastingAttention(nn.Module):
         norm = self.norm
         # A network turned to half precision as a whole has a norm in half precision, which takes only its own type.
         x = hidden if hidden.dtype == norm.weight.dtype else hidden.to(norm.weight.dtype)
-        if isinstance(norm, nn.BatchNorm1d) and (not norm.training or x.shape[0] == 1):
+        if isinstance(norm, nn.BatchNorm1d) and norm.training and x.shape[0] == 1:
             x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
         else:
             x = norm(x)
@@ -144,13 +146,13 @@ class ContrastingAttention(nn.Module):
 
     def _make_start(self) -> Tensor:
         """Return β [mixtures, cells]: the cell that each mixture starts as."""
-        device = self.expand.weight.device
+        device = self.norm.weight.device
         initial = torch.tensor(self.initial_cells, device=device)
         return (torch.arange(self.cells, device=device) == initial.unsqueeze(-1)).to(torch.float32)
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         super()._apply(fn, recurse)
-        if self.start.device != self.expand.weight.device:
+        if self.start.device != self.norm.weight.device:
             self.start = self._make_start()
         return self
 
@@ -197,9 +199,20 @@ def _within_reach(pooled: Tensor) -> Tensor:
     return pooled.nan_to_num(0.0).clamp(-LARGEST_MEAN, LARGEST_MEAN)
 
 
-def _linear(x: Tensor, linear: nn.Linear) -> Tensor:
-    weight: Tensor = linear.weight
-    bias: Tensor | None = linear.bias
-    if weight.dtype != x.dtype:
-        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-    return F.linear(x, weight, bias)
+def _linear(x: Tensor, linear: nn.Module) -> Tensor:
+    """Call a linear layer in the type of x: half networks attend in float32.
+
+    It is called as a module, so that parametrizations, pruning, quantization and hooks on it do what they are for.
+    """
+    own = linear._parameters.get("weight")
+    if own is None:
+        own = next(linear.parameters(), None)
+    if own is None or own.dtype == x.dtype:
+        y: Tensor = linear(x)
+        return y
+    if type(linear) is nn.Linear and not any(vars(linear)[hooks] for hooks in HOOKS):
+        # What the call below does, in a third of its time.
+        return F.linear(x, linear.weight.to(x.dtype), None if linear.bias is None else linear.bias.to(x.dtype))
+    tensors = (*linear.named_parameters(), *linear.named_buffers())
+    cast = {name: tensor.to(x.dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors}
+    return functional_call(linear, cast, (x,))  # type: ignore[no-any-return]

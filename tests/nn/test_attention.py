@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from kw_lightning.nn.attention import ContrastingAttention, attention_parameters
 from kw_lightning.nn.partition import partition
@@ -94,3 +98,68 @@ def test_start_values_are_kaiming_normal_of_the_fan_out() -> None:
     assert attention.reduce.bias is None
     assert isinstance(attention.norm, nn.BatchNorm1d)
     assert ContrastingAttention(512, SHARE, norm="layer").reduce.bias is not None
+
+
+HALVES = [None, torch.bfloat16, torch.float16]
+
+
+class Negated(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return -weight
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_parametrizations_of_its_linear_layers_hold(half: torch.dtype | None) -> None:
+    attention, x, temperature = make(basis=1 / 16).eval(), torch.randn(4, 16, 5, 5), torch.tensor(0.3)
+    attention = attention if half is None else attention.to(half)
+    bound, plain = copy.deepcopy(attention), copy.deepcopy(attention)
+    for name in ("reduce", "expand", "basis"):
+        parametrize.register_parametrization(getattr(bound, name), "weight", Negated())
+        getattr(plain, name).weight.data.neg_()
+    assert torch.allclose(bound(x, temperature), plain(x, temperature), atol=1e-6)
+    assert not torch.allclose(bound(x, temperature), attention(x, temperature), atol=1e-2)
+    assert torch.isfinite(parametrizations.spectral_norm(bound.expand) and bound(x, temperature)).all()
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_pruned_weights_of_its_linear_layers_stay_zero_and_get_no_gradient(half: torch.dtype | None) -> None:
+    attention = make().train()
+    prune.random_unstructured(attention.expand, "weight", 0.75)
+    attention = attention if half is None else attention.to(half)
+    attention(torch.randn(4, 16, 5, 5), torch.tensor(0.3)).square().sum().backward()
+    gradient = attention.expand.weight_orig.grad
+    assert gradient[attention.expand.weight_mask == 0].eq(0).all()
+    assert gradient[attention.expand.weight_mask == 1].ne(0).any()
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_hooks_on_its_linear_layers_see_and_change_what_goes_through(half: torch.dtype | None, autocast: bool) -> None:
+    attention = make(basis=1 / 16).eval()
+    attention = attention if half is None else attention.to(half)
+    seen = []
+    for linear in (attention.reduce, attention.expand, attention.basis):
+        linear.register_forward_hook(lambda module, args, output: seen.append((module, output.dtype)))
+    attention.expand.register_forward_hook(lambda module, args, output: torch.zeros_like(output))
+    with torch.autocast("cpu", enabled=autocast):
+        alpha = attention(torch.randn(4, 16, 5, 5), torch.tensor(0.0))
+    order = (attention.reduce, attention.expand, attention.basis)
+    assert seen == [(linear, torch.float32) for linear in order]
+    assert alpha.eq(0).all()
+
+
+def test_its_linear_layers_can_be_quantized_dynamically() -> None:
+    attention, x, temperature = make(basis=1 / 16).eval(), torch.randn(4, 16, 5, 5), torch.tensor(0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchao is to replace it
+        quantized = torch.ao.quantization.quantize_dynamic(copy.deepcopy(attention), {nn.Linear})
+    assert not isinstance(quantized.reduce, nn.Linear)
+    alpha = quantized.to("cpu")(x, temperature)
+    assert 0 < (alpha - attention(x, temperature)).abs().max() < 0.05
+
+
+def test_half_precision_without_hooks_takes_the_short_way_to_the_same_numbers() -> None:
+    attention, x, temperature = make().bfloat16().eval(), torch.randn(4, 16, 5, 5), torch.tensor(0.3)
+    short = attention(x, temperature)
+    attention.expand.register_forward_hook(lambda *_: None)
+    assert torch.equal(attention(x, temperature), short)
