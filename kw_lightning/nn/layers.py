@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional as F
 
 from kw_lightning.nn.attention import ContrastingAttention
@@ -128,6 +129,16 @@ class KWLayer(nn.Module):
         device = x.device.type
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
+    def _traced(self, x: Any) -> Any:
+        """Return the layer's output to torch.fx, for which it is a leaf as torch's own layers are."""
+        return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
+
+    def __prepare_scriptable__(self) -> Any:
+        raise NotImplementedError(
+            f"{type(self).__name__} has no TorchScript: use torch.export.export(network, (example,)), "
+            "or torch.jit.trace(network, example)"
+        )
+
     def _make_bias(self, channels: int, bias: bool, factory: dict[str, Any]) -> None:
         self.bias = nn.Parameter(torch.empty(channels, **factory)) if bias else None
 
@@ -185,6 +196,8 @@ class _KWConvNd(KWLayer):
         Raises:
             RuntimeError: the layer has no warehouse yet; **or** x has not the layer's channels.
         """
+        if isinstance(x, Proxy):
+            return self._traced(x)  # type: ignore[no-any-return]
         single = x.dim() == self.dimensions + 1
         if single:
             x = x.unsqueeze(0)
@@ -296,6 +309,8 @@ class KWLinear(KWLayer):
         Raises:
             RuntimeError: the layer has no warehouse yet; **or** x has not the layer's features.
         """
+        if isinstance(x, Proxy):
+            return self._traced(x)  # type: ignore[no-any-return]
         if x.shape[-1] != self.in_features:
             raise RuntimeError(f"expected x of [batch, ..., {self.in_features}]: found {list(x.shape)}")
         if x.dim() == 1:
