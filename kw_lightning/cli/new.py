@@ -5,18 +5,22 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kw_lightning.cli.arguments import package_option
-from kw_lightning.errors import RunError
+from kw_lightning.errors import RecipeError, RunError
 from kw_lightning.recipe import load_recipe
 from kw_lightning.recipe.writing import to_yaml
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from kw_lightning.planning import Stage
+    from kw_lightning.recipe.types import Recipe
 
 _SLICE = re.compile(r"\[[^\[\]]*:[^\[\]]*\]$")
 _MAX_NUMBERS = 4
@@ -122,12 +126,13 @@ def recipe_text(
         raise RunError(f'the input of "{backbone}" is not known; give it, as --input 3,224,224')
     stages = find_stages(network, found, handover=handover)
     names = [layer.name for layer in survey(network).layers]
+    classes = _classes(recipe, network, found, allow_python)
     size = found[-1]
     return _TEMPLATE.format(
         file=file,
         name=name,
         title=backbone.partition("/")[2] or backbone,
-        model=to_yaml({"model": {"backbone": backbone, "input": list(found)}}),
+        model=_model(backbone, found, classes),
         warehouses=_warehouses(stages, names),
         handover="; layers that lead into a stage belong to the one before" if handover else "",
         size=size,
@@ -135,14 +140,47 @@ def recipe_text(
     )
 
 
+def _classes(recipe: Recipe, network: nn.Module, shape: Sequence[int], allow_python: Sequence[str]) -> int | None:
+    """Return the classes that the backbone tells apart, if its constructor takes their number as `num_classes`."""
+    # slow to import: torch
+    from kw_lightning.backbones import create
+    from kw_lightning.planning.tracing import trace
+
+    outputs = [call.outputs for call in trace(network, shape).calls_of([""])]
+    if recipe.model is None or not outputs or len(outputs[0]) < 2:
+        return None
+    classes = outputs[0][1]
+    asked = replace(recipe, model=replace(recipe.model, args={"num_classes": classes}))
+    try:
+        same = create(asked, allow_python=allow_python, device="meta")
+    except RecipeError:
+        return None
+    return classes if _parameters(same) == _parameters(network) else None
+
+
+def _parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _model(backbone: str, shape: Sequence[int], classes: int | None) -> str:
+    text = to_yaml({"model": {"backbone": backbone, "input": list(shape)}})
+    if classes is None:
+        return text
+    return text + f"  args: {{num_classes: {classes}}}".ljust(28) + "# as many as the data has\n"
+
+
 def _warehouses(stages: Iterable[Stage], names: Sequence[str]) -> str:
     lines = ["warehouses:"]
     for stage in stages:
         size = "×".join(map(str, stage.size))
         layers = to_yaml({"layers": globs(stage.layers, names)}).splitlines()
-        lines.append(f"  {stage.name}:".ljust(24) + f"  # {len(stage.layers)} layers, {size}")
+        lines.append(f"  {stage.name}:".ljust(24) + f"  # {_counted(len(stage.layers), 'layer')}, {size}")
         lines += [f"    {line}" for line in layers]
     return "\n".join(lines) + "\n"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def globs(wanted: Sequence[str], names: Sequence[str]) -> list[str]:

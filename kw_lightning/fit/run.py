@@ -199,8 +199,20 @@ def check_shapes(recipe: Recipe, module: Classifier, data: LightningDataModule) 
     finally:
         module.train()
     if logits.ndim != 2 or logits.shape[1] != data.num_classes:
-        message = f"the network's output is {list(logits.shape[1:])} and the data has {data.num_classes} classes"
-        raise RecipeError(recipe.document.problem("model", message))
+        found = f"{logits.shape[1]} outputs" if logits.ndim == 2 else f"an output of {list(logits.shape[1:])} a sample"
+        path, cure = _where_classes_are_set(recipe, data.num_classes)
+        message = f"the network has {found} and the data has {data.num_classes} classes: {cure}"
+        raise RecipeError(recipe.document.problem(path, message))
+
+
+def _where_classes_are_set(recipe: Recipe, classes: int) -> tuple[str, str]:
+    """Return the key path of the network's number of outputs, and what to write there."""
+    model = recipe.model
+    if model is not None and model.layers:
+        return "model.layers", f"give the last layer of model.layers {classes} units"
+    if model is not None and (model.backbone or "").startswith("python:") and "num_classes" not in model.args:
+        return "model.args", f"give its constructor the {classes} classes by model.args"
+    return "model.args.num_classes", f"set model.args.num_classes to {classes}"
 
 
 def check_fits(module: Classifier, state: Mapping[str, Any], checkpoint: Path) -> None:

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from kw_lightning.cli import application
 from kw_lightning.cli.completion import complete_override, complete_recipe
 from kw_lightning.cli.new import globs
+from kw_lightning.planning import plan
 from kw_lightning.recipe import load_recipe
 from kw_lightning.recipe.schema import schema_text
 from kw_lightning.recipe.sources import names, open_source
@@ -195,8 +196,6 @@ class TestNew:
     def test_recipe_that_plans_as_stages_auto_does(
         self, backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from kw_lightning.planning import plan
-
         monkeypatch.chdir(tmp_path)
         assert kw("new", "mine", "--from", backbone).exit_code == 0
         written = load_recipe("mine.yaml")
@@ -207,6 +206,29 @@ class TestNew:
         assert planned.parameters == found.parameters
         assert [w.name for w in planned.warehouses] == [w.name for w in found.warehouses]
         assert kw("new", "mine", "--from", backbone).exit_code == 1  # it is there already
+
+    @pytest.mark.parametrize(
+        ("backbone", "line"),
+        [
+            ("torchvision/shufflenet_v2_x0_5", "  args: {num_classes: 1000} # as many as the data has"),
+            ("torchvision/fcn_resnet50", "  args: {num_classes: 21}   # as many as the data has"),
+            ("python:callers_own:network", None),
+        ],
+    )
+    def test_number_of_classes_is_written_where_the_constructor_takes_it(
+        self, backbone: str, line: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "callers_own.py").write_text(
+            "from torchvision import models\n\ndef network():\n    return models.resnet18(num_classes=5)\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        output = tmp_path / "x.yaml"
+        given = ("--from", backbone, "--output", output, "--input", "3,64,64", "--allow-python", "callers_own")
+        assert kw("new", "x", *given).exit_code == 0
+        lines = output.read_text().splitlines()
+        assert line in lines if line else not any("num_classes" in written for written in lines)
+        assert not any("# 1 layers" in written for written in lines)
+        assert plan(load_recipe(output), allow_python=["callers_own"]).parameters.static > 0
 
     def test_what_cannot_be_written_is_refused(self, tmp_path: Path) -> None:
         output = tmp_path / "x.yaml"

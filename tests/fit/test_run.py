@@ -181,7 +181,7 @@ def test_every_mistake_of_training_at_once_and_before_a_folder_is_made(tmp_path:
     ("override", "message"),
     [
         ("data.name=fake", r"the network does not take the images of the data, \[3, 224, 224\]"),
-        ("data.args.classes=7", r"the network's output is \[10\] and the data has 7 classes"),
+        ("data.args.classes=7", "the network has 10 outputs and the data has 7 classes: give the last layer of model.layers 7 units"),
     ],
 )
 def test_a_network_that_does_not_fit_the_data(tmp_path: Path, quick: list[str], override: str, message: str) -> None:
@@ -224,3 +224,28 @@ def test_what_is_said_on_every_run_is_kept_quiet(
     lines = out.splitlines()
     assert [line.split("  ")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
     assert "val/accuracy" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "cure"),
+    [
+        ("torchvision/shufflenet_v2_x0_5", "model.args.num_classes: .* set model.args.num_classes to 3"),
+        ("python:callers_own:network", "model.args: .* give its constructor the 3 classes by model.args"),
+    ],
+)
+def test_other_classes_than_the_data_names_the_key(
+    backbone: str, cure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "callers_own.py").write_text("from torchvision.models import shufflenet_v2_x0_5 as network\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = load_recipe(
+        {
+            "kw": 1,
+            "model": {"backbone": backbone},
+            "data": {"name": "fake", "args": {"shape": [3, 32, 32], "classes": 3}},
+            "train": {"epochs": 1},
+        }
+    )
+    with pytest.raises(RecipeError, match=cure.replace(" .* ", ".*1000 outputs and the data has 3 classes: ")):
+        fit(recipe, output=tmp_path / "run", allow_python=["callers_own"])
+    assert not (tmp_path / "run").exists()
