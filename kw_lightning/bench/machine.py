@@ -27,6 +27,7 @@ class Machine:
         torch: version.
         gemm: GFLOP/s of a large matrix product in the measured type: what could be reached at best.
         gemm_side: rows and columns of that product.
+        compiled_passes: whether the compiled engine is in use, by which compiler, or why it is not.
     """
 
     processor: str
@@ -34,11 +35,13 @@ class Machine:
     torch: str
     gemm: float
     gemm_side: int
+    compiled_passes: str
 
     def __str__(self) -> str:
         return (
             f"{self.processor}, {self.threads} threads, torch {self.torch}, "
-            f"{self.gemm:.0f} GFLOP/s in a {self.gemm_side}³ matrix product"
+            f"{self.gemm:.0f} GFLOP/s in a {self.gemm_side}³ matrix product, "
+            f"compiled passes {self.compiled_passes}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -55,7 +58,9 @@ def describe_machine(device: torch.device, dtype: torch.dtype) -> Machine:
         a, b = (torch.randn(larger, larger, device=device, dtype=dtype) for _ in range(2))
         work = functools.partial(torch.mm, a, b)
         side, seconds = larger, best_seconds(work, device, repeats=7 if larger == GEMM_SIDES[-1] else 3)
-    return Machine(_processor(device), torch.get_num_threads(), torch.__version__, 2 * side**3 / seconds / 1e9, side)
+    gemm = 2 * side**3 / seconds / 1e9
+    compiled = "not in use: they are for CPUs" if device.type != "cpu" else str(native.status())
+    return Machine(_processor(device), torch.get_num_threads(), torch.__version__, gemm, side, compiled)
 
 
 def _processor(device: torch.device) -> str:
@@ -66,6 +71,4 @@ def _processor(device: torch.device) -> str:
     except OSError:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    capability = torch.backends.cpu.get_cpu_capability()
-    compiled = "compiled engine" if native.available() else "no compiled engine"
-    return f"{names[0] if names else platform.machine()} ({capability}, {compiled})"
+    return f"{names[0] if names else platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from kw_lightning.errors import KWError, RunError
+from kw_lightning.nn.engine import native
 
 try:
     import fcntl
@@ -137,8 +138,9 @@ def folder_of(checkpoint: Path) -> RunFolder:
 
 
 def versions() -> str:
-    """Return what the run was made with, as JSON."""
+    """Return what the run was made with, as JSON: the compiled passes are compiled for it if need be."""
     found: dict[str, Any] = {"python": platform.python_version(), "system": platform.platform()}
+    found["compiled_passes"] = str(native.status())
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)

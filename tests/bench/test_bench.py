@@ -19,6 +19,7 @@ from kw_lightning.bench.timing import interleaved, kept_bytes, median_ratio
 from kw_lightning.cli import application
 from kw_lightning.errors import KWError
 from kw_lightning.nn import KWConv2d, KWLinear, share_warehouse
+from kw_lightning.nn.engine import native
 
 RECIPE = """
 kw: 1
@@ -53,6 +54,7 @@ def test_json_has_every_figure(recipe: str) -> None:
     data = json.loads(run(recipe, "--json", "--size", "6"))
     assert data["machine"]["gemm"] > 0
     assert data["machine"]["torch"] == torch.__version__
+    assert data["machine"]["compiled_passes"] == str(native.status())
     (network,) = data["networks"]
     assert network["input"] == [2, 3, 6, 6]
     training, inference = network["networks"]
@@ -71,6 +73,7 @@ def test_json_has_every_figure(recipe: str) -> None:
 
 def test_tables_name_machine_networks_and_layers(recipe: str) -> None:
     text = run(recipe, "--no-reference")
+    assert f"compiled passes {native.status()}" in text
     assert re.search(r"GFLOP/s in a (256|1024|2048)³ matrix product", text)
     assert "small, batch 2, 8×8" in text
     assert "8×8×3×3" in text

@@ -1,12 +1,22 @@
 """The run folder: numbers, ownership, and messages where it cannot be written."""
 
 import errno
+import json
 from pathlib import Path
 
 import pytest
 
 from kw_lightning.errors import RunError
-from kw_lightning.fit.folder import RunFolder, checkpoint_of, folder_of, new_folder, newest_folder, readable_errors
+from kw_lightning.fit.folder import (
+    RunFolder,
+    checkpoint_of,
+    folder_of,
+    new_folder,
+    newest_folder,
+    readable_errors,
+    versions,
+)
+from kw_lightning.nn.engine.native import available, library
 
 
 def test_folders_are_numbered(tmp_path: Path) -> None:
@@ -90,3 +100,11 @@ def test_a_text_is_written_whole(tmp_path: Path) -> None:
     RunFolder(tmp_path).write("a.txt", "β")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "β"
+
+
+def test_versions_say_whether_the_compiled_passes_are_in_use_and_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert json.loads(versions())["compiled_passes"].startswith("in use" if available() else "not in use")
+    library.find.cache_clear()
+    monkeypatch.setenv("KW_NATIVE", "0")
+    assert json.loads(versions())["compiled_passes"] == "not in use: KW_NATIVE=0 is set"
+    library.find.cache_clear()

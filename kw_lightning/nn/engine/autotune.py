@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-import os
+import logging
 import platform
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,13 +13,14 @@ import torch
 from torch import Tensor
 
 from kw_lightning.nn.clock import elapsed
-from kw_lightning.nn.engine import paths
+from kw_lightning.nn.engine import cache, paths
+from kw_lightning.nn.engine.cache import CacheError
 from kw_lightning.nn.engine.convolution import Convolution
-from kw_lightning.nn.engine.native.library import cache_folder
 
 REPEATS = 3
 SLOWEST = 4  # a path this many times slower than the best so far is not timed again
 
+_logger = logging.getLogger(__name__)
 _memory: dict[str, str] = {}
 
 
@@ -50,8 +50,12 @@ def fastest(
 
 
 def cache_file() -> Path:
-    """Return the file of this machine's choices: `$XDG_CACHE_HOME/kw_lightning/autotune-….json`."""
-    return cache_folder() / f"autotune-{platform.node() or 'machine'}.json"
+    """Return the file of this machine's choices: `$XDG_CACHE_HOME/kw_lightning/autotune-….json`.
+
+    Raises:
+        CacheError: there is no home folder, **or** its cache can be written by others.
+    """
+    return cache.open_cache() / f"autotune-{platform.node() or 'machine'}.json"
 
 
 def _key(x: Tensor, cells: Tensor, convolution: Convolution, backward: bool) -> str:
@@ -102,18 +106,24 @@ def _time(
 
 def _read() -> dict[str, str]:
     try:
-        data = json.loads(cache_file().read_text())
-    except (OSError, ValueError):
+        data = json.loads(cache.read(cache_file()) or b"{}")
+    except CacheError as error:
+        _tell(str(error))
         return {}
-    return {str(key): str(path) for key, path in data.items()} if isinstance(data, dict) else {}
+    except (ValueError, RecursionError):  # damaged
+        return {}
+    choices = data.items() if isinstance(data, dict) else ()
+    return {key: path for key, path in choices if isinstance(path, str) and path in paths.PATHS}
 
 
 def _write(choices: dict[str, str]) -> None:
-    # Replaced as a whole, so that another process never reads half a file; a cache that cannot be written is no error.
     try:
-        cache_file().parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=cache_file().parent, suffix=".json", delete=False) as file:
-            json.dump(choices, file, indent=1, sort_keys=True)
-        os.replace(file.name, cache_file())
-    except OSError:
-        pass
+        cache.write(cache_file(), json.dumps(choices, indent=1, sort_keys=True).encode())
+    except CacheError as error:
+        _tell(str(error))
+
+
+@functools.lru_cache(maxsize=16)
+def _tell(reason: str) -> None:
+    """Say once why what was timed before is not read, or not kept."""
+    _logger.warning("%s: autotune times anew what it has timed before", reason)

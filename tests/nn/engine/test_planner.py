@@ -147,16 +147,51 @@ def test_the_study_fits_units_that_are_not_negative() -> None:
         assert timed.keys() <= costs.SECONDS.keys()
 
 
-@pytest.mark.parametrize("content", ["", "[1]", '{"forward": 3', '{"forward x": "nonsense"}'])
+@pytest.mark.parametrize("content", ["", "[1]", '{"forward": 3', '{"forward x": "nonsense"}', "\0\xff", "[" * 100_000])
 def test_a_damaged_autotune_file_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(autotune, "_memory", {})
-    autotune.cache_file().parent.mkdir(parents=True)
-    autotune.cache_file().write_text(content)
+    autotune.cache_file().write_bytes(content.encode("latin1"))
+    tune_a_layer()
+    assert len(json.loads(autotune.cache_file().read_text())) == 1
+
+
+def tune_a_layer() -> None:
     geometry = Convolution((4, 4, 1, 1), (4, 4, 1, 1), (1, 1), (0, 0), (1, 1))
     tensors = [torch.randn(s) for s in ((2, 4, 2, 2), (2, 1, 3), (3, 4, 4, 1, 1))]
     y = dynamic_convolution(*tensors, geometry, "autotune")
     torch.testing.assert_close(y, dynamic_convolution(*tensors, geometry, "reference"))
+
+
+@pytest.mark.parametrize("exposed", ["file", "folder"])
+def test_choices_that_others_can_have_written_are_not_read(
+    exposed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(autotune, "_memory", {})
+    tune_a_layer()
+    file = autotune.cache_file()
+    ((key, path),) = json.loads(file.read_text()).items()
+    other = next(one for one in paths.PATHS if one != path and not one.startswith("depth"))
+    file.write_text(json.dumps({key: other, "of a stranger": "products"}))
+    (file if exposed == "file" else file.parent).chmod(0o777)
+    monkeypatch.setattr(autotune, "_memory", {})
+    tune_a_layer()
+    assert list(autotune._memory) == [key]
+    (line,) = {record.getMessage() for record in caplog.records}
+    assert "can be written by others" in line
+    assert (json.loads(file.read_text()).keys() == {key}) == (exposed == "file")
+
+
+def test_choices_are_timed_where_nothing_can_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(autotune, "_memory", {})
+    tune_a_layer()
+    assert len(caplog.records) == 1
+    assert "Not a directory" in caplog.text
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from kw_lightning.nn.engine.native.library import Status, status
 from kw_lightning.nn.engine.native.passes import available, backward, forward
 from kw_lightning.nn.engine.native.tables import allows_winograd
 
-__all__ = ["allows_winograd", "available", "backward", "forward"]
+__all__ = ["Status", "allows_winograd", "available", "backward", "forward", "status"]

@@ -1,7 +1,7 @@
 """The C library of this folder: compiled once a machine, when the first layer runs, by the machine's own compiler.
 
 It is for single precision on a CPU. Where no compiler is found, or `KW_NATIVE=0` is set, the engine goes on with the
-paths made of PyTorch's products. The library uses the pool of threads that PyTorch uses.
+paths made of PyTorch's products, and says so once. The library uses the pool of threads that PyTorch uses.
 """
 
 from __future__ import annotations
@@ -16,8 +16,14 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
+
+from kw_lightning.nn.engine import cache
+from kw_lightning.nn.engine.cache import CacheError
 
 SOURCES = ("tiles.h", "pass.h", "mix_kernels.c", "mix_inputs.c", "mix_depthwise.c")
 FUNCTIONS = (
@@ -28,62 +34,174 @@ FUNCTIONS = (
     "kw_mix_inputs_backward_memory",
     "kw_mix_depthwise_memory",
 )
+PASSES = ("kw_mix_kernels", "kw_mix_inputs", "kw_mix_inputs_backward", "kw_mix_depthwise")
 FLAGS = ("-O3", "-march=native", "-fPIC", "-fopenmp")
 SWITCH = "KW_NATIVE"
+COMPILERS = ("cc", "gcc", "clang")
 # PyTorch has loaded an OpenMP already: left to it, the library's threads are the same. The second is for a PyTorch
 # that keeps its OpenMP to itself.
 LINKS = ((), ("-fopenmp",))
 
 _logger = logging.getLogger(__name__)
+_one_at_a_time = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Status:
+    """Whether the compiled passes are in use in this process.
+
+    Attributes:
+        library: None where there is none to be had.
+        reason: why there is none.
+        compiler: what it calls itself, with its version.
+    """
+
+    library: ctypes.CDLL | None
+    reason: str = ""
+    compiler: str = ""
+
+    def __str__(self) -> str:
+        return f"not in use: {self.reason}" if self.library is None else f"in use, compiled by {self.compiler}"
+
+
+class _LibraryError(Exception):
+    """Why there is no library; one line."""
+
+
+def library() -> ctypes.CDLL | None:
+    """Return the library, compiled if need be; None where there is none to be had."""
+    return status().library
+
+
+def status() -> Status:
+    """Return the library, compiled if need be, or why there is none."""
+    with _one_at_a_time:
+        return find()
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
-    """Return the library, compiled if need be; None where there is none to be had."""
-    if os.environ.get(SWITCH) == "0" or os.name != "posix":
-        return None
+def find() -> Status:
+    """Look for the library, once a process; say so where there is none."""
+    try:
+        return _find()
+    except (_LibraryError, CacheError, OSError, subprocess.SubprocessError) as error:
+        reason = " ".join(str(error).split())
+    _tell(f"the compiled passes are not in use: {reason}; dynamic layers on a CPU take PyTorch's slower products")
+    return Status(None, reason)
+
+
+def _find() -> Status:
+    if os.environ.get(SWITCH) == "0":
+        raise _LibraryError(f"{SWITCH}=0 is set")
+    if os.name != "posix":
+        raise _LibraryError(f"they are not compiled on {platform.system()}")
     compiler = _compiler()
-    if compiler is None:
-        _logger.info("no C compiler found: dynamic layers on the CPU use PyTorch's own products")
+    version = _run([*compiler, "--version"], 60).strip()
+    with as_file(files(__package__)) as sources:
+        name = f"engine-{_fingerprint(sources, compiler, version)}.so"
+        try:
+            target = cache.open_cache() / name
+        except CacheError as error:
+            _tell(f"{error}: nothing is kept there, and the passes are compiled for this process alone")
+            target = None
+        loaded = _load(sources, compiler, name, target)
+    return Status(loaded, compiler=version.partition("\n")[0])
+
+
+def _load(sources: Path, compiler: list[str], name: str, target: Path | None) -> ctypes.CDLL:
+    """Return the library that is kept in the file `target`, else one that is compiled, and kept there where it can be.
+
+    It is opened where it is kept or from a folder of this process alone: either may forbid it.
+    """
+    kept = None
+    try:
+        kept = target and cache.read_checked(target)
+    except CacheError as error:
+        _tell(f"{error}; the passes are compiled anew")
+    if target and kept:
+        try:
+            return _open(target)
+        except _LibraryError:
+            pass
+    with tempfile.TemporaryDirectory() as place:
+        if kept:
+            copy = Path(place) / name
+            copy.write_bytes(kept)
+            try:
+                return _open(copy)
+            except _LibraryError:  # made for a PyTorch with another OpenMP
+                pass
+        return _build(sources, compiler, Path(place), target)
+
+
+def _build(sources: Path, compiler: list[str], place: Path, target: Path | None) -> ctypes.CDLL:
+    """Compile in the folder `place`, and link in the first way that makes a library which can be opened."""
+    objects = []
+    for source in (source for source in SOURCES if source.endswith(".c")):
+        objects.append(str(place / f"{source}.o"))
+        _run([*compiler, *FLAGS, "-c", str(sources / source), "-o", objects[-1]], 300, place)
+    failure = None
+    for number, link in enumerate(LINKS):
+        built = place / f"linked-{number}.so"
+        _run([*compiler, "-shared", *objects, *link, "-o", str(built)], 300, place)
+        for file in (_keep(built, target), built):
+            try:
+                if file is not None:
+                    return _open(file)
+            except _LibraryError as error:
+                failure = error
+    if target is not None:
+        cache.discard(target)
+    raise failure or _LibraryError("it was not linked")
+
+
+def _keep(built: Path, target: Path | None) -> Path | None:
+    """Keep a library for the next process; return where, None where it cannot be."""
+    if not built.is_file():
+        raise _LibraryError("the compiler made no library")
+    if target is None:
         return None
-    for link in LINKS:
-        try:
-            return _load(compiler, link)
-        except (OSError, subprocess.SubprocessError) as error:
-            _logger.info("the compiled engine is not used: %s", error)
-    return None
+    try:
+        cache.write_checked(target, built.read_bytes())
+    except CacheError as error:
+        _tell(f"{error}: the compiled passes are not kept, and every process compiles them")
+        cache.discard(target)
+        return None
+    return target
 
 
-def cache_folder() -> Path:
-    """Return the folder of what is compiled and measured on this machine: `$XDG_CACHE_HOME/kw_lightning`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kw_lightning"
+def _open(path: Path) -> ctypes.CDLL:
+    try:
+        loaded = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
+        for function in FUNCTIONS:
+            getattr(loaded, function).restype = ctypes.c_int64
+        for function in PASSES:
+            getattr(loaded, function).restype = None
+    except (OSError, AttributeError) as error:
+        raise _LibraryError(f"the library cannot be opened: {error}") from error
+    return loaded
 
 
-def _compiler() -> list[str] | None:
-    named = shlex.split(os.environ.get("CC", ""))
-    for command in (named, ["cc"], ["gcc"], ["clang"]):
-        if command and shutil.which(command[0]):
-            return command
-    return None
+def _compiler() -> list[str]:
+    """Return the command of a compiler: `$CC`, else the first that is found."""
+    named = os.environ.get("CC", "")
+    try:
+        command = shlex.split(named)
+    except ValueError as error:
+        _tell(f"CC={named} is no command ({error}): another compiler is looked for")
+        command = []
+    for candidate in (command, *([name] for name in COMPILERS)):
+        if candidate and shutil.which(candidate[0]):
+            return candidate
+    raise _LibraryError(f"no C compiler found ($CC, {', '.join(COMPILERS)})")
 
 
-def _load(compiler: list[str], link: tuple[str, ...]) -> ctypes.CDLL:
-    with as_file(files(__package__)) as folder:
-        name = f"engine-{_fingerprint(folder, compiler, link)}.so"
-        try:
-            return _open(_compile(folder, compiler, link, cache_folder(), name))
-        except OSError:  # a cache that cannot be written, or holds half a file
-            with tempfile.TemporaryDirectory() as place:
-                return _open(_compile(folder, compiler, link, Path(place), name))
-
-
-def _fingerprint(folder: Path, compiler: list[str], link: tuple[str, ...]) -> str:
+def _fingerprint(sources: Path, compiler: list[str], version: str) -> str:
     """Return what tells one build from another: homes are shared by machines of different processors."""
     digest = hashlib.sha256()
     for source in SOURCES:
-        digest.update((folder / source).read_bytes())
-    version = subprocess.run([*compiler, "--version"], capture_output=True, check=True, timeout=60).stdout
-    digest.update(version + repr((compiler, FLAGS, link, platform.machine(), _processor())).encode())
+        digest.update((sources / source).read_bytes())
+    digest.update(repr((version, compiler, FLAGS, LINKS, platform.machine(), _processor())).encode())
     return digest.hexdigest()[:16]
 
 
@@ -95,29 +213,20 @@ def _processor() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-def _compile(folder: Path, compiler: list[str], link: tuple[str, ...], place: Path, name: str) -> Path:
-    """Return the compiled library in the folder `place`; put there as a whole, as other processes may do the same."""
-    place.mkdir(parents=True, exist_ok=True, mode=0o700)
-    target = place / name
-    if target.exists():
-        return target
-    with tempfile.TemporaryDirectory(dir=place) as work:
-        sources = [str(folder / source) for source in SOURCES if source.endswith(".c")]
-        objects = [str(Path(work) / f"{Path(source).stem}.o") for source in sources]
-        for source, compiled in zip(sources, objects, strict=True):
-            _run([*compiler, *FLAGS, "-c", source, "-o", compiled])
-        built = Path(work) / name
-        _run([*compiler, "-shared", *objects, *link, "-o", str(built)])
-        os.replace(built, target)
-    return target
+def _run(command: Sequence[str], seconds: float, place: Path | None = None) -> str:
+    """Run a command of the compiler, its own temporary files in the folder `place`, and return what it prints."""
+    environment = {**os.environ, "LC_ALL": "C", **({} if place is None else {"TMPDIR": str(place)})}
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds, env=environment, check=False
+    )
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        line = next((line for line in said if "error" in line), said[0] if said else f"exit code {done.returncode}")
+        raise _LibraryError(f"{shlex.join(command[:1])} failed: {line.strip()[:300]}")
+    return done.stdout
 
 
-def _run(command: list[str]) -> None:
-    subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-
-
-def _open(path: Path) -> ctypes.CDLL:
-    loaded = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
-    for function in FUNCTIONS:
-        getattr(loaded, function).restype = ctypes.c_int64
-    return loaded
+def _tell(message: str) -> None:
+    # Once a machine, not by each of the processes that train together.
+    level = logging.INFO if os.environ.get("LOCAL_RANK", "0") != "0" else logging.WARNING
+    _logger.log(level, "%s", message if message.isprintable() else message.encode("unicode_escape").decode("ascii"))

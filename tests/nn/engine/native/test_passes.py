@@ -41,7 +41,7 @@ def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def clear_caches() -> None:
-    library.library.cache_clear()
+    library.find.cache_clear()
     passes._describe.cache_clear()
 
 
