@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.parameter import is_lazy
 
-from kw_lightning.errors import Problem, RecipeError, first_line, nearest
+from kw_lightning.errors import Problem, RecipeError, did_you_mean, first_line, mistake
 from kw_lightning.limits import TooLargeError, bounded_construction, excessive_arguments
 from kw_lightning.pretrained import load_pretrained
 from kw_lightning.recipe.types import Recipe
@@ -65,7 +65,7 @@ def create(recipe: Recipe, *, allow_python: Sequence[str] = (), device: torch.de
     elif library == "timm" and rest:
         builder = _timm(rest, at_backbone)
     else:
-        raise RecipeError(at_backbone(f'"{name}" is no backbone; allowed are {FORMS}'))
+        raise RecipeError(at_backbone(mistake(name, FORMS)))
     try:
         network = _construct(partial(builder, **args), f'the network "{name}"', device, on_meta)
     except TooLargeError as error:
@@ -129,7 +129,8 @@ def _torchvision(name: str, args: dict[str, Any], on_meta: bool, problem: Callab
 
     names = torchvision.models.list_models()
     if name not in names:
-        raise RecipeError(problem(f'torchvision has no network "{name}"{nearest(name, names)}'))
+        allowed = "the names of torchvision.models.list_models()"
+        raise RecipeError(problem(mistake(name, allowed, what="the unknown network", names=names)))
     builder: Builder = torchvision.models.get_model_builder(name)
     # A detector's constructor fetches its backbone's weights unless told otherwise.
     if "weights_backbone" in inspect.signature(builder).parameters and (on_meta or "weights_backbone" not in args):
@@ -146,7 +147,10 @@ def _timm(name: str, problem: Callable[[str], Problem]) -> Builder:
         raise RecipeError(problem(f'"timm/{name}" needs the extra timm: pip install "kw-lightning[timm]"')) from None
     base = name.partition(".")[0]
     if not timm.is_model(base):
-        raise RecipeError(problem(f'timm has no network "{name}"{nearest(base, timm.list_models())}'))
+        hint = did_you_mean(base, timm.list_models())
+        raise RecipeError(
+            problem(mistake(name, "the names of timm.list_models()", what="the unknown network", hint=hint))
+        )
     return partial(timm.create_model, name)
 
 
@@ -163,7 +167,7 @@ def import_callable(name: str, allow_python: Sequence[str], problem: Callable[[s
     """
     module_name, _, attribute = name.removeprefix("python:").partition(":")
     if not module_name or not attribute:
-        raise RecipeError(problem(f'"{name}" is no name of code; allowed is python:package.module:callable'))
+        raise RecipeError(problem(mistake(name, "python:package.module:callable")))
     package = module_name.partition(".")[0]
     if not any(module_name == allowed or module_name.startswith(f"{allowed}.") for allowed in allow_python):
         raise RecipeError(
@@ -174,7 +178,7 @@ def import_callable(name: str, allow_python: Sequence[str], problem: Callable[[s
         for part in attribute.split("."):
             target = getattr(target, part)
     except (ImportError, AttributeError) as error:
-        raise RecipeError(problem(f'"{name}" cannot be imported: {error}')) from error
+        raise RecipeError(problem(f'"{name}" cannot be imported: {first_line(error)}')) from error
     if not callable(target):
         raise RecipeError(problem(f'"{name}" is no callable but a {type(target).__name__}'))
     function: Callable[..., Any] = target
@@ -198,7 +202,7 @@ def _refused(name: str, builder: Builder, args: Mapping[str, Any], error: Except
         parameters = inspect.signature(builder).parameters
         known = [key for key in parameters if key not in {*FETCHING, "progress", "kwargs"}] + ["num_classes"]
         unknown = [key for key in args if key not in parameters]
-        hint = next((nearest(key, known) for key in unknown if nearest(key, known)), "")
+        hint = next((f"; {hint}" for hint in (did_you_mean(key, known) for key in unknown) if hint), "")
     except (TypeError, ValueError):
         pass
     given = ", ".join(f"{key}={value!r}"[:80] for key, value in args.items())
@@ -233,7 +237,7 @@ def _resnet_with_stochastic_depth(builder: Builder, *, stochastic_depth_prob: fl
     from torchvision.models.resnet import BasicBlock, Bottleneck
 
     if not 0 <= stochastic_depth_prob < 1:
-        raise ValueError(f"stochastic_depth_prob is between 0 and 1: found {stochastic_depth_prob}")
+        raise ValueError(mistake(stochastic_depth_prob, "0 ≤ p < 1", what="stochastic_depth_prob"))
     network = builder(**args)
     for block in network.modules():
         if isinstance(block, BasicBlock | Bottleneck):

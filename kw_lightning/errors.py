@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+_SHOWN = 60
+"""Characters of a value that a message shows."""
+_COMPARED = 80
+"""Names longer than this are not compared with others: that takes quadratic time, and finds nothing."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +74,66 @@ class RunError(KWError, RuntimeError):
     """A run that failed for a reason outside the recipe: no disk, no data, an interrupted transfer."""
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Return `; did you mean "x"?` for the closest of `names`, or nothing when none is close."""
+def mistake(
+    value: object, allowed: str | Iterable[str], *, what: str = "", names: Iterable[str] | None = None, hint: str = ""
+) -> str:
+    """Return the sentence that every mistake is told in: `found WHAT "b", allowed: a, bb; did you mean "bb"?`.
+
+    Args:
+        value: what was found; shown as YAML writes it.
+        allowed: what is allowed: in words, or all the names.
+        what: what the value is, where its place does not say it, as "the unknown key".
+        names: valid names, of which the nearest is offered; by default those of `allowed`.
+        hint: offered in place of a name.
+
+    Example:
+        >>> mistake("mix_kernel", ["auto", "mix_kernels"], what="the unknown engine")
+        'found the unknown engine "mix_kernel", allowed: auto, mix_kernels; did you mean "mix_kernels"?'
+    """
+    if not isinstance(allowed, str):
+        allowed = list(allowed)
+        names = allowed if names is None else names
+        allowed = ", ".join(allowed) or "none"
+    hint = hint or (did_you_mean(value, names or ()) if isinstance(value, str) else "")
+    return sentence(f"{what} {shown(value)}" if what else shown(value), allowed, hint)
+
+
+def sentence(found: str, allowed: str, hint: str = "") -> str:
+    """Return what `mistake` does, for what was found in words."""
+    return f"found {found}, allowed: {allowed}{f'; {hint}' if hint else ''}"
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return `did you mean "x"?` for the closest of `names`, or nothing when none is close."""
+    if len(name) > _COMPARED:
+        return ""
     matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f'; did you mean "{matches[0]}"?' if matches else ""
+    return f'did you mean "{matches[0]}"?' if matches else ""
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it: a text in quotes, a list by its length, a map by its keys.
+
+    The words are YAML's (`true`), the length is bounded, and no character moves a terminal's cursor.
+    """
+    match value:
+        case None:
+            return "nothing"
+        case Mapping():
+            keys = ", ".join(str(key) if str(key).isprintable() else json.dumps(key) for key in list(value)[:_SHOWN])
+            return f"a map with {_shortened(keys)}" if value else "an empty map"
+        case list() | tuple():
+            return f"a list of {len(value):,} {'value' if len(value) == 1 else 'values'}" if value else "an empty list"
+        case str():
+            return json.dumps(_shortened(value), ensure_ascii=not value.isprintable())
+        case bool() | int() | float():
+            return _shortened(json.dumps(value))
+        case _:
+            return _shortened(repr(value))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 
 def first_line(error: BaseException, length: int = 300) -> str:

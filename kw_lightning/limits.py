@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.nn.parameter import is_lazy
 
-from kw_lightning.errors import RecipeError
+from kw_lightning.errors import RecipeError, sentence
 
 MAX_ARGUMENT = 100_000
 """Largest whole number, and longest string, among a backbone's arguments."""
@@ -40,9 +40,9 @@ def excessive_arguments(value: object, path: str = "model.args") -> Iterator[tup
         for index, item in enumerate(value):
             yield from excessive_arguments(item, f"{path}[{index}]")
     elif isinstance(value, int | float) and not abs(value) <= MAX_ARGUMENT:
-        yield path, f"a backbone's argument is at most {MAX_ARGUMENT:,}: found {value:.4g}"
+        yield path, sentence(f"{value:.4g}", f"at most {MAX_ARGUMENT:,}")
     elif isinstance(value, str) and len(value) > MAX_ARGUMENT:
-        yield path, f"a text has at most {MAX_ARGUMENT:,} characters: found {len(value):,}"
+        yield path, sentence(f"{len(value):,} characters", f"at most {MAX_ARGUMENT:,}")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kw_lightning.errors import Problem, RecipeError, RunError, first_line, nearest
+from kw_lightning.errors import Problem, RecipeError, RunError, first_line, mistake
 from kw_lightning.recipe.types import Recipe
 
 log = logging.getLogger(__name__)
@@ -72,11 +72,8 @@ def _weights(recipe: Recipe, network: nn.Module, problem: Callable[[str], Proble
             entry = torchvision.models.get_model_weights(name)["DEFAULT" if source is True else str(source)]
         except KeyError:
             names = [member.name for member in torchvision.models.get_model_weights(name)]
-            hint = nearest(str(source), names)
-            allowed = ", ".join(names) or "none"
-            raise RecipeError(
-                problem(f'there are no weights "{source}" for {name} and no such file; weights: {allowed}{hint}')
-            ) from None
+            message = mistake(source, ["a file", *names], what="the unknown weights", names=names)
+            raise RecipeError(problem(message)) from None
         return dict(entry.get_state_dict(progress=False, check_hash=True))
     if library == "timm":
         import timm
@@ -86,7 +83,7 @@ def _weights(recipe: Recipe, network: nn.Module, problem: Callable[[str], Proble
             return dict(timm.create_model(tag, pretrained=True).state_dict())
         except RuntimeError as error:
             raise RecipeError(problem(f'timm has no weights "{source}" for {name}: {first_line(error)}')) from error
-    raise RecipeError(problem(f'a python: network takes a file of weights: found "{source}"'))
+    raise RecipeError(problem(mistake(source, "a file of weights, for a python: network")))
 
 
 def _existing_file(recipe: Recipe) -> Path | None:

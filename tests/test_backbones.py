@@ -26,8 +26,18 @@ def named(backbone: str, **model: Any) -> Recipe:
 @pytest.mark.parametrize(
     ("backbone", "args", "message"),
     [
-        ("torchvision/resnet19", {}, 'model.backbone: torchvision has no network "resnet19"; did you mean "resnet18"?'),
-        ("timm/resnet19", {}, 'model.backbone: timm has no network "resnet19"; did you mean "resnet18"?'),
+        (
+            "torchvision/resnet19",
+            {},
+            'found the unknown network "resnet19", allowed: the names of torchvision.models.list_models(); '
+            'did you mean "resnet18"?',
+        ),
+        (
+            "timm/resnet19",
+            {},
+            'model.backbone: found the unknown network "resnet19", allowed: the names of timm.list_models(); '
+            'did you mean "resnet18"?',
+        ),
         (
             "torchvision/resnet18",
             {"num_clases": 3},
@@ -151,7 +161,11 @@ def test_weights_that_are_no_weights(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
     with pytest.raises(RecipeError, match=r"there is no file nothing\.pt"):
         backbones.create(named("torchvision/resnet18", pretrained="nothing.pt"))
-    with pytest.raises(RecipeError, match=r'there are no weights "IMAGENET1K_V3" for resnet18 .*IMAGENET1K_V1'):
+    with pytest.raises(
+        RecipeError,
+        match=r'found the unknown weights "IMAGENET1K_V3", allowed: a file, IMAGENET1K_V1; did you mean '
+        r'"IMAGENET1K_V1"\?$',
+    ):
         backbones.create(named("torchvision/resnet18", pretrained="IMAGENET1K_V3"))
     assert issubclass(RunError, KWError)
 
@@ -174,5 +188,5 @@ def test_stochastic_depth_in_resnets() -> None:
     assert (seen[0].abs().sum((1, 2, 3)) > 0).all()
     assert 0.2 < kept < 0.8  # every block's branch is left out for half of the samples, the first one's too
     assert model.train()(x).shape == (8, 1000)
-    with pytest.raises(RecipeError, match="stochastic_depth_prob is between 0 and 1: found 2"):
+    with pytest.raises(RecipeError, match="found stochastic_depth_prob 2, allowed: 0 ≤ p < 1"):
         backbones.create(named("torchvision/resnet18", args={"stochastic_depth_prob": 2}))

@@ -11,7 +11,7 @@ import torch
 from kw_lightning.bench.layers import LayerResult, bench_layers
 from kw_lightning.bench.networks import NetworkResult, Setting, bench_network, check_batch_norms
 from kw_lightning.builder import apply_plan, make_static
-from kw_lightning.errors import KWError, nearest
+from kw_lightning.errors import KWError, mistake
 from kw_lightning.nn import KWLayer, set_temperature
 from kw_lightning.nn.engine import ENGINES
 from kw_lightning.planning import Plan, plan
@@ -87,7 +87,7 @@ def prepare_bench(recipe: Recipe, setting: Setting, *, size: int | None = None, 
         KWError: an unknown engine, a network whose input is not known, **or** one that cannot train on the input.
     """
     if engine is not None and engine not in ENGINES:
-        raise KWError(f'engine "{engine}" is unknown: {nearest(engine, ENGINES) or ", ".join(ENGINES)}?')
+        raise KWError(mistake(engine, ENGINES, what="the unknown engine"))
     if recipe.model is not None and recipe.model.pretrained:
         recipe = replace(recipe, model=replace(recipe.model, pretrained=False))
     usual = plan(recipe).input_shape
@@ -124,7 +124,7 @@ def parse_dtype(name: str) -> torch.dtype:
         KWError: an unknown one.
     """
     if name not in DTYPES:
-        raise KWError(f'dtype "{name}" is unknown: one of {", ".join(DTYPES)}')
+        raise KWError(mistake(name, DTYPES, what="the unknown dtype"))
     return DTYPES[name]
 
 
@@ -137,7 +137,7 @@ def parse_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise KWError(f'device "{name}" is unknown: cpu, cuda or cuda:1') from error
+        raise KWError(mistake(name, "cpu, cuda or cuda:1", what="the unknown device")) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise KWError(f'device "{name}" is not there: torch finds no GPU')
     return device

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kw_lightning.callbacks.attention_metric import AttentionMetric, AttentionSummary
 from kw_lightning.callbacks.heat_map import heat_map
 from kw_lightning.callbacks.layout import layers_of_warehouses
+from kw_lightning.errors import mistake
 
 
 class AttentionStatistics(Callback):
@@ -54,7 +55,7 @@ class AttentionStatistics(Callback):
         module: str | None = None,
     ) -> None:
         if every_n_epochs < 0:
-            raise ValueError(f"every_n_epochs is 0 or more: found {every_n_epochs}")
+            raise ValueError(mistake(every_n_epochs, "a whole number of at least 0", what="every_n_epochs"))
         self.every_n_epochs, self.figures, self.folder, self.module = every_n_epochs, figures, folder, module
         self.latest: dict[str, AttentionSummary] = {}
         self._metrics: dict[str, AttentionMetric] = {}

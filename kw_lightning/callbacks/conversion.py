@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kw_lightning.builder import apply_plan
 from kw_lightning.callbacks.layout import dynamic_layers, layers_of_warehouses
-from kw_lightning.errors import KWError, nearest
+from kw_lightning.errors import KWError, mistake
 from kw_lightning.planning import plan
 from kw_lightning.recipe import load_recipe
 from kw_lightning.recipe.types import Recipe
@@ -55,10 +55,9 @@ def submodule(pl_module: nn.Module, path: str | None) -> nn.Module:
         return pl_module.get_submodule(path)
     except AttributeError as error:
         names = [name for name, _ in pl_module.named_modules() if name]
-        raise KWError(
-            f'{type(pl_module).__name__} has no submodule "{path}"{nearest(path, names)} '
-            f"(its parts are {', '.join(name for name, _ in pl_module.named_children())})"
-        ) from error
+        parts = ", ".join(name for name, _ in pl_module.named_children())
+        allowed = f"{parts} of {type(pl_module).__name__}, and what is inside them"
+        raise KWError(mistake(path, allowed, what="the unknown submodule", names=names)) from error
 
 
 def make_dynamic(

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, WeightAve
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from kw_lightning.errors import KWError
+from kw_lightning.errors import KWError, mistake, sentence
 from kw_lightning.nn import Warehouse
 
 Shape = Literal["linear", "cosine", "constant"]
@@ -78,14 +78,14 @@ class TemperatureAnnealing(Callback):
     ) -> None:
         for name, value in (("start", start), ("end", end)):
             if not 0.0 <= value <= 1.0:
-                raise ValueError(f"{name} is a temperature, between 0 and 1: found {value}")
+                raise ValueError(mistake(value, "a temperature between 0 and 1", what=name))
         if epochs is not None and steps is not None:
-            raise ValueError(f"give epochs or steps, not both: found epochs={epochs} and steps={steps}")
+            raise ValueError(sentence(f"epochs={epochs} and steps={steps}", "one of them"))
         for name, length in (("epochs", epochs), ("steps", steps)):
             if length is not None and length < 0:
-                raise ValueError(f"{name} is 0 or more: found {length}")
+                raise ValueError(mistake(length, "a number of at least 0", what=name))
         if shape not in SHAPES:
-            raise ValueError(f'shape is one of {", ".join(SHAPES)}: found "{shape}"')
+            raise ValueError(mistake(shape, SHAPES, what="the unknown shape"))
         self.start, self.end, self.epochs, self.steps, self.shape = start, end, epochs, steps, shape
         self.module = module
         self.temperature: float | None = None

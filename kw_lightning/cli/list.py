@@ -11,10 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from kw_lightning.cli.output import console
-from kw_lightning.errors import RecipeError
+from kw_lightning.errors import RecipeError, first_line, shown
 from kw_lightning.recipe.reading import read_yaml
 from kw_lightning.recipe.sources import NotFoundError, Source, names
-from kw_lightning.recipe.words import found
 
 
 def list(
@@ -48,10 +47,10 @@ def describe(source: Source) -> str:
     try:
         node = read_yaml(source.read(), source.name)
     except (RecipeError, NotFoundError) as error:
-        return f"({str(error).splitlines()[0]})"
+        return f"({first_line(error)})"
     entry = node.value.get("description") if isinstance(node.value, dict) else None
     text = entry.value if entry is not None else None
     if not isinstance(text, str) or not text.strip():
         return ""
     line = text.strip().splitlines()[0]
-    return line if line.isprintable() else found(line)
+    return line if line.isprintable() else shown(line)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from kw_lightning.errors import RecipeError, nearest
+from kw_lightning.errors import RecipeError, first_line, mistake
 from kw_lightning.recipe.types import Recipe, Schedule, Train
 
 WARMUP_START = 1e-3
@@ -32,15 +32,15 @@ def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> Optimi
         if inspect.isclass(value) and issubclass(value, Optimizer) and value is not Optimizer
     }
     if wanted.name not in classes:
-        message = f'torch.optim has no optimizer "{wanted.name}"{nearest(wanted.name, classes)}'
+        message = mistake(wanted.name, classes, what="the unknown optimizer")
         raise RecipeError(recipe.document.problem("train.optimizer.name", message))
     chosen = classes[wanted.name]
-    allowed = set(inspect.signature(chosen).parameters)
+    allowed = [name for name in inspect.signature(chosen).parameters if name != "params"]
     args = {"lr": wanted.lr, "weight_decay": wanted.weight_decay, **wanted.args}
     if not wanted.weight_decay:
         args.pop("weight_decay")  # some optimizers do not have it
     problems = [
-        recipe.document.problem(f"train.optimizer.{key}", f'{wanted.name} takes no "{key}"{nearest(key, allowed)}')
+        recipe.document.problem(f"train.optimizer.{key}", mistake(key, allowed, what="the unknown argument"))
         for key in args
         if key not in allowed
     ]
@@ -49,7 +49,7 @@ def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> Optimi
     try:
         optimizer: Optimizer = chosen(list(parameters), **args)
     except (TypeError, ValueError) as error:  # the optimizer's own checks of its values
-        raise RecipeError(recipe.document.problem("train.optimizer", f"{wanted.name}: {error}")) from error
+        raise RecipeError(recipe.document.problem("train.optimizer", f"{wanted.name}: {first_line(error)}")) from error
     return optimizer
 
 
@@ -70,7 +70,9 @@ def make_schedule(recipe: Recipe, optimizer: Optimizer, total_steps: int, steps_
     try:
         after = _shape(wanted, optimizer, max(total_steps - warmup, 1), steps_per_epoch)
     except TypeError as error:
-        raise RecipeError(recipe.document.problem("train.schedule.args", f"{wanted.name}: {error}")) from error
+        raise RecipeError(
+            recipe.document.problem("train.schedule.args", f"{wanted.name}: {first_line(error)}")
+        ) from error
     if warmup == 0:
         return after
     rise = lr_scheduler.LinearLR(optimizer, start_factor=WARMUP_START, total_iters=warmup)

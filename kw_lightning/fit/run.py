@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 
-from kw_lightning.errors import Problem, RecipeError, RunError, nearest
+from kw_lightning.errors import Problem, RecipeError, RunError, first_line, mistake
 from kw_lightning.fit.data import ImageData, data_module
 from kw_lightning.fit.evaluation import load_classifier, measure, read_checkpoint
 from kw_lightning.fit.folder import (
@@ -173,7 +173,7 @@ def check_training(recipe: Recipe) -> None:
         problems += error.problems
     monitor = (recipe.train or Train()).monitor
     if monitor not in MONITORED:
-        message = f'"{monitor}" is not logged{nearest(monitor, MONITORED)} Allowed are {", ".join(MONITORED)}'
+        message = mistake(monitor, MONITORED, what="the unknown metric")
         problems.append(recipe.document.problem("train.monitor", message))
     if problems:
         raise RecipeError(problems)
@@ -193,8 +193,7 @@ def check_shapes(recipe: Recipe, module: Classifier, data: LightningDataModule) 
         with torch.inference_mode():
             logits = module.eval()(image.unsqueeze(0))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        reason = str(error).splitlines()[0]
-        message = f"the network does not take the images of the data, {shape}: {reason}"
+        message = f"the network does not take the images of the data, {shape}: {first_line(error)}"
         raise RecipeError(recipe.document.problem("model", message)) from error
     finally:
         module.train()

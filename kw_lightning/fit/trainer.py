@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from kw_lightning.callbacks.attention import AttentionStatistics
 from kw_lightning.callbacks.resume import AtomicCheckpointIO, RandomState
 from kw_lightning.callbacks.temperature import TemperatureAnnealing
-from kw_lightning.errors import RecipeError
+from kw_lightning.errors import RecipeError, first_line
 from kw_lightning.fit.folder import RunFolder
 from kw_lightning.fit.interruption import Interruption
 from kw_lightning.fit.module import is_dynamic
@@ -61,7 +61,7 @@ def make_trainer(recipe: Recipe, folder: RunFolder, steps_done: int = 0) -> Trai
     except (ValueError, RuntimeError, TypeError) as error:  # Lightning's MisconfigurationException is no ValueError
         given = ", ".join(f"{key}={value}" for key, value in settings.items())
         raise RecipeError(
-            recipe.document.problem("train", f"Lightning refuses these settings ({given}): {error}")
+            recipe.document.problem("train", f"Lightning refuses these settings ({given}): {first_line(error)}")
         ) from error
 
 

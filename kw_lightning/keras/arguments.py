@@ -37,6 +37,11 @@ class Argument:
     read: Callable[[object, int], Any]
     schema: Callable[[int], dict[str, Any]]
 
+    def names(self, dimensions: int) -> list[str]:
+        """Return the names among what is allowed."""
+        schema = self.schema(dimensions)
+        return [name for part in (schema, *schema.get("anyOf", ())) for name in part.get("enum", ())]
+
 
 def argument(kind: Argument, default: Any = MISSING, *, note: str = "") -> Any:
     """Return the dataclass field of an argument; one without a default is required."""

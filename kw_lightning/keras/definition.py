@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kw_lightning.errors import Problem, nearest
+from kw_lightning.errors import Problem, mistake, sentence
 from kw_lightning.keras.arguments import REFERENCE
-from kw_lightning.keras.layer import LAYERS, SHARED_ARGUMENTS, shortened, unknown_argument
+from kw_lightning.keras.layer import LAYERS, SHARED_ARGUMENTS, unknown_argument
 from kw_lightning.recipe.types import Document
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*|[0-9]+")
@@ -78,7 +78,7 @@ def read_definitions(layers: object, blocks: object, document: Document) -> Defi
         for name, data in blocks.items():
             reader.block(name, data)
     elif blocks:
-        reader.report("model.blocks", f"expected a map from block names to blocks: found {shortened(blocks)}")
+        reader.report("model.blocks", mistake(blocks, "a map from block names to blocks"))
     definitions = reader.definitions
     definitions.calls = reader.calls(layers, "model.layers")
     for block in definitions.blocks.values():
@@ -115,25 +115,26 @@ class _Reader:
     def block(self, name: str, data: object) -> None:
         path = f"model.blocks.{name}"
         if not NAME.fullmatch(name) or name[0].isdigit():
-            self.report(path, f'a block\'s name is a word such as residual: found "{name}"')
+            self.report(path, mistake(name, "a word such as residual", what="the block's name"))
         if name in LAYERS:
             self.report(path, f'"{name}" is a layer of the vocabulary; give the block another name')
         keys = ("parameters", "inputs", "layers")
         if not isinstance(data, Mapping):
-            self.report(path, f"a block is a map with {', '.join(keys)}: found {shortened(data)}")
+            self.report(path, mistake(data, f"a map with {', '.join(keys)}"))
             data = {}
         for key in data:
             if key not in keys:
-                self.report(f"{path}.{key}", f"a block has {', '.join(keys)}{nearest(str(key), keys)}")
+                self.report(f"{path}.{key}", mistake(str(key), keys, what="the unknown key"))
         parameters = data.get("parameters") or {}
         if not isinstance(parameters, Mapping):
-            self.report(f"{path}.parameters", "expected a map from names to defaults, an empty default: required")
+            message = mistake(parameters, "a map from names to defaults, empty where one must be given")
+            self.report(f"{path}.parameters", message)
             parameters = {}
         inputs = data.get("inputs", ["input"])
         if isinstance(inputs, str):
             inputs = [inputs]
         if not isinstance(inputs, list | tuple) or not inputs or not all(_is_name(item) for item in inputs):
-            self.report(f"{path}.inputs", "expected a list of names for what comes in")
+            self.report(f"{path}.inputs", mistake(inputs, "a list of names for what comes in"))
             inputs = ["input"]
         calls = self.calls(data.get("layers"), f"{path}.layers")
         parameters = {WAREHOUSE: None, **{str(key): value for key, value in parameters.items()}}
@@ -141,7 +142,7 @@ class _Reader:
 
     def calls(self, data: object, path: str) -> tuple[Call, ...]:
         if not isinstance(data, list | tuple) or not data:
-            self.report(path, "expected a list of at least one layer")
+            self.report(path, mistake(data, "a list of at least one layer"))
             return ()
         found = (self.call(entry, f"{path}[{index}]") for index, entry in enumerate(data))
         return tuple(call for call in found if call is not None)
@@ -154,12 +155,9 @@ class _Reader:
             path = f"{path}.{kind}"
             if arguments is None or isinstance(arguments, Mapping):
                 return Call(str(kind), arguments or {}, path)
-            self.report(path, f"the arguments of {kind} are a map: found {shortened(arguments)}")
+            self.report(path, mistake(arguments, f"a map of the arguments of {kind}"))
             return None
-        found = f"{len(entry)} keys ({', '.join(map(str, entry))})" if isinstance(entry, Mapping) else shortened(entry)
-        self.report(
-            path, f"a layer is a name, or one name with its arguments, as Conv2D: {{filters: 32}}: found {found}"
-        )
+        self.report(path, mistake(entry, "the name of a layer, or one name with arguments, as Conv2D: {filters: 32}"))
         return None
 
     def check_parameters(self, block: Block) -> None:
@@ -168,9 +166,9 @@ class _Reader:
             if name in SHARED_ARGUMENTS:
                 self.report(path, f'every layer and block has "{name}"; give the parameter another name')
             elif not REFERENCE.fullmatch(f"${name}"):
-                self.report(path, f'a parameter\'s name is a word such as filters: found "{name}"')
+                self.report(path, mistake(name, "a word such as filters", what="the parameter's name"))
             for reference, where in references(default, path):
-                self.report(where, f"a default has no references: found ${reference}")
+                self.report(where, sentence(f"the reference ${reference}", "a value; a default has no references"))
         used = {name for call in block.calls for name, _ in references(call.arguments, "")}
         for name in block.parameters:
             if name not in used and name != WAREHOUSE:
@@ -186,27 +184,23 @@ class _Reader:
                     self.report(f"{call.path}.{name}", unknown_argument(kind, name))
         elif call.kind not in self.block_names:
             names = [*LAYERS, *self.block_names]
-            blocks = f", and the blocks {', '.join(sorted(self.block_names))}" if self.block_names else ""
-            message = f'there is no layer "{call.kind}"{nearest(call.kind, names)}; there are Keras\'s layers{blocks}'
+            blocks = f" and the blocks {', '.join(sorted(self.block_names))}" if self.block_names else ""
+            message = mistake(call.kind, f"Keras's layers{blocks}", what="the unknown layer", names=names)
             self.report(call.path, message)
         known = block.parameters if block is not None else {}
         for name, path in references(call.arguments, call.path):
             if block is None:
                 self.report(path, f"${name} stands outside a block; only the layers of a block have parameters")
             elif name not in known:
-                allowed = ", ".join(f"${parameter}" for parameter in known)
-                self.report(
-                    path, f'block "{block.name}" has no parameter {name}{nearest(name, known)}; it has {allowed}'
-                )
+                allowed = [f"${parameter}" for parameter in known]
+                self.report(path, mistake(f"${name}", allowed, what="the unknown parameter"))
 
     def _check_block_call(self, call: Call, block: Block) -> None:
         for name in call.arguments:
             if name not in block.parameters and name not in SHARED_ARGUMENTS:
                 names = [*block.parameters, *SHARED_ARGUMENTS]
-                self.report(
-                    f"{call.path}.{name}",
-                    f'block "{block.name}" has no parameter {name}{nearest(name, names)}; it has {", ".join(names)}',
-                )
+                message = mistake(name, names, what="the unknown parameter")
+                self.report(f"{call.path}.{name}", message)
         for name in block.required:
             if call.arguments.get(name) is None:
                 self.report(call.path, f'block "{block.name}" needs {name}')

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from kw_lightning.errors import Problem, RecipeError, nearest
+from kw_lightning.errors import Problem, RecipeError, mistake, sentence
 from kw_lightning.keras.arguments import REFERENCE, Shape
 from kw_lightning.keras.definition import NAME, Call, Definitions
 from kw_lightning.keras.graph import Graph, Node
-from kw_lightning.keras.layer import LAYERS, Layer, read_layer, shortened
+from kw_lightning.keras.layer import LAYERS, Layer, read_layer
 from kw_lightning.keras.shapes import ShapeError, written
 from kw_lightning.limits import MAX_INPUT, MAX_MODULES
 from kw_lightning.recipe.types import Document
@@ -140,7 +140,9 @@ class Expander:
         for index, (call, arguments) in enumerate(resolved):
             sources = self._inputs(call, arguments, scope, previous)
             if "inputs" not in arguments and index == 0 and len(inputs) > 1:
-                self.report(scope, call.path, f"the first layer says which of the block's inputs it takes: {inputs}")
+                self.report(
+                    scope, call.path, f"the first layer says which of the block's inputs it takes: {', '.join(inputs)}"
+                )
             repeat = self._repeat(call, arguments, scope, sources)
             rest = {key: value for key, value in arguments.items() if key not in ("name", "inputs", "repeat")}
             items.append(_Item(call, names[index], sources, repeat, rest))
@@ -154,7 +156,7 @@ class Expander:
         name, path = arguments["name"], f"{call.path}.name"
         name = str(name) if isinstance(name, int) and not isinstance(name, bool) else name
         if not isinstance(name, str) or not NAME.fullmatch(name) or len(name) > 100:
-            self.report(scope, path, f"a name is a word such as conv_a: found {shortened(name)}")
+            self.report(scope, path, mistake(name, "a word such as conv_a"))
             return ""
         if hasattr(nn.Module, name) or name in ("input", "training"):
             self.report(scope, path, f'"{name}" has a meaning of its own in a module; take another name')
@@ -171,7 +173,7 @@ class Expander:
         value = arguments["inputs"]
         names = [value] if isinstance(value, str | int) else value
         if not isinstance(names, list | tuple) or not names or not all(isinstance(n, str | int) for n in names):
-            message = f"inputs names one layer or a list of them: found {shortened(value)}"
+            message = mistake(value, "the name of a layer, or a list of them")
             self.report(scope, f"{call.path}.inputs", message)
             return (previous,)
         return tuple(str(name) for name in names)
@@ -181,11 +183,11 @@ class Expander:
             return None
         repeat, path = arguments["repeat"], f"{call.path}.repeat"
         if isinstance(repeat, bool) or not isinstance(repeat, int) or not 1 <= repeat <= MAX_MODULES:
-            message = f"repeat is a whole number from 1 to {MAX_MODULES:,}: found {shortened(repeat)}"
+            message = mistake(repeat, f"a whole number from 1 to {MAX_MODULES:,}")
             self.report(scope, path, message)
             return None
         if len(inputs) > 1:
-            self.report(scope, path, f"only what has one input can be repeated: found {len(inputs)} inputs")
+            self.report(scope, path, sentence(f"{len(inputs)} inputs", "one, of a layer that is repeated"))
             return None
         return repeat
 
@@ -196,11 +198,8 @@ class Expander:
             for name in item.inputs:
                 if name not in by_name and name not in known:
                     names = [*known, *by_name]
-                    self.report(
-                        scope,
-                        f"{item.call.path}.inputs",
-                        f'there is no layer "{name}" in this list{nearest(name, names)}; {_listed(names)}',
-                    )
+                    message = mistake(name, _listed(names), what="the unknown input", names=names)
+                    self.report(scope, f"{item.call.path}.inputs", message)
         waiting = {item.name: {name for name in item.inputs if name in by_name} for item in items}
         readers: dict[str, list[str]] = {item.name: [] for item in items}
         for name, sources in waiting.items():
@@ -280,7 +279,7 @@ class Expander:
         layer = read_layer(kind, item.arguments, report)
         count = len(shapes)
         if count < kind.least_inputs or (kind.most_inputs is not None and count > kind.most_inputs):
-            self.report(scope, path, f"{kind.__name__} has {_input_count(kind)}: found {count}")
+            self.report(scope, path, sentence(_inputs(count), f"{_input_count(kind)} of {kind.__name__}"))
             return None
         if layer is not None:
             self._check_warehouses(kind, layer, report)
@@ -292,8 +291,7 @@ class Expander:
         for argument in kind.dynamic:
             name = getattr(layer, argument)
             if name is not None and name not in self.warehouses:
-                known = ", ".join(self.warehouses)
-                report(argument, f'there is no warehouse "{name}"{nearest(name, self.warehouses)}; declared: {known}')
+                report(argument, mistake(name, self.warehouses, what="the unknown warehouse"))
 
     def _layer_shape(self, layer: Layer, item: _Item, shapes: list[Shape | None], scope: Scope) -> Shape | None:
         path, known = item.call.path, [shape for shape in shapes if shape is not None]
@@ -306,21 +304,22 @@ class Expander:
             self.report(scope, path, f"{error}" + (f"; {', '.join(named)}" if len(named) > 1 else ""))
             return None
         if math.prod(shape) > MAX_INPUT:
-            self.report(scope, path, f"an output has at most {MAX_INPUT:,} numbers: found {written(shape)}")
+            self.report(scope, path, sentence(f"an output {written(shape)}", f"at most {MAX_INPUT:,} numbers"))
             return None
         return shape
 
     def _block(self, item: _Item, name: str, shapes: list[Shape | None], scope: Scope) -> Graph | None:
         block, path = self.blocks[item.call.kind], item.call.path
         if len(shapes) != len(block.inputs):
-            wanted = f"{len(block.inputs)} input{'s' if len(block.inputs) > 1 else ''} ({', '.join(block.inputs)})"
-            self.report(scope, path, f'block "{block.name}" has {wanted}: found {len(shapes)}')
+            wanted = f'the {_inputs(len(block.inputs))} of block "{block.name}", {", ".join(block.inputs)}'
+            self.report(scope, path, sentence(_inputs(len(shapes)), wanted))
             return None
         missing = [parameter for parameter in block.required if item.arguments.get(parameter) is None]
         if missing:  # reported with the definitions, unless it came by a reference
             for parameter in missing:
                 if parameter in item.arguments and item.call.arguments[parameter] is not None:
-                    self.report(scope, f"{path}.{parameter}", f'block "{block.name}" needs {parameter}: found nothing')
+                    message = mistake(None, f'a value, which block "{block.name}" needs')
+                    self.report(scope, f"{path}.{parameter}", message)
             return None
         given = {key: value for key, value in item.arguments.items() if key in block.parameters}
         module = f"{scope.prefix}{name}"
@@ -376,9 +375,12 @@ def _input_count(kind: type[Layer]) -> str:
     least, most = kind.least_inputs, kind.most_inputs
     if most is None:
         return f"at least {least} inputs (inputs: [a, b])"
-    return f"{least} input{'s' if least > 1 else ''}" if least == most else f"{least} to {most} inputs"
+    return _inputs(least) if least == most else f"{least} to {most} inputs"
+
+
+def _inputs(count: int) -> str:
+    return f"{count} input{'' if count == 1 else 's'}"
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:12])
-    return f"there are {shown}" + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

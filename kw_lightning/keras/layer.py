@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from torch import nn
 
-from kw_lightning.errors import nearest
+from kw_lightning.errors import mistake
 from kw_lightning.keras.arguments import Argument, Shape
 
 
@@ -105,7 +105,7 @@ def kind_of(field: dataclasses.Field[Any]) -> Argument:
 def unknown_argument(kind: type[Layer], name: str) -> str:
     """Return the message about an argument that a layer does not have."""
     names = [*kind.arguments(), *SHARED_ARGUMENTS]
-    return f"{kind.__name__} has no argument {name}{nearest(name, names)}; it has {', '.join(names)}"
+    return mistake(name, names, what="the unknown argument")
 
 
 def read_layer(kind: type[Layer], values: Mapping[str, object], report: Callable[[str, str], None]) -> Layer | None:
@@ -124,7 +124,7 @@ def read_layer(kind: type[Layer], values: Mapping[str, object], report: Callable
     for name, field in kind.arguments().items():
         if name not in values:
             if field.default is MISSING:
-                report("", f"{kind.__name__} needs {name}: {kind_of(field).allowed(kind.dimensions)}")
+                report("", f'the argument "{name}" is missing, allowed: {kind_of(field).allowed(kind.dimensions)}')
                 complete = False
             else:  # read as well: one number stands for all dimensions
                 arguments[name] = kind_of(field).read(field.default, kind.dimensions)
@@ -132,12 +132,8 @@ def read_layer(kind: type[Layer], values: Mapping[str, object], report: Callable
         try:
             arguments[name] = kind_of(field).read(values[name], kind.dimensions)
         except ValueError:
-            report(name, f"expected {kind_of(field).allowed(kind.dimensions)}: found {shortened(values[name])}")
+            reader = kind_of(field)
+            allowed, names = reader.allowed(kind.dimensions), reader.names(kind.dimensions)
+            report(name, mistake(values[name], allowed, names=names))
             complete = False
     return kind(**arguments) if complete else None
-
-
-def shortened(value: object) -> str:
-    """Return a value for messages, cut after 60 characters."""
-    text = f'"{value}"' if isinstance(value, str) else repr(value)
-    return text if len(text) <= 60 else text[:60] + "…"

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from kw_lightning import backbones
-from kw_lightning.errors import RecipeError
+from kw_lightning.errors import RecipeError, first_line, sentence
 from kw_lightning.keras import layers as _vocabulary  # noqa: F401 -- registers the layers
 from kw_lightning.keras.arguments import Shape
 from kw_lightning.keras.definition import read_definitions
@@ -156,7 +156,7 @@ def read_network(recipe: Recipe, *, allow_python: Sequence[str] = ()) -> Network
             problems.append(document.problem("model", "a network needs model.input: [channels, height, width]"))
     if shape is not None and (math.prod(shape) > MAX_INPUT or min(shape, default=0) < 1):
         problems.append(
-            document.problem("model.input", f"an input has from 1 to {MAX_INPUT:,} numbers: found {list(shape)}")
+            document.problem("model.input", sentence(f"an input {list(shape)}", f"1 to {MAX_INPUT:,} numbers"))
         )
         shape = None
     expander = Expander(definitions, document, [warehouse.name for warehouse in recipe.warehouses])
@@ -190,8 +190,7 @@ def _backbone(recipe: Recipe, allow_python: tuple[str, ...]) -> tuple[Node, Shap
         if not isinstance(output, torch.Tensor):
             raise TypeError(f"it returns a {type(output).__name__}, and layers take one tensor")
     except Exception as error:  # whatever a stranger's forward pass can raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        message = f"the backbone does not run on one input of {list(shape)}: {reason}"
+        message = f"the backbone does not run on one input of {list(shape)}: {first_line(error)}"
         raise RecipeError(recipe.document.problem("model.backbone", message)) from error
     ready = ReadyNetwork(recipe, allow_python, tuple(output.shape[1:]))
     return Node(BACKBONE, "backbone", (INPUT,), (shape,), ready.shape, ready), shape

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kw_lightning.errors import sentence
 from kw_lightning.keras.arguments import Shape, Sides
 
 
@@ -66,7 +67,7 @@ def need_dimensions(shape: Shape, dimensions: int) -> None:
     """Raise ShapeError unless the shape is [channels, *size] of that many dimensions."""
     if len(shape) != dimensions + 1:
         sides = ("length", "height, width", "depth, height, width")[dimensions - 1]
-        raise ShapeError(f"expected an input [channels, {sides}]: found {written(shape)}")
+        raise ShapeError(sentence(f"an input {written(shape)}", f"[channels, {sides}]"))
 
 
 def feature_axis(shape: Shape) -> int:
@@ -87,7 +88,9 @@ def resolve_axis(axis: int | None, shape: Shape) -> int:
         return feature_axis(shape)
     resolved = axis if axis > 0 else len(shape) + 1 + axis
     if not 1 <= resolved <= len(shape):
-        raise ShapeError(f"there is no axis {axis} in {written(shape)}; axes count from 1, without the batch")
+        raise ShapeError(
+            sentence(f"the axis {axis} of {written(shape)}", f"1 to {len(shape)}; the batch is not counted")
+        )
     return resolved
 
 

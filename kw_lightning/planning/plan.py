@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from kw_lightning import backbones
-from kw_lightning.errors import Problem, RecipeError
+from kw_lightning.errors import Problem, RecipeError, sentence
 from kw_lightning.limits import MAX_INPUT, MAX_MIXTURES, MAX_PARAMETERS, TooLargeError, bounded_construction
 from kw_lightning.nn.partition import PartitionError, WarehousePartition
 from kw_lightning.planning.budgets import solve
@@ -62,7 +62,7 @@ def _plan(
         usual = recipe.model.input if recipe.model is not None else None
     shape = tuple(input_shape) if input_shape is not None else usual
     if shape is not None and math.prod(shape) > MAX_INPUT:
-        message = f"an input has at most {MAX_INPUT:,} numbers: found {math.prod(shape):,}"
+        message = sentence(f"an input of {math.prod(shape):,} numbers", f"at most {MAX_INPUT:,}")
         raise TooLargeError(recipe.document.problem("model.input", message))
     refuse_dynamic(model)
     network = survey(model)

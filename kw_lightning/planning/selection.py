@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from kw_lightning.errors import Problem, nearest
+from kw_lightning.errors import Problem, mistake, sentence
 from kw_lightning.planning.network import ALLOWED, KINDS, Layer, Network
 from kw_lightning.recipe.types import Document, Selector, Warehouse
 
@@ -76,13 +76,19 @@ class _Finder:
         self.problems: list[Problem] = []
         self.claims: dict[str, list[tuple[Choice, str]]] = {}
 
-    def report(self, path: str, message: str, wrong: str | None = None) -> None:
-        if wrong is not None and len(self.problems) < NEAREST_LIMIT:
-            names = [name for layer in self.network.layers for name in layer.names]
-            message += nearest(wrong, names)
+    def report(self, path: str, message: str) -> None:
         self.problems.append(self.document.problem(path, message))
 
+    def report_pattern(self, path: str, pattern: str, allowed: str) -> None:
+        near = len(self.problems) < NEAREST_LIMIT
+        names = [name for layer in self.network.layers for name in layer.names] if near else ()
+        what = "the unmatched glob" if is_glob(pattern) else "the unknown name"
+        self.report(path, mistake(pattern, allowed, what=what, names=names))
+
     def find(self, selector: Selector) -> list[Choice]:
+        if selector.type is not None and selector.type not in KINDS:
+            self.report(f"{selector.path}.type", mistake(selector.type, KINDS, what="the unknown type"))
+            return []
         matches = matcher(selector.name)
         named = [layer for layer in self.network.layers if any(map(matches, layer.names))]
         if not named:
@@ -93,9 +99,7 @@ class _Finder:
             left = [layer for layer in kept if condition(layer)]
             if kept and not left:
                 found = "; ".join(sorted({_describe(layer) for layer in kept})[:4])
-                self.report(
-                    selector.path, f'"{selector.name}" matches {len(kept)} layers, none with {text}: found {found}'
-                )
+                self.report(selector.path, f'"{selector.name}" matches {len(kept)} layers: {sentence(found, text)}')
             kept = left
         able = [layer for layer in kept if layer.refusal is None]
         if kept and not able:
@@ -129,8 +133,7 @@ class _Finder:
                 f'the first is "{others[0]}", a {modules[others[0]]}',
             )
         else:
-            what = "glob" if is_glob(name) else "name"
-            self.report(selector.path, f'the {what} "{name}" matches no layer of the network', name)
+            self.report_pattern(selector.path, name, "names and globs of layers of the network")
 
     def _without_excluded(self, selector: Selector, layers: list[Layer]) -> list[Layer]:
         kept = layers
@@ -139,7 +142,7 @@ class _Finder:
             left = [layer for layer in kept if not any(map(matches, layer.names))]
             if not any(any(map(matches, layer.names)) for layer in layers):
                 path = f"{selector.path}.exclude[{index}]"
-                self.report(path, f'"{pattern}" excludes no layer that "{selector.name}" matches', pattern)
+                self.report_pattern(path, pattern, f'names and globs of layers of "{selector.name}"')
             kept = left
         if not kept:
             self.report(selector.path, f'all {len(layers)} layers that "{selector.name}" matches are excluded')
@@ -153,13 +156,10 @@ class _Finder:
         if layer.groups > 1:
             self.report(selector.path, f'"{layer.name}" has {layer.groups} groups; only a layer of one can be cut')
         elif start.denominator > 1 or stop.denominator > 1:
-            self.report(
-                selector.path,
-                f'{slice_} does not fall between the {layer.out_channels} output channels of "{layer.name}": '
-                f"found {float(start):g} to {float(stop):g}",
-            )
+            what = f'the channels {float(start):g} to {float(stop):g}, which are {slice_} of "{layer.name}"'
+            self.report(selector.path, sentence(what, f"whole ones of its {layer.out_channels} output channels"))
         elif not 0 <= start < stop <= layer.out_channels:
-            self.report(selector.path, f'{slice_} leaves nothing of "{layer.name}"; allowed is 0 ≤ from < to ≤ 1')
+            self.report(selector.path, sentence(f'the slice {slice_} of "{layer.name}"', "0 ≤ from < to ≤ 1"))
         elif start == 0 and stop == layer.out_channels:
             return Choice(layer)
         else:
@@ -193,8 +193,7 @@ def is_glob(pattern: str) -> bool:
 
 def _conditions(selector: Selector) -> Iterable[tuple[Callable[[Layer], bool], str]]:
     if selector.type is not None:
-        known = "" if selector.type in ALLOWED else f", and dynamic can be {ALLOWED}{nearest(selector.type, KINDS)}"
-        yield (lambda layer: layer.type == selector.type), f"type {selector.type}{known}"
+        yield (lambda layer: layer.type == selector.type), f"type {selector.type}"
     if selector.kernel_size is not None:
         size = selector.kernel_size
         text = "×".join(map(str, size))

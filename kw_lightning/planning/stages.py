@@ -22,7 +22,7 @@ from fractions import Fraction
 
 from torch import nn
 
-from kw_lightning.errors import KWError, Problem, nearest
+from kw_lightning.errors import KWError, Problem, mistake
 from kw_lightning.nn.partition import PartitionError, common_cell_shape, mixture_count
 from kw_lightning.planning.network import Layer, Network, survey
 from kw_lightning.planning.selection import matcher, select
@@ -83,7 +83,7 @@ def stage_warehouses(
         excluded = {layer.name for layer in network.layers if any(map(matches, layer.names))}
         if not excluded:
             names = [layer.name for layer in network.layers]
-            message = f'"{pattern}" excludes no layer of the network{nearest(pattern, names)}'
+            message = mistake(pattern, "names and globs of layers of the network", names=names)
             problems.append(recipe.document.problem(f"stages.exclude[{index}]", message))
         taken |= excluded
     known = {warehouse.name for warehouse in recipe.warehouses}

@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 from typing import Any
 
-from kw_lightning.errors import Problem
+from kw_lightning.errors import Problem, sentence
 from kw_lightning.recipe.nodes import Node, join
 from kw_lightning.recipe.scalars import read_plain, read_ratio
 
@@ -20,7 +20,7 @@ def check(root: Node) -> list[Problem]:
     temperature = _map(root, "temperature")
     if "epochs" in temperature and "steps" in temperature:
         place = temperature["steps"].key_location
-        problems.append(Problem("found epochs and steps, allowed: one of them", "temperature.steps", place))
+        problems.append(Problem(sentence("epochs and steps", "one of them"), "temperature.steps", place))
     has_layers = "layers" in _map(root, "model")
     for name, warehouse in _map(root, "warehouses").items():
         path = join("warehouses", name)
@@ -36,7 +36,7 @@ def check(root: Node) -> list[Problem]:
         scale = _map(_child(root, "data"), section).get("scale", Node(None))
         match scale.plain():
             case [int() | float() as least, int() | float() as most] if least > most:
-                message = f"found {least} before {most}, allowed: the smaller one first"
+                message = sentence(f"{least} before {most}", "the smaller one first")
                 problems.append(Problem(message, f"data.{section}.scale", scale.place))
     return problems
 
@@ -54,11 +54,9 @@ def split_slice(name: str) -> tuple[str, tuple[Fraction, Fraction] | None]:
     try:
         part = (_bound(start) if start.strip() else Fraction(0)), (_bound(stop) if stop.strip() else Fraction(1))
     except ValueError:
-        raise ValueError(
-            f"found the slice [{start}:{stop}], allowed: shares of the output channels, as [2/3:]"
-        ) from None
+        raise ValueError(sentence(f"the slice [{start}:{stop}]", "shares of the output channels, as [2/3:]")) from None
     if not 0 <= part[0] < part[1] <= 1:
-        raise ValueError(f"found the slice [{start}:{stop}], allowed: 0 ≤ from < to ≤ 1")
+        raise ValueError(sentence(f"the slice [{start}:{stop}]", "0 ≤ from < to ≤ 1"))
     return name, part
 
 

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from kw_lightning.errors import Location, Problem, RecipeError
+from kw_lightning.errors import Location, Problem, RecipeError, mistake
 from kw_lightning.recipe import sources
 from kw_lightning.recipe.checks import check
 from kw_lightning.recipe.conversion import convert
@@ -27,7 +27,6 @@ from kw_lightning.recipe.tidying import tidy
 from kw_lightning.recipe.types import Document, Recipe, SourceFile
 from kw_lightning.recipe.validation import sort, validate
 from kw_lightning.recipe.variables import substitute
-from kw_lightning.recipe.words import found
 
 _OWN = ("name", "description")
 """Keys that a recipe does not take from the one it extends."""
@@ -104,9 +103,7 @@ class _Files:
                 raise RecipeError(
                     Problem('the recipe is empty, allowed: a map that starts with "kw: 1"', location=node.location)
                 )
-            raise RecipeError(
-                Problem(f"found {found(node.value)}, allowed: a map of a recipe's keys", location=node.location)
-            )
+            raise RecipeError(Problem(mistake(node.value, "a map of a recipe's keys"), location=node.location))
         verify(node, self.problems)
         base = Node({}, node.location)
         for path, extended in self.bases(node):
@@ -133,7 +130,7 @@ class _Files:
         several = [(f"extends[{index}]", item) for index, item in enumerate(extends.children)]
         entries = several if isinstance(extends.value, list) else [("extends", extends)]
         wrong = [
-            Problem(f"found {found(item.plain())}, allowed: a text", path, item.place)
+            Problem(mistake(item.plain(), "a text"), path, item.place)
             for path, item in entries
             if not isinstance(item.value, str)
         ]

@@ -5,9 +5,8 @@ Each value keeps the place it was written at, so a mistake is reported in the fi
 
 from __future__ import annotations
 
-from kw_lightning.errors import Problem
+from kw_lightning.errors import Problem, mistake
 from kw_lightning.recipe.nodes import Node, join
-from kw_lightning.recipe.words import found
 
 APPEND = "+"
 
@@ -42,7 +41,7 @@ def merge(base: Node, over: Node, problems: list[Problem], path: str = "") -> No
 
 def _append(base: Node | None, over: Node, problems: list[Problem], path: str) -> Node:
     if not isinstance(over.value, list):
-        problems.append(Problem(f"found {found(over.plain())}, allowed: a list of what is appended", path, over.place))
+        problems.append(Problem(mistake(over.plain(), "a list of what is appended"), path, over.place))
         return base or Node([], over.location, over.key_location)
     if base is None:
         return over

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from kw_lightning.errors import Location, Problem, RecipeError
+from kw_lightning.errors import Location, Problem, RecipeError, mistake, sentence
 from kw_lightning.recipe.limits import MAX_DEPTH, MAX_VALUES
 from kw_lightning.recipe.scalars import Scalar, is_unicode
 
@@ -114,11 +114,11 @@ class _Reader:
         if self.count > MAX_VALUES:
             raise RecipeError(Problem(f"more than {MAX_VALUES:,} values", path))
         if isinstance(value, str) and not is_unicode(value):
-            raise RecipeError(Problem("found half of a surrogate pair, allowed: text of Unicode characters", path))
+            raise RecipeError(Problem(sentence("half of a surrogate pair", "text of Unicode characters"), path))
         if isinstance(value, Mapping):
             for key in value:
                 if not isinstance(key, str) or not is_unicode(key):
-                    raise RecipeError(Problem(f"found the key {ascii(key)[:80]}, allowed: a text", path))
+                    raise RecipeError(Problem(mistake(key, "a text", what="the key"), path))
             return Node({key: self.read(item, join(path, key), depth + 1) for key, item in value.items()})
         if isinstance(value, list | tuple):
             return Node([self.read(item, join(path, index), depth + 1) for index, item in enumerate(value)])
@@ -127,4 +127,4 @@ class _Reader:
         if value is None or isinstance(value, str | int | float | bool):
             return Node(value)
         name = type(value).__name__
-        raise RecipeError(Problem(f"found a Python {name}, allowed: text, number, true, false, list, map", path))
+        raise RecipeError(Problem(sentence(f"a Python {name}", "text, number, true, false, list, map"), path))

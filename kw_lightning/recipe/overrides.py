@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from kw_lightning.errors import Location, Problem, RecipeError
+from kw_lightning.errors import Location, Problem, RecipeError, mistake, shown
 from kw_lightning.recipe import schema as language
 from kw_lightning.recipe.merging import APPEND, merge
 from kw_lightning.recipe.nodes import Node, join_all
 from kw_lightning.recipe.reading import read_yaml
-from kw_lightning.recipe.words import found
 
 FILE = "<command line>"
 _STEP = re.compile(r"([^.\[\]]+)|\[([0-9]{1,6})\]|\.")
@@ -36,7 +35,7 @@ def _apply(root: Node, text: str, number: int, problems: list[Problem]) -> Node:
     here = Location(FILE, number, 1)
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise RecipeError(Problem(f"found {found(text)}, allowed: key=value, as train.epochs=5", location=here))
+        raise RecipeError(Problem(mistake(text, "key=value, as train.epochs=5"), location=here))
     appends = key.endswith(APPEND)
     keys = parse_key(key.removesuffix(APPEND), here)
     if keys[0] in _FIXED:
@@ -68,7 +67,7 @@ def parse_key(text: str, here: Location | None = None) -> tuple[str | int, ...]:
         position = match.end()
     if position < len(text) or not keys or isinstance(keys[0], int):
         raise RecipeError(
-            Problem(f"{found(text)} is no key, allowed: keys as train.epochs or model.input[0]", location=here)
+            Problem(mistake(text, "keys as train.epochs or model.input[0]", what="the key"), location=here)
         )
     return tuple(keys)
 
@@ -109,7 +108,7 @@ def _put(
     path = join_all((*done, key))
     if isinstance(key, int):
         if not isinstance(node.value, list) or key >= len(node.value):
-            what = found(node.plain())
+            what = shown(node.plain())
             raise RecipeError(Problem(f"there is no value {key} to change: found {what}", path, here))
         items = list(node.value)
         items[key] = _put(items[key], rest, value, here, problems, (*done, key)) if rest else value

@@ -11,11 +11,10 @@ from collections.abc import Iterator
 
 import yaml
 
-from kw_lightning.errors import Location, Problem, RecipeError
+from kw_lightning.errors import Location, Problem, RecipeError, sentence, shown
 from kw_lightning.recipe.limits import MAX_BYTES, MAX_DEPTH, MAX_KEY, MAX_PROBLEMS, MAX_TEXT, MAX_VALUES
 from kw_lightning.recipe.nodes import Node
 from kw_lightning.recipe.scalars import is_unicode, read_plain
-from kw_lightning.recipe.words import found
 
 _LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 _MERGE = "<<"
@@ -103,7 +102,7 @@ class _Composer:
         if node is None:
             inside = name in self.anchors
             reason = "stands inside the value it names" if inside else f"has no anchor above it; {_QUOTE}"
-            raise self.stop(event, f"the alias {found('*' + name)} {reason}")
+            raise self.stop(event, f"the alias {shown('*' + name)} {reason}")
         self.add(event, node.size)
         if depth + node.depth > MAX_DEPTH:
             raise self.stop(event, f"nested deeper than {MAX_DEPTH}, aliases expanded")
@@ -144,7 +143,7 @@ class _Composer:
             if key in entries:
                 first = entries[key].key_location
                 line = first.line if first else 0
-                self.report(Problem(f"the key {found(key)} stands here again, first in line {line}", location=location))
+                self.report(Problem(f"the key {shown(key)} stands here again, first in line {line}", location=location))
             else:
                 entries[key] = node
         return Node({**merged, **entries}, self.location(event))
@@ -152,7 +151,7 @@ class _Composer:
     def key(self, event: yaml.Event, events: Iterator[yaml.Event]) -> str:
         """Return a key as it is written: `1:` and `on:` are texts, too."""
         if not isinstance(event, yaml.ScalarEvent):
-            raise self.stop(event, "found a key that is no text")
+            raise self.stop(event, sentence("a key that is no text", "a text"))
         self.check_tag(event)
         self.add(event, 1)
         if event.anchor is not None:
@@ -173,13 +172,13 @@ class _Composer:
 
     def check_unicode(self, event: yaml.ScalarEvent) -> None:
         if not is_unicode(event.value):  # libyaml refuses it by itself
-            raise self.stop(event, "found half of a surrogate pair, allowed: text of Unicode characters")
+            raise self.stop(event, sentence("half of a surrogate pair", "text of Unicode characters"))
 
     def check_tag(self, event: yaml.Event) -> None:
         tag = getattr(event, "tag", None)
         if tag not in (None, "!"):
             name = tag.replace("tag:yaml.org,2002:", "!!")
-            self.report(Problem(f"found the tag {found(name)}; a recipe has no tags", location=self.location(event)))
+            self.report(Problem(f"found the tag {shown(name)}; a recipe has no tags", location=self.location(event)))
 
     def report(self, problem: Problem) -> None:
         self.problems.append(problem)

@@ -15,9 +15,8 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from kw_lightning.errors import nearest
+from kw_lightning.errors import did_you_mean, mistake, sentence, shown
 from kw_lightning.recipe.limits import MAX_BYTES
-from kw_lightning.recipe.words import found
 from kw_lightning.resources import shipped
 
 ENTRY_POINTS = "kw_lightning.recipes"
@@ -75,15 +74,16 @@ def open_source(source: str | Path) -> Source:
         return Source(str(source), path, path.parent.resolve())
     if path.is_dir():
         inside = sorted(child.name for child in path.iterdir() if child.suffix in SUFFIXES)
-        hint = f"; it has {', '.join(inside[:5])}" if inside else ""
-        raise NotFoundError(f'"{source}" is a folder, allowed: a recipe file{hint}')
+        hint = f"it has {', '.join(inside[:5])}" if inside else ""
+        raise NotFoundError(sentence(f'the folder "{source}"', "a recipe file", hint))
     if path.exists():
         raise NotFoundError(f'"{source}" is no ordinary file')
     if isinstance(source, str) and (named := find_named(source)) is not None:
         return named
     name = Path(source).name.removesuffix(".yaml").removesuffix(".yml")
-    hint = nearest(str(source), names()) or nearest(name, names())
-    raise NotFoundError(f'found no recipe "{source}", neither a file nor a name of `kw list`{hint}')
+    hint = did_you_mean(str(source), names()) or did_you_mean(name, names())
+    allowed = "a file, or a name that `kw list` shows"
+    raise NotFoundError(sentence(f'the unknown recipe "{source}"', allowed, hint))
 
 
 def find_base(name: str, parent: Source | None) -> Source:
@@ -106,10 +106,9 @@ def find_base(name: str, parent: Source | None) -> Source:
             return Source(shown, beside, parent.root, parent.package)
     if (named := find_named(name)) is not None:
         return named
-    near = nearest(name, names()) or nearest(name, _neighbours(parent))
-    raise NotFoundError(
-        f"found no recipe {found(name)} beside this file, among the shipped or the announced ones{near}"
-    )
+    near = [*names(), *_neighbours(parent)]
+    allowed = "a file beside this one, or a name that `kw list` shows"
+    raise NotFoundError(mistake(name, allowed, what="the unknown recipe", names=near))
 
 
 def find_named(name: str) -> Source | None:
@@ -155,16 +154,16 @@ def _recipe_files(folder: Path) -> list[Path]:
 def _in_package(name: str) -> Source:
     package, _, inside = name.removeprefix(PACKAGE).partition("/")
     if not package.isidentifier() or not inside.endswith(SUFFIXES):
-        raise NotFoundError(f"found {found(name)}, allowed: {PACKAGE}PACKAGE/FILE.yaml")
+        raise NotFoundError(mistake(name, f"{PACKAGE}PACKAGE/FILE.yaml"))
     folders = _package_folders(package)
     if not folders:
-        raise NotFoundError(f'the package "{package}" of {found(name)} is not installed')
+        raise NotFoundError(f'the package "{package}" of {shown(name)} is not installed')
     for root in folders:
         path = _inside(root / inside, root, name)
         if path is not None and _is_file(path):
             return Source(name, path, root, _distribution(package))
-    near = nearest(inside, [str(file.relative_to(root)) for root in folders for file in _recipe_files(root)])
-    raise NotFoundError(f'the package "{package}" has no file {found(inside)}{near}')
+    files = [str(file.relative_to(root)) for root in folders for file in _recipe_files(root)]
+    raise NotFoundError(mistake(inside, f'a recipe of the package "{package}"', what="the unknown file", names=files))
 
 
 def _package_folders(package: str) -> list[Path]:
@@ -198,7 +197,7 @@ def _inside(path: Path, root: Path, name: str) -> Path | None:
         return None
     if not resolved.is_relative_to(root):
         raise NotFoundError(
-            f"{found(name)} lies outside of the folder of the recipe; extend by name or {PACKAGE} instead"
+            f"{shown(name)} lies outside of the folder of the recipe; extend by name or {PACKAGE} instead"
         )
     return resolved
 

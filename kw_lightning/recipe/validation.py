@@ -12,18 +12,17 @@ from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.protocols import Validator
 from jsonschema.validators import extend
 
-from kw_lightning.errors import Location, Problem, nearest
+from kw_lightning.errors import Location, Problem, did_you_mean, mistake
 from kw_lightning.recipe import schema as language
 from kw_lightning.recipe.limits import MAX_PROBLEMS
 from kw_lightning.recipe.nodes import Node, join, join_all
 from kw_lightning.recipe.scalars import read_ratio
-from kw_lightning.recipe.words import found
+
+_WRITTEN = 80
+"""Characters of a value that a hint repeats at most."""
 
 Mistake = Any
 """A `jsonschema.ValidationError`, whose attributes are typed as possibly unset; those of a mistake found are set."""
-
-_NEAREST_LENGTH = 80
-"""Names longer than this are not compared with others: that takes quadratic time, and finds nothing."""
 
 
 def validate(node: Node) -> list[Problem]:
@@ -75,7 +74,7 @@ def _explain(error: Mistake, root: Node) -> Iterator[Problem]:
     if isinstance(node.value, dict) and isinstance(error.instance, str):  # a key, refused by `propertyNames`
         key, child = error.instance, node.value[error.instance]
         allowed = error.schema["patternErrorMessage"]
-        yield Problem(f"found the key {found(key)}, allowed: {allowed}", join(path, key), child.key_location)
+        yield Problem(mistake(key, allowed, what="the key"), join(path, key), child.key_location)
         return
     match error.validator:
         case "additionalProperties":
@@ -98,7 +97,8 @@ def _wrong_value(error: Mistake, path: str, node: Node) -> Problem:
     allowed = language.in_words(error.schema)
     if error.validator == "maximum" and error.validator_value > language.SHOWN_MAXIMUM:
         allowed += f" and at most {error.validator_value:,}"
-    message = f"found {found(error.instance)}, allowed: {allowed}{_hint(error.schema, error.instance)}"
+    names = [str(name) for branch in language.branches(error.schema) for name in branch.get("enum", ())]
+    message = mistake(error.instance, allowed, names=names, hint=_hint(error.schema, error.instance))
     return Problem(message, path, node.place)
 
 
@@ -109,15 +109,15 @@ def _unknown_keys(error: Mistake, path: str, node: Node) -> Iterator[Problem]:
         if key in known or (prefixes and key.startswith(prefixes)):
             continue
         child = node.value[key] if isinstance(node.value, dict) else node
-        message = f"found the unknown key {found(key)}, allowed: {language.listing(known)}{_nearest_key(key, known)}"
+        hint = did_you_mean(key, known) or _elsewhere(key)
+        message = mistake(key, language.listing(known), what="the unknown key", hint=hint)
         yield Problem(message, join(path, key), child.key_location or child.place)
 
 
-def _nearest_key(key: str, known: dict[str, Any]) -> str:
-    if len(key) > _NEAREST_LENGTH:
-        return ""
-    elsewhere = language.key_paths().get(key, ())
-    return nearest(key, known) or (f'; did you mean "{elsewhere[0]}"?' if elsewhere else "")
+def _elsewhere(key: str) -> str:
+    """Return where the language has a key that stands in the wrong place."""
+    paths = language.key_paths().get(key, ())
+    return f'did you mean "{paths[0]}"?' if paths else ""
 
 
 def _no_branch(error: Mistake, root: Node, path: str, node: Node) -> Iterator[Problem]:
@@ -133,20 +133,17 @@ def _no_branch(error: Mistake, root: Node, path: str, node: Node) -> Iterator[Pr
 
 
 def _hint(part: language.Schema, value: object) -> str:
-    """Return what was probably meant."""
+    """Return what was probably meant, where it is no name."""
     types = language.types(part)
     if isinstance(value, list | dict):
         return ""
     if types == {"array"} and value is not None:
-        return f"; write [{value}]" if len(str(value)) <= _NEAREST_LENGTH else ""
+        return f"write [{value}]" if len(str(value)) <= _WRITTEN else ""
     if types == {"string"} and "enum" not in part and isinstance(value, bool | int | float):
-        return "; put it in quotes"
+        return "put it in quotes"
     if isinstance(value, str) and "boolean" in types and value.lower() in _WORDS:
-        return f"; did you mean {_WORDS[value.lower()]}?"
-    if len(str(value)) > _NEAREST_LENGTH:
-        return ""
-    names = [str(name) for branch in language.branches(part) for name in branch.get("enum", ())]
-    return nearest(str(value), names)
+        return f"did you mean {_WORDS[value.lower()]}?"
+    return ""
 
 
 _WORDS = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}

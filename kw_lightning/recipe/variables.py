@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from kw_lightning.errors import Problem, nearest
+from kw_lightning.errors import Problem, mistake, shown
 from kw_lightning.recipe.limits import MAX_PROBLEMS, MAX_TEXT, MAX_VALUES
 from kw_lightning.recipe.nodes import Node, join
-from kw_lightning.recipe.words import found
 
 _REFERENCE = re.compile(r"\$?\$\{([^{}]*)\}")
 
@@ -80,7 +79,7 @@ class _Filler:
         if value is None:
             return ""
         if isinstance(value.value, dict | list):
-            self.report(f"{found(match.group(1))} is no text or number, and can only stand alone", node, path)
+            self.report(f"{shown(match.group(1))} is no text or number, and can only stand alone", node, path)
             return ""
         text = "" if value.value is None else str(value.value)
         text = text.lower() if isinstance(value.value, bool) else text
@@ -95,9 +94,9 @@ class _Filler:
         if name not in self.variables:
             if (name, path) not in self.unknown and len(self.unknown) < MAX_PROBLEMS:
                 # Looking for the nearest takes time for each name: not for a file that is all mistakes.
-                near = nearest(name, self.variables) if len(name) < 80 and len(self.unknown) < 10 else ""
+                near = self.variables if len(self.unknown) < 10 else ()
                 self.unknown.add((name, path))
-                self.report(f"there is no {found(name)} in vars{near}", node, path)
+                self.report(mistake(name, "a name of vars", what="the unknown variable", names=near), node, path)
             return None
         return self.variables[name]
 

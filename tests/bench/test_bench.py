@@ -19,7 +19,7 @@ from kw_lightning.bench.timing import interleaved, kept_bytes, median_ratio
 from kw_lightning.cli import application
 from kw_lightning.errors import KWError
 from kw_lightning.nn import KWConv2d, KWLinear, share_warehouse
-from kw_lightning.nn.engine import native
+from kw_lightning.nn.engine import ENGINES, native
 
 RECIPE = """
 kw: 1
@@ -104,15 +104,18 @@ def test_every_recipe_is_planned_before_the_first_is_measured(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--engine", "mix_kernel"], "mix_kernels"),
-        (["--dtype", "int8"], 'dtype "int8" is unknown'),
-        (["--device", "gpu"], 'device "gpu" is unknown'),
+        (
+            ["--engine", "mix_kernel"],
+            f'found the unknown engine "mix_kernel", allowed: {", ".join(ENGINES)}; did you mean "mix_kernels"?',
+        ),
+        (["--dtype", "int8"], 'found the unknown dtype "int8", allowed: float32, float64, bfloat16, float16'),
+        (["--device", "gpu"], 'found the unknown device "gpu", allowed: cpu, cuda or cuda:1'),
     ],
 )
 def test_mistakes_are_named(recipe: str, arguments: list[str], message: str) -> None:
     result = CliRunner().invoke(application(), ["bench", recipe, *arguments])
     assert result.exit_code == 1
-    assert message in result.output
+    assert message in result.output.splitlines()
 
 
 def test_batch_norm_of_one_value_is_refused_before_anything_is_timed(

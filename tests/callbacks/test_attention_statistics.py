@@ -228,5 +228,5 @@ def test_two_networks_with_warehouses_of_one_name(tmp_path: Path) -> None:
 
 
 def test_refused_arguments() -> None:
-    with pytest.raises(ValueError, match="every_n_epochs is 0 or more"):
+    with pytest.raises(ValueError, match=r"^found every_n_epochs -1, allowed: a whole number of at least 0$"):
         AttentionStatistics(every_n_epochs=-1)

@@ -181,7 +181,9 @@ def test_problems_of_a_recipe_leave_the_module_static(tmp_path: Path) -> None:
         trainer(tmp_path, callbacks=[KWCallback(wrong)]).fit(model, loader())
     assert dynamic(model) == []
     with pytest.raises(
-        KWError, match=r'Classifier has no submodule "nett"; did you mean "net"\? \(its parts are net\)'
+        KWError,
+        match=r'^found the unknown submodule "nett", allowed: net of Classifier, and what is inside them; '
+        r'did you mean "net"\?$',
     ):
         trainer(tmp_path, callbacks=[KWCallback(RECIPE, module="nett")]).fit(model, loader())
 

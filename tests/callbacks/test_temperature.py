@@ -84,11 +84,14 @@ def test_start_end_and_constant() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"start": 1.5}, "start is a temperature, between 0 and 1: found 1.5"),
-        ({"end": -0.1}, "end is a temperature"),
-        ({"epochs": 1, "steps": 5}, "epochs or steps, not both"),
-        ({"steps": -1}, "steps is 0 or more"),
-        ({"shape": "sine"}, 'shape is one of linear, cosine, constant: found "sine"'),
+        ({"start": 1.5}, "^found start 1.5, allowed: a temperature between 0 and 1$"),
+        ({"end": -0.1}, "^found end -0.1, allowed: a temperature between 0 and 1$"),
+        ({"epochs": 1, "steps": 5}, "^found epochs=1 and steps=5, allowed: one of them$"),
+        ({"steps": -1}, "^found steps -1, allowed: a number of at least 0$"),
+        (
+            {"shape": "sine"},
+            '^found the unknown shape "sine", allowed: linear, cosine, constant; did you mean "cosine"\\?$',
+        ),
     ],
 )
 def test_refused_arguments(arguments: dict[str, Any], message: str) -> None:

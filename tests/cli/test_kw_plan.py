@@ -39,6 +39,6 @@ def test_mistakes_have_a_place_and_exit_code_2(tmp_path: Path) -> None:
     )
     result = run(application(), ["plan", str(path)])
     assert result.exit_code == 2
-    assert f'{path}:6:14: warehouses.a.layers[0]: the name "layer9.conv1" matches no layer' in result.stderr
+    assert f'{path}:6:14: warehouses.a.layers[0]: found the unknown name "layer9.conv1", allowed: ' in result.stderr
     assert f"{path}:8:14: warehouses.b.layers[0]:" in result.stderr
     assert "Traceback" not in result.stderr

@@ -46,21 +46,39 @@ def test_what_selectors_mean(selectors: list[Any], expected: list[str]) -> None:
 @pytest.mark.parametrize(
     ("selector", "message"),
     [
-        ("layer1.0.convl", 'the name "layer1.0.convl" matches no layer of the network; did you mean "layer1.0.conv'),
-        ("stage1.*", 'the glob "stage1.*" matches no layer of the network'),
+        (
+            "layer1.0.convl",
+            'found the unknown name "layer1.0.convl", allowed: names and globs of layers of the network; did '
+            'you mean "layer1',
+        ),
+        ("stage1.*", 'found the unmatched glob "stage1.*", allowed: names and globs of layers of the network'),
         ("layer1.0.bn1", '"layer1.0.bn1" is a BatchNorm2d, and no Conv1d, Conv2d, Conv3d or Linear'),
         (
             "layer1.0",
             '"layer1.0" is a Residual, and no Conv1d, Conv2d, Conv3d or Linear; "layer1.0.*" means the layers',
         ),
         ("*.bn?", '"*.bn?" matches 8 modules, and none is a Conv1d'),
-        ({"name": "layer1.*", "kernel_size": 7}, "none with kernel_size 7: found Conv2d 3×3 8 → 8"),
-        ({"name": "layer1.*", "type": "Linear"}, "none with type Linear: found"),
-        ({"type": "Conv2D"}, 'dynamic can be Conv1d, Conv2d, Conv3d or Linear; did you mean "Conv2d"?'),
-        ({"min_channels": 99}, "none with at least 99 input and output channels"),
-        ({"name": "layer1.*", "exclude": ["layer3.*"]}, '"layer3.*" excludes no layer that "layer1.*" matches'),
+        (
+            {"name": "layer1.*", "kernel_size": 7},
+            '"layer1.*" matches 4 layers: found Conv2d 3×3 8 → 8, allowed: kernel_size 7',
+        ),
+        ({"name": "layer1.*", "type": "Linear"}, "matches 4 layers: found Conv2d 3×3 8 → 8, allowed: type Linear"),
+        (
+            {"type": "Conv2D"},
+            '.type: found the unknown type "Conv2D", allowed: Conv1d, Conv2d, Conv3d, Linear; did you mean "Conv2d"?',
+        ),
+        ({"min_channels": 99}, "→ 16, allowed: at least 99 input and output channels"),
+        (
+            {"name": "layer1.*", "exclude": ["layer3.*"]},
+            'exclude[0]: found the unmatched glob "layer3.*", allowed: names and globs of layers of '
+            '"layer1.*"; did you mean',
+        ),
         ({"name": "layer1.*", "exclude": ["*"]}, 'all 4 layers that "layer1.*" matches are excluded'),
-        ("fc[1/3:]", '[1/3:1] does not fall between the 10 output channels of "fc": found 3.33333 to 10'),
+        (
+            "fc[1/3:]",
+            'found the channels 3.33333 to 10, which are [1/3:1] of "fc", allowed: whole ones of its 10 '
+            "output channels",
+        ),
     ],
 )
 def test_selectors_that_mean_nothing(selector: Any, message: str) -> None:
@@ -83,7 +101,7 @@ def test_all_problems_come_at_once() -> None:
         plan(asked, TinyResNet())
     messages = [str(problem) for problem in caught.value.problems]
     assert len(messages) == 5
-    assert '"nothing" matches no layer' in messages[0]
+    assert 'found the unknown name "nothing", allowed: ' in messages[0]
     assert 'layer "layer1.0.conv1" is in warehouse "a" already; a layer draws on one warehouse' in messages[1]
     assert '"layer2.0.bn1" is a BatchNorm2d' in messages[2]
     assert "unsplit cells need kernels of one size: found 1×1, 3×3" in messages[3]

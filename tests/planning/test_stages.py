@@ -125,7 +125,9 @@ def test_what_cannot_be_found() -> None:
         plan(recipe(stages="auto"), TinyResNet())
     with pytest.raises(RecipeError, match="the network has no blocks of layers"):
         plan(recipe(stages="auto"), nn.Sequential(nn.Linear(4, 4)), input_shape=[4])
-    with pytest.raises(RecipeError, match=r'stages\.exclude\[0\]: "layer9\.\*" excludes no layer'):
+    with pytest.raises(
+        RecipeError, match=r'stages\.exclude\[0\]: found "layer9\.\*", allowed: names and globs of layers'
+    ):
         plan(recipe(stages={"exclude": ["layer9.*"]}), TinyResNet(), input_shape=[1, 8, 8])
     with pytest.raises(KWError, match="does not run on one input"):
         find_stages(TinyResNet(), [3, 8, 8])

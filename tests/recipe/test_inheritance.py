@@ -147,17 +147,21 @@ def test_package_is_extended_without_importing_it(write: Write, package: Path) -
     ("name", "message"),
     [
         ("package://team_recipes/../other/x.yaml", "lies outside of the folder"),
-        ("package://team_recipes/bse.yaml", 'has no file "bse.yaml"; did you mean "base.yaml"?'),
+        (
+            "package://team_recipes/bse.yaml",
+            'found the unknown file "bse.yaml", allowed: a recipe of the package "team_recipes"; did you '
+            'mean "base.yaml"?',
+        ),
         ("package://team_recipes/secret.txt", "allowed: package://PACKAGE/FILE.yaml"),
         ("package://team.recipes/base.yaml", "allowed: package://PACKAGE/FILE.yaml"),
         ("package://sys/base.yaml", 'the package "sys" of'),
-        ("/etc/passwd", "found no recipe"),
+        ("/etc/passwd", "found the unknown recipe"),
         ("/etc/secret.yaml", "lies outside of the folder"),
         ("outside.yaml", "lies outside of the folder"),
-        ("notes.txt", "found no recipe"),
+        ("notes.txt", "found the unknown recipe"),
         ("bse.yaml", 'did you mean "base.yaml"?'),
-        ("nul\\0.yaml", "found no recipe"),
-        ("loop.yaml", "found no recipe"),
+        ("nul\\0.yaml", "found the unknown recipe"),
+        ("loop.yaml", "found the unknown recipe"),
     ],
 )
 def test_nothing_is_read_outside_the_folder_and_packages(

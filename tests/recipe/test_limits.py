@@ -32,7 +32,7 @@ REASONS = {
     "9,000 layer patterns": "found 9,000 values, allowed: at most 1,000",
     "a million layer patterns by vars": "more than 10,000 values, vars filled in",
     "text by vars": "more than 65,536 characters, vars filled in",
-    "unknown vars": 'there is no "nam" in vars',
+    "unknown vars": 'found the unknown variable "nam", allowed: a name of vars; did you mean "name9"?',
     "python objects": "a recipe has no tags",
     "many large files": "at most 1,048,576 bytes with all that it extends",
     "many values in many files": "at most 10,000 values with all that it extends",

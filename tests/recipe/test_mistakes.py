@@ -169,7 +169,7 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "control character": ("kw: 1\nname: ‸\x07\n", ("not YAML: control characters are not allowed",)),
     "unknown variable": (
         "kw: 1\nvars: {width: 3}\nname: ‸a-${widht}\n",
-        ('there is no "widht" in vars; did you mean "width"?',),
+        ('found the unknown variable "widht", allowed: a name of vars; did you mean "width"?',),
     ),
     "variable of a variable": ("kw: 1\nvars: {a: 1, b: ‸'${a}'}\n", ("a value of vars cannot use another one",)),
     "map inside a text": (
@@ -178,7 +178,7 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "extends nothing that is there": (
         "kw: 1\nextends: ‸resnet18-kw-1\n",
-        ('extends: found no recipe "resnet18-kw-1" beside this file', 'did you mean "resnet18-kw-1x"?'),
+        ('extends: found the unknown recipe "resnet18-kw-1", allowed: a file beside', 'did you mean "resnet18-kw-1x"?'),
     ),
     "extends out of the folder": ("kw: 1\nextends: ‸../secret.yaml\n", ("lies outside of the folder of the recipe",)),
     "extends a package that is not there": (
@@ -240,9 +240,15 @@ def test_all_mistakes_of_a_file_come_at_once_and_in_order(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("resnet18-kw-1y", ('found no recipe "resnet18-kw-1y"', 'did you mean "resnet18-kw-1x"?')),
+        (
+            "resnet18-kw-1y",
+            (
+                'found the unknown recipe "resnet18-kw-1y", allowed: a file, or a name that `kw list` shows',
+                'did you mean "resnet18-kw-1x"?',
+            ),
+        ),
         ("no/such/resnet18-kw-2x.yml", ('did you mean "resnet18-kw-2x"?',)),
-        ("", ("is a folder",)),
+        ("", ('found the folder "',)),
     ],
 )
 def test_missing_recipe_names_the_nearest(name: str, parts: tuple[str, ...]) -> None:
@@ -254,7 +260,7 @@ def test_missing_recipe_names_the_nearest(name: str, parts: tuple[str, ...]) -> 
 
 def test_folder_is_refused_with_the_recipes_in_it(tmp_path: Path) -> None:
     (tmp_path / "one.yaml").write_text("kw: 1\n")
-    with pytest.raises(RecipeError, match=r"is a folder, allowed: a recipe file; it has one\.yaml"):
+    with pytest.raises(RecipeError, match=r'found the folder ".*", allowed: a recipe file; it has one\.yaml$'):
         load_recipe(tmp_path)
 
 

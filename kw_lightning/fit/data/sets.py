@@ -16,7 +16,7 @@ import torchvision
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from kw_lightning.errors import RecipeError, RunError, nearest
+from kw_lightning.errors import RecipeError, RunError, first_line, mistake
 from kw_lightning.recipe.types import Data, Recipe
 
 Samples = Dataset[tuple[Any, int]]
@@ -53,16 +53,12 @@ def open_source(recipe: Recipe, data: Data) -> Source:
         RunError: the data is not there.
     """
     if data.name not in DATA_SETS:
-        known = ", ".join(sorted(DATA_SETS))
-        message = f'"{data.name}" is no data set{nearest(data.name, DATA_SETS)} Known are {known}'
+        message = mistake(data.name, DATA_SETS, what="the unknown data set")
         raise RecipeError(recipe.document.problem("data.name", message))
     function = DATA_SETS[data.name]
     allowed = list(inspect.signature(function).parameters)[1:]
     problems = [
-        recipe.document.problem(
-            f"data.args.{key}",
-            f'"{data.name}" takes no "{key}"{nearest(key, allowed)} It takes {", ".join(allowed) or "no arguments"}',
-        )
+        recipe.document.problem(f"data.args.{key}", mistake(key, allowed, what="the unknown argument"))
         for key in data.args
         if key not in allowed
     ]
@@ -152,7 +148,7 @@ def image_folder(data: Data, train: str = "train", evaluation: str = "val") -> S
         try:
             parts.append(torchvision.datasets.ImageFolder(str(root / folder)))
         except OSError as error:  # no folder, no class folders, or a class without images
-            raise RunError(f"data: {root / folder} holds no images in class folders: {error}") from error
+            raise RunError(f"data: {root / folder} holds no images in class folders: {first_line(error)}") from error
     if parts[0].classes != parts[1].classes:
         differing = sorted(set(parts[0].classes) ^ set(parts[1].classes))
         raise RunError(f"data: {root}/{train} and {root}/{evaluation} differ in classes: {', '.join(differing[:5])}")
@@ -193,7 +189,7 @@ def _torchvision(dataset: Callable[..., Samples], data: Data, num_classes: int, 
         )
     except (RuntimeError, OSError) as error:  # torchvision raises RuntimeError where files are missing or damaged
         if download:
-            raise RunError(f"data: {data.name} could not be downloaded to {root}: {error}") from error
+            raise RunError(f"data: {data.name} could not be downloaded to {root}: {first_line(error)}") from error
         raise RunError(
             f"data: {data.name} is not in {root}. Put it there as torchvision expects it, "
             "or let torchvision fetch it: data.args.download=true"

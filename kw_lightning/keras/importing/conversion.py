@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from kw_lightning.errors import Location, Problem, RecipeError, nearest
+from kw_lightning.errors import Location, Problem, RecipeError, mistake, sentence, shown
 from kw_lightning.keras import layers as _vocabulary  # noqa: F401 -- registers the layers
 from kw_lightning.keras.arguments import Shape
 from kw_lightning.keras.importing.reading import KerasLayer, KerasModel, read_model
@@ -88,9 +88,9 @@ class _Converter:
         """Convert all layers; raise everything that cannot be said."""
         unknown = [layer for layer in self.model.layers if layer.kind not in LAYERS or layer.kind in OURS]
         for layer in unknown:
-            why = "a model inside the model" if layer.kind in ("Functional", "Sequential", "Model") else "unknown"
-            hint = nearest(layer.kind, set(LAYERS) - OURS)
-            self.report(layer, f"the layer {layer.kind} is {why}; a recipe has the layers of `kw schema`{hint}")
+            why = "model inside the model" if layer.kind in ("Functional", "Sequential", "Model") else "unknown layer"
+            message = mistake(layer.kind, "a layer of `kw schema`", what=f"the {why}", names=set(LAYERS) - OURS)
+            self.report(layer, message)
         self.tensors[self.model.input_name] = self.input
         for layer in self.model.layers:
             self._convert(layer, skip=layer in unknown)
@@ -214,7 +214,9 @@ class _Converter:
                 if value not in (None, [1]):
                     self.report(layer, f"attention_axes: {value} cannot be said in a recipe; [1] can")
             elif argument not in SILENT and not TRAINING_ONLY.fullmatch(argument) and not argument.startswith("renorm"):
-                self.report(layer, f"{layer.kind} has no argument {argument} in a recipe: found {value}")
+                self.report(
+                    layer, sentence(f"{argument}: {shown(value)}", f"arguments that {layer.kind} has in a recipe")
+                )
         found.update(self._axis_argument(layer, kind, shape, moved))
         return found
 

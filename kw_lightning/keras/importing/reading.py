@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kw_lightning.errors import Location, Problem, RecipeError
+from kw_lightning.errors import Location, Problem, RecipeError, mistake, sentence
 from kw_lightning.recipe.limits import MAX_BYTES, MAX_DEPTH, MAX_VALUES
 
 MAX_JSON_BYTES = 8 * MAX_BYTES
@@ -108,12 +108,12 @@ class _Reader:
         kind = data.get("class_name") if isinstance(data, dict) else None
         config = data.get("config") if isinstance(data, dict) else None
         if kind not in ("Sequential", "Functional", "Model") or not isinstance(config, dict):
-            found = f'a "{kind}"' if kind is not None else "something else"
-            self.report("model", f"expected the JSON of a Sequential or Functional model of Keras 3: found {found}")
+            allowed = "the JSON of a Sequential or Functional model of Keras 3"
+            self.report("model", mistake(data if kind is None else kind, allowed))
             raise RecipeError(self.problems)
         entries = config.get("layers")
         if not isinstance(entries, list) or not all(_is_layer(entry) for entry in entries):
-            self.report("model", "expected a list of layers with class_name and config, as Keras 3 writes it")
+            self.report("model", mistake(entries, "a list of layers with class_name and config, as Keras 3 writes it"))
             raise RecipeError(self.problems)
         if not entries:
             self.report("model", "it has no layers")
@@ -140,9 +140,9 @@ class _Reader:
         inputs = [entry for entry in entries if entry["class_name"] == "InputLayer"]
         outputs = _histories(config.get("output_layers"))
         if len(inputs) != 1:
-            self.report("model", f"one input can be read: found {len(inputs)}")
+            self.report("model", sentence(f"{len(inputs)} inputs", "one"))
         if len(outputs) != 1:
-            self.report("model", f"one output can be read: found {len(outputs)}")
+            self.report("model", sentence(f"{len(outputs)} outputs", "one"))
         layers = []
         for entry in entries:
             if entry["class_name"] != "InputLayer":
@@ -159,7 +159,7 @@ class _Reader:
             self.report(where, "its connections are not written as Keras 3 writes them")
             return ()
         if len(nodes) != 1:
-            self.report(where, f"a layer is called once in a recipe: found {len(nodes)} calls that share its weights")
+            self.report(where, sentence(f"{len(nodes)} calls that share its weights", "one"))
             return ()
         names = [*_tensors(nodes[0].get("args"))]
         given = nodes[0].get("kwargs") or {}
@@ -173,8 +173,8 @@ class _Reader:
     def shape(self, batch_shape: Any) -> tuple[int, ...]:
         sides = batch_shape[1:] if isinstance(batch_shape, list) else None
         if not sides or not all(isinstance(side, int) and side > 0 for side in sides):
-            found = json.dumps(batch_shape)[:60]
-            self.report("input", f"the shape of one sample must be known: found {found}; keras.Input(shape=…) sets it")
+            found = f"the shape {json.dumps(batch_shape)[:60]}"
+            self.report("input", sentence(found, "the known shape of one sample", "keras.Input(shape=…) sets it"))
             return ()
         return tuple(sides)
 

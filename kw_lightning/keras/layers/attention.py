@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from kw_lightning.errors import sentence
 from kw_lightning.keras import modules
 from kw_lightning.keras.arguments import Shape, argument, flag, number, optional, whole
 from kw_lightning.keras.initializers import initialize
@@ -22,9 +23,8 @@ from kw_lightning.keras.shapes import ShapeError, feature_axis, written
 def need_tokens(shape: Shape) -> None:
     """Raise ShapeError unless the shape is [tokens, features]."""
     if len(shape) != 2:
-        raise ShapeError(
-            f"expected [tokens, features]: found {written(shape)}; Reshape and Permute make tokens of positions"
-        )
+        hint = "Reshape and Permute make tokens of positions"
+        raise ShapeError(sentence(f"an input {written(shape)}", "[tokens, features]", hint))
 
 
 @register
@@ -52,7 +52,8 @@ class MultiHeadAttention(Layer):
         for shape in inputs:
             need_tokens(shape)
         if len(inputs) == 3 and inputs[1][0] != inputs[2][0]:
-            raise ShapeError(f"value and key have as many tokens: found {written(inputs[1])} and {written(inputs[2])}")
+            found = f"value {written(inputs[1])} and key {written(inputs[2])}"
+            raise ShapeError(sentence(found, "as many tokens in both"))
         return inputs[0]
 
     def build(self, *inputs: Shape) -> Parts:
@@ -139,7 +140,8 @@ class SelectToken(Layer):
         """Return [features]."""
         need_tokens(inputs[0])
         if self.index >= inputs[0][0]:
-            raise ShapeError(f"index counts from 0: found {self.index} of {inputs[0][0]} tokens, {written(inputs[0])}")
+            found = f"the index {self.index} of an input {written(inputs[0])}"
+            raise ShapeError(sentence(found, f"0 to {inputs[0][0] - 1}"))
         return inputs[0][1:]
 
     def build(self, *inputs: Shape) -> Parts:

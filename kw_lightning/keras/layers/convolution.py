@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from kw_lightning.errors import sentence
 from kw_lightning.keras.arguments import Shape, Sides, argument, flag, optional, padding, sides, whole
 from kw_lightning.keras.initializers import initialize
 from kw_lightning.keras.layer import Layer, Parts, register
@@ -91,10 +92,10 @@ class Conv(Windowed):
         need_dimensions(inputs[0], self.dimensions)
         channels = inputs[0][0]
         if channels % self.groups or self.filters % self.groups:
-            raise ShapeError(
-                f"groups divides input channels and filters: found {self.groups} groups, {channels} channels of the "
-                f"input {written(inputs[0])} and {self.filters} filters"
+            found = (
+                f"{self.groups} groups, {channels} channels of the input {written(inputs[0])}, {self.filters} filters"
             )
+            raise ShapeError(sentence(found, "a number of groups that divides channels and filters"))
         return self.window(inputs[0], self.filters)
 
     def build(self, *inputs: Shape) -> Parts:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from kw_lightning.errors import sentence
 from kw_lightning.keras.arguments import Shape, argument, axis, flag, number, optional, whole
 from kw_lightning.keras.layer import Parts, register
 from kw_lightning.keras.layers.activation import Elementwise
@@ -45,7 +46,8 @@ class BatchNormalization(Elementwise):
     def output_shape(self, *inputs: Shape) -> Shape:
         """Return the input's shape."""
         if len(inputs[0]) > 4:
-            raise ShapeError(f"expected [features] or [channels, *size] with up to 3 sides: found {written(inputs[0])}")
+            allowed = "[features] or [channels, *size] with up to 3 sides"
+            raise ShapeError(sentence(f"an input {written(inputs[0])}", allowed))
         return inputs[0]
 
     def build(self, *inputs: Shape) -> Parts:
@@ -101,7 +103,8 @@ class GroupNormalization(Elementwise):
         """Return the input's shape."""
         channels = inputs[0][0]
         if self.groups == 0 or channels % self._count(channels):
-            raise ShapeError(f"groups divides the channels: found {self.groups} groups and {written(inputs[0])}")
+            found = f"{self.groups} groups of an input {written(inputs[0])}"
+            raise ShapeError(sentence(found, "a number that divides the channels"))
         return inputs[0]
 
     def build(self, *inputs: Shape) -> Parts:

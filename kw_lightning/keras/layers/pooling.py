@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from kw_lightning.errors import sentence
 from kw_lightning.keras.arguments import Shape, Sides, argument, flag, optional, padding, sides
 from kw_lightning.keras.layer import Layer, Parts, register
 from kw_lightning.keras.modules import GlobalPool, SameAveragePool, SamePadding
@@ -33,7 +34,8 @@ class Pooling(Layer):
         if not isinstance(self.padding, str) and any(
             2 * pad > size for pad, size in zip(self.padding, self.pool_size, strict=True)
         ):
-            raise ShapeError(f"padding is at most half of pool_size {written(self.pool_size)}: found {self.padding}")
+            found = f"the padding {written(self.padding)}"
+            raise ShapeError(sentence(found, f"at most half of pool_size {written(self.pool_size)}"))
         ones = (1,) * self.dimensions
         return window_shape(inputs[0], self.pool_size, self.steps, ones, self.padding, channels=inputs[0][0])
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from kw_lightning.errors import sentence
 from kw_lightning.keras import modules
 from kw_lightning.keras.arguments import Shape, Sides, argument, choice, margins, numbers, sides
 from kw_lightning.keras.layer import Layer, Parts, register
@@ -104,8 +105,8 @@ class Permute(Layer):
     def output_shape(self, *inputs: Shape) -> Shape:
         """Return the sides in their new order."""
         if sorted(self.dims) != list(range(1, len(inputs[0]) + 1)):
-            axes = f"from 1 to {len(inputs[0])}"
-            raise ShapeError(f"dims names each axis of {written(inputs[0])} once, {axes}: found {written(self.dims)}")
+            axes = f"each axis of {written(inputs[0])} once, from 1 to {len(inputs[0])}"
+            raise ShapeError(sentence(f"the dims {written(self.dims)}", axes))
         return tuple(inputs[0][dim - 1] for dim in self.dims)
 
     def build(self, *inputs: Shape) -> Parts:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from kw_lightning.errors import mistake
 from kw_lightning.nn.engine import operators, reference
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.planner import ENGINES
@@ -35,7 +36,7 @@ def dynamic_convolution(
         ValueError: an unknown engine.
     """
     if engine not in ENGINES:
-        raise ValueError(f"engine is one of {', '.join(ENGINES)}: found {engine!r}")
+        raise ValueError(mistake(engine, ENGINES, what="the unknown engine"))
     if engine == "reference" or _taken_apart():
         return reference.convolve(x, attention.to(x.dtype), cells.to(x.dtype), convolution)
     y: Tensor = operators.dynamic_convolution(

@@ -1,0 +1,60 @@
+"""The one function that tells mistakes, and what it shows of the values found."""
+
+from __future__ import annotations
+
+import pytest
+
+from kw_lightning.errors import first_line, mistake, sentence, shown
+
+
+def test_a_name_that_is_close_to_a_valid_one() -> None:
+    message = mistake("mix_kernel", ["auto", "mix_kernels"], what="the unknown engine")
+    assert message == 'found the unknown engine "mix_kernel", allowed: auto, mix_kernels; did you mean "mix_kernels"?'
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (mistake("zzz", ["val/accuracy", "val/loss"]), 'found "zzz", allowed: val/accuracy, val/loss'),
+        (
+            mistake("clases", "arguments", names=["classes"]),
+            'found "clases", allowed: arguments; did you mean "classes"?',
+        ),
+        (mistake("x", []), 'found "x", allowed: none'),
+        (mistake(True, "a whole number"), "found true, allowed: a whole number"),
+        (mistake(None, ["a", "b"]), "found nothing, allowed: a, b"),
+        (mistake("5", "a number", hint="write [5]"), 'found "5", allowed: a number; write [5]'),
+        (mistake("auto", ["auto"], hint="put it in quotes"), 'found "auto", allowed: auto; put it in quotes'),
+        (mistake("a" * 10_000, ["a" * 10_000]).partition(", ")[0], f'found "{"a" * 60}…"'),
+        (sentence("3 inputs", "one"), "found 3 inputs, allowed: one"),
+    ],
+)
+def test_the_whole_sentence(message: str, expected: str) -> None:
+    assert message == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (False, "false"),
+        (1.5, "1.5"),
+        (10**100, "1" + "0" * 59 + "…"),
+        ("a\nb", '"a\\nb"'),
+        ([], "an empty list"),
+        ((1,), "a list of 1 value"),
+        ([0] * 1000, "a list of 1,000 values"),
+        ({}, "an empty map"),
+        ({"a": 1, "\x1b": 2}, 'a map with a, "\\u001b"'),
+        ({1: 2}, "a map with 1"),
+    ],
+)
+def test_values_are_shown_in_the_words_of_yaml(value: object, expected: str) -> None:
+    assert shown(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(ValueError(), "ValueError"), (ValueError("\n \n"), "ValueError"), (ValueError("\n one\ntwo"), "one")],
+)
+def test_the_first_line_of_an_exception_is_never_empty(error: Exception, expected: str) -> None:
+    assert first_line(error) == expected
