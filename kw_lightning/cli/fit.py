@@ -39,6 +39,7 @@ def fit(
     from kw_lightning.fit.run import is_first_process
     from kw_lightning.planning import plan
     from kw_lightning.planning.table import PlanTable
+    from kw_lightning.preprocessing import warn_of_contradictions
     from kw_lightning.recipe import load_recipe
 
     screen = console()
@@ -47,6 +48,7 @@ def fit(
     loaded = load_recipe(source, changes)
     screen.print(PlanTable(plan(loaded, allow_python=packages)))
     if dry_run:
+        warn_of_contradictions(loaded)
         return
     result = train(loaded, resume=resume, output=output, allow_python=packages)
     if result.last:

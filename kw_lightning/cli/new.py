@@ -48,8 +48,8 @@ data:
   root: ~/data              # with the folders train and val, one folder a class
   batch_size: 128
   workers: 4
+  # Mean, std and interpolation, and in evaluation the crop, are those of the network's weights: `kw plan` shows them.
   train: {{crop: random_resized, size: {size}, flip: true}}
-  eval: {{resize: {resize}, crop: center, size: {size}}}
 
 train:
   epochs: 300
@@ -136,7 +136,6 @@ def recipe_text(
         warehouses=_warehouses(stages, names),
         handover="; layers that lead into a stage belong to the one before" if handover else "",
         size=size,
-        resize=round(size * 8 / 7),
     )
 
 

@@ -31,14 +31,17 @@ def plan(
     from kw_lightning.cli.output import console
     from kw_lightning.planning import plan as make_plan
     from kw_lightning.planning.table import PlanTable
+    from kw_lightning.preprocessing import preprocessing, warn_of_contradictions
     from kw_lightning.recipe import load_recipe
 
     loaded, allowed = load_recipe(source, changes), tuple(allow_python or ())
     planned = make_plan(loaded, allow_python=allowed)
+    warn_of_contradictions(loaded)
     if json:
         from json import dumps
 
-        typer.echo(dumps(planned.to_dict()))
+        steps = preprocessing(loaded)
+        typer.echo(dumps({**planned.to_dict(), "preprocessing": None if steps is None else steps.to_dict()}))
         return
     if loaded.model is not None and loaded.model.layers:
         from kw_lightning.keras import read_network

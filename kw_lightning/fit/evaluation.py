@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from lightning.pytorch import LightningDataModule, Trainer
 from kw_lightning.errors import KWError, RunError
 from kw_lightning.fit.data import data_module
 from kw_lightning.fit.folder import checkpoint_of
-from kw_lightning.fit.module import Classifier
+from kw_lightning.fit.module import PREPROCESSING, Classifier
 from kw_lightning.fit.quiet import quiet
+from kw_lightning.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def evaluate(path: str | Path, *, allow_python: Sequence[str] = ()) -> Evaluatio
     checkpoint = checkpoint_of(Path(path))
     state = read_checkpoint(checkpoint)
     module = load_classifier(state, checkpoint, allow_python=allow_python)
-    data = data_module(module.recipe, allow_python=allow_python)
+    data = data_module(module.recipe, allow_python=allow_python, trained=trained_preprocessing(state))
     return Evaluation(checkpoint, state["epoch"] + 1, measure(module, data))
 
 
@@ -76,6 +77,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or "recipe" not in state.get("hyper_parameters", {}):
         raise RunError(f"{path}: no recipe inside; only checkpoints that kw-fit wrote can be used here")
     return state
+
+
+def trained_preprocessing(state: Mapping[str, Any]) -> Preprocessing | None:
+    """Return what the network of a checkpoint was evaluated with; None where the checkpoint does not say.
+
+    Raises:
+        RunError: it says what kw-fit does not write.
+    """
+    steps = state.get(PREPROCESSING)
+    try:
+        return Preprocessing.from_dict(steps) if isinstance(steps, Mapping) else None
+    except ValueError as error:
+        raise RunError(f"the checkpoint is damaged, or not of kw-fit: {error}") from None
 
 
 def load_classifier(state: dict[str, Any], path: Path, *, allow_python: Sequence[str] = ()) -> Classifier:

@@ -33,6 +33,7 @@ from kw_lightning.fit.module import Classifier
 from kw_lightning.fit.optimization import make_optimizer, make_schedule
 from kw_lightning.fit.quiet import quiet
 from kw_lightning.fit.trainer import MONITORED, make_trainer
+from kw_lightning.preprocessing import warn_of_contradictions
 from kw_lightning.recipe import load_recipe, lock_text
 from kw_lightning.recipe.types import Recipe, Train
 
@@ -92,6 +93,7 @@ def fit(
     module = Classifier(recipe, allow_python=allow_python)
     data = data_module(recipe, allow_python=allow_python)
     check_shapes(recipe, module, data)
+    warn_of_contradictions(recipe)
     folder, checkpoint = open_folder(recipe, resume, output)
     try:
         steps_done = 0

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kw_lightning.planning.types import Count, Plan, WarehousePlan, budget_text
+from kw_lightning.preprocessing import preprocessing
 
 NAMES_SHOWN = 12
 
@@ -52,6 +53,9 @@ def total_lines(plan: Plan) -> list[str]:
         lines.append(f"multiply-adds     {_beside(plan.macs)}, one sample; attention and mixing included")
     else:
         lines.append(f"multiply-adds     unknown: {plan.macs_note}")
+    steps = preprocessing(plan.recipe)
+    if steps is not None:
+        lines += [f"preprocessing     {steps.describe()}", f"                  ({steps.source})"]
     if plan.asked is not None:
         lines.append(f"budget            asked {budget_text(plan.asked)}, reached {plan.parameters.kw:,} parameters")
     return lines

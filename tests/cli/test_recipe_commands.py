@@ -230,6 +230,16 @@ class TestNew:
         assert not any("# 1 layers" in written for written in lines)
         assert plan(load_recipe(output), allow_python=["callers_own"]).parameters.static > 0
 
+    def test_images_are_read_as_the_weights_want_them(self, tmp_path: Path) -> None:
+        from kw_lightning.preprocessing import own_preprocessing, preprocessing
+
+        output = tmp_path / "x.yaml"
+        assert kw("new", "x", "--from", "torchvision/resnet50", "--output", output).exit_code == 0
+        steps, own = preprocessing(load_recipe(output)), own_preprocessing(load_recipe(output))
+        assert steps is not None
+        assert own is not None
+        assert (steps.mean, steps.std, steps.resize, steps.size) == (own.mean, own.std, 232, 224)
+
     def test_what_cannot_be_written_is_refused(self, tmp_path: Path) -> None:
         output = tmp_path / "x.yaml"
         assert kw("new", "x", "--from", "torchvision/resnet43", "--output", output).exit_code == 2

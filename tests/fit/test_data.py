@@ -13,6 +13,9 @@ from kw_lightning.errors import RecipeError, RunError
 from kw_lightning.fit.data import DATA_SETS, ImageData, data_module
 from kw_lightning.fit.data.sets import Images, digits, even_subset
 from kw_lightning.fit.data.transforms import RandAugment, Shift, transform
+from kw_lightning.fit.evaluation import trained_preprocessing
+from kw_lightning.fit.module import Classifier
+from kw_lightning.preprocessing import Preprocessing, preprocessing
 from kw_lightning.recipe.types import Data, Recipe
 
 
@@ -106,7 +109,7 @@ def test_image_folder_reads_class_folders(tmp_path: Path) -> None:
             folder = tmp_path / part / name
             folder.mkdir(parents=True)
             v2.functional.to_pil_image(torch.full((3, 12, 16), value, dtype=torch.uint8)).save(folder / "1.png")
-    section = {"resize": 10, "crop": "center", "size": 8}
+    section = {"resize": 10, "crop": "center", "size": 8, "mean": [0, 0, 0], "std": [1, 1, 1]}
     data = data_module(recipe_with({"name": "image_folder", "root": str(tmp_path), "train": section, "eval": section}))
     assert isinstance(data, ImageData)
     assert data.num_classes == 2
@@ -143,6 +146,19 @@ def test_python_data_needs_permission() -> None:
         data_module(recipe_with({"name": "python:collections:OrderedDict"}))
     with pytest.raises(RecipeError, match="a LightningDataModule is needed"):
         data_module(recipe_with({"name": "python:collections:OrderedDict"}), allow_python=["collections"])
+
+
+def test_evaluation_of_a_checkpoint_reads_images_as_it_was_trained() -> None:
+    recipe = recipe_with({"name": "digits", "train": {"mean": [0.5], "std": [0.25]}})
+    trained = Preprocessing(mean=(0.0,), std=(2.0,))
+    checkpoint: dict[str, Any] = {}
+    Classifier(load_recipe("digits-resnet")).on_save_checkpoint(checkpoint)
+    assert trained_preprocessing(checkpoint) == preprocessing(load_recipe("digits-resnet"))
+    assert trained_preprocessing({}) is None
+    ours, theirs = data_module(recipe), data_module(recipe, trained=trained)
+    assert isinstance(ours, ImageData)
+    assert isinstance(theirs, ImageData)
+    assert torch.allclose(theirs.eval_images[0][0], (ours.eval_images[0][0] * 0.25 + 0.5) / 2)
 
 
 def test_evaluation_takes_normalisation_from_training() -> None:

@@ -184,7 +184,10 @@ def test_every_mistake_of_training_at_once_and_before_a_folder_is_made(tmp_path:
     ("override", "message"),
     [
         ("data.name=fake", r"the network does not take the images of the data, \[3, 224, 224\]"),
-        ("data.args.classes=7", "the network has 10 outputs and the data has 7 classes: give the last layer of model.layers 7 units"),
+        (
+            "data.args.classes=7",
+            "the network has 10 outputs and the data has 7 classes: give the last layer of model.layers 7 units",
+        ),
     ],
 )
 def test_a_network_that_does_not_fit_the_data(tmp_path: Path, quick: list[str], override: str, message: str) -> None:

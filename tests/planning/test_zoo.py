@@ -92,7 +92,15 @@ def test_parameters(name: str) -> None:
 def test_a_network_can_be_extended_without_its_training(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.model is not None
-    assert recipe.document.data.keys() == {"kw", "name", "description", "model", "defaults", "warehouses", "temperature"}
+    assert recipe.document.data.keys() == {
+        "kw",
+        "name",
+        "description",
+        "model",
+        "defaults",
+        "warehouses",
+        "temperature",
+    }
     assert recipe.document.data["temperature"] == {"start": 1, "end": 0}  # the training says how long
 
 

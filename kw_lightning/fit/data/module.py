@@ -17,23 +17,35 @@ from kw_lightning.callbacks.resume import ResumableDataLoader
 from kw_lightning.errors import RecipeError
 from kw_lightning.fit.data.sets import Samples, even_subset, in_memory, open_source
 from kw_lightning.fit.data.transforms import Seeded, is_random, transform
+from kw_lightning.preprocessing import Preprocessing
 from kw_lightning.recipe.types import Recipe
 
 Batch = tuple[Tensor, Tensor]
 """Images [b, c, h, w] and classes [b], or with mixup the classes' shares [b, classes]."""
 
 
-def data_module(recipe: Recipe, *, allow_python: Sequence[str] = ()) -> LightningDataModule:
+def data_module(
+    recipe: Recipe, *, allow_python: Sequence[str] = (), trained: Preprocessing | None = None
+) -> LightningDataModule:
     """Return the data module of a recipe.
+
+    Args:
+        recipe: the recipe.
+        allow_python: packages whose code the recipe may name.
+        trained: what the network of a checkpoint was evaluated with; the recipe's own without it.
 
     Raises:
         RecipeError: the recipe names no data, **or** data, arguments or a Python package that cannot be used.
         RunError: the data is not there.
     """
     if recipe.data is None:
-        raise RecipeError(recipe.document.problem("data", "training needs data, as `data: {name: digits}` or by `extends: [NETWORK, imagenet-adamw-300]`"))
+        raise RecipeError(
+            recipe.document.problem(
+                "data", "training needs data, as `data: {name: digits}` or by `extends: [NETWORK, imagenet-adamw-300]`"
+            )
+        )
     if not recipe.data.name.startswith("python:"):
-        return ImageData(recipe)
+        return ImageData(recipe, trained)
     make = import_callable(recipe.data.name, allow_python, partial(recipe.document.problem, "data.name"))
     module = make(**recipe.data.args)
     if not isinstance(module, LightningDataModule):
@@ -49,7 +61,7 @@ class ImageData(LightningDataModule):
         num_classes: the data set's classes.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, trained: Preprocessing | None = None) -> None:
         super().__init__()
         assert recipe.data is not None
         self.data = recipe.data
@@ -64,7 +76,7 @@ class ImageData(LightningDataModule):
         )
         self.eval_images = Transformed(
             even_subset(source.evaluation, self.data.eval.get("samples")),
-            transform(recipe, "eval"),
+            transform(recipe, "eval", trained),
             random=is_random(self.data.eval),
             repeatable=True,
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from kw_lightning.errors import RecipeError
+from kw_lightning.preprocessing import Preprocessing, resolved_section
 from kw_lightning.recipe.types import Recipe
 
 RANDOM = {"flip", "rand_augment", "random_erasing", "shift", "noise"}
@@ -45,34 +46,48 @@ class Shift(v2.Transform):  # type: ignore[misc]
         return v2.functional.affine(inpt, angle=0.0, scale=1.0, shear=[0.0], **params)
 
 
-def transform(recipe: Recipe, section: str) -> v2.Transform:
+def transform(recipe: Recipe, section: str, trained: Preprocessing | None = None) -> v2.Transform:
     """Return the transform of `data.train` or `data.eval`: a PIL image or uint8 tensor to float32 [c, h, w].
 
-    Evaluation takes mean, std and size from training where it says nothing about them.
+    What the section leaves open is the backbone's own, see `kw_lightning.preprocessing`.
+
+    Args:
+        recipe: the recipe.
+        section: "train" or "eval".
+        trained: what the network of a checkpoint was evaluated with, in the place of what the recipe would mean today.
 
     Raises:
         RecipeError: a crop without a size.
     """
-    assert recipe.data is not None
-    options: dict[str, Any] = dict(recipe.data.train if section == "train" else recipe.data.eval)
-    if section == "eval":
-        for key in ("mean", "std", "size"):
-            if key in recipe.data.train:
-                options.setdefault(key, recipe.data.train[key])
+    options = resolved_section(recipe, section)
+    if trained is not None:
+        options |= trained.to_dict()
     crop = options.get("crop", "none")
-    if crop != "none" and "size" not in options:
+    if crop != "none" and options.get("size") is None:
         raise RecipeError(recipe.document.problem(f"data.{section}.crop", f'"{crop}" needs data.{section}.size'))
+    return compose(options)
+
+
+def evaluation_transform(steps: Preprocessing) -> v2.Transform:
+    """Return the transform that a preprocessing stands for: a PIL image or uint8 tensor to float32 [c, h, w]."""
+    return compose(steps.to_dict())
+
+
+def compose(options: Mapping[str, Any]) -> v2.Transform:
+    """Return the transform of a section's resolved keys.
+
+    A PIL image is scaled and cut as one, by the same filter as torchvision and timm, and then made a tensor.
+    """
     augment = options.get("rand_augment", "none")
     steps: list[v2.Transform | None] = [
-        v2.ToImage(),
-        v2.Resize(options["resize"]) if "resize" in options else None,
-        _cut(crop, options) if "size" in options else None,
+        *_cut(options),
         v2.RandomHorizontalFlip() if options.get("flip") else None,
+        v2.ToImage(),
         RandAugment(**augment) if isinstance(augment, Mapping) else None,
         Shift(options["shift"]) if options.get("shift") else None,
         v2.ToDtype(torch.float32, scale=True),
         v2.GaussianNoise(sigma=options["noise"], clip=False) if options.get("noise") else None,
-        v2.Normalize(options["mean"], options["std"]) if "mean" in options and "std" in options else None,
+        v2.Normalize(options["mean"], options["std"]) if options.get("mean") and options.get("std") else None,
         v2.RandomErasing(options["random_erasing"]) if options.get("random_erasing") else None,
         v2.ToPureTensor(),
     ]
@@ -84,15 +99,22 @@ def is_random(options: Mapping[str, Any]) -> bool:
     return str(options.get("crop", "")).startswith("random") or any(options.get(key) for key in RANDOM)
 
 
-def _cut(crop: str, options: Mapping[str, Any]) -> v2.Transform:
-    size = options["size"]
-    if crop == "center":
-        return v2.CenterCrop(size)
+def _cut(options: Mapping[str, Any]) -> list[v2.Transform | None]:
+    """Return how an image comes to its size: scaled by its shorter side (or both sides), then cut."""
+    size, resize, crop = options.get("size"), options.get("resize"), options.get("crop", "none")
+    interpolation = v2.InterpolationMode(options.get("interpolation", "bilinear"))
+    scaled = (resize, resize) if crop == "squash" else resize
+    steps = [v2.Resize(scaled, interpolation=interpolation) if resize else None]
+    if size is None:
+        return steps
+    if crop in ("center", "squash"):
+        return [*steps, v2.CenterCrop(size)]
     if crop == "random":
-        return v2.RandomCrop(size, padding=options.get("padding"), pad_if_needed=True)
+        return [*steps, v2.RandomCrop(size, padding=options.get("padding"), pad_if_needed=True)]
     if crop == "random_resized":
-        return v2.RandomResizedCrop(size, scale=tuple(options.get("scale", (0.08, 1.0))))
-    return v2.Resize((size, size))
+        scale = tuple(options.get("scale", (0.08, 1.0)))
+        return [*steps, v2.RandomResizedCrop(size, scale=scale, interpolation=interpolation)]
+    return [*steps, v2.Resize((size, size), interpolation=interpolation)]
 
 
 class Seeded:
