@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kw_lightning.errors import Problem, RecipeError, RunError, first_line, mistake
+from kw_lightning.paths import user_path
 from kw_lightning.recipe.types import Recipe
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def _existing_file(recipe: Recipe) -> Path | None:
     source = recipe.model.pretrained
     if not isinstance(source, str):
         return None
-    path = Path(source).expanduser()
+    path = user_path(source)
     candidates = (path, Path(recipe.document.source).parent / path)
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kw_lightning.cli.output import error_console
+from kw_lightning.cli.output import error_console, forget_output, write_any_text
 from kw_lightning.errors import KWError
 
 # Command → module with a function of the module's name. The modules import what is slow (torch) inside that
@@ -31,6 +31,7 @@ COMMANDS: dict[str, str] = {
 }
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count it
+UNREAD = 141  # 128 + SIGPIPE: `kw list | head -1`
 
 
 def command(name: str) -> Callable[..., Any]:
@@ -47,6 +48,9 @@ def command(name: str) -> Callable[..., Any]:
         except KWError as error:
             error_console().print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(error.exit_code) from None
+        except BrokenPipeError:
+            forget_output()
+            raise typer.Exit(UNREAD) from None
         except KeyboardInterrupt:
             error_console().print("Interrupted.", style="yellow")
             raise typer.Exit(INTERRUPTED) from None
@@ -80,11 +84,13 @@ def application() -> typer.Typer:
 
 def main() -> None:
     """Run `kw`."""
+    write_any_text()
     application()(prog_name="kw")
 
 
 def fit_main() -> None:
     """Run `kw-fit`, the same as `kw fit`."""
+    write_any_text()
     app = typer.Typer(rich_markup_mode="markdown", pretty_exceptions_enable=False)
     app.command("fit")(command("fit"))
     app(prog_name="kw-fit")

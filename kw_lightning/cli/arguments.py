@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -38,7 +38,7 @@ def recipe_and_overrides(arguments: Sequence[str]) -> tuple[str, list[str]]:
     Raises:
         typer.BadParameter: there is no recipe, or more than one.
     """
-    overrides = [argument for argument in arguments if OVERRIDE.match(argument) and not Path(argument).exists()]
+    overrides = [argument for argument in arguments if OVERRIDE.match(argument) and not os.path.exists(argument)]
     recipes = [argument for argument in arguments if argument not in overrides]
     if len(recipes) != 1:
         found = "none" if not recipes else " and ".join(f'"{recipe}"' for recipe in recipes)

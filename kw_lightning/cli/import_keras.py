@@ -23,9 +23,10 @@ def import_keras(
     from kw_lightning.errors import RunError
     from kw_lightning.keras.importing import import_keras as convert
     from kw_lightning.keras.importing import recipe_text
+    from kw_lightning.paths import user_path
 
     try:
-        text = model.read_bytes()
+        text = user_path(model).read_bytes()
     except OSError as error:
         raise RunError(f"{model}: cannot be read: {error.strerror}") from error
     recipe = recipe_text(convert(text, file=str(model), name=name))
@@ -33,7 +34,7 @@ def import_keras(
         typer.echo(recipe, nl=False)
         return
     try:
-        with output.open("x", encoding="utf-8") as file:
+        with user_path(output).open("x", encoding="utf-8") as file:
             file.write(recipe)
     except FileExistsError:
         raise RunError(f"{output}: there is such a file already; it is left as it is") from None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from kw_lightning.cli.arguments import RecipeArgument, override_argument, recipe_and_overrides
 from kw_lightning.errors import RunError
+from kw_lightning.paths import user_path
 from kw_lightning.recipe import load_recipe, lock_text
 from kw_lightning.recipe.locking import MARK
 
@@ -27,7 +27,7 @@ def lock(
     if output == "-":
         typer.echo(text, nl=False)
         return
-    file = Path(output or f"{loaded.name}.lock.yaml")
+    file = user_path(output or f"{loaded.name}.lock.yaml")
     if file.exists() and MARK not in file.read_text(encoding="utf-8", errors="replace")[:500]:
         raise RunError(f"{file} is there already and is no lock; give another name by --output")
     try:

@@ -13,6 +13,7 @@ import typer
 
 from kw_lightning.cli.arguments import package_option
 from kw_lightning.errors import RecipeError, RunError
+from kw_lightning.paths import user_path
 from kw_lightning.recipe import load_recipe
 from kw_lightning.recipe.writing import to_yaml
 
@@ -74,7 +75,7 @@ def new(
     allow_python: Annotated[list[str] | None, package_option("Let BACKBONE name things")] = None,
 ) -> None:
     """Write a commented recipe for a network, its warehouses found from the network's structure."""
-    file = output or Path(f"{name}.yaml")
+    file = user_path(output or f"{name}.yaml")
     if file.exists() and not force:
         raise RunError(f"{file} is there already; --force writes over it")
     try:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
+from io import TextIOWrapper
 from typing import IO
 
 from rich.console import Console
@@ -20,5 +23,27 @@ def error_console() -> Console:
     return _console(sys.stderr)
 
 
+def write_any_text() -> None:
+    """Let the standard streams write `?` for what their encoding does not have, as × in ASCII, and not fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def forget_output() -> None:
+    """Send what is still to be written to standard output nowhere, when nobody reads it any more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
 def _console(stream: IO[str]) -> Console:
-    return Console(file=stream, width=None if stream.isatty() else PIPED_WIDTH)
+    return _Console(file=stream, width=None if stream.isatty() else PIPED_WIDTH)
+
+
+class _Console(Console):
+    """A console that leaves to the command what happens when nobody reads its output; rich ends the process."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error of the pipe."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))

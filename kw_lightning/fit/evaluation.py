@@ -16,6 +16,7 @@ from kw_lightning.fit.data import data_module
 from kw_lightning.fit.folder import checkpoint_of
 from kw_lightning.fit.module import PREPROCESSING, Classifier
 from kw_lightning.fit.quiet import quiet
+from kw_lightning.paths import user_path
 from kw_lightning.preprocessing import Preprocessing
 
 
@@ -41,8 +42,8 @@ def evaluate(path: str | Path, *, allow_python: Sequence[str] = ()) -> Evaluatio
         RunError: there is no checkpoint, it is not one of `kw-fit`, **or** the data is not there.
         RecipeError: the recipe names a Python package that is not allowed.
     """
-    checkpoint = checkpoint_of(Path(path))
-    state = read_checkpoint(checkpoint)
+    checkpoint = checkpoint_of(user_path(path))
+    state = without_download(read_checkpoint(checkpoint))
     module = load_classifier(state, checkpoint, allow_python=allow_python)
     data = data_module(module.recipe, allow_python=allow_python, trained=trained_preprocessing(state))
     return Evaluation(checkpoint, state["epoch"] + 1, measure(module, data))
@@ -52,7 +53,8 @@ def measure(module: Classifier, data: LightningDataModule) -> dict[str, float]:
     """Return `accuracy`, `top5` and `loss` over the evaluation data, on one device."""
     with quiet():
         trainer = Trainer(
-            accelerator=module.train_settings.accelerator,
+            # the kind of device that trained need not be here
+            accelerator="cpu" if module.train_settings.accelerator == "cpu" else "auto",
             devices=1,
             precision=module.train_settings.precision,  # type: ignore[arg-type]
             logger=False,
@@ -74,7 +76,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
         raise RunError(f"{path}: not a checkpoint, or a damaged one ({type(error).__name__})") from error
-    if not isinstance(state, dict) or "recipe" not in state.get("hyper_parameters", {}):
+    parameters = state.get("hyper_parameters") if isinstance(state, dict) else None
+    # A text would be the name of a file, and the file of the checkpoint's choice.
+    if not isinstance(parameters, Mapping) or not isinstance(parameters.get("recipe"), Mapping):
         raise RunError(f"{path}: no recipe inside; only checkpoints that kw-fit wrote can be used here")
     return state
 
@@ -90,6 +94,18 @@ def trained_preprocessing(state: Mapping[str, Any]) -> Preprocessing | None:
         return Preprocessing.from_dict(steps) if isinstance(steps, Mapping) else None
     except ValueError as error:
         raise RunError(f"the checkpoint is damaged, or not of kw-fit: {error}") from None
+
+
+def without_download(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint whose recipe fetches no data: that is asked for where the checkpoint is used, not inside."""
+    parameters = state["hyper_parameters"]
+    data = parameters["recipe"].get("data")
+    args = data.get("args") if isinstance(data, Mapping) else None
+    if not isinstance(args, Mapping) or "download" not in args:
+        return state
+    kept = {key: value for key, value in args.items() if key != "download"}
+    recipe = {**parameters["recipe"], "data": {**data, "args": kept}}
+    return {**state, "hyper_parameters": {**parameters, "recipe": recipe}}
 
 
 def load_classifier(state: dict[str, Any], path: Path, *, allow_python: Sequence[str] = ()) -> Classifier:

@@ -67,6 +67,8 @@ class RunFolder:
             raise RunError(f"{self.path} is a file; a run needs a folder")
         with readable_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
+            if not resume and not (self.path / ".lock").exists():
+                self._refuse_others()  # before anything is left in a folder that is no run's
             self._lock = (self.path / ".lock").open("w")
             try:
                 if fcntl is not None:
@@ -74,18 +76,22 @@ class RunFolder:
             except BlockingIOError:
                 self.release()
                 raise RunError(f"{self.path}: another process is training in this folder") from None
-            if not resume and any(file.name != ".lock" for file in self.path.iterdir()):
-                self.release()
-                raise RunError(
-                    f"{self.path} is not empty. Give another folder with --output, "
-                    f"or continue the run that is there with --resume {self.path}"
-                )
+            if not resume:
+                self._refuse_others()
 
     def release(self) -> None:
         """Let other processes write the folder."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def _refuse_others(self) -> None:
+        if any(file.name != ".lock" for file in self.path.iterdir()):
+            self.release()
+            raise RunError(
+                f"{self.path} is not empty. Give another folder with --output, "
+                f"or continue the run that is there with --resume {self.path}"
+            )
 
     def write(self, name: str, text: str) -> None:
         """Write a text file of the folder, whole or not at all."""
@@ -158,7 +164,7 @@ def readable_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except KWError:
+    except (KWError, BrokenPipeError):  # a pipe that nobody reads is no fault of the folder's
         raise
     except (OSError, RuntimeError) as error:
         cause = _os_error(error)

@@ -32,7 +32,7 @@ class Classifier(LightningModule):
     `Classifier.load_from_checkpoint(path, weights_only=True)`.
 
     Args:
-        recipe: what `load_recipe` reads, or a recipe that is loaded already.
+        recipe: the recipe, or its plain data; no file and no name.
         allow_python: packages whose code the recipe may name.
         pretrained: whether to load the pretrained weights that the recipe names; not when a checkpoint follows.
 
@@ -48,6 +48,8 @@ class Classifier(LightningModule):
         self, recipe: Recipe | Mapping[str, Any], *, allow_python: Sequence[str] = (), pretrained: bool = True
     ) -> None:
         super().__init__()
+        if not isinstance(recipe, Recipe | Mapping):  # in a stranger's checkpoint a text would open any file
+            raise TypeError(f"a recipe is a map or what load_recipe returns: found a {type(recipe).__name__}")
         self.recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
         self.train_settings = self.recipe.train or Train()
         self.save_hyperparameters({"recipe": plain(self.recipe.document.data), "pretrained": False}, logger=False)

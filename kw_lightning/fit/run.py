@@ -32,7 +32,8 @@ from kw_lightning.fit.interruption import interruptible
 from kw_lightning.fit.module import Classifier
 from kw_lightning.fit.optimization import make_optimizer, make_schedule
 from kw_lightning.fit.quiet import quiet
-from kw_lightning.fit.trainer import MONITORED, make_trainer
+from kw_lightning.fit.trainer import MONITORED, check_settings, make_trainer
+from kw_lightning.paths import user_path
 from kw_lightning.preprocessing import warn_of_contradictions
 from kw_lightning.recipe import load_recipe, lock_text
 from kw_lightning.recipe.types import Recipe, Train
@@ -138,13 +139,13 @@ def open_folder(recipe: Recipe, resume: str | Path | None, output: str | Path | 
         RunError: no such checkpoint, or a folder that cannot be used.
     """
     checkpoint = None
-    folder = RunFolder(Path(output)) if output else None
+    folder = RunFolder(user_path(output)) if output else None
     if resume == "auto":
         found = folder if folder is not None else newest_folder(recipe.name)
         if found is not None and found.last.exists():
             folder, checkpoint = found, found.last
     elif resume is not None:
-        checkpoint = checkpoint_of(Path(resume))
+        checkpoint = checkpoint_of(user_path(resume))
         folder = folder or folder_of(checkpoint)
     if not is_first_process():  # started by Lightning or by torchrun for another device: writes nothing
         return folder or RunFolder(Path(os.environ.get(FOLDER_VARIABLE, RUNS / recipe.name))), checkpoint
@@ -162,7 +163,7 @@ def is_first_process() -> bool:
 
 
 def check_training(recipe: Recipe) -> None:
-    """Check optimizer, schedule and monitored metric before anything is built or written.
+    """Check optimizer, schedule, monitored metric and devices before anything is built or written.
 
     Raises:
         RecipeError: every mistake found.
@@ -177,6 +178,10 @@ def check_training(recipe: Recipe) -> None:
     if monitor not in MONITORED:
         message = mistake(monitor, MONITORED, what="the unknown metric")
         problems.append(recipe.document.problem("train.monitor", message))
+    try:
+        check_settings(recipe)
+    except RecipeError as error:
+        problems += error.problems
     if problems:
         raise RecipeError(problems)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -17,6 +19,7 @@ from kw_lightning.fit.folder import RunFolder
 from kw_lightning.fit.interruption import Interruption
 from kw_lightning.fit.module import is_dynamic
 from kw_lightning.fit.progress import progress_bar
+from kw_lightning.fit.quiet import quiet
 from kw_lightning.recipe.types import Recipe, Train
 
 MONITORED = {"val/accuracy": "max", "val/top5": "max", "val/loss": "min", "train/loss": "min"}
@@ -34,6 +37,25 @@ def make_trainer(recipe: Recipe, folder: RunFolder, steps_done: int = 0) -> Trai
     Raises:
         RecipeError: settings that Lightning refuses.
     """
+    return _trainer(
+        recipe,
+        callbacks=make_callbacks(recipe, folder),
+        logger=make_loggers(recipe, folder, steps_done),
+        plugins=[AtomicCheckpointIO()],
+    )
+
+
+def check_settings(recipe: Recipe) -> None:
+    """Ask Lightning whether it takes the settings of a recipe on this machine, before there is a folder.
+
+    Raises:
+        RecipeError: it does not.
+    """
+    with quiet():
+        _trainer(recipe, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+
+
+def _trainer(recipe: Recipe, **parts: Any) -> Trainer:
     train = recipe.train or Train()
     settings = {
         "accelerator": train.accelerator,
@@ -42,7 +64,6 @@ def make_trainer(recipe: Recipe, folder: RunFolder, steps_done: int = 0) -> Trai
         "num_nodes": train.nodes,
         "precision": train.precision,
     }
-    callbacks, loggers = make_callbacks(recipe, folder), make_loggers(recipe, folder, steps_done)
     try:
         return Trainer(
             **settings,  # type: ignore[arg-type]
@@ -52,17 +73,14 @@ def make_trainer(recipe: Recipe, folder: RunFolder, steps_done: int = 0) -> Trai
             accumulate_grad_batches=train.accumulate,
             deterministic=train.deterministic,
             log_every_n_steps=recipe.log.every_n_steps,
-            callbacks=callbacks,
-            logger=loggers,
-            plugins=[AtomicCheckpointIO()],
             num_sanity_val_steps=0,  # one batch is tried before training, on its own
             enable_model_summary=False,  # the plan is shown before
+            **parts,
         )
-    except (ValueError, RuntimeError, TypeError) as error:  # Lightning's MisconfigurationException is no ValueError
+    except (MisconfigurationException, ImportError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         given = ", ".join(f"{key}={value}" for key, value in settings.items())
-        raise RecipeError(
-            recipe.document.problem("train", f"Lightning refuses these settings ({given}): {first_line(error)}")
-        ) from error
+        message = f"Lightning refuses these settings ({given}): {first_line(error)}"
+        raise RecipeError(recipe.document.problem("train", message)) from error
 
 
 def make_callbacks(recipe: Recipe, folder: RunFolder) -> list[Callback]:

@@ -55,9 +55,12 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         shown, name = "<recipe>", "recipe"
         node = files.resolve(from_python(source), None)
     else:
-        file = _asked_for(source)
+        try:
+            file = sources.open_source(source)
+            node = files.load(file)
+        except NotFoundError as error:
+            raise RecipeError(str(error)) from None
         shown, name = file.name, re.sub(r"[^A-Za-z0-9._-]+", "-", file.path.stem).strip(".-_") or "recipe"
-        node = files.load(file)
     node = override(node, overrides, problems)
     node = substitute(_without_notes(node), problems)
     node = tidy(node)
@@ -163,13 +166,6 @@ class _TooLargeError(RecipeError):
 
 class _ExtendsError(ValueError):
     """A recipe that cannot be extended from here."""
-
-
-def _asked_for(source: str | Path) -> Source:
-    try:
-        return sources.open_source(source)
-    except NotFoundError as error:
-        raise RecipeError(str(error)) from None
 
 
 def _source_file(source: Source, content: bytes) -> SourceFile:

@@ -10,6 +10,7 @@ from kw_lightning.recipe import schema as language
 from kw_lightning.recipe.merging import APPEND, merge
 from kw_lightning.recipe.nodes import Node, join_all
 from kw_lightning.recipe.reading import read_yaml
+from kw_lightning.recipe.scalars import NULLS
 
 FILE = "<command line>"
 _STEP = re.compile(r"([^.\[\]]+)|\[([0-9]{1,6})\]|\.")
@@ -20,8 +21,9 @@ _FIXED = ("kw", "extends", "lock")
 def override(root: Node, overrides: Sequence[str], problems: list[Problem]) -> Node:
     """Return a recipe with `a.b=c` laid over it, one after the other.
 
-    `a.b+=[c]` appends to a list, `a.b[0]=c` replaces one of its values, and `a.b=null` removes the key. The n-th
-    override is line n of the file `<command line>`.
+    `a.b+=[c]` appends to a list, `a.b[0]=c` replaces one of its values, and `a.b=null` removes the key; nothing after
+    the `=` is a mistake, as a variable of the shell that is not set. The n-th override is line n of the file
+    `<command line>`.
     """
     for number, text in enumerate(overrides, start=1):
         try:
@@ -40,7 +42,14 @@ def _apply(root: Node, text: str, number: int, problems: list[Problem]) -> Node:
     keys = parse_key(key.removesuffix(APPEND), here)
     if keys[0] in _FIXED:
         raise RecipeError(Problem(f"{keys[0]} can be changed in a file only", str(keys[0]), here))
-    node = _value(value, keys, Location(FILE, number, len(key) + 2))
+    place = Location(FILE, number, len(key) + 2)
+    node = _value(value, keys, place)
+    if node.value is None and value.strip() not in NULLS:
+        raise RecipeError(
+            Problem(
+                'found no value, allowed: a value; null removes the key, "" is an empty text', join_all(keys), place
+            )
+        )
     if appends:
         if not isinstance(node.value, list):
             node = Node([node], node.location, here)

@@ -36,6 +36,8 @@ def read_yaml(text: str | bytes, file: str) -> Node:
         raise _error(file, f"a recipe may have at most {MAX_BYTES:,} bytes; this file has more")
     if isinstance(text, bytes):
         text = _decode(text, file)
+    if not is_unicode(text):
+        raise _error(file, "found bytes that are not UTF-8, allowed: text of Unicode characters")
     composer = _Composer(file)
     try:
         node = composer.document(yaml.parse(text, Loader=_LOADER))

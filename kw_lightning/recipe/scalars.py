@@ -14,8 +14,10 @@ from kw_lightning.recipe.limits import MAX_DIGITS
 
 Scalar = str | int | float | bool | None
 
+NULLS = ("~", "null", "Null", "NULL")
+"""How nothing is written; a value left out means it, too."""
 _CONSTANTS: dict[str, Scalar] = {
-    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("", *NULLS)),
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }

@@ -15,7 +15,8 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from kw_lightning.errors import did_you_mean, mistake, sentence, shown
+from kw_lightning.errors import RunError, did_you_mean, mistake, sentence, shown
+from kw_lightning.paths import user_path
 from kw_lightning.recipe.limits import MAX_BYTES
 from kw_lightning.resources import shipped
 
@@ -69,8 +70,11 @@ def open_source(source: str | Path) -> Source:
     Raises:
         NotFoundError: neither is there; the message has the nearest name.
     """
-    path = Path(source).expanduser()
-    if _is_file(path):
+    try:
+        path = user_path(source)
+    except RunError as error:
+        raise NotFoundError(f"found no recipe {error}") from None
+    if path.is_file():
         return Source(str(source), path, path.parent.resolve())
     if path.is_dir():
         inside = sorted(child.name for child in path.iterdir() if child.suffix in SUFFIXES)

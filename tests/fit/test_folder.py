@@ -108,3 +108,10 @@ def test_versions_say_whether_the_compiled_passes_are_in_use_and_why_not(monkeyp
     monkeypatch.setenv("KW_NATIVE", "0")
     assert json.loads(versions())["compiled_passes"] == "not in use: KW_NATIVE=0 is set"
     library.find.cache_clear()
+
+
+def test_a_folder_that_is_refused_is_left_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "holiday.txt").touch()
+    with pytest.raises(RunError, match="is not empty"):
+        RunFolder(tmp_path).claim(resume=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.txt"]

@@ -281,3 +281,13 @@ class TestOverrides:
             load_recipe(HALF, ["name=x", text])
         assert message in str(caught.value)
         assert len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize("override", ["train.epochs=", "data.batch_size= ", "train.epochs=  # none"])
+def test_an_override_without_a_value_is_refused(override: str) -> None:
+    with pytest.raises(RecipeError, match=r"found no value, allowed: a value; null removes the key") as caught:
+        load_recipe("digits-resnet", [override])
+    (problem,) = caught.value.problems
+    assert problem.path == override.partition("=")[0]
+    assert load_recipe("digits-resnet", ["train.epochs=null"]).train.epochs == 1  # type: ignore[union-attr]
+    assert load_recipe("digits-resnet", ['description=""']).description == ""

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from kw_lightning.errors import RecipeError, RunError, first_line, mistake
+from kw_lightning.paths import user_path
 from kw_lightning.recipe.types import Data, Recipe
 
 Samples = Dataset[tuple[Any, int]]
@@ -197,4 +198,4 @@ def _torchvision(dataset: Callable[..., Samples], data: Data, num_classes: int, 
 
 
 def _root(data: Data) -> Path:
-    return Path(data.root or "~/data").expanduser()
+    return user_path(data.root or "~/data")

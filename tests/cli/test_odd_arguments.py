@@ -1,0 +1,116 @@
+"""Names, encodings and pipes that a shell can hand to a command: a line at most, and never a traceback."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kw_lightning.errors import RecipeError
+from kw_lightning.fit import fit
+
+LONG = "a" * 300
+FIT = "from kw_lightning.cli import fit_main; fit_main()"
+QUICK = ["data.train.samples=40", "data.eval.samples=20", "vars.stem=16", "vars.first=16", "vars.second=16"]
+
+
+def run(folder: Path, name: str, *arguments: str | bytes, **variables: str) -> subprocess.CompletedProcess[str]:
+    entry = {"kw": "main", "kw-fit": "fit_main"}[name]
+    return subprocess.run(
+        [sys.executable, "-c", f"from kw_lightning.cli import {entry}; {entry}()", *arguments],
+        cwd=folder,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", LONG], "File name too long"),
+        (["lock", "digits-resnet", "--output", LONG], "File name too long"),
+        (["check", "~nosuchuser/net.yaml"], "there is no such user, whose home ~ means"),
+        (["lock", "digits-resnet", "--output", "~nosuchuser/x"], "there is no such user"),
+        (["check", "/proc/self/mem"], "cannot be read"),  # a file that not even root can read
+        (["check", b"\xff.yaml"], "found no recipe"),
+        (["plan", "digits-resnet", b"description=\xff"], "description: found bytes that are not UTF-8"),
+    ],
+)
+def test_odd_names_are_one_line(tmp_path: Path, arguments: list[str | bytes], message: str) -> None:
+    result = run(tmp_path, "kw", *arguments)
+    said = (result.stderr + result.stdout).strip()
+    assert result.returncode in (1, 2)
+    assert message in said
+    assert len(said.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["evaluate", LONG], ["evaluate", "~nosuchuser"]])
+def test_odd_names_of_runs_are_one_line(tmp_path: Path, arguments: list[str]) -> None:
+    result = run(tmp_path, "kw", *arguments)
+    assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (1, "", 1)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_an_output_that_is_not_utf_8_loses_only_what_it_lacks(tmp_path: Path, encoding: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", "from kw_lightning.cli import main; main()", "list"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert b"digits-resnet" in result.stdout
+    assert any(character in result.stdout for character in ("×".encode("latin-1"), b"?"))
+
+
+def test_a_home_in_the_output_is_filled_in(tmp_path: Path) -> None:
+    result = run(tmp_path, "kw", "lock", "digits-resnet", "--output=~/locked.yaml", HOME=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["locked.yaml"]
+
+
+def test_an_output_that_nobody_reads_ends_the_run_without_a_word(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", FIT, "digits-resnet", *QUICK, "train.epochs=50", "--output=~/run"],
+        cwd=tmp_path,
+        env={**os.environ, "HOME": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    errors = process.stderr.read().decode()
+    assert (process.wait(timeout=200), errors) == (128 + signal.SIGPIPE, "")
+    assert (tmp_path / "run/checkpoints/last.ckpt").exists()  # what was trained is kept
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("train.accelerator=gpu", "No supported gpu backend found"),
+        ("train.devices=0", "devices=0"),
+        ("train.strategy=deepspeed", "DeepSpeed"),
+        ("train.accelerator=tpu", "torch_xla"),
+        ("train.strategy=nosuch", "nosuch"),
+    ],
+)
+def test_settings_that_this_machine_does_not_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, reason: str
+) -> None:
+    if setting == "train.accelerator=gpu" and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match=rf"train: Lightning refuses these settings .*{reason}") as caught:
+        fit("digits-resnet", [*QUICK, setting])
+    assert (caught.value.exit_code, len(str(caught.value).splitlines())) == (2, 1)
+    assert list(tmp_path.iterdir()) == []
