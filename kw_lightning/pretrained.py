@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kw_lightning.errors import Problem, RecipeError, RunError, first_line, mistake
@@ -100,10 +101,6 @@ def _existing_file(recipe: Recipe) -> Path | None:
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
-        try:
-            from safetensors.torch import load_file
-        except ImportError:
-            raise RunError(f"{path}: safetensors is not installed: pip install safetensors") from None
         return dict(load_file(path))
     content = torch.load(path, map_location="cpu", weights_only=True)
     for key in ("state_dict", "model"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parent / "planning"))
 from networks import recipe
@@ -128,7 +129,7 @@ def test_weights_from_a_file(tmp_path: Path, suffix: str) -> None:
     if suffix == ".pt":
         torch.save({"state_dict": {f"module.{key}": value for key, value in source.state_dict().items()}}, path)
     else:
-        pytest.importorskip("safetensors.torch").save_file(source.state_dict(), path)
+        save_file(source.state_dict(), path)
     asked = recipe(
         ["features.18.0"],
         model={"backbone": "torchvision/mobilenet_v2", "args": {"width_mult": 0.25}, "pretrained": str(path)},

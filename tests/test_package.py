@@ -1,10 +1,14 @@
 """The package: its public names, and a wheel that works away from the checkout."""
 
+import ast
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -50,6 +54,34 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert result.returncode == 0, result.stdout + result.stderr
     (found,) = out.glob("*.whl")
     return found
+
+
+def test_what_is_imported_is_declared() -> None:
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = [*project["dependencies"], *itertools.chain.from_iterable(project["optional-dependencies"].values())]
+    declared = {re.split(r"[\[<>=~ ]", name)[0] for name in names}
+    core = {re.split(r"[\[<>=~ ]", name)[0] for name in project["dependencies"]}
+    distributions = metadata.packages_distributions()
+    undeclared = set()
+    for file in (ROOT / "kw_lightning").rglob("*.py"):
+        tree = ast.parse(file.read_text())
+        always = {id(statement) for statement in tree.body}
+        for statement in ast.walk(tree):
+            if isinstance(statement, ast.Import):
+                modules = [alias.name for alias in statement.names]
+            elif isinstance(statement, ast.ImportFrom):
+                modules = [statement.module or ""]
+            else:
+                continue
+            for module in {module.partition(".")[0] for module in modules}:
+                found = {name.lower() for name in distributions.get(module, ())}
+                missing = not found & {name.lower() for name in (core if id(statement) in always else declared)}
+                if (
+                    module not in {*sys.stdlib_module_names, "kw_lightning", "triton"} and missing
+                ):  # torch brings triton
+                    undeclared.add((str(file.relative_to(ROOT)), module))
+    assert not undeclared
 
 
 def test_wheel_holds_what_is_read_at_run_time(wheel: Path) -> None:

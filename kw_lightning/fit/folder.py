@@ -11,15 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from kw_lightning.errors import KWError, RunError
 from kw_lightning.nn.engine import native
-
-try:
-    import fcntl
-except ImportError:  # Windows: two processes in one folder go unnoticed there
-    fcntl = None  # type: ignore[assignment]
 
 RUNS = Path("runs")
 RECIPE_FILE = "recipe.lock.yaml"
@@ -36,7 +33,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: IO[str] | None = None
+        self._lock: FileLock | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -69,20 +66,20 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if not resume and not (self.path / ".lock").exists():
                 self._refuse_others()  # before anything is left in a folder that is no run's
-            self._lock = (self.path / ".lock").open("w")
+            # The system releases it with the process, and workers that the process forks do not hold it.
+            lock = FileLock(self.path / ".lock", blocking=False, thread_local=False)
             try:
-                if fcntl is not None:
-                    fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self.release()
+                lock.acquire()
+            except Timeout:
                 raise RunError(f"{self.path}: another process is training in this folder") from None
+            self._lock = lock
             if not resume:
                 self._refuse_others()
 
     def release(self) -> None:
         """Let other processes write the folder."""
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
             self._lock = None
 
     def _refuse_others(self) -> None:

@@ -2,6 +2,10 @@
 
 import errno
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +49,33 @@ def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
         RunFolder(tmp_path / "run").claim(resume=True)
     first.release()
     RunFolder(tmp_path / "run").claim(resume=True)
+
+
+def test_the_lock_of_a_killed_process_is_free_although_its_forked_workers_live(tmp_path: Path) -> None:
+    program = (
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from kw_lightning.fit.folder import RunFolder\n"
+        "folder = RunFolder(Path(sys.argv[1]))\n"
+        "folder.claim(resume=True)\n"
+        "child = os.fork()\n"
+        "print(child, flush=True) if child else None\n"
+        "time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    worker = int(process.stdout.readline())
+    try:
+        with pytest.raises(RunError, match="another process is training in this folder"):
+            RunFolder(tmp_path).claim(resume=True)
+        process.kill()
+        process.wait()
+        os.kill(worker, 0)  # it lives
+        RunFolder(tmp_path).claim(resume=True)
+    finally:
+        process.kill()
+        process.wait()
+        os.kill(worker, signal.SIGKILL)
 
 
 def test_a_folder_with_files_is_not_written_over(tmp_path: Path) -> None:

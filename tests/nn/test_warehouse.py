@@ -9,6 +9,7 @@ import pickle
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch.optim.swa_utils import AveragedModel
@@ -109,10 +110,9 @@ def test_a_change_of_temperature_does_not_compile_anew() -> None:
 
 
 def test_safetensors_take_the_state(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    safetensors = pytest.importorskip("safetensors.torch")
     model = network()
-    safetensors.save_file(model.state_dict(), tmp_path / "net.safetensors")
-    loaded = safetensors.load_file(tmp_path / "net.safetensors")
+    save_file(model.state_dict(), tmp_path / "net.safetensors")
+    loaded = load_file(tmp_path / "net.safetensors")
     assert torch.equal(loaded["0.warehouse.cells"], model[0].warehouse.cells)
 
 
