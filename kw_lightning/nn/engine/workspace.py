@@ -58,7 +58,8 @@ def scratch(purpose: str, shape: Sequence[int], like: Tensor) -> Tensor:
     key = purpose, like.dtype
     buffer = _scratch.buffers.get(key)
     if buffer is None or buffer.numel() < size:
-        buffer = _scratch.buffers[key] = torch.empty(size, dtype=like.dtype, device="cpu")
+        with torch.inference_mode(False):  # it outlives the call, and no training could write to it
+            buffer = _scratch.buffers[key] = torch.empty(size, dtype=like.dtype, device="cpu")
     return buffer[:size].view(tuple(shape))
 
 
