@@ -12,7 +12,7 @@ from kw_lightning.bench.layers import LayerResult, bench_layers
 from kw_lightning.bench.networks import NetworkResult, Setting, bench_network, check_batch_norms
 from kw_lightning.builder import apply_plan, make_static
 from kw_lightning.errors import KWError, mistake
-from kw_lightning.nn import KWLayer, set_temperature
+from kw_lightning.nn import set_temperature
 from kw_lightning.nn.engine import ENGINES
 from kw_lightning.planning import Plan, plan
 from kw_lightning.recipe.types import Recipe
@@ -64,13 +64,11 @@ class Bench:
         recipe: its network is made twice, static and with warehouses.
         plan: of the recipe, for the input.
         setting: with the input's whole shape.
-        engine: of every layer; None leaves the recipe's.
     """
 
     recipe: Recipe
     plan: Plan
     setting: Setting
-    engine: str | None
 
 
 def prepare_bench(recipe: Recipe, setting: Setting, *, size: int | None = None, engine: str | None = None) -> Bench:
@@ -83,11 +81,12 @@ def prepare_bench(recipe: Recipe, setting: Setting, *, size: int | None = None, 
         engine: of every layer; None leaves the recipe's.
 
     Raises:
-        RecipeError: a recipe that does not fit its network.
+        RecipeError: a recipe, or an engine, that does not fit its network.
         KWError: an unknown engine, a network whose input is not known, **or** one that cannot train on the input.
     """
     if engine is not None and engine not in ENGINES:
         raise KWError(mistake(engine, ENGINES, what="the unknown engine"))
+    recipe = replace(recipe, engine=engine or recipe.engine)
     if recipe.model is not None and recipe.model.pretrained:
         recipe = replace(recipe, model=replace(recipe.model, pretrained=False))
     usual = plan(recipe).input_shape
@@ -97,7 +96,7 @@ def prepare_bench(recipe: Recipe, setting: Setting, *, size: int | None = None, 
     planned = plan(recipe, input_shape=shape)
     setting = replace(setting, shape=(setting.shape[0], *shape))
     check_batch_norms(make_static(recipe), setting, recipe.name)
-    return Bench(recipe, planned, setting, engine)
+    return Bench(recipe, planned, setting)
 
 
 def run_bench(bench: Bench, *, layers: bool = True) -> Report:
@@ -110,9 +109,6 @@ def run_bench(bench: Bench, *, layers: bool = True) -> Report:
     static = make_static(bench.recipe)
     kw = apply_plan(bench.plan, make_static(bench.recipe)).model
     set_temperature(kw, 0.0)
-    for layer in kw.modules():
-        if isinstance(layer, KWLayer) and bench.engine is not None:
-            layer.engine = bench.engine
     networks = bench_network(static, kw, bench.setting, () if bench.plan.macs is None else bench.plan.macs)
     return Report(bench.recipe.name, bench.setting, networks, bench_layers(kw, bench.setting) if layers else [])
 

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from kw_lightning import backbones
 from kw_lightning.errors import Problem, RecipeError, sentence
 from kw_lightning.limits import MAX_INPUT, MAX_MIXTURES, MAX_PARAMETERS, TooLargeError, bounded_construction
+from kw_lightning.nn.engine import ENGINES, Convolution, refusal
 from kw_lightning.nn.partition import PartitionError, WarehousePartition
 from kw_lightning.planning.budgets import solve
 from kw_lightning.planning.geometry import Geometry, measure
@@ -73,6 +74,7 @@ def _plan(
     problems += _uncalled(recipe, model, shape, forward, warehouses, chosen)
     geometries, found = _geometries(recipe, warehouses, chosen)
     problems += found
+    problems += _unserved(recipe, geometries)
     static = sum(parameter.numel() for parameter in _parameters(model))
     replaced = sum(math.prod(choice.kernel_shape) for choices in chosen.values() for choice in choices)
     partitions: dict[str, WarehousePartition] = {}
@@ -205,6 +207,28 @@ def _uncalled(
         )
         for warehouse, layer in silent
     ]
+
+
+def _unserved(recipe: Recipe, geometries: Sequence[Geometry]) -> list[Problem]:
+    """Return a problem where the recipe's engine cannot compute all layers, with the engines that can."""
+    convolutions = {
+        choice.name: Convolution(choice.kernel_shape, geometry.cell_shape, groups=choice.layer.groups)
+        for geometry in geometries
+        for choice in geometry.choices
+    }
+    reasons = {name: refusal(recipe.engine, convolution) for name, convolution in convolutions.items()}
+    unserved = [name for name, reason in reasons.items() if reason is not None]
+    if not unserved:
+        return []
+    first = convolutions[unserved[0]]
+    count = len(unserved) - 1
+    others = f" and {count} other layer{'s' if count > 1 else ''}" if count else ""
+    found = (
+        f'"{recipe.engine}", which cannot compute "{unserved[0]}" [{_times(first.kernel_shape)}, '
+        f"{first.groups} groups]{others} ({reasons[unserved[0]]})"
+    )
+    allowed = [engine for engine in ENGINES if all(refusal(engine, each) is None for each in convolutions.values())]
+    return [recipe.document.problem("engine", sentence(found, ", ".join(allowed)))]
 
 
 def _warehouse_plan(geometry: Geometry, partition: WarehousePartition, forward: Trace) -> WarehousePlan:

@@ -102,7 +102,7 @@ def timed(
     geometry: Convolution, tensors: tuple[Tensor, Tensor, Tensor], backward: bool, repeats: int
 ) -> dict[str, float]:
     """Return the median seconds of one pass by every path that is not much slower than the best."""
-    able = [path for path in costs.SECONDS if paths.supports(path, geometry, torch.float32, CPU)]
+    able = [path for path in costs.SECONDS if paths.refusal(path, geometry, torch.float32, CPU) is None]
     problem = geometry, len(tensors[0]), tuple(tensors[0].shape[2:]), len(tensors[2])
     work_of_path = {path: (work := work_of(path, problem)).mixing + work.products for path in able}
     able = [path for path in able if work_of_path[path] <= MOST_WORK * min(work_of_path.values())]

@@ -88,6 +88,12 @@ def test_the_engine_can_be_named(recipe: str) -> None:
     assert paths <= {"mix_inputs", "fused_inputs"}
 
 
+def test_an_engine_that_cannot_compute_the_network_is_refused_before_anything_is_timed() -> None:
+    result = CliRunner().invoke(application(), ["bench", "mobilenetv2-050-kw-1x", "--engine", "mix_inputs"])
+    assert result.exit_code == 2
+    assert 'engine: found "mix_inputs", which cannot compute "features.1.conv.0.0" [16×1×3×3, 16' in result.output
+
+
 def test_every_recipe_is_planned_before_the_first_is_measured(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

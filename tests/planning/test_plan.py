@@ -15,8 +15,9 @@ from networks import TinyResNet, recipe
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kw_lightning.builder import apply_plan
+from kw_lightning.builder import apply_plan, convert
 from kw_lightning.errors import RecipeError
+from kw_lightning.nn import KWLayer
 from kw_lightning.nn.partition import partition
 from kw_lightning.planning import plan
 from kw_lightning.planning.macs import attention_macs, mixing_macs
@@ -124,6 +125,28 @@ def test_planning_takes_no_random_numbers() -> None:
     torch.manual_seed(0)
     plan(load_recipe("regnety-400mf-kw-1x"))
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("engine", ["mix_outputs", "mix_inputs"])
+def test_an_engine_that_cannot_compute_a_layer_is_refused_with_its_place_and_what_can(
+    engine: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "net.yaml"
+    path.write_text(
+        f"kw: 1\nname: net\nengine: {engine}\nwarehouses:\n"
+        '  a: {layers: ["0"]}\n  b: {layers: ["1"]}\n  c: {layers: ["2"]}\n'
+    )
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3, groups=2))
+    with pytest.raises(RecipeError) as raised:
+        convert(model, path)
+    assert str(raised.value) == (
+        f'{path}:3:9: engine: found "{engine}", which cannot compute "1" [8×1×3×3, 8 groups] and 1 other layer '
+        "(its products take all input channels together and know no groups), "
+        "allowed: auto, autotune, mix_kernels, reference"
+    )
+    assert not any(isinstance(module, KWLayer) for module in model)
+    path.write_text(path.read_text().replace(engine, "mix_kernels"))
+    assert [type(module).__name__ for module in convert(model, path)] == ["KWConv2d"] * 3
 
 
 def test_reasons_for_static_layers() -> None:

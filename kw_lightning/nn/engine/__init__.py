@@ -9,10 +9,10 @@ from torch.autograd import forward_ad
 from kw_lightning.errors import mistake
 from kw_lightning.nn.engine import operators, reference
 from kw_lightning.nn.engine.convolution import Convolution
-from kw_lightning.nn.engine.planner import ENGINES
+from kw_lightning.nn.engine.planner import ENGINES, check_engine, refusal
 from kw_lightning.nn.engine.workspace import workspace
 
-__all__ = ["ENGINES", "Convolution", "dynamic_convolution", "dynamic_linear", "workspace"]
+__all__ = ["ENGINES", "Convolution", "dynamic_convolution", "dynamic_linear", "refusal", "workspace"]
 
 
 def dynamic_convolution(
@@ -33,11 +33,12 @@ def dynamic_convolution(
         [batch, out_channels, *output size], in the memory format of x.
 
     Raises:
-        ValueError: an unknown engine.
+        ValueError: an unknown engine, **or** one that cannot compute the convolution, see `refusal`.
     """
     if engine not in ENGINES:
         raise ValueError(mistake(engine, ENGINES, what="the unknown engine"))
     if engine == "reference" or _taken_apart():
+        check_engine(engine, convolution)
         return reference.convolve(x, attention.to(x.dtype), cells.to(x.dtype), convolution)
     y: Tensor = operators.dynamic_convolution(
         x,

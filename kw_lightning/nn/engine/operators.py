@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kw_lightning.nn.engine import paths, reference
 from kw_lightning.nn.engine.convolution import Convolution
-from kw_lightning.nn.engine.planner import choose
+from kw_lightning.nn.engine.planner import check_engine, choose
 
 NAME = "kw_lightning::dynamic_convolution"
 
@@ -50,6 +50,7 @@ def _(
     engine: str,
 ) -> Tensor:
     convolution = _convolution(cells, kernel_shape, stride, padding, dilation, groups)
+    check_engine(engine, convolution)
     return paths.empty_output(x, convolution)
 
 

@@ -29,20 +29,29 @@ _NATIVE = {"fused": "mix_kernels", "winograd": "winograd", "fused_inputs": "mix_
 PATHS = (*_NATIVE, *_ROWS, *_CALLS)
 
 
-def supports(path: str, convolution: Convolution, dtype: torch.dtype, device: torch.device) -> bool:
-    """Return whether a path can compute a convolution: those of matrix products know no groups, "depthwise" no others.
+def refusal(path: str, convolution: Convolution, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Return why a path cannot compute a convolution, None where it can: the geometry's reasons before the machine's.
 
-    Their cells span one kernel position or, but for the compiled ones, all of them, which is what a partition gives.
+    Cells span one kernel position or all of them, which is what a partition gives; compiled passes take the first.
     """
     if path in _CALLS:
-        return True
+        return None
+    if path == "depthwise":
+        if not _is_depthwise(convolution):
+            return "it is for convolutions of every channel by itself"
+    elif convolution.groups > 1:
+        return "its products take all input channels together and know no groups"
     split = math.prod(convolution.cell_shape[2:]) == 1
-    if path in _NATIVE:
-        single = dtype == torch.float32 and device.type == "cpu"
-        fits = {"winograd": native.allows_winograd, "depthwise": _is_depthwise}.get(path, _is_dense)
-        return single and split and fits(convolution) and native.available()
-    whole = convolution.cell_shape[2:] == convolution.kernel_shape[2:]
-    return convolution.groups == 1 and (whole or split)
+    if path not in _NATIVE:
+        whole = convolution.cell_shape[2:] == convolution.kernel_shape[2:]
+        return None if split or whole else "its cells span one kernel position or all of them"
+    if not split:
+        return "its cells span one kernel position"
+    if path == "winograd" and not native.allows_winograd(convolution):
+        return "it is for three kernel positions a dimension, without stride or dilation"
+    if dtype != torch.float32 or device.type != "cpu":
+        return f"it computes in float32 on a CPU, not in {str(dtype).removeprefix('torch.')} on {device.type}"
+    return None if native.available() else "its compiled passes are not to be had here"
 
 
 def empty_output(x: Tensor, convolution: Convolution) -> Tensor:
@@ -61,7 +70,7 @@ def forward(x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolutio
         x: [batch, in_channels, *size].
         attention: α [batch, mixtures, cells].
         cells: E [cells, co, ci, *ck].
-        path: one of `PATHS`, which `supports` the convolution.
+        path: one of `PATHS` that can, see `refusal`.
 
     Returns:
         [batch, out_channels, *output_size] in x's type and memory format.
@@ -203,13 +212,9 @@ class _Rows:
         return patches.flatten(-2)
 
 
-def _is_dense(convolution: Convolution) -> bool:
-    return convolution.groups == 1
-
-
 def _is_depthwise(convolution: Convolution) -> bool:
-    """Return whether every channel is convolved by itself, to one channel."""
-    return convolution.kernel_shape[0] == convolution.groups and convolution.kernel_shape[1] == 1
+    """Return whether every one of several channels is convolved by itself, to one channel; of one channel all are."""
+    return convolution.kernel_shape[0] == convolution.groups > 1 == convolution.kernel_shape[1]
 
 
 def _reads_nothing(x: Tensor, output_shape: torch.Size, convolution: Convolution) -> bool:

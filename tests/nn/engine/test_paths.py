@@ -26,7 +26,7 @@ TOLERANCE = {
 def type_of(path: str, convolution: Convolution) -> torch.dtype:
     """Return the most precise type in which a path computes here; skip a test of a path that there is not."""
     for dtype in (torch.float64, torch.float32):
-        if paths.supports(path, convolution, dtype, CPU):
+        if paths.refusal(path, convolution, dtype, CPU) is None:
             return dtype
     pytest.skip(f"{path} needs a C compiler and a convolution that it can compute")
 
@@ -83,7 +83,7 @@ def compare(
     expected = reference.convolve(*exact, convolution)
     gradient = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     wanted = torch.autograd.grad(expected, exact, gradient.double())
-    able = [path for path in paths.PATHS if paths.supports(path, convolution, dtype, device)]
+    able = [path for path in paths.PATHS if paths.refusal(path, convolution, dtype, device) is None]
     for path in able:
         y = paths.forward(x, attention, cells, convolution, path)
         found = paths.backward(gradient, x, attention, cells, convolution, path, [True] * 3)

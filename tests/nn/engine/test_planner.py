@@ -94,11 +94,19 @@ def test_other_types_get_paths_of_pytorchs_products(name: str, batch: int, side:
 @pytest.mark.parametrize("engine", [engine for engine in ENGINES if engine != "reference"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_engine_names_only_paths_that_can(name: str, engine: str) -> None:
-    ranked = planner.rank(convolution(name), 2, (8, 8), LAYERS[name][6], torch.float32, CPU, engine, False)
-    assert ranked
-    assert all(path in paths.PATHS and paths.supports(path, convolution(name), torch.float32, CPU) for path in ranked)
-    if engine in ("mix_inputs", "mix_outputs") and LAYERS[name][7] == 1:
-        assert all(path.endswith(engine.removeprefix("mix_")) for path in ranked)
+    geometry = convolution(name)
+    for dtype, device in ((torch.float32, CPU), (torch.float64, CPU), (torch.bfloat16, torch.device("cuda"))):
+        if planner.refusal(engine, geometry) is not None:
+            assert geometry.groups > 1
+            assert engine in ("mix_inputs", "mix_outputs")
+            with pytest.raises(ValueError, match=r"allowed: auto, autotune, mix_kernels, reference$"):
+                planner.rank(geometry, 2, (8, 8), LAYERS[name][6], dtype, device, engine, False)
+            continue
+        ranked = planner.rank(geometry, 2, (8, 8), LAYERS[name][6], dtype, device, engine, False)
+        assert ranked
+        assert all(paths.refusal(path, geometry, dtype, device) is None for path in ranked)
+        if engine in ("mix_inputs", "mix_outputs"):
+            assert all(path.endswith(engine.removeprefix("mix_")) for path in ranked)
 
 
 def test_autotune_times_once_and_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

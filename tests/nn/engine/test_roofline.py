@@ -21,7 +21,7 @@ FOLLOWED = [
     (name, path)
     for name in ("resnet18 layer2.0.conv1", "resnet18 layer4", "mobilenetv2 project", "mobilenetv2 depthwise")
     for path in PATHS
-    if paths.supports(path, convolution(name), torch.bfloat16, GPU)
+    if paths.refusal(path, convolution(name), torch.bfloat16, GPU) is None
 ]
 CHOSEN = ("resnet18 layer1", "resnet50 layer3 expand", *dict(FOLLOWED))
 NO_WORK = {"empty", "new_empty", "empty_like", "_unsafe_view", "detach", "lift_fresh"}
