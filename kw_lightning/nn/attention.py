@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from kw_lightning.nn.partition import LayerPartition
+from kw_lightning.nn.precision import autocast_type
 
 LARGEST_MEAN = 1e15  # of an input channel; its square has room in float32
 MINIMUM_WIDTH = 16  # of the hidden layer and of the low-rank form's basis
@@ -29,7 +30,7 @@ class ContrastingAttention(nn.Module):
 
     The low-rank form (`basis`) gives z from fewer numbers; see method.md and the paper's appendix.
 
-    A training batch of a single sample has no batch statistics: the norm then uses its running statistics and leaves
+    A training batch of one sample or none has no batch statistics: the norm then uses its running statistics and leaves
     them as they are, so that a last batch of one does not end a run.
 
     Args:
@@ -76,7 +77,7 @@ class ContrastingAttention(nn.Module):
             self.basis_bias = nn.Parameter(torch.zeros(self.mixtures, self.cells + 1, **factory))
         self.initial_cells = partition.initial_cells
         # β. No buffer: averages of the weights may go over buffers, and it is no weight.
-        self.start = self._make_start()
+        self.start = self._make_start(self.norm.weight.device)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -101,7 +102,7 @@ class ContrastingAttention(nn.Module):
             [batch, mixtures, cells] in float32, or float64 where x is float64: half precision has no room for the
             normalisation, under autocast neither.
         """
-        if torch.is_autocast_enabled(x.device.type):
+        if autocast_type(x.device) is not None:
             with torch.autocast(x.device.type, enabled=False):
                 return self._attend(_within_reach(self._pool(x)), temperature)
         pooled = self._pool(x)
@@ -110,7 +111,11 @@ class ContrastingAttention(nn.Module):
     def _pool(self, x: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)
         positions = list(range(1, x.dim() - 1)) if self.channels_last else list(range(2, x.dim()))
-        return x.mean(dim=positions, dtype=dtype) if positions else x.to(dtype)
+        if not positions:
+            return x.to(dtype)
+        if 0 in x.shape[1:]:  # the mean of no positions is not a number, and so would all gradients be
+            return x.sum(dim=positions, dtype=dtype)
+        return x.mean(dim=positions, dtype=dtype)
 
     def _attend(self, pooled: Tensor, temperature: Tensor) -> Tensor:
         hidden = self._normalise(_linear(pooled, self.reduce))
@@ -120,7 +125,7 @@ class ContrastingAttention(nn.Module):
         norm = self.norm
         # A network turned to half precision as a whole has a norm in half precision, which takes only its own type.
         x = hidden if hidden.dtype == norm.weight.dtype else hidden.to(norm.weight.dtype)
-        if isinstance(norm, nn.BatchNorm1d) and norm.training and x.shape[0] == 1:
+        if isinstance(norm, nn.BatchNorm1d) and norm.training and x.shape[0] <= 1:
             x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
         else:
             x = norm(x)
@@ -142,18 +147,27 @@ class ContrastingAttention(nn.Module):
         size = torch.linalg.vector_norm(z, ord=1, dim=-1, keepdim=True)
         scale = (1 - temperature).to(z.dtype) / (size + 1e-3)
         # The published code keeps β in float32; τβ is rounded alike, else its numbers hold to 1e-8 only.
-        return torch.addcmul((self.start * temperature.to(torch.float32)).to(z.dtype), z[..., :-1], scale)
+        return torch.addcmul((self._start_on(z.device) * temperature.to(torch.float32)).to(z.dtype), z[..., :-1], scale)
 
-    def _make_start(self) -> Tensor:
+    def _start_on(self, device: torch.device) -> Tensor:
+        """Return β on a device: weights may have come there without `_apply`, by assignment for one."""
+        if self.start.device == device:
+            return self.start
+        start = self._make_start(device)
+        # What a transform of torch.func or a mode of imaginary tensors makes is not for other calls.
+        if type(start) is Tensor and not torch._C._are_functorch_transforms_active():
+            self.start = start
+        return start
+
+    def _make_start(self, device: torch.device) -> Tensor:
         """Return β [mixtures, cells]: the cell that each mixture starts as."""
-        device = self.norm.weight.device
-        initial = torch.tensor(self.initial_cells, device=device)
-        return (torch.arange(self.cells, device=device) == initial.unsqueeze(-1)).to(torch.float32)
+        with torch.inference_mode(False):  # it outlives the call that makes it
+            initial = torch.tensor(self.initial_cells, device=device)
+            return (torch.arange(self.cells, device=device) == initial.unsqueeze(-1)).to(torch.float32)
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         super()._apply(fn, recurse)
-        if self.start.device != self.norm.weight.device:
-            self.start = self._make_start()
+        self._start_on(self.norm.weight.device)
         return self
 
     def extra_repr(self) -> str:

@@ -18,6 +18,7 @@ from kw_lightning.nn.attention import ContrastingAttention
 from kw_lightning.nn.engine import Convolution, dynamic_convolution, dynamic_linear
 from kw_lightning.nn.engine.reference import assemble_kernels
 from kw_lightning.nn.partition import LayerPartition, Shape
+from kw_lightning.nn.precision import compute_type
 from kw_lightning.nn.warehouse import Warehouse
 
 
@@ -125,10 +126,6 @@ class KWLayer(nn.Module):
             )
         return self.warehouse, self.partition, self.attention
 
-    def _compute_type(self, x: Tensor) -> torch.dtype:
-        device = x.device.type
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-
     def _traced(self, x: Any) -> Any:
         """Return the layer's output to torch.fx, for which it is a leaf as torch's own layers are."""
         return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
@@ -194,7 +191,9 @@ class _KWConvNd(KWLayer):
             [batch, out_channels, *output size].
 
         Raises:
-            RuntimeError: the layer has no warehouse yet; **or** x has not the layer's channels.
+            RuntimeError: the layer has no warehouse yet; **or** x has not the layer's channels or type, **or** is
+                smaller than the kernel.
+            ValueError: an engine that cannot compute the layer, see `kw_lightning.nn.engine`.
         """
         if isinstance(x, Proxy):
             return self._traced(x)  # type: ignore[no-any-return]
@@ -205,11 +204,14 @@ class _KWConvNd(KWLayer):
             sides = ", ".join(["size"] * self.dimensions)
             raise RuntimeError(f"expected x of [batch, {self.in_channels}, {sides}]: found {list(x.shape)}")
         warehouse, _, attention = self._attached()
+        dtype = compute_type(x, warehouse.cells)
         alpha = attention(x, warehouse.temperature)
-        x = x.to(self._compute_type(x))
+        x = x.to(dtype)
         if self._pad_first:
             x = F.pad(x, self._pad, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
-        y = dynamic_convolution(x, alpha, warehouse.cells, self._convolution(), self.engine)
+        convolution = self._convolution()
+        convolution.check_size(tuple(x.shape[2:]))
+        y = dynamic_convolution(x, alpha, warehouse.cells, convolution, self.engine)
         if self.bias is not None:
             y = y + self.bias.to(y.dtype).view(-1, *[1] * self.dimensions)
         return y.squeeze(0) if single else y
@@ -307,7 +309,7 @@ class KWLinear(KWLayer):
             [batch, *tokens, out_features].
 
         Raises:
-            RuntimeError: the layer has no warehouse yet; **or** x has not the layer's features.
+            RuntimeError: the layer has no warehouse yet; **or** x has not the layer's features or type.
         """
         if isinstance(x, Proxy):
             return self._traced(x)  # type: ignore[no-any-return]
@@ -315,9 +317,11 @@ class KWLinear(KWLayer):
             raise RuntimeError(f"expected x of [batch, ..., {self.in_features}]: found {list(x.shape)}")
         if x.dim() == 1:
             return self.forward(x.unsqueeze(0)).squeeze(0)
+        cells = self._attached()[0].cells
+        dtype = compute_type(x, cells)
         attention = self.attend(x)
-        tokens = x.to(self._compute_type(x)).reshape(x.shape[0], -1, self.in_features)
-        y = dynamic_linear(tokens, attention, self._attached()[0].cells, self._convolution(), self.engine)
+        tokens = x.to(dtype).unsqueeze(1) if x.dim() == 2 else x.to(dtype).flatten(1, -2)
+        y = dynamic_linear(tokens, attention, cells, self._convolution(), self.engine)
         if self.bias is not None:
             y = y + self.bias.to(y.dtype)
         return y.reshape(*x.shape[:-1], self.out_features)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 
 import pytest
@@ -42,6 +43,56 @@ def test_the_start_is_no_weight_and_follows_the_weights_device() -> None:
     assert not [name for name in attention.state_dict() if "start" in name]
     assert attention.start.shape == (SHARE.mixtures, SHARE.cells)
     assert attention.to("meta").start.is_meta
+
+
+def test_the_start_follows_weights_that_come_by_assignment() -> None:
+    x, temperature = torch.randn(4, 16, 5, 5), torch.tensor(0.5)
+    loaded = make().eval()
+    expected = loaded(x, temperature)
+
+    assigned = make(device="meta").eval()
+    assigned.load_state_dict(loaded.state_dict(), assign=True)
+    assert torch.equal(assigned(x, temperature), expected)
+    assert assigned.start.device == x.device  # made once
+
+    emptied = make(device="meta").eval().to_empty(device="cpu")
+    emptied.load_state_dict(loaded.state_dict())
+    assert torch.equal(emptied(x, temperature), expected)
+
+    for module in (copy.deepcopy(assigned), pickle.loads(pickle.dumps(assigned))):
+        assert torch.equal(module(x, temperature), expected)
+
+    described = make(device="meta").eval()
+    weights = {**dict(loaded.named_parameters()), **dict(loaded.named_buffers())}
+    for _ in range(2):
+        assert torch.equal(torch.func.functional_call(described, weights, (x, temperature)), expected)
+        assert described(x.to("meta"), temperature.to("meta")).is_meta
+
+
+def test_what_a_transform_makes_of_the_start_is_not_kept() -> None:
+    described = make(device="meta").eval()
+    weights = {name: value.detach() for name, value in make().eval().state_dict().items()}
+    x = torch.randn(4, 16, 5, 5)
+
+    def loss(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.func.functional_call(described, weights, (x, torch.tensor(0.5))).square().sum()
+
+    trained = {name: value for name, value in weights.items() if name.endswith(("weight", "bias"))}
+    gradient = torch.func.grad(lambda trained: loss({**weights, **trained}))(trained)
+    assert gradient["reduce.weight"].isfinite().all()
+    assert described.start.is_meta
+
+
+def test_the_start_made_in_inference_mode_serves_training() -> None:
+    attention = make(device="meta")
+    attention.load_state_dict(make().state_dict(), assign=True)
+    x, temperature = torch.randn(4, 16, 5, 5), torch.tensor(0.5)
+    with torch.inference_mode():
+        attention.eval()(x, temperature)
+    assert not attention.start.is_meta
+    assert not attention.start.is_inference()
+    attention.train()(x, temperature).square().sum().backward()
+    assert attention.reduce.weight.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])

@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from kw_lightning.nn import KWConv1d, KWConv2d, KWConv3d, KWLinear, set_temperature, share_warehouse
+from kw_lightning.nn.engine import ENGINES, refusal
+from kw_lightning.nn.partial import PartialLayer
 
 LAYERS = [
     (KWConv1d, nn.Conv1d, (8, 12, 5), {"stride": 2, "padding": 2, "dilation": 2}, (11,)),
@@ -140,6 +142,142 @@ def test_an_input_of_other_channels_is_refused() -> None:
     share_warehouse([layer])
     with pytest.raises(RuntimeError, match=r"\[batch, 8, size, size\]: found \[2, 4, 5, 5\]"):
         layer(torch.randn(2, 4, 5, 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("layer", "twin"), [(KWConv2d(8, 8, 3), nn.Conv2d(8, 8, 3)), (KWLinear(8, 8), nn.Linear(8, 8))]
+)
+def test_an_input_of_another_type_is_refused_where_torch_refuses_it(layer, twin, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]
+    if layer.warehouse is None:
+        share_warehouse([layer])
+    x = torch.ones(2, 8, 8, 8).to(dtype)
+    with pytest.raises(RuntimeError):
+        twin(x)
+    with pytest.raises(RuntimeError, match=rf"input type \({dtype}\) and weight type \(torch.float32\) should be the"):
+        layer(x)
+    if not dtype.is_floating_point:
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match=f"input type \\({dtype}"):
+            layer(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_layers_of_every_type_take_their_own(dtype: torch.dtype) -> None:
+    for layer in (KWConv2d(8, 8, 3), KWLinear(8, 8)):
+        share_warehouse([layer])
+        y = layer.to(dtype)(torch.randn(2, 8, 8, 8).to(dtype))
+        assert y.dtype == dtype
+        assert y.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "static", "options", "size"),
+    [
+        (KWConv1d, nn.Conv1d, {}, (2,)),
+        (KWConv2d, nn.Conv2d, {"padding": 1, "dilation": 2}, (2, 7)),
+        (KWConv2d, nn.Conv2d, {"padding": 0}, (0, 5)),
+        (KWConv3d, nn.Conv3d, {"padding": (0, 1, 1)}, (2, 1, 1)),
+    ],
+)
+def test_a_kernel_larger_than_the_input_is_refused_in_torchs_words(dynamic, static, options, size) -> None:  # type: ignore[no-untyped-def]
+    layer, twin = dynamic(4, 4, 3, **options), static(4, 4, 3, **options)
+    share_warehouse([layer])
+    x = torch.ones(2, 4, *size)
+    with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size") as wanted:
+        twin(x)
+    with pytest.raises(RuntimeError) as found:
+        layer(x)
+    assert str(found.value) == str(wanted.value)
+
+
+def _gradients_are_zero(layer: nn.Module, x: torch.Tensor, y: torch.Tensor) -> bool:
+    y.sum().backward()
+    parameters = list(layer.parameters())
+    assert [p.grad is not None for p in parameters] == [True] * len(parameters)
+    return x.grad.shape == x.shape and all(not p.grad.any() for p in parameters)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("dynamic", "static", "sizes", "options", "size"), LAYERS)
+def test_an_empty_batch_gives_torchs_shape_and_zero_gradients(  # type: ignore[no-untyped-def]
+    dynamic, static, sizes, options, size, engine
+) -> None:
+    for norm in ("batch", "layer"):
+        for dtype in (torch.float32, torch.float64):
+            layer = dynamic(*sizes, **options, dtype=dtype)
+            share_warehouse([layer], norm=norm, dtype=dtype)
+            set_temperature(layer, 0.5)
+            if options.get("groups", 1) > 1 and engine in ("mix_outputs", "mix_inputs"):
+                continue
+            layer.engine = engine
+            x = batch(layer, size, 0).to(dtype).requires_grad_()
+            y = layer(x)
+            assert (y.shape, y.dtype) == (static(*sizes, **options, dtype=dtype)(x).shape, dtype)
+            assert _gradients_are_zero(layer, x, y)
+            buffers = dict(layer.attention.named_buffers())
+            assert not buffers.get("norm.running_mean", torch.zeros(1)).any()  # no samples, no statistics
+            assert layer.eval()(x.detach()).shape == y.shape
+
+
+def test_samples_without_tokens_and_partial_layers_without_samples() -> None:
+    layer = KWLinear(8, 12)
+    share_warehouse([layer])
+    set_temperature(layer, 0.5)
+    x = torch.randn(2, 0, 8, requires_grad=True)
+    y = layer(x)
+    assert y.shape == (2, 0, 12)
+    assert _gradients_are_zero(layer, x, y)
+    for dynamic, static, x in (
+        (KWLinear(8, 4), nn.Linear(8, 12), torch.randn(0, 8)),
+        (KWLinear(8, 4), nn.Linear(8, 12), torch.randn(0, 5, 8)),
+        (KWConv2d(8, 4, 3), nn.Conv2d(8, 12, 3), torch.randn(0, 8, 5, 5)),
+    ):
+        share_warehouse([dynamic])
+        both = PartialLayer([static, dynamic])
+        y = both(x.requires_grad_())
+        assert y.shape[1 if x.dim() == 4 else -1] == 16
+        assert _gradients_are_zero(both, x, y)
+
+
+@pytest.mark.parametrize("engine", [engine for engine in ENGINES if engine != "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_convolution_of_one_channel_to_one_is_as_any_other(engine: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = KWConv2d(1, 1, 3, padding=1, dtype=dtype)
+    share_warehouse([layer], budget=2, dtype=dtype)
+    set_temperature(layer.eval(), 0.3)
+    x = torch.randn(3, 1, 6, 5, dtype=dtype)
+    results = []
+    for layer.engine in (engine, "reference"):
+        layer.zero_grad()
+        y = layer(x)
+        y.square().mean().backward()
+        results.append([y.detach(), *(p.grad.clone() for p in layer.parameters())])
+    limit = 1e-5 if dtype == torch.float32 else 1e-12
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=limit, atol=limit)
+
+
+@pytest.mark.parametrize("engine", ["mix_outputs", "mix_inputs"])
+@pytest.mark.parametrize("groups", [2, 8])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_an_engine_that_cannot_compute_a_layer_is_refused_at_its_first_call(
+    engine: str, groups: int, device: str
+) -> None:
+    layer = KWConv2d(8, 8, 3, groups=groups, device=device)
+    share_warehouse([layer], device=device)
+    assert refusal(engine, layer._convolution()) is not None
+    layer.engine = engine
+    found = (
+        rf'^found engine "{engine}" for .* \[8, {8 // groups}, 3, 3\] in {groups} groups with cells .*know no groups'
+    )
+    for batch_size in (0, 2):
+        with pytest.raises(ValueError, match=found + r"\), allowed: auto, autotune, mix_kernels, reference$"):
+            layer(torch.ones(batch_size, 8, 5, 5, device=device))
+    with pytest.raises(ValueError, match=found):
+        torch.func.vmap(layer.eval())(torch.ones(2, 1, 8, 5, 5, device=device))
+    layer.engine = "mix_kernels"
+    assert layer(torch.ones(2, 8, 5, 5, device=device)).shape == (2, 8, 3, 3)
 
 
 def test_every_parameter_gets_a_gradient() -> None:

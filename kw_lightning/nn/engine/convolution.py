@@ -40,6 +40,21 @@ class Convolution:
         sides = zip(size, self.kernel_shape[2:], self.stride, self.padding, self.dilation, strict=True)
         return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides)
 
+    def check_size(self, size: Shape) -> None:
+        """Check that an input of a spatial size, padding included, holds the kernel.
+
+        Raises:
+            RuntimeError: it does not; in the words of torch's convolutions.
+        """
+        padded = [n + 2 * p for n, p in zip(size, self.padding, strict=True)]
+        reach = [d * (k - 1) + 1 for k, d in zip(self.kernel_shape[2:], self.dilation, strict=True)]
+        if any(n < k for n, k in zip(padded, reach, strict=True)):
+            found, kernel = (" x ".join(map(str, sides)) for sides in (padded, reach))
+            raise RuntimeError(
+                f"Calculated padded input size per channel: ({found}). Kernel size: ({kernel}). "
+                "Kernel size can't be greater than actual input size"
+            )
+
     def over_tokens(self) -> Convolution:
         """Return a linear layer as a 1×1 convolution over its tokens."""
         return Convolution((*self.kernel_shape, 1), (*self.cell_shape, 1), (1,), (0,), (1,))

@@ -66,13 +66,15 @@ def convolve(x: Tensor, attention: Tensor, cells: Tensor, convolution: Convoluti
     batch = x.shape[0]
     kernels = assemble_kernels(attention, cells, convolution)
     function = (F.conv1d, F.conv2d, F.conv3d)[convolution.dimensions - 1]
+    geometry = convolution.stride, convolution.padding, convolution.dilation
+    if not batch:  # there is no convolution of no groups; the sum of no kernels, which is zero, takes gradients as well
+        empty: Tensor = function(x, kernels.sum(0), None, *geometry, convolution.groups)
+        return empty
     y = function(
         x.reshape(1, batch * x.shape[1], *x.shape[2:]),
         kernels.flatten(0, 1),
         None,
-        convolution.stride,
-        convolution.padding,
-        convolution.dilation,
+        *geometry,
         batch * convolution.groups,
     )
     return y.reshape(batch, convolution.kernel_shape[0], *y.shape[2:])
