@@ -4,8 +4,11 @@ from kw_lightning.callbacks.attention import AttentionStatistics
 from kw_lightning.callbacks.attention_metric import AttentionMetric, AttentionSummary
 from kw_lightning.callbacks.callback import KWCallback
 from kw_lightning.callbacks.checkpoint import load_from_checkpoint
+from kw_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
+from kw_lightning.callbacks.exact_checkpoint import ExactCheckpoint
 from kw_lightning.callbacks.heat_map import heat_map
-from kw_lightning.callbacks.resume import AtomicCheckpointIO, RandomState, ResumableDataLoader
+from kw_lightning.callbacks.resume import RandomState, ResumableDataLoader, RunningMetrics
+from kw_lightning.callbacks.signals import InterruptedRunError
 from kw_lightning.callbacks.strategies import kw_fully_shard
 from kw_lightning.callbacks.temperature import TemperatureAnnealing, temperature_at
 
@@ -14,9 +17,12 @@ __all__ = [
     "AttentionMetric",
     "AttentionStatistics",
     "AttentionSummary",
+    "ExactCheckpoint",
+    "InterruptedRunError",
     "KWCallback",
     "RandomState",
     "ResumableDataLoader",
+    "RunningMetrics",
     "TemperatureAnnealing",
     "heat_map",
     "kw_fully_shard",

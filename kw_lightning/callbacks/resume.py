@@ -2,23 +2,24 @@
 
 Lightning restores weights, optimizers, schedules and the numbers of epoch, batch and step. A run that was killed in the
 middle of an epoch goes on to the bit when, besides, the training data is a `ResumableDataLoader`, `RandomState` is
-among the callbacks and checkpoints are written by `AtomicCheckpointIO`.
+among the callbacks and checkpoints are written by `ExactCheckpoint` and `AtomicCheckpointIO`; with `RunningMetrics` so
+do the metrics that the epoch logs at its end.
 """
 
 from __future__ import annotations
 
-import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset
+from torchmetrics import Metric
+
+METRICS = "running_metrics"  # of a checkpoint
 
 
 class ResumableDataLoader(DataLoader[Any]):
@@ -116,11 +117,7 @@ class RandomState(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of every process, in the order of their ranks."""
-        states: list[Any] = [_random_state()]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            states = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(states, _random_state())
-        return {"processes": states}
+        return {"processes": of_every_process(_random_state())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the states until training starts: the sanity check and the data loaders draw numbers before."""
@@ -133,36 +130,67 @@ class RandomState(Callback):
         self._restored = None
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and moves it there when it is whole and on the disk.
+class RunningMetrics(Callback):
+    """Keeps the metrics of an epoch so far in a checkpoint that is written inside it, those of every process.
 
-    A kill at any moment leaves the earlier file of that name, or the new one. Lightning's own writer goes through the
-    system's temporary folder, and from another disk its last step is a copy, which a kill can cut short.
-
-    Example:
-        >>> trainer = Trainer(plugins=[AtomicCheckpointIO()])
+    Without it the mean of a resumed epoch covers only the rest, and another checkpoint can become the best. Meant are
+    the objects of torchmetrics that the module logs; what it logs as plain numbers Lightning itself averages, and
+    begins anew.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write a checkpoint; to a remote place (`s3://…`) as Lightning does.
+    def __init__(self) -> None:
+        self._restored: list[dict[str, Any]] | None = None
 
-        Raises:
-            TypeError: `storage_options` are given.
-        """
-        if storage_options is not None or "://" in str(path):
-            super().save_checkpoint(checkpoint, path, storage_options)
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the metrics' sums and counts inside an epoch."""
+        if inside_epoch(trainer):
+            checkpoint[METRICS] = of_every_process(
+                {name: _to_cpu(metric.metric_state) for name, metric in _metrics(pl_module).items()}
+            )
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the sums and counts until training starts."""
+        self._restored = checkpoint.get(METRICS)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set this process's metrics; another number of processes than before begins them anew."""
+        restored, self._restored = self._restored, None
+        if restored is None or len(restored) != trainer.world_size:
             return
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        metrics = _metrics(pl_module)
+        for name, state in restored[trainer.global_rank].items():
+            for key, value in state.items() if name in metrics else ():
+                setattr(metrics[name], key, _to_device(value, metrics[name].device))
+
+
+def inside_epoch(trainer: Trainer) -> bool:
+    """Tell whether an epoch has begun and its last batch, with the evaluation after it, is not done."""
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    inside: bool = progress.ready != progress.processed
+    return inside
+
+
+def of_every_process(value: Any) -> list[Any]:
+    """Return a value of every process, in the order of their ranks; each of them has to call it."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def _metrics(module: LightningModule) -> dict[str, Metric]:
+    return {name: child for name, child in module.named_modules() if isinstance(child, Metric)}
+
+
+def _to_cpu(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _to_device(value, torch.device("cpu")) for key, value in state.items()}
+
+
+def _to_device(value: Any, device: torch.device) -> Any:
+    if isinstance(value, list):
+        return [_to_device(item, device) for item in value]
+    return value.detach().clone().to(device) if isinstance(value, torch.Tensor) else value
 
 
 def _random_state() -> dict[str, Any]:

@@ -51,8 +51,9 @@ def command(name: str) -> Callable[..., Any]:
         except BrokenPipeError:
             forget_output()
             raise typer.Exit(UNREAD) from None
-        except KeyboardInterrupt:
-            error_console().print("Interrupted.", style="yellow")
+        except KeyboardInterrupt as interruption:
+            said = str(interruption) or "Interrupted."
+            error_console().print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(INTERRUPTED) from None
 
     return guarded

@@ -34,9 +34,9 @@ def fit(
     source, changes = recipe_and_overrides([recipe, *(overrides or ())])
     # slow to import: torch and lightning
     from kw_lightning.cli.output import console
+    from kw_lightning.fit.interruption import is_first_process
     from kw_lightning.fit.report import metrics_table
     from kw_lightning.fit.run import fit as train
-    from kw_lightning.fit.run import is_first_process
     from kw_lightning.planning import plan
     from kw_lightning.planning.table import PlanTable
     from kw_lightning.preprocessing import warn_of_contradictions

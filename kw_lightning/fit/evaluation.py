@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningDataModule, Trainer
 
+from kw_lightning.callbacks.checkpoint_io import read
 from kw_lightning.errors import KWError, RunError
 from kw_lightning.fit.data import data_module
 from kw_lightning.fit.folder import checkpoint_of
@@ -72,10 +71,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         RunError: it cannot be read, **or** `kw-fit` did not write it.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        raise RunError(f"{path}: not a checkpoint, or a damaged one ({type(error).__name__})") from error
+    state = read(path)
     parameters = state.get("hyper_parameters") if isinstance(state, dict) else None
     # A text would be the name of a file, and the file of the checkpoint's choice.
     if not isinstance(parameters, Mapping) or not isinstance(parameters.get("recipe"), Mapping):

@@ -7,7 +7,8 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -15,12 +16,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from kw_lightning.callbacks.checkpoint_io import partial_of
 from kw_lightning.errors import KWError, RunError
 from kw_lightning.nn.engine import native
 
 RUNS = Path("runs")
 RECIPE_FILE = "recipe.lock.yaml"
 PACKAGES = ("kw-lightning", "torch", "torchvision", "lightning", "torchmetrics", "numpy", "timm")
+OWN = {".lock", RECIPE_FILE, "versions.json", "metrics.csv", "result.json", "tensorboard", "attention", "checkpoints"}
+"""What a run writes into its folder."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -33,7 +37,8 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: FileLock | None = None
+        # The system releases it with the process, and workers that the process forks do not hold it.
+        self._lock = FileLock(path / ".lock", blocking=False, thread_local=False)
 
     @property
     def checkpoints(self) -> Path:
@@ -66,24 +71,38 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if not resume and not (self.path / ".lock").exists():
                 self._refuse_others()  # before anything is left in a folder that is no run's
-            # The system releases it with the process, and workers that the process forks do not hold it.
-            lock = FileLock(self.path / ".lock", blocking=False, thread_local=False)
             try:
-                lock.acquire()
+                self._lock.acquire()
             except Timeout:
                 raise RunError(f"{self.path}: another process is training in this folder") from None
-            self._lock = lock
             if not resume:
                 self._refuse_others()
+            # what a process that was killed had not written to its end
+            for path in (*self.checkpoints.glob(".*.ckpt*.partial"), *(partial_of(self.path / name) for name in OWN)):
+                path.unlink(missing_ok=True)
+
+    def empty(self) -> None:
+        """Remove what a run wrote that has no checkpoint.
+
+        Raises:
+            RunError: there is a checkpoint, **or** a file that is not of a run; nothing is removed then.
+        """
+        with readable_errors(self.path):
+            names = {file.name for file in self.path.iterdir()}
+            self._refuse_others(but=OWN if not any(self.checkpoints.glob("*.ckpt")) else frozenset())
+            for name in names - {".lock"}:
+                path = self.path / name
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
     def release(self) -> None:
         """Let other processes write the folder."""
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        self._lock.release()
 
-    def _refuse_others(self) -> None:
-        if any(file.name != ".lock" for file in self.path.iterdir()):
+    def _refuse_others(self, but: Set[str] = frozenset({".lock"})) -> None:
+        if any(file.name not in but for file in self.path.iterdir()):
             self.release()
             raise RunError(
                 f"{self.path} is not empty. Give another folder with --output, "
@@ -93,7 +112,7 @@ class RunFolder:
     def write(self, name: str, text: str) -> None:
         """Write a text file of the folder, whole or not at all."""
         with readable_errors(self.path):
-            partial = self.path / f".{name}.partial"
+            partial = partial_of(self.path / name)
             partial.write_text(text, encoding="utf-8")
             partial.replace(self.path / name)
 

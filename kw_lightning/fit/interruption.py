@@ -1,4 +1,4 @@
-"""Ctrl-C: training ends after the batch that is under way, with a checkpoint that goes on to the bit."""
+"""Ctrl-C in a fit: a KeyboardInterrupt for whoever called it, as a notebook expects."""
 
 from __future__ import annotations
 
@@ -6,68 +6,47 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
-from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+import torch
+from lightning.pytorch.utilities import rank_zero_only
 
-
-class Interruption(Callback):
-    """Turns Ctrl-C into a KeyboardInterrupt at the end of a training batch, where a checkpoint is exact.
-
-    In the middle of a batch the optimizer may have changed half of the weights. A second Ctrl-C does not wait, nor
-    does the first one outside training batches.
-    """
-
-    def __init__(self) -> None:
-        self._inside = False
-        self._wanted = False
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Note that a batch is under way."""
-        self._inside = True
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """End training if that was asked for during the batch."""
-        self._inside = False
-        if self._wanted:
-            raise KeyboardInterrupt
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Note that no batch is under way."""
-        self._inside = False
-
-    def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Handle the signal of Ctrl-C.
-
-        Raises:
-            KeyboardInterrupt: outside training batches, and the second time.
-        """
-        if not self._inside or self._wanted:
-            raise KeyboardInterrupt
-        self._wanted = True
+from kw_lightning.callbacks.signals import InterruptedRunError
+from kw_lightning.fit.folder import RunFolder
 
 
 @contextmanager
-def interruptible(trainer: Trainer) -> Iterator[None]:
-    """Let Ctrl-C end a fit as KeyboardInterrupt, after the callbacks wrote their checkpoint.
+def interruptible(folder: RunFolder) -> Iterator[None]:
+    """Let Ctrl-C end a fit as KeyboardInterrupt, and SIGTERM as `InterruptedRunError`, both with the way to go on.
 
     Lightning alone would end the whole process, and leave Ctrl-C switched off, which would hurt a notebook.
 
     Raises:
-        KeyboardInterrupt: training was interrupted.
+        KeyboardInterrupt: Ctrl-C.
+        InterruptedRunError: SIGTERM, after the checkpoint was written.
     """
-    handlers = [callback.on_signal for callback in trainer.callbacks if isinstance(callback, Interruption)]  # type: ignore[attr-defined]
-    switched = bool(handlers) and threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, handlers[0]) if switched else None
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT) if main else None
     try:
         yield
-    except SystemExit:
-        if trainer.interrupted:
-            raise KeyboardInterrupt from None
+    except InterruptedRunError as stop:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        if not is_first_process():
+            raise SystemExit(stop.exit_code) from None  # the first one speaks for all
+        message = f"{stop}: go on with --resume {folder.path}"
+        if stop.signal == signal.SIGINT:
+            raise KeyboardInterrupt(message) from None
+        raise InterruptedRunError(message, stop.signal) from None
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning makes the one of the other
+            goes_on = f"; --resume {folder.path} goes on from the last checkpoint" if folder.last.exists() else ""
+            raise KeyboardInterrupt(f"Interrupted{goes_on}") from None
         raise
     finally:
-        if switched:
+        if main:
             signal.signal(signal.SIGINT, before)
+
+
+def is_first_process() -> bool:
+    """Tell whether this process, of those that train together, is the one that writes and speaks."""
+    return not getattr(rank_zero_only, "rank", 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,34 +11,20 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
-from lightning.pytorch.utilities import rank_zero_only
 
 from kw_lightning.errors import Problem, RecipeError, RunError, first_line, mistake
 from kw_lightning.fit.data import ImageData, data_module
 from kw_lightning.fit.evaluation import load_classifier, measure, read_checkpoint
-from kw_lightning.fit.folder import (
-    RECIPE_FILE,
-    RUNS,
-    RunFolder,
-    checkpoint_of,
-    folder_of,
-    new_folder,
-    newest_folder,
-    readable_errors,
-    versions,
-)
+from kw_lightning.fit.folder import RECIPE_FILE, RunFolder, readable_errors, versions
 from kw_lightning.fit.interruption import interruptible
 from kw_lightning.fit.module import Classifier
 from kw_lightning.fit.optimization import make_optimizer, make_schedule
 from kw_lightning.fit.quiet import quiet
+from kw_lightning.fit.starting import start
 from kw_lightning.fit.trainer import MONITORED, check_settings, make_trainer
-from kw_lightning.paths import user_path
 from kw_lightning.preprocessing import warn_of_contradictions
 from kw_lightning.recipe import load_recipe, lock_text
 from kw_lightning.recipe.types import Recipe, Train
-
-FOLDER_VARIABLE = "KW_RUN_FOLDER"
-"""Tells the processes that Lightning starts for further devices where the run is."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +64,8 @@ def fit(
     Raises:
         RecipeError: a recipe that cannot be used.
         RunError: a folder that is in use or holds another run, a full disk, data that is not there.
-        KeyboardInterrupt: Ctrl-C; `checkpoints/last.ckpt` holds the state at that moment.
+        KeyboardInterrupt: Ctrl-C; `checkpoints/last.ckpt` holds the state of the last batch, to go on to the bit.
+        InterruptedRunError: SIGTERM; the same.
 
     Example:
         >>> result = fit("digits-resnet", ["train.epochs=1"])
@@ -95,20 +81,20 @@ def fit(
     data = data_module(recipe, allow_python=allow_python)
     check_shapes(recipe, module, data)
     warn_of_contradictions(recipe)
-    folder, checkpoint = open_folder(recipe, resume, output)
+    begun = start(recipe, resume, output)
+    folder = begun.folder
     try:
         steps_done = 0
-        if checkpoint is not None:
-            state = read_checkpoint(checkpoint)
-            check_fits(module, state, checkpoint)
-            steps_done = state["global_step"]
-        with quiet(), readable_errors(folder.path):
+        if begun.state is not None and begun.checkpoint is not None:
+            check_fits(module, begun.state, begun.checkpoint)
+            steps_done = begun.state["global_step"]
+        with quiet(), readable_errors(folder.path), interruptible(folder):
             trainer = make_trainer(recipe, folder, steps_done)
             if trainer.is_global_zero:
                 folder.write(RECIPE_FILE, lock_text(recipe))
                 folder.write("versions.json", versions())
-            with interruptible(trainer), readable_memory():
-                trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+            with readable_memory():
+                trainer.fit(module, data, ckpt_path=begun.checkpoint, weights_only=True)
             return finish(trainer, module, data, folder, allow_python)
     finally:
         folder.release()
@@ -130,36 +116,6 @@ def finish(
     parameters = sum(parameter.numel() for parameter in module.network.parameters())
     folder.write("result.json", dumps({"parameters": parameters, **measured}, indent=2) + "\n")
     return Result(folder.path, measured["last"], measured["best"], module)
-
-
-def open_folder(recipe: Recipe, resume: str | Path | None, output: str | Path | None) -> tuple[RunFolder, Path | None]:
-    """Return the run folder, claimed by the first process of the run, and the checkpoint to go on from.
-
-    Raises:
-        RunError: no such checkpoint, or a folder that cannot be used.
-    """
-    checkpoint = None
-    folder = RunFolder(user_path(output)) if output else None
-    if resume == "auto":
-        found = folder if folder is not None else newest_folder(recipe.name)
-        if found is not None and found.last.exists():
-            folder, checkpoint = found, found.last
-    elif resume is not None:
-        checkpoint = checkpoint_of(user_path(resume))
-        folder = folder or folder_of(checkpoint)
-    if not is_first_process():  # started by Lightning or by torchrun for another device: writes nothing
-        return folder or RunFolder(Path(os.environ.get(FOLDER_VARIABLE, RUNS / recipe.name))), checkpoint
-    if folder is None:
-        folder = new_folder(recipe.name)
-    else:
-        folder.claim(resume=checkpoint is not None and folder_of(checkpoint).path == folder.path)
-    os.environ[FOLDER_VARIABLE] = str(folder.path)
-    return folder, checkpoint
-
-
-def is_first_process() -> bool:
-    """Tell whether this process, of those that train together, is the one that writes and speaks."""
-    return not getattr(rank_zero_only, "rank", 0)
 
 
 def check_training(recipe: Recipe) -> None:

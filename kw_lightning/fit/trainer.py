@@ -12,15 +12,16 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor,
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from kw_lightning.callbacks.attention import AttentionStatistics
-from kw_lightning.callbacks.resume import AtomicCheckpointIO, RandomState
+from kw_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
+from kw_lightning.callbacks.exact_checkpoint import ExactCheckpoint
+from kw_lightning.callbacks.resume import RandomState, RunningMetrics
 from kw_lightning.callbacks.temperature import TemperatureAnnealing
 from kw_lightning.errors import RecipeError, first_line
 from kw_lightning.fit.folder import RunFolder
-from kw_lightning.fit.interruption import Interruption
 from kw_lightning.fit.module import is_dynamic
 from kw_lightning.fit.progress import progress_bar
 from kw_lightning.fit.quiet import quiet
-from kw_lightning.recipe.types import Recipe, Train
+from kw_lightning.recipe.types import CheckpointEvery, Recipe, Train
 
 MONITORED = {"val/accuracy": "max", "val/top5": "max", "val/loss": "min", "train/loss": "min"}
 """What `train.monitor` may name, and which direction is better."""
@@ -86,6 +87,7 @@ def _trainer(recipe: Recipe, **parts: Any) -> Trainer:
 def make_callbacks(recipe: Recipe, folder: RunFolder) -> list[Callback]:
     """Return the callbacks of a recipe: checkpoints, learning rate, temperature, statistics, average, progress."""
     train = recipe.train or Train()
+    every = train.checkpoint_every or CheckpointEvery()
     callbacks: list[Callback] = [
         ModelCheckpoint(
             folder.checkpoints,
@@ -94,10 +96,10 @@ def make_callbacks(recipe: Recipe, folder: RunFolder) -> list[Callback]:
             mode=MONITORED[train.monitor],
             enable_version_counter=False,
         ),
-        ModelCheckpoint(folder.checkpoints, filename="last", save_on_exception=True, enable_version_counter=False),
+        ExactCheckpoint(folder.last, steps=every.steps, minutes=every.minutes),
         LearningRateMonitor("step"),
         RandomState(),
-        Interruption(),
+        RunningMetrics(),
         progress_bar(),
     ]
     if is_dynamic(recipe):

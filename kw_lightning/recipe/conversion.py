@@ -12,6 +12,7 @@ from kw_lightning.recipe.types import (
     Average,
     Budget,
     Cell,
+    CheckpointEvery,
     Data,
     Document,
     Log,
@@ -123,6 +124,7 @@ def _train(data: Values) -> Train:
         "schedule": lambda entry: Schedule(**_take(entry, warmup_epochs=float, final_lr=float)),
         "gradient_clip": _or_none(float),
         "ema": _or_none(lambda entry: Average(**_take(entry, decay=float))),
+        "checkpoint_every": _or_none(lambda entry: CheckpointEvery(**_take(entry, minutes=float))),
         **dict.fromkeys(("label_smoothing", "mixup", "cutmix"), float),
     }
     return Train(**_take(data, **readers))

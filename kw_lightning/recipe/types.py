@@ -215,6 +215,14 @@ class Average:
 
 
 @dataclass(frozen=True)
+class CheckpointEvery:
+    """How often `last.ckpt` is written inside an epoch, by minutes **or** optimizer steps, whichever is set."""
+
+    minutes: float | None = None
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
 class Train:
     """How the network is trained."""
 
@@ -237,6 +245,7 @@ class Train:
     deterministic: bool = False
     seed: int = 0
     monitor: str = "val/accuracy"
+    checkpoint_every: CheckpointEvery | None = None
 
 
 @dataclass(frozen=True)

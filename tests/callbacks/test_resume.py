@@ -18,7 +18,8 @@ import torch
 from callback_networks import Classifier, dataset, dynamic_net, trainer
 from torch.utils.data import DistributedSampler
 
-from kw_lightning.callbacks.resume import AtomicCheckpointIO, RandomState, ResumableDataLoader
+from kw_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
+from kw_lightning.callbacks.resume import RandomState, ResumableDataLoader
 
 HERE = Path(__file__).parent
 
@@ -115,7 +116,7 @@ def test_a_failed_save_leaves_the_last_checkpoint(tmp_path: Path) -> None:
 
 SAVE_FOREVER = """
 import sys, torch
-from kw_lightning.callbacks.resume import AtomicCheckpointIO
+from kw_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
 step = 0
 while True:
     step += 1

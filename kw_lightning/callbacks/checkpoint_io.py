@@ -1,0 +1,101 @@
+"""Checkpoint files: written whole or not at all, and checked when they are read."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+
+from kw_lightning.errors import KWError, RunError
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and moves it there when it is whole and on the disk.
+
+    A kill at any moment leaves the earlier file of that name, or the new one. Lightning's own writer goes through the
+    system's temporary folder, and from another disk its last step is a copy, which a kill can cut short.
+
+    Example:
+        >>> trainer = Trainer(plugins=[AtomicCheckpointIO()])
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write a checkpoint; to a remote place (`s3://…`) as Lightning does.
+
+        Raises:
+            TypeError: `storage_options` are given.
+        """
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = partial_of(path)  # of the same name every time, so that what a kill left is written over
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: Any, *args: Any, **options: Any) -> dict[str, Any]:
+        """Read a checkpoint; of a local file the checksums are compared.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        if os.path.isfile(path):
+            verify(Path(path))
+        state: dict[str, Any] = super().load_checkpoint(path, *args, **options)
+        return state
+
+
+def partial_of(path: Path) -> Path:
+    """Return where a file is written before it is whole."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def verify(path: Path) -> None:
+    """Compare the parts of a checkpoint with the CRC-32 that `torch.save` wrote for each, and `torch.load` ignores.
+
+    Raises:
+        RunError: the file is damaged, **or** no checkpoint.
+        OSError: it cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except OSError:
+        raise
+    except Exception as error:  # damaged names and sizes raise errors of many kinds
+        raise damaged_file(path, error) from error
+    if damaged is not None:
+        raise RunError(f"{path}: not a checkpoint, or a damaged one (the checksum of {damaged} is another)")
+
+
+def read(path: Path) -> Any:
+    """Read a checkpoint onto the CPU, its checksums compared, without running code from it.
+
+    Raises:
+        RunError: it cannot be read, is damaged or no checkpoint.
+    """
+    try:
+        verify(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except KWError:
+        raise
+    except OSError as error:
+        raise RunError(f"{path}: {error.strerror or error}") from error
+    except Exception as error:  # a pickle that was altered can fail in any way
+        raise damaged_file(path, error) from error
+
+
+def damaged_file(path: Path, error: Exception) -> RunError:
+    """Return what to raise for a file that is no checkpoint, or not any more."""
+    return RunError(f"{path}: not a checkpoint, or a damaged one ({type(error).__name__})")

@@ -1,0 +1,156 @@
+"""A checkpoint that goes on to the bit: every epoch, as often as wanted inside one, and when a run is stopped."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from kw_lightning.callbacks.resume import inside_epoch
+from kw_lightning.callbacks.signals import InterruptedRunError, StopSignals
+from kw_lightning.errors import RunError
+
+KEY = "exact_checkpoint"
+
+
+class ExactCheckpoint(Checkpoint):
+    """Writes one file where a run that goes on from it has the bits of the run that was not stopped, and only there.
+
+    That is at the end of an epoch, and inside an epoch at the end of a batch with an optimizer step: in the middle of a
+    batch the optimizer may have changed half of the weights, between two steps gradients are accumulated that no
+    checkpoint holds. So nothing is written when training fails: the last exact file stays.
+
+    Ctrl-C and SIGTERM stop training at the next such place, with a checkpoint; the processes of a run agree on it at
+    the end of each batch, so none waits for another. Evaluation inside an epoch is finished first. A second Ctrl-C
+    stops at once and keeps the file before. From the start of training to its end Lightning's own handler of SIGTERM,
+    which waits for the other processes in the middle of a batch, has no part in it.
+
+    Args:
+        path: the file.
+        steps: write it every so many optimizer steps, besides the end of each epoch.
+        minutes: the same by the clock of the first process.
+
+    Raises:
+        ValueError: both `steps` and `minutes`, **or** one that is not over 0.
+
+    Example:
+        >>> trainer = Trainer(
+        ...     callbacks=[ExactCheckpoint("run/last.ckpt", minutes=15), RandomState(), RunningMetrics()],
+        ...     plugins=[AtomicCheckpointIO()],
+        ... )
+    """
+
+    def __init__(self, path: str | Path, *, steps: int | None = None, minutes: float | None = None) -> None:
+        if steps is not None and minutes is not None:
+            raise ValueError(f"give steps or minutes, not both: found steps={steps} and minutes={minutes}")
+        for name, value in (("steps", steps), ("minutes", minutes)):
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} is over 0: found {value}")
+        self.path = Path(path)
+        self.steps, self.minutes = steps, minutes
+        self._signals = StopSignals()
+        self._stop = 0
+        self._step = 0
+        self._written = 0.0
+        self._processes: int | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the signals: Lightning has set its own handlers just before.
+
+        Raises:
+            RunError: the checkpoint is from inside an epoch of another number of processes.
+        """
+        before, self._processes = self._processes, None
+        if before not in (None, trainer.world_size) and inside_epoch(trainer):
+            raise RunError(
+                f"this checkpoint is from inside an epoch of {before} processes, whose batches are not those of "
+                f"{trainer.world_size}: go on with {before}, or from a checkpoint at an epoch's end"
+            )
+        self._stop, self._step, self._written = 0, trainer.global_step, time.monotonic()
+        self._signals.catch()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End training if that was asked for: only now is all of the epoch before logged.
+
+        Raises:
+            InterruptedRunError: training was asked to stop.
+        """
+        self._end(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """End training if that was asked for: only now is all of the batch before logged.
+
+        Raises:
+            InterruptedRunError: training was asked to stop.
+        """
+        self._end(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the checkpoint where it is due or training is to stop."""
+        if trainer.global_step == self._step:
+            return  # gradients are being accumulated
+        self._step = trainer.global_step
+        wanted, due = agreed(trainer, self._signals.wanted, int(self._is_due(trainer)))
+        # the end of an epoch comes after its evaluation
+        if (wanted or due) and not trainer.is_last_batch:
+            self._write(trainer)
+            self._stop = wanted
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the checkpoint of the epoch."""
+        (self._stop,) = agreed(trainer, self._signals.wanted)
+        self._write(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the signals back.
+
+        Raises:
+            InterruptedRunError: training was asked to stop in its last epoch.
+        """
+        self._signals.release()
+        self._end(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the signals back, and write nothing."""
+        self._signals.release()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the number of processes, and at the end of an epoch its metrics, which the loggers do not have yet."""
+        metrics = (
+            {} if inside_epoch(trainer) else {key: float(value) for key, value in trainer.callback_metrics.items()}
+        )
+        checkpoint[KEY] = {"processes": trainer.world_size, "metrics": {key: float(metrics[key]) for key in metrics}}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Remember how many processes wrote the checkpoint."""
+        self._processes = checkpoint.get(KEY, {}).get("processes")
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        if self.steps is not None:
+            return trainer.global_step % self.steps == 0
+        return self.minutes is not None and time.monotonic() - self._written >= 60 * self.minutes
+
+    def _write(self, trainer: Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self._written = time.monotonic()
+
+    def _end(self, trainer: Trainer) -> None:
+        if self._stop:
+            raise InterruptedRunError(
+                f"Interrupted after step {trainer.global_step}; its state is in {self.path}", self._stop
+            )
+
+
+def agreed(trainer: Trainer, *values: int) -> tuple[int, ...]:
+    """Return the largest of each value over all processes of a run; each of them has to call it."""
+    if trainer.world_size == 1:
+        return values
+    largest = torch.tensor(values, device=trainer.strategy.root_device)
+    torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
+    return tuple(largest.tolist())

@@ -1,0 +1,117 @@
+"""Where a run starts: in a new folder from nothing, from a checkpoint, or anew where a run ended before its first."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kw_lightning.errors import KWError, RunError
+from kw_lightning.fit.evaluation import read_checkpoint
+from kw_lightning.fit.folder import RECIPE_FILE, RUNS, RunFolder, checkpoint_of, folder_of, new_folder, newest_folder
+from kw_lightning.fit.interruption import is_first_process
+from kw_lightning.paths import user_path
+from kw_lightning.recipe import load_recipe
+from kw_lightning.recipe.types import Recipe
+
+FOLDER_VARIABLE = "KW_RUN_FOLDER"
+"""Tells the processes that Lightning starts for further devices where the run is."""
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts.
+
+    Attributes:
+        folder: the run folder, claimed by the first process of the run.
+        checkpoint: the file that the run goes on from, None for a new run.
+        state: what is in it.
+    """
+
+    folder: RunFolder
+    checkpoint: Path | None = None
+    state: dict[str, Any] | None = None
+
+
+def start(recipe: Recipe, resume: str | Path | None, output: str | Path | None) -> Start:
+    """Choose the run folder and the checkpoint to go on from, and claim the folder.
+
+    Raises:
+        RunError: no such checkpoint, a damaged one, **or** a folder that cannot be used.
+    """
+    folder = RunFolder(user_path(output)) if output else None
+    checkpoint, state = None, None
+    if resume == "auto":
+        found = folder if folder is not None else newest_folder(recipe.name)
+        if found is not None and (good := last_good(found)) is not None:
+            folder, (checkpoint, state) = found, good
+    elif resume is not None:
+        checkpoint = checkpoint_of(user_path(resume))
+        state = read_checkpoint(checkpoint)
+        folder = folder or folder_of(checkpoint)
+    if not is_first_process():  # started by Lightning or by torchrun for another device: writes nothing
+        path = os.environ.get(FOLDER_VARIABLE, RUNS / recipe.name)
+        return Start(folder or RunFolder(Path(path)), checkpoint, state)
+    if folder is None:
+        folder = new_folder(recipe.name)
+    else:
+        goes_on = checkpoint is not None and folder_of(checkpoint).path == folder.path
+        anew = resume == "auto" and checkpoint is None
+        folder.claim(resume=goes_on or anew)
+        if anew:
+            begin_again(folder, recipe)
+    os.environ[FOLDER_VARIABLE] = str(folder.path)
+    return Start(folder, checkpoint, state)
+
+
+def last_good(folder: RunFolder) -> tuple[Path, dict[str, Any]] | None:
+    """Return the newest checkpoint of a folder that is whole, and what is in it; None where there is no checkpoint.
+
+    Raises:
+        RunError: every one is damaged.
+    """
+    problems: list[KWError] = []
+    for path in _newest_first(folder):
+        try:
+            state = read_checkpoint(path)
+        except RunError as error:
+            problems.append(error)
+            continue
+        if problems:
+            found = "; ".join(str(problem) for problem in problems)
+            log.warning("%s. Going on from %s, step %d", found, path, state["global_step"])
+        return path, state
+    if problems:
+        found = "; ".join(str(problem) for problem in problems)
+        raise RunError(f"{found}. No good checkpoint is left; give another --output, or remove {folder.path}")
+    return None
+
+
+def _newest_first(folder: RunFolder) -> Iterator[Path]:
+    if folder.last.exists():
+        yield folder.last
+    others = [path for path in folder.checkpoints.glob("*.ckpt") if path != folder.last]
+    yield from sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def begin_again(folder: RunFolder, recipe: Recipe) -> None:
+    """Empty the folder of a run of this recipe that ended before its first checkpoint; an empty one stays so.
+
+    Raises:
+        RunError: it holds a run of another recipe, **or** other files.
+    """
+    try:
+        locked = folder.path / RECIPE_FILE
+        if locked.exists() and load_recipe(locked).document.data != recipe.document.data:
+            raise RunError(
+                f"{folder.path} holds a run of another recipe, without a checkpoint. Give another folder with "
+                f"--output, or remove that one; kw diff {locked} RECIPE says what differs"
+            )
+        folder.empty()
+    except BaseException:
+        folder.release()
+        raise

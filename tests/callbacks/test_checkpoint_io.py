@@ -1,0 +1,85 @@
+"""Checkpoint files: whole or not at all, and damage is noticed."""
+
+import pickle
+import random
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from kw_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, partial_of, read, verify
+from kw_lightning.errors import RunError
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"weights": torch.arange(5000.0), "names": ["a", "b"]}, path)
+    return path
+
+
+def test_a_flipped_bit_is_noticed_wherever_it_is(checkpoint: Path) -> None:
+    good = checkpoint.read_bytes()
+    expected = torch.load(checkpoint)
+    dice = random.Random(0)
+    messages = []
+    for _ in range(400):
+        damaged = bytearray(good)
+        damaged[dice.randrange(len(good))] ^= 1 << dice.randrange(8)
+        checkpoint.write_bytes(damaged)
+        try:
+            found = read(checkpoint)
+        except RunError as error:
+            messages.append(str(error))
+        else:  # in the padding between the parts
+            assert torch.equal(found["weights"], expected["weights"])
+            assert found["names"] == expected["names"]
+    assert len(messages) > 300
+    assert all("not a checkpoint, or a damaged one" in message for message in messages)
+
+
+def test_an_altered_pickle_with_a_right_checksum_is_one_message(checkpoint: Path) -> None:
+    dice = random.Random(1)
+    messages = []
+    for _ in range(100):
+        with zipfile.ZipFile(checkpoint) as archive:
+            parts = {name: archive.read(name) for name in archive.namelist()}
+        name = next(name for name in parts if name.endswith("data.pkl"))
+        content = bytearray(parts[name])
+        content[dice.randrange(len(content))] = dice.randrange(256)
+        other = checkpoint.with_name("altered.ckpt")
+        with zipfile.ZipFile(other, "w") as archive:
+            for part, data in parts.items():
+                archive.writestr(part, bytes(content) if part == name else data)
+        verify(other)
+        try:
+            read(other)
+        except RunError as error:
+            messages.append(str(error))
+    assert len(messages) > 20
+    assert all(message.startswith(f"{other}: not a checkpoint, or a damaged one (") for message in messages)
+
+
+def test_code_in_a_checkpoint_does_not_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return Path.touch, (tmp_path / "owned",)  # type: ignore[return-value]
+
+    torch.save({"x": Evil()}, tmp_path / "evil.ckpt", pickle_module=pickle)
+    with pytest.raises(RunError, match="UnpicklingError"):
+        read(tmp_path / "evil.ckpt")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_cut_file_is_one_message(checkpoint: Path) -> None:
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    with pytest.raises(RunError, match=r"last\.ckpt: not a checkpoint, or a damaged one \(BadZipFile\)"):
+        AtomicCheckpointIO().load_checkpoint(checkpoint)
+
+
+def test_what_a_kill_left_is_written_over(checkpoint: Path) -> None:
+    partial_of(checkpoint).write_bytes(b"half")
+    AtomicCheckpointIO().save_checkpoint({"step": 2}, checkpoint)
+    assert [path.name for path in checkpoint.parent.iterdir()] == ["last.ckpt"]
+    assert read(checkpoint) == {"step": 2}

@@ -1,0 +1,100 @@
+"""Where a run starts: requeued jobs, damaged checkpoints, folders of others."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from kw_lightning import load_recipe
+from kw_lightning.errors import RunError
+from kw_lightning.fit import fit
+from kw_lightning.fit.folder import RunFolder
+from kw_lightning.fit.starting import last_good, start
+from kw_lightning.recipe import lock_text
+
+RECIPE = load_recipe("digits-resnet")
+
+
+def begun(folder: Path) -> RunFolder:
+    """Return the folder of a run that was killed before its first checkpoint."""
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "tensorboard").mkdir()
+    for name in ("metrics.csv", "versions.json", ".lock", ".result.json.partial", "checkpoints/.last.ckpt.7.partial"):
+        (folder / name).write_text("x")
+    (folder / "recipe.lock.yaml").write_text(lock_text(RECIPE))
+    return RunFolder(folder)
+
+
+def test_a_requeued_job_starts_anew_before_its_first_checkpoint(tmp_path: Path) -> None:
+    begun(tmp_path / "run")
+    found = start(RECIPE, "auto", tmp_path / "run")
+    assert (found.checkpoint, found.state) == (None, None)
+    assert [path.name for path in found.folder.path.iterdir()] == [".lock"]
+    with pytest.raises(RunError, match="another process"):
+        start(RECIPE, "auto", tmp_path / "run")
+    found.folder.release()
+
+
+def test_a_folder_of_another_recipe_or_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    begun(tmp_path / "run")
+    with pytest.raises(RunError, match=r"holds a run of another recipe, without a checkpoint.*--output"):
+        start(load_recipe("digits-resnet", ["train.epochs=7"]), "auto", tmp_path / "run")
+    (tmp_path / "run/thesis.tex").write_text("…")
+    with pytest.raises(RunError, match="is not empty"):
+        start(RECIPE, "auto", tmp_path / "run")
+    assert (tmp_path / "run/metrics.csv").exists()
+    with pytest.raises(RunError, match="is not empty"):
+        start(RECIPE, None, tmp_path / "run")
+
+
+def test_auto_takes_the_last_good_checkpoint_and_says_so(
+    tmp_path: Path, quick: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    result = fit("digits-resnet", [*quick, "log.tensorboard=false"], output=tmp_path / "run")
+    folder = RunFolder(result.folder)
+    content = bytearray(folder.last.read_bytes())
+    content[len(content) // 2] ^= 1
+    folder.last.write_bytes(content)
+    with pytest.raises(RunError, match=r"last\.ckpt: not a checkpoint, or a damaged one"):
+        fit("digits-resnet", quick, resume=tmp_path / "run")
+    with caplog.at_level(logging.WARNING):
+        found = last_good(folder)
+    assert found is not None
+    assert found[0] == folder.best
+    assert "damaged one (the checksum" in caplog.text
+    assert f"Going on from {folder.best}, step" in caplog.text
+    assert fit("digits-resnet", [*quick, "log.tensorboard=false"], output=tmp_path / "run", resume="auto").last
+    folder.last.write_bytes(b"")
+    folder.best.write_bytes(b"")
+    with pytest.raises(RunError, match="No good checkpoint is left"):
+        last_good(folder)
+
+
+def test_a_worker_that_outlives_its_run_does_not_hold_the_folder(tmp_path: Path) -> None:
+    run = os.fork()
+    if run == 0:
+        folder = RunFolder(tmp_path / "run")
+        folder.claim(resume=True)
+        if os.fork() == 0:
+            time.sleep(30)  # as a DataLoader's worker for some seconds
+        (tmp_path / "claimed").touch()
+        time.sleep(30)
+        os._exit(0)
+    while not (tmp_path / "claimed").exists():
+        time.sleep(0.01)
+    with pytest.raises(RunError, match="another process"):
+        RunFolder(tmp_path / "run").claim(resume=True)
+    os.kill(run, signal.SIGKILL)
+    os.waitpid(run, 0)
+    RunFolder(tmp_path / "run").claim(resume=True)
+
+
+def test_what_a_kill_left_unfinished_is_removed(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run")
+    folder.claim(resume=True)
+    assert not list((tmp_path / "run").rglob("*.partial"))
