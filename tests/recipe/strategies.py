@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import string
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from fuzzing import broken
 
 from kw_lightning.recipe.schema import Schema, branches, schema
 from kw_lightning.recipe.sources import Source, names
@@ -24,6 +31,8 @@ JUNK = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=3)),
     max_leaves=6,
 )
+# What stands behind a key on the command line.
+SUFFIXES = ("+", "[0]", "[-1]", "[999999]", ".x", ".", "[", "[0][0]", "++")
 # What breaks a file: signs of YAML, numbers, keys of the language, bytes that are no UTF-8.
 PIECES = st.one_of(
     st.sampled_from(
@@ -50,28 +59,45 @@ def recipes() -> st.SearchStrategy[dict[str, Any]]:
     )
 
 
-@st.composite
-def broken_files(draw: st.DrawFn, sources: Sequence[Source] = ()) -> bytes:
-    """Return a file of these recipes, else of any shipped one, with a few places cut, doubled, moved, overwritten."""
+def broken_files(sources: Sequence[Source] = ()) -> st.SearchStrategy[bytes]:
+    """Return a strategy for files of these recipes, else of any shipped one, with a few places broken."""
     known = sorted(sources or names().values(), key=lambda source: source.name)
-    content = draw(st.sampled_from(known)).read()
-    for _ in range(draw(st.integers(1, 4))):
-        start = draw(st.integers(0, len(content)))
-        stop = min(start + draw(st.integers(0, 40)), len(content))
-        match draw(st.sampled_from(("cut", "insert", "replace", "double", "move"))):
-            case "cut":
-                content = content[:start] + content[stop:]
-            case "insert":
-                content = content[:start] + draw(PIECES) + content[start:]
-            case "replace":
-                content = content[:start] + draw(PIECES) + content[stop:]
-            case "double":
-                content = content[:stop] + content[start:]
-            case "move":
-                rest, piece = content[:start] + content[stop:], content[start:stop]
-                place = draw(st.integers(0, len(rest)))
-                content = rest[:place] + piece + rest[place:]
-    return content
+    return broken(st.sampled_from(known).map(lambda source: source.read()), PIECES)
+
+
+def overrides() -> st.SearchStrategy[str]:
+    """Return a strategy for changes on the command line: mostly of keys that there are, some to values that fit."""
+    paths = st.sampled_from(_paths((), schema()))
+    keys = st.one_of(paths, paths, paths, st.builds("{}{}".format, paths, st.sampled_from(SUFFIXES)), TEXTS)
+    values = st.one_of(JUNK.map(lambda value: json.dumps(value, default=str)), SCALARS.map(str), TEXTS)
+    fitting = st.sampled_from(_examples((), schema()))
+    return st.one_of(fitting, st.builds("{}{}{}".format, keys, st.sampled_from(("=", "=", "=", "", "==")), values))
+
+
+def _paths(before: tuple[str, ...], part: Schema, depth: int = 0) -> list[str]:
+    """Return the paths of all keys, a few names in the place of those that a recipe chooses."""
+    found = [".".join(before)] if before else []
+    for branch in branches(part) if depth < 6 else ():
+        children = dict(branch.get("properties", {}))
+        if isinstance(branch.get("additionalProperties"), Mapping):
+            children |= dict.fromkeys(("stage1", "a"), branch["additionalProperties"])
+        if isinstance(branch.get("items"), Mapping):
+            found += [f"{path}[0]" for path in found[:1]]
+        for key, child in children.items():
+            found += _paths((*before, key), child, depth + 1)
+    return found
+
+
+def _examples(before: tuple[str, ...], part: Schema, depth: int = 0) -> list[str]:
+    """Return changes with the values that the schema gives as examples, allowed words or bounds."""
+    found = []
+    for branch in branches(part) if depth < 6 else ():
+        values = [*branch.get("examples", ()), *branch.get("enum", ())]
+        values += [branch[bound] for bound in ("minimum", "maximum", "const") if bound in branch]
+        found += [f"{'.'.join(before)}={json.dumps(value)}" for value in values if before]
+        for key, child in branch.get("properties", {}).items():
+            found += _examples((*before, key), child, depth + 1)
+    return found
 
 
 def _spoilt(strategy: st.SearchStrategy[Any], one_in: int) -> st.SearchStrategy[Any]:
