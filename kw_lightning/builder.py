@@ -14,12 +14,12 @@ from torch import nn
 
 from kw_lightning import backbones
 from kw_lightning.errors import KWError, RecipeError
-from kw_lightning.nn import KWLayer, attach_warehouse
+from kw_lightning.nn import KWLayer, KWLinear, attach_warehouse
 from kw_lightning.nn.partial import PartialLayer
 from kw_lightning.planning import LayerPlan, Plan, WarehousePlan, plan
 from kw_lightning.recipe import load_recipe
 from kw_lightning.recipe.types import Recipe
-from kw_lightning.replacement import Static, dynamic_layer, replacement, rows_of
+from kw_lightning.replacement import Static, dynamic_layer, keep_from_fusing, replacement, rows_of
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,9 @@ def apply_plan(planned: Plan, model: nn.Module, *, warm_start: bool = False) -> 
     errors: dict[str, float] = {}
     for warehouse in planned.warehouses:
         for layer, dynamic in zip(warehouse.layers, _make_warehouse(warehouse, statics), strict=True):
-            dynamic.engine = planned.recipe.engine
+            dynamic.engine, dynamic.name = planned.recipe.engine, layer.name
+            if isinstance(dynamic, KWLinear):
+                _place_batch(dynamic, layer, warehouse, checked=planned.macs_note is None)
             made.setdefault(layer.layer.name, []).append((layer, dynamic))
             if warm_start:
                 errors[layer.name] = dynamic.load_kernel(rows_of(statics[layer.layer.name].weight, layer.rows))
@@ -175,6 +177,13 @@ def _make_warehouse(warehouse: WarehousePlan, statics: Mapping[str, Static]) -> 
     return layers
 
 
+def _place_batch(dynamic: KWLinear, layer: LayerPlan, warehouse: WarehousePlan, *, checked: bool) -> None:
+    """Say where a linear layer's batch is, or that it may be elsewhere where no forward pass has shown it."""
+    dynamic.batch_dim = warehouse.spec.batch_dim or 0
+    if warehouse.spec.batch_dim is None and not checked:
+        dynamic.beside = layer.layer.beside
+
+
 def _swap(model: nn.Module, planned: Plan, replacements: Mapping[str, nn.Module]) -> nn.Module:
     names = {layer.layer.name: layer.layer.names for w in planned.warehouses for layer in w.layers}
     if "" in replacements:
@@ -192,6 +201,7 @@ def _swap(model: nn.Module, planned: Plan, replacements: Mapping[str, nn.Module]
         for parent, child, old in before:
             parent._modules[child] = old
         raise
+    keep_from_fusing(model, replacements)
     return model
 
 

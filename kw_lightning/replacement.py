@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ Rows = tuple[int, int] | None
 
 STATIC_CONVOLUTIONS: tuple[type[Any], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 DYNAMIC_CONVOLUTIONS: tuple[type[Any], ...] = (KWConv1d, KWConv2d, KWConv3d)
+# By these methods, which `timm.utils.reparameterize_model` calls, a module makes static layers of its weights.
+FUSING = ("fuse", "reparameterize", "switch_to_deploy")
 
 
 def dynamic_layer(static: Static, rows: Rows = None) -> KWLayer:
@@ -60,6 +63,23 @@ def replacement(static: Static, parts: Sequence[tuple[Rows, KWLayer]]) -> nn.Mod
             new.__dict__[name] = value
     new._is_full_backward_hook = static._is_full_backward_hook
     return new
+
+
+def keep_from_fusing(model: nn.Module, names: Iterable[str]) -> None:
+    """Make the modules that hold these dynamic layers stay as they are when they are asked to fuse their weights.
+
+    The network itself is not one of them: what it does may be for its static layers.
+    """
+    holders = {name[:end] for name in names for end in range(len(name)) if name[end] == "."}
+    for holder in sorted(holders):
+        module = model.get_submodule(holder)
+        for method in FUSING:
+            if callable(getattr(type(module), method, None)):
+                module.__dict__[method] = partial(_stay, module)
+
+
+def _stay(module: nn.Module, *_: Any, **__: Any) -> nn.Module:
+    return module
 
 
 def rows_of(tensor: Tensor, rows: Rows) -> Tensor:

@@ -6,6 +6,7 @@ Paper: KernelWarehouse (ICML 2024), section 3. https://arxiv.org/abs/2406.07879
 from __future__ import annotations
 
 import math
+import warnings
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from kw_lightning.nn.engine.reference import assemble_kernels
 from kw_lightning.nn.partition import LayerPartition, Shape
 from kw_lightning.nn.precision import compute_type
 from kw_lightning.nn.warehouse import Warehouse
+from kw_lightning.nn.weight import DynamicWeight, over_rows
 
 
 class KWLayer(nn.Module):
@@ -33,10 +35,13 @@ class KWLayer(nn.Module):
         attention: gives α [batch, mixtures, cells]; a forward hook on it sees them.
         partition: the layer's place in its warehouse.
         engine: the order of contraction, see `kw_lightning.nn.engine`.
+        name: the layer's name in the network that was converted, for messages.
+        output_scale: [out_channels], a batch norm that was folded into the layer; None where none was.
     """
 
     kernel_shape: Shape
     bias: nn.Parameter | None
+    output_scale: Tensor | None
     warehouse: Warehouse | None
     attention: ContrastingAttention | None
     channels_last = False
@@ -47,6 +52,26 @@ class KWLayer(nn.Module):
         self.attention = None
         self.partition: LayerPartition | None = None
         self.engine = "auto"
+        self.name = ""
+        self.register_buffer("output_scale", None)
+
+    @property
+    def weight(self) -> DynamicWeight:
+        """Return the shape, type and device of the static kernel that the layer stands for, without numbers.
+
+        Set, it takes only what it gave, with factors of the output channels: so a batch norm is folded into a layer.
+        """
+        like = torch.empty(()) if self.warehouse is None else self.warehouse.cells
+        return DynamicWeight(self.name or type(self).__name__, self.kernel_shape, like)
+
+    @weight.setter
+    def weight(self, weight: object) -> None:
+        if not isinstance(weight, DynamicWeight) or weight.shape != self.kernel_shape:
+            found = type(weight).__name__
+            raise TypeError(f"a dynamic layer takes no weight; load_kernel(kernel) starts from one: found {found}")
+        if weight.scale is not None:
+            before = 1 if self.output_scale is None else self.output_scale
+            self.output_scale = before * weight.scale
 
     def attach(
         self,
@@ -104,7 +129,8 @@ class KWLayer(nn.Module):
     def kernels(self, attention: Tensor) -> Tensor:
         """Return the kernels [batch, *kernel_shape] that the attention α [batch, mixtures, cells] mixes."""
         cells = self._attached()[0].cells
-        return assemble_kernels(attention.to(cells.dtype), cells, self._convolution())
+        kernels = assemble_kernels(attention.to(cells.dtype), cells, self._convolution())
+        return kernels if self.output_scale is None else kernels * over_rows(self.output_scale, kernels.dim() - 1)
 
     def attend(self, x: Tensor) -> Tensor:
         """Return α [batch, mixtures, cells] for the layer's input."""
@@ -212,8 +238,10 @@ class _KWConvNd(KWLayer):
         convolution = self._convolution()
         convolution.check_size(tuple(x.shape[2:]))
         y = dynamic_convolution(x, alpha, warehouse.cells, convolution, self.engine)
+        if self.output_scale is not None:
+            y = y * over_rows(self.output_scale.to(y.dtype), self.dimensions + 1)
         if self.bias is not None:
-            y = y + self.bias.to(y.dtype).view(-1, *[1] * self.dimensions)
+            y = y + over_rows(self.bias.to(y.dtype), self.dimensions + 1)
         return y.squeeze(0) if single else y
 
     @property
@@ -281,9 +309,18 @@ class KWConv3d(_KWConvNd):
 
 
 class KWLinear(KWLayer):
-    """Dynamic linear layer; arguments as `nn.Linear`. x: [batch, *tokens, in_features]: one matrix a sample."""
+    """Dynamic linear layer; arguments as `nn.Linear`. x: [batch, *tokens, in_features]: one matrix a sample.
+
+    Args:
+        batch_dim: the dimension of x that is the batch; 1 for [sequence, batch, in_features].
+
+    Attributes:
+        beside: name of a module nearby that works on [sequence, batch, channels]; None where there is none, or where
+            `batch_dim` was said. The first input of three dimensions then brings a warning.
+    """
 
     channels_last = True
+    beside: str | None = None
 
     def __init__(
         self,
@@ -292,9 +329,13 @@ class KWLinear(KWLayer):
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        batch_dim: int = 0,
     ) -> None:
         super().__init__()
-        self.in_features, self.out_features = in_features, out_features
+        if batch_dim < 0:
+            raise ValueError(f"batch_dim is a dimension, 0 or more: found {batch_dim}")
+        self.in_features, self.out_features, self.batch_dim = in_features, out_features, batch_dim
         self.kernel_shape = (out_features, in_features)
         self._make_bias(out_features, bias, {"device": device, "dtype": dtype})
         self.reset_parameters()
@@ -303,10 +344,10 @@ class KWLinear(KWLayer):
         """Multiply every sample's tokens by the sample's own matrix.
 
         Args:
-            x: [batch, *tokens, in_features], or one sample [in_features].
+            x: [batch, *tokens, in_features], the batch at `batch_dim`; of fewer dimensions it is one sample.
 
         Returns:
-            [batch, *tokens, out_features].
+            [batch, *tokens, out_features], the batch where it was.
 
         Raises:
             RuntimeError: the layer has no warehouse yet; **or** x has not the layer's features or type.
@@ -315,16 +356,37 @@ class KWLinear(KWLayer):
             return self._traced(x)  # type: ignore[no-any-return]
         if x.shape[-1] != self.in_features:
             raise RuntimeError(f"expected x of [batch, ..., {self.in_features}]: found {list(x.shape)}")
-        if x.dim() == 1:
-            return self.forward(x.unsqueeze(0)).squeeze(0)
+        if x.dim() < self.batch_dim + 2:
+            return self._apply_matrices(x.unsqueeze(0)).squeeze(0)
+        if self.batch_dim:
+            return self._apply_matrices(x.movedim(self.batch_dim, 0)).movedim(0, self.batch_dim)
+        if self.beside is not None and x.dim() > 2 and not torch.compiler.is_compiling():
+            self._doubt_batch(x)
+        return self._apply_matrices(x)
+
+    def _apply_matrices(self, x: Tensor) -> Tensor:
         cells = self._attached()[0].cells
         dtype = compute_type(x, cells)
         attention = self.attend(x)
         tokens = x.to(dtype).unsqueeze(1) if x.dim() == 2 else x.to(dtype).flatten(1, -2)
         y = dynamic_linear(tokens, attention, cells, self._convolution(), self.engine)
+        if self.output_scale is not None:
+            y = y * self.output_scale.to(y.dtype)
         if self.bias is not None:
             y = y + self.bias.to(y.dtype)
         return y.reshape(*x.shape[:-1], self.out_features)
+
+    def _doubt_batch(self, x: Tensor) -> None:
+        warehouse = self._attached()[0]
+        if not warehouse.doubted:
+            warehouse.doubted = True
+            warnings.warn(
+                f'"{self.name}" takes dimension 0 of {list(x.shape)} for the batch, and stands beside "{self.beside}", '
+                f'which works on [sequence, batch, channels]. Say batch_dim: 1 in warehouse "{warehouse.name}" where '
+                "its layers do too, since samples mix otherwise, and batch_dim: 0 where they do not",
+                stacklevel=3,
+            )
+        self.beside = None
 
     @property
     def _attention_channels(self) -> int:
@@ -335,6 +397,8 @@ class KWLinear(KWLayer):
 
     def extra_repr(self) -> str:
         text = f"{self.in_features}, {self.out_features}"
+        if self.batch_dim:
+            text += f", batch_dim={self.batch_dim}"
         if self.bias is None:
             text += ", bias=False"
         return text + (f", warehouse={self.warehouse.name!r}" if self.warehouse else "")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kw_lightning.nn.layers import KWLayer
+from kw_lightning.nn.weight import DynamicWeight
 
 
 class PartialLayer(nn.Module):
@@ -43,6 +45,14 @@ class PartialLayer(nn.Module):
         """
         dimension = -1 if self._linear else -1 - self._dimensions
         return torch.cat([part(x) for part in self.parts], dim=dimension)
+
+    @property
+    def weight(self) -> DynamicWeight:
+        """Return the shape, type and device of the static kernel; see `KWLayer.weight`."""
+        dynamic = self.dynamic_parts[0]
+        weights: list[Any] = [part.weight for part in self.parts]
+        rows = sum(weight.shape[0] for weight in weights)
+        return DynamicWeight(dynamic.name, (rows, *dynamic.kernel_shape[1:]), dynamic.weight)
 
     @property
     def dynamic_parts(self) -> list[KWLayer]:

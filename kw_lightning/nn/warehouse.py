@@ -23,6 +23,7 @@ class Warehouse(nn.Module):
     Attributes:
         cells: [n, co, ci, *ck].
         temperature: τ, a scalar buffer; changed in place, so a compiled network is not compiled anew.
+        doubted: whether a layer has warned of where its batch may be: one warning serves them all.
     """
 
     temperature: Tensor
@@ -42,6 +43,7 @@ class Warehouse(nn.Module):
         exact = torch.promote_types(self.cells.dtype, torch.float32)
         self.register_buffer("temperature", torch.empty((), device=device, dtype=exact))
         self._layers = partition.layers
+        self.doubted = False
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

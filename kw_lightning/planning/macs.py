@@ -18,9 +18,9 @@ from fractions import Fraction
 
 from kw_lightning.nn.attention import attention_width, basis_shape
 from kw_lightning.nn.partition import LayerPartition
-from kw_lightning.planning.tracing import Trace, positions
+from kw_lightning.planning.tracing import Trace, batch_first, positions
 from kw_lightning.planning.types import Count, LayerPlan, WarehousePlan
-from kw_lightning.recipe.types import Attention
+from kw_lightning.recipe.types import Warehouse
 
 
 def static_macs(kernel_shape: tuple[int, ...], positions: int) -> int:
@@ -62,17 +62,18 @@ def mixing_macs(partition: LayerPartition, groups: int, inputs: int, outputs: in
     return kernels if groups > 1 else min(kernels, results, mixed)
 
 
-def layer_macs(layer: LayerPlan, attention: Attention, forward: Trace) -> Count | None:
+def layer_macs(layer: LayerPlan, warehouse: Warehouse, forward: Trace) -> Count | None:
     """Return the multiply-adds of a layer as it was and as it will be; None where the forward pass is not known."""
     if forward.failure is not None:
         return None
     static = kw = 0
-    partition = layer.partition
+    partition, attention, batch = layer.partition, warehouse.attention, warehouse.batch_dim or 0
     attending = attention_macs(layer.layer.in_channels, partition, attention.reduction, attention.basis)
     for call in forward.calls_of(layer.layer.names):
-        inputs, outputs = (positions(partition.kernel_shape, shape) for shape in (call.inputs, call.outputs))
+        shapes = [batch_first(shape, batch) for shape in (call.inputs, call.outputs)]
+        inputs, outputs = (positions(partition.kernel_shape, shape) for shape in shapes)
         # Windowed networks fold windows into the batch, so that one sample is several to the layer.
-        samples = call.inputs[0] if len(call.inputs) > 1 else 1
+        samples = shapes[0][0]
         static += samples * static_macs(partition.kernel_shape, outputs)
         kw += samples * (attending + mixing_macs(partition, layer.layer.groups, inputs, outputs))
     return Count(static, kw)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from kw_lightning.errors import KWError
 from kw_lightning.nn import KWLayer
+from kw_lightning.planning.tracing import Trace
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 CONVERTIBLE: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -31,6 +32,8 @@ class Layer:
         groups: of the convolution; 1 for a linear layer.
         parameters: numbers in weight and bias.
         refusal: why the layer cannot be made dynamic; None when it can.
+        beside: of a linear layer, the nearest module that works on [sequence, batch, channels] by its `batch_first`;
+            None where there is none.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Layer:
     groups: int
     parameters: int
     refusal: str | None = None
+    beside: str | None = None
 
     @property
     def out_channels(self) -> int:
@@ -65,10 +69,14 @@ class Network(NamedTuple):
     modules: Mapping[str, str]
 
 
-def survey(model: nn.Module) -> Network:
+def survey(model: nn.Module, forward: Trace | None = None) -> Network:
     """Return the convolutions and linear layers of a network, in module order.
 
     Subclasses count as layers too, but only those that leave the forward pass as it is can be made dynamic.
+
+    Args:
+        model: the network.
+        forward: its forward pass, if it is known: a layer with whose weight the network computes cannot be dynamic.
     """
     names: dict[int, list[str]] = {}
     modules: dict[str, nn.Module] = {}
@@ -77,6 +85,7 @@ def survey(model: nn.Module) -> Network:
         names.setdefault(id(module), []).append(name)
     owners = _weight_owners(modules)
     attention_parts = _parts_of_attention(modules)
+    orders = {name: module.batch_first for name, module in modules.items() if hasattr(module, "batch_first")}
     layers = []
     for first, module in _distinct(modules):
         if not isinstance(module, CONVERTIBLE):
@@ -87,8 +96,18 @@ def survey(model: nn.Module) -> Network:
         if refusal is None and len(owners[id(module.weight)]) > 1:
             other = next(owner for owner in owners[id(module.weight)] if owner != first)
             refusal = f'shares its weight with "{other}", and a warehouse can only tie cells'
-        layers.append(_layer(first, names[id(module)], module, refusal))
+        if refusal is None and forward is not None:
+            refusal = reading(names[id(module)], forward)
+        layer = _layer(first, names[id(module)], module, refusal)
+        layers.append(replace(layer, beside=_sequence_first(first, orders)) if layer.type == "Linear" else layer)
     return Network(tuple(layers), {name: type(module).__name__ for name, module in modules.items()})
+
+
+def reading(names: Sequence[str], forward: Trace) -> str | None:
+    """Return how a network computes with the weight of the layer that has these names; None where it does not."""
+    if forward.reads.isdisjoint(names):
+        return None
+    return f"the network reads its weight {'beside' if forward.calls_of(names) else 'instead of'} calling it"
 
 
 def refuse_dynamic(model: nn.Module) -> None:
@@ -151,6 +170,17 @@ def _weight_owners(modules: Mapping[str, nn.Module]) -> dict[int, list[str]]:
             if parameter is not None:
                 owners.setdefault(id(parameter), []).append(name)
     return owners
+
+
+def _sequence_first(layer: str, orders: Mapping[str, Any]) -> str | None:
+    """Return the first module with `batch_first=False` of the innermost block that has modules with that attribute."""
+    block = layer
+    while block:
+        block = block.rpartition(".")[0]
+        inside = {name: order for name, order in orders.items() if not block or name.startswith(f"{block}.")}
+        if inside:
+            return next(iter(inside)) if all(order is False for order in inside.values()) else None
+    return None
 
 
 def _parts_of_attention(modules: Mapping[str, nn.Module]) -> set[int]:

@@ -17,6 +17,7 @@ from kw_lightning.limits import MAX_INPUT, MAX_MIXTURES, MAX_PARAMETERS, TooLarg
 from kw_lightning.nn.engine import ENGINES, Convolution, refusal
 from kw_lightning.nn.partition import PartitionError, WarehousePartition
 from kw_lightning.planning.budgets import solve
+from kw_lightning.planning.checks import misplaced_batches, read_in_training
 from kw_lightning.planning.geometry import Geometry, measure
 from kw_lightning.planning.macs import layer_macs, total_macs
 from kw_lightning.planning.network import Network, refuse_dynamic, survey
@@ -66,12 +67,13 @@ def _plan(
         message = sentence(f"an input of {math.prod(shape):,} numbers", f"at most {MAX_INPUT:,}")
         raise TooLargeError(recipe.document.problem("model.input", message))
     refuse_dynamic(model)
-    network = survey(model)
     forward = trace(model, shape) if shape is not None else Trace(failure="the shape of the input is not known")
+    network = survey(model, forward)
     warehouses, problems = _warehouses(recipe, network, model, forward)
     chosen, found = select(network, warehouses, recipe.document)
     problems += found
-    problems += _uncalled(recipe, model, shape, forward, warehouses, chosen)
+    problems += read_in_training(model, shape, forward, warehouses, chosen, recipe.document)
+    problems += misplaced_batches(model, shape, forward, warehouses, chosen, recipe.document)
     geometries, found = _geometries(recipe, warehouses, chosen)
     problems += found
     problems += _unserved(recipe, geometries)
@@ -178,37 +180,6 @@ def _kernels(choices: Sequence[Choice]) -> str:
     return ", ".join(texts[:6]) + (f" and {len(texts) - 6} other shapes" if len(texts) > 6 else "")
 
 
-def _uncalled(
-    recipe: Recipe,
-    model: nn.Module,
-    shape: tuple[int, ...] | None,
-    forward: Trace,
-    warehouses: Sequence[Warehouse],
-    chosen: Mapping[str, tuple[Choice, ...]],
-) -> list[Problem]:
-    """Return a problem for every chosen layer whose forward pass the network never calls: it reads the weight."""
-    if shape is None or forward.failure is not None:
-        return []
-    silent = [
-        (warehouse, choice.layer)
-        for warehouse in warehouses
-        for choice in chosen[warehouse.name]
-        if not forward.calls_of(choice.layer.names)
-    ]
-    if silent:
-        training = trace(model, shape, training=True)  # auxiliary heads run in training only
-        if training.failure is not None:
-            return []
-        silent = [(warehouse, layer) for warehouse, layer in silent if not training.calls_of(layer.names)]
-    return [
-        recipe.document.problem(
-            warehouse.path,
-            f'"{layer.name}" cannot be made dynamic: the network reads its weight instead of calling it',
-        )
-        for warehouse, layer in silent
-    ]
-
-
 def _unserved(recipe: Recipe, geometries: Sequence[Geometry]) -> list[Problem]:
     """Return a problem where the recipe's engine cannot compute all layers, with the engines that can."""
     convolutions = {
@@ -236,7 +207,7 @@ def _warehouse_plan(geometry: Geometry, partition: WarehousePartition, forward: 
     layers = []
     for choice, share, size in zip(geometry.choices, partition.layers, sizes, strict=True):
         found = LayerPlan(choice.layer, choice.rows, share, size)
-        layers.append(replace(found, macs=layer_macs(found, geometry.spec.attention, forward)))
+        layers.append(replace(found, macs=layer_macs(found, geometry.spec, forward)))
     shapes = [choice.kernel_shape for choice in geometry.choices]
     divisors = (math.gcd(*(shape[0] for shape in shapes)), math.gcd(*(shape[1] for shape in shapes)))
     return WarehousePlan(geometry.spec, partition, tuple(layers), divisors)
@@ -250,7 +221,7 @@ def _static_layers(
         if layer.name not in taken:
             reason = layer.refusal or excluded_by(layer, warehouses)
             if reason is None and forward.failure is None and not forward.calls_of(layer.names):
-                reason = "its weight is read directly"
+                reason = "the forward pass does not call it"
             yield StaticLayer(layer, reason or "no warehouse takes it")
 
 

@@ -63,7 +63,7 @@ def find_stages(model: nn.Module, input_shape: Sequence[int], *, handover: bool 
     forward = trace(model, input_shape)
     if forward.failure is not None:
         raise KWError(f"no stages to be found: {forward.failure}")
-    return _stages(survey(model), model, forward, handover, taken=())
+    return _stages(survey(model, forward), model, forward, handover, taken=())
 
 
 def stage_warehouses(

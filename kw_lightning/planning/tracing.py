@@ -6,12 +6,13 @@ import copy
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from kw_lightning.errors import first_line
@@ -21,7 +22,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module in the forward pass of a single sample: shapes with the batch dimension.
+    """One call of a module in the forward pass: shapes with the batch dimension.
 
     Attributes:
         inputs: shape of the first input.
@@ -43,48 +44,48 @@ class Trace:
         macs: multiply-adds of the whole network for one sample, as torch's FlopCounterMode counts them: convolutions,
             linear layers and products of activations (self-attention); norms and activations are not counted.
         failure: why there is nothing here, None when there is.
+        reads: names of the modules whose `weight` something else computed with, beside or instead of calling them.
     """
 
     calls: Mapping[str, tuple[Call, ...]] = field(default_factory=dict)
     macs: int | None = None
     failure: str | None = None
+    reads: frozenset[str] = frozenset()
 
     def calls_of(self, names: Sequence[str]) -> tuple[Call, ...]:
         """Return the calls of a module that has these names; empty if it was not called."""
         return next((self.calls[name] for name in names if name in self.calls), ())
 
 
-def trace(model: nn.Module, input_shape: Sequence[int], *, training: bool = False) -> Trace:
-    """Run one sample through a network on the meta device and note the shapes.
+def trace(model: nn.Module, input_shape: Sequence[int], *, batch: int = 1, training: bool = False) -> Trace:
+    """Run samples through a network on the meta device and note the shapes.
 
     Args:
         model: any network; it is not changed, and a copy without its weights and hooks is run.
         input_shape: [channels, *size] of one sample.
-        training: run in training mode, with a batch of two for the norms; no multiply-adds then.
+        batch: how many samples; multiply-adds are counted for one only.
+        training: run in training mode, whose norms need at least two.
 
     Returns:
         The trace; a network that does not run this way (several inputs, a detector, values that decide the way) gives
         one with `failure`.
     """
-    batch = 2 if training else 1
     calls: dict[str, list[Call]] = {}
+    counter = FlopCounterMode(display=False) if batch == 1 and not training else nullcontext()
     try:
         shadow = meta_copy(model).train(training)
+        watch = _WeightWatch(shadow)
         # Tensors stay alive during the pass, so that an id means one tensor.
         alive: list[Tensor] = []
-        with _recording(shadow, calls, alive), torch.no_grad(), warnings.catch_warnings():
+        with _recording(shadow, calls, alive), watch.calls(), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             x = torch.empty(batch, *input_shape, device="meta")
-            if training:
+            with counter, watch:
                 shadow(x)
-                macs = None
-            else:
-                with FlopCounterMode(display=False) as counter:
-                    shadow(x)
-                macs = counter.get_total_flops() // 2
     except Exception as error:  # anything that a stranger's forward pass can raise
         return Trace(failure=f"the network does not run on one input of {list(input_shape)}: {first_line(error)}")
-    return Trace({name: tuple(found) for name, found in calls.items()}, macs)
+    macs = counter.get_total_flops() // 2 if isinstance(counter, FlopCounterMode) else None
+    return Trace({name: tuple(found) for name, found in calls.items()}, macs, reads=frozenset(watch.reads))
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
@@ -126,6 +127,55 @@ def _recording(model: nn.Module, calls: dict[str, list[Call]], alive: list[Tenso
             handle.remove()
 
 
+class _WeightWatch(TorchDispatchMode):
+    """Sees who computes with the weight of a module while the module itself does not run.
+
+    Shape, type and device are no computation: what asks for them alone is not seen.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.reads: set[str] = set()
+        self._modules: dict[int, tuple[str, nn.Module]] = {}
+        self._running: list[nn.Module] = []
+        for name, module in model.named_modules():
+            weight = module._parameters.get("weight")
+            if weight is not None and type(weight) is nn.Parameter:
+                self._modules[_storage(weight)] = (name, module)
+
+    @contextmanager
+    def calls(self) -> Iterator[None]:
+        """Know, inside this block, which modules run."""
+
+        def enter(module: nn.Module, *_: Any) -> None:
+            self._running.append(module)
+
+        def leave(module: nn.Module, *_: Any) -> None:
+            self._running.pop()
+
+        handles: list[Any] = []
+        for _, module in self._modules.values():
+            handles.append(module.register_forward_pre_hook(enter))
+            handles.append(module.register_forward_hook(leave, prepend=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in _tensors((*args, *(kwargs or {}).values())):
+            name, module = self._modules.get(_storage(tensor), ("", None))
+            if module is not None and module not in self._running:
+                self.reads.add(name)
+        return func(*args, **(kwargs or {}))
+
+
+def _storage(tensor: Tensor) -> int:
+    """Return what tells a tensor's memory, and that of its views, from all others; 0 where it has none."""
+    return tensor.untyped_storage()._cdata if type(tensor) in (Tensor, nn.Parameter) else 0
+
+
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
     for value in values:
         if isinstance(value, Tensor):
@@ -134,6 +184,13 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from _tensors(value.values())
         elif isinstance(value, list | tuple):
             yield from _tensors(value)
+
+
+def batch_first(shape: Shape, batch_dim: int) -> Shape:
+    """Return a shape with its batch as dimension 0; one sample without a batch gets one."""
+    if len(shape) < batch_dim + 2:
+        return (1, *shape)
+    return (shape[batch_dim], *shape[:batch_dim], *shape[batch_dim + 1 :])
 
 
 def positions(kernel_shape: Shape, shape: Shape) -> int:

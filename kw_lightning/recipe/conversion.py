@@ -90,7 +90,8 @@ def _shared(entry: Values, defaults: Values) -> dict[str, Any]:
 def _warehouse(name: str, entry: Values, defaults: Values) -> Warehouse:
     path = f"warehouses.{name}"
     selectors = (_selector(value, f"{path}.layers[{index}]") for index, value in enumerate(entry.get("layers", ())))
-    return Warehouse(name=name, layers=tuple(selectors), path=path, **_shared(entry, defaults))
+    own = _only(entry, "batch_dim")
+    return Warehouse(name=name, layers=tuple(selectors), path=path, **own, **_shared(entry, defaults))
 
 
 def _selector(value: Any, path: str) -> Selector:

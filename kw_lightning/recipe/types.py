@@ -118,7 +118,10 @@ class Selector:
 
 @dataclass(frozen=True)
 class Warehouse:
-    """One warehouse of the recipe, the recipe's `defaults` already filled in."""
+    """One warehouse of the recipe, the recipe's `defaults` already filled in.
+
+    `batch_dim` is the dimension of the batch in the input of its linear layers; None, where nothing is said, means 0.
+    """
 
     name: str
     layers: tuple[Selector, ...]
@@ -126,6 +129,7 @@ class Warehouse:
     cell: Cell = Cell()
     attention: Attention = Attention()
     path: str = ""
+    batch_dim: int | None = None
 
 
 @dataclass(frozen=True)

@@ -70,5 +70,6 @@ def test_scripting_says_that_tracing_and_export_are_the_way(network: Network) ->
     with pytest.raises(NotImplementedError) as raised:
         torch.jit.script(network)
     assert str(raised.value) == (
-        "KWConv2d has no TorchScript: use torch.export.export(network, (example,)), or torch.jit.trace(network, example)"
+        "KWConv2d has no TorchScript: use torch.export.export(network, (example,)), "
+        "or torch.jit.trace(network, example)"
     )

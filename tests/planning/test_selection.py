@@ -174,21 +174,6 @@ def test_slices_of_a_layer() -> None:
     assert selected(model, "0[0:1]") == ["0"]
 
 
-def test_a_layer_that_is_read_and_not_called() -> None:
-    class Reads(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.read, self.called = nn.Linear(4, 4), nn.Linear(4, 4)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.called(nn.functional.linear(x, self.read.weight))
-
-    planned = plan(recipe(["called"]), Reads(), input_shape=[4])
-    assert [static.reason for static in planned.static_layers] == ["its weight is read directly"]
-    with pytest.raises(RecipeError, match='"read" cannot be made dynamic: the network reads its weight'):
-        plan(recipe(["*"]), Reads(), input_shape=[4])
-
-
 def test_many_wrong_names_take_no_time() -> None:
     wrong = [f"layer{index}.conv" for index in range(100, 1100)]
     with pytest.raises(RecipeError) as caught:
