@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from kw_lightning.builder import build, make_static
+from kw_lightning.fit.groups import freeze, parameter_groups
 from kw_lightning.fit.optimization import make_optimizer, make_schedule
 from kw_lightning.preprocessing import preprocessing
 from kw_lightning.recipe import load_recipe
@@ -55,6 +56,7 @@ class Classifier(LightningModule):
         self.save_hyperparameters({"recipe": plain(self.recipe.document.data), "pretrained": False}, logger=False)
         start = self.recipe if pretrained else without_pretrained(self.recipe)
         self.network = (build if is_dynamic(start) else make_static)(start, allow_python=allow_python)
+        freeze(self.recipe, self.network)
         self.train_loss = MeanMetric()
         self.loss = MeanMetric()
         # micro average: the share of images that are right, whatever the number of classes
@@ -97,7 +99,7 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return the recipe's optimizer, and its schedule, stepped once an optimizer step."""
-        optimizer = make_optimizer(self.recipe, self.parameters())
+        optimizer = make_optimizer(self.recipe, parameter_groups(self.recipe, self.network))
         total_steps, per_epoch = self._length()
         schedule = make_schedule(self.recipe, optimizer, total_steps, per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

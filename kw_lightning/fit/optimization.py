@@ -14,12 +14,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from kw_lightning.errors import RecipeError, first_line, mistake
 from kw_lightning.recipe.types import Recipe, Schedule, Train
 
-WARMUP_START = 1e-3
-"""Learning rate of the first step of a warm-up, relative to its end."""
 
-
-def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> Optimizer:
+def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]]) -> Optimizer:
     """Return the recipe's optimizer.
+
+    Args:
+        recipe: its `train.optimizer` is used.
+        parameters: parameters, or groups of them (`parameter_groups`).
 
     Raises:
         RecipeError: `torch.optim` has no such optimizer, **or** it does not take an argument.
@@ -47,7 +48,8 @@ def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> Optimi
     if problems:
         raise RecipeError(problems)
     try:
-        optimizer: Optimizer = chosen(list(parameters), **args)
+        given: Any = list(parameters)
+        optimizer: Optimizer = chosen(given, **args)
     except (TypeError, ValueError) as error:  # the optimizer's own checks of its values
         raise RecipeError(recipe.document.problem("train.optimizer", f"{wanted.name}: {first_line(error)}")) from error
     return optimizer
@@ -75,7 +77,7 @@ def make_schedule(recipe: Recipe, optimizer: Optimizer, total_steps: int, steps_
         ) from error
     if warmup == 0:
         return after
-    rise = lr_scheduler.LinearLR(optimizer, start_factor=WARMUP_START, total_iters=warmup)
+    rise = lr_scheduler.LambdaLR(optimizer, lambda step: min(step / warmup, 1.0))
     return lr_scheduler.SequentialLR(optimizer, [rise, after], milestones=[warmup])
 
 

@@ -16,6 +16,7 @@ from kw_lightning.errors import Problem, RecipeError, RunError, first_line, mist
 from kw_lightning.fit.data import ImageData, data_module
 from kw_lightning.fit.evaluation import load_classifier, measure, read_checkpoint
 from kw_lightning.fit.folder import RECIPE_FILE, RunFolder, readable_errors, versions
+from kw_lightning.fit.groups import parameter_groups
 from kw_lightning.fit.interruption import interruptible
 from kw_lightning.fit.module import Classifier
 from kw_lightning.fit.optimization import make_optimizer, make_schedule
@@ -79,6 +80,7 @@ def fit(
     check_training(recipe)
     module = Classifier(recipe, allow_python=allow_python)
     data = data_module(recipe, allow_python=allow_python)
+    make_optimizer(recipe, parameter_groups(recipe, module.network))  # its mistakes, before a folder is made
     check_shapes(recipe, module, data)
     warn_of_contradictions(recipe)
     begun = start(recipe, resume, output)

@@ -18,6 +18,7 @@ from kw_lightning.callbacks.resume import RandomState, RunningMetrics
 from kw_lightning.callbacks.temperature import TemperatureAnnealing
 from kw_lightning.errors import RecipeError, first_line
 from kw_lightning.fit.folder import RunFolder
+from kw_lightning.fit.freezing import Freezing
 from kw_lightning.fit.module import is_dynamic
 from kw_lightning.fit.progress import progress_bar
 from kw_lightning.fit.quiet import quiet
@@ -117,6 +118,8 @@ def make_callbacks(recipe: Recipe, folder: RunFolder) -> list[Callback]:
                     folder=folder.path / "attention",
                 )
             )
+    if train.freeze:
+        callbacks.append(Freezing(train.freeze, train.freeze_epochs))
     if train.ema is not None:
         callbacks.append(Average(train.ema.decay, train.ema.start_epoch))
     return callbacks

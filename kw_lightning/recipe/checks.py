@@ -38,6 +38,10 @@ def check(root: Node) -> list[Problem]:
             case [int() | float() as least, int() | float() as most] if least > most:
                 message = sentence(f"{least} before {most}", "the smaller one first")
                 problems.append(Problem(message, f"data.{section}.scale", scale.place))
+    train = _map(root, "train")
+    if "freeze_epochs" in train and "freeze" not in train:
+        message = "found freeze_epochs without freeze, allowed: train.freeze with the layers that stay frozen so long"
+        problems.append(Problem(message, "train.freeze_epochs", train["freeze_epochs"].key_location))
     return problems
 
 

@@ -18,6 +18,7 @@ from kw_lightning.recipe.types import (
     Log,
     Model,
     Optimizer,
+    ParameterGroup,
     Recipe,
     Schedule,
     Selector,
@@ -114,15 +115,32 @@ def _model(data: Values) -> Model:
 
 
 def _optimizer(data: Values) -> Optimizer:
-    own = _take(_only(data, "name", "lr", "weight_decay"), lr=float, weight_decay=float)
+    own = _take(
+        _only(data, "name", "lr", "weight_decay", "no_decay", "groups"),
+        lr=float,
+        weight_decay=float,
+        no_decay=_no_decay,
+        groups=lambda groups: tuple(map(_group, groups)),
+    )
     named = _only(data, *_OPTIMIZER_ARGUMENTS)
     return Optimizer(**own, args={**named, **data.get("args", {})})
+
+
+def _no_decay(value: Any) -> tuple[str, ...] | None:
+    return None if value == "none" else () if value == "vectors" else tuple(value)
+
+
+def _group(data: Values) -> ParameterGroup:
+    layers, lr = data["layers"], data["lr"]
+    rate = {"times": float(lr[:-1])} if isinstance(lr, str) else {"lr": float(lr)}
+    return ParameterGroup((layers,) if isinstance(layers, str) else tuple(layers), **rate)
 
 
 def _train(data: Values) -> Train:
     readers: dict[str, Callable[[Any], Any]] = {
         "optimizer": _optimizer,
         "schedule": lambda entry: Schedule(**_take(entry, warmup_epochs=float, final_lr=float)),
+        "freeze": tuple,
         "gradient_clip": _or_none(float),
         "ema": _or_none(lambda entry: Average(**_take(entry, decay=float))),
         "checkpoint_every": _or_none(lambda entry: CheckpointEvery(**_take(entry, minutes=float))),

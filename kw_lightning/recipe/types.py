@@ -191,12 +191,29 @@ class Data:
 
 
 @dataclass(frozen=True)
+class ParameterGroup:
+    """Layers with a learning rate of their own: `lr`, **or** `times` the optimizer's where that is None."""
+
+    layers: tuple[str, ...]
+    lr: float | None = None
+    times: float = 1.0
+
+
+@dataclass(frozen=True)
 class Optimizer:
-    """An optimizer of `torch.optim` by name; `args` are its other keyword arguments."""
+    """An optimizer of `torch.optim` by name; `args` are its other keyword arguments.
+
+    Attributes:
+        no_decay: None decays every parameter; else biases and parameters with one dimension are not decayed, nor is
+            what these globs mean.
+        groups: layers with another learning rate; the first that means a parameter has it.
+    """
 
     name: str = "AdamW"
     lr: float = 1e-3
     weight_decay: float = 0.0
+    no_decay: tuple[str, ...] | None = None
+    groups: tuple[ParameterGroup, ...] = ()
     args: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -228,12 +245,18 @@ class CheckpointEvery:
 
 @dataclass(frozen=True)
 class Train:
-    """How the network is trained."""
+    """How the network is trained.
+
+    Attributes:
+        freeze: globs of layers that stay as they are, for `freeze_epochs` or, where that is None, the whole run.
+    """
 
     epochs: int = 1
     max_steps: int | None = None
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
+    freeze: tuple[str, ...] = ()
+    freeze_epochs: int | None = None
     label_smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
