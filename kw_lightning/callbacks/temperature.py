@@ -10,9 +10,8 @@ import math
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, WeightAveraging
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
 
 from kw_lightning.errors import KWError, mistake, sentence
 from kw_lightning.nn import Warehouse
@@ -50,8 +49,10 @@ class TemperatureAnnealing(Callback):
     the sanity check nor validation moves it. Gradient accumulation, `max_steps` and epochs as fractions are taken into
     account. A new Trainer begins at step 0 again, and so does the temperature.
 
-    Copies of the network that Lightning's `WeightAveraging` keeps get the same temperature: an average of past
-    temperatures would lag behind.
+    With manual optimization several optimizers may step in a batch or take turns, and Lightning's `global_step` adds
+    them all; so there a step is a training batch, here and wherever a length is given in steps.
+
+    Averages of the network get the same temperature (see `Warehouse`): one of past temperatures would lag behind.
 
     Args:
         start, end: τ at the start and at the end of the annealing, in [0, 1].
@@ -103,7 +104,7 @@ class TemperatureAnnealing(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fix the length of the annealing and set τ: only now has a resumed run its step number back."""
-        self._warehouses = self._find_warehouses(trainer, pl_module)
+        self._warehouses = self._find_warehouses(pl_module)
         if not self._warehouses:
             raise KWError(
                 "TemperatureAnnealing found no warehouse in the network: convert it first, "
@@ -133,22 +134,13 @@ class TemperatureAnnealing(Callback):
         self._warehouses = []
 
     def _set(self, trainer: Trainer) -> None:
-        self.temperature = self.at(trainer.global_step + 1, self.total_steps or 0)
+        self.temperature = self.at(next_step(trainer), self.total_steps or 0)
         for warehouse in self._warehouses:
             warehouse.set_temperature(self.temperature)
 
-    def _find_warehouses(self, trainer: Trainer, pl_module: LightningModule) -> list[Warehouse]:
-        networks: list[nn.Module] = [pl_module]
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            # No public way leads to the averaged copy; without it the averages of τ lag, and nothing else is lost.
-            average = getattr(callback, "_average_model", None) if isinstance(callback, WeightAveraging) else None
-            if average is not None:
-                networks.append(average.module)
-        found = []
-        for network in networks:
-            target = network.get_submodule(self.module) if self.module else network
-            found += [module for module in target.modules() if isinstance(module, Warehouse)]
-        return found
+    def _find_warehouses(self, pl_module: LightningModule) -> list[Warehouse]:
+        target = pl_module.get_submodule(self.module) if self.module else pl_module
+        return [module for module in target.modules() if isinstance(module, Warehouse)]
 
     def _warn_of_a_changed_length(self) -> None:
         saved, self._saved_total_steps = self._saved_total_steps, None
@@ -166,6 +158,16 @@ class TemperatureAnnealing(Callback):
                 f"the run ends after {run:.0f} optimizer steps, before the temperature's annealing over {total_steps}: "
                 f"its last step is taken at τ = {last:.3g}, not {self.end:g}"
             )
+
+
+def next_step(trainer: Trainer) -> int:
+    """Return the number of the step that the coming batch is part of, from 1; for `on_train_batch_start`.
+
+    It follows from what Lightning's checkpoints restore alone.
+    """
+    if trainer.lightning_module.automatic_optimization:
+        return trainer.global_step + 1
+    return trainer.fit_loop.epoch_loop.batch_progress.total.completed + 1
 
 
 def annealing_steps(trainer: Trainer, epochs: float | None = None, steps: int | None = None) -> int:
@@ -189,6 +191,8 @@ def run_steps(trainer: Trainer) -> float:
     """Return the optimizer steps of the whole fit, infinity where it has no end; for `on_train_start` and later."""
     # Not `trainer.estimated_stepping_batches`: that refuses an accumulation that changes between epochs.
     by_steps = trainer.max_steps if trainer.max_steps >= 0 else math.inf
+    if not trainer.lightning_module.automatic_optimization:  # `max_steps` adds all optimizers, as `global_step` does
+        by_steps /= max(len(trainer.optimizers), 1)
     endless = trainer.max_epochs is None or trainer.max_epochs < 0
     return min(by_steps, math.inf if endless else _steps_of_epochs(trainer, trainer.max_epochs or 0))
 

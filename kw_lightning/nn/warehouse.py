@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 
 from kw_lightning.nn.partition import LayerPartition, WarehousePartition
 
@@ -15,6 +19,11 @@ class Warehouse(nn.Module):
 
     It is a submodule of the first layer that draws on it; the other layers refer to it without registering it. So each
     cell is once in `parameters()` and once in `state_dict()`, however many layers share it.
+
+    Averages of a network (`AveragedModel`, the EMA of timm, ultralytics …) are deep copies whose numbers are then
+    changed from outside, τ among them, and an average of past temperatures lags behind. So `set_temperature` also sets
+    τ of the deep copies whose cells have been changed since they were made, until their own temperature is set. A copy
+    that nobody changes keeps its own, as does one that is trained itself.
 
     Args:
         name: the name in the recipe.
@@ -44,6 +53,8 @@ class Warehouse(nn.Module):
         self.register_buffer("temperature", torch.empty((), device=device, dtype=exact))
         self._layers = partition.layers
         self.doubted = False
+        self._copies: WeakSet[Warehouse] = WeakSet()
+        self._as_copied: tuple[int, int] | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -65,15 +76,48 @@ class Warehouse(nn.Module):
         """
         if not 0.0 <= temperature <= 1.0:
             raise ValueError(f"a temperature is between 0 and 1: found {temperature}")
+        self._as_copied = None
+        self._fill(temperature)
+
+    def _fill(self, temperature: float) -> None:
         self.temperature.fill_(temperature)
+        for twin in self._copies:
+            if twin._is_average():
+                twin._fill(temperature)
+
+    def _is_average(self) -> bool:
+        return self._as_copied not in (None, self._cells_as_they_are()) and self.cells.grad is None
+
+    def _cells_as_they_are(self) -> tuple[int, int]:
+        """Return what changes when the cells are written, or exchanged for others."""
+        version = 0 if self.cells.is_inference() else self.cells._version
+        return version, 0 if is_fake(self.cells) else self.cells.data_ptr()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Warehouse:
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        twin._as_copied = twin._cells_as_they_are()
+        self._copies.add(twin)
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_copies", "_as_copied")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._copies, self._as_copied = WeakSet(), None
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         # τ is not turned to half precision with its network: a schedule of 10⁵ steps needs its digits.
         exact = self.temperature
+        unchanged = self._as_copied is not None and self._as_copied == self._cells_as_they_are()
         # Cells have no memory format: of rank 5, they would be refused as channels_last and with them the network.
         super()._apply(lambda t: fn(t.flatten(1)).view(t.shape) if t.dim() > 2 else fn(t), recurse)
         if self.temperature.dtype.itemsize < torch.float32.itemsize:
             self.temperature = exact.to(self.temperature.device)
+        if unchanged:  # only moved, or turned to another type
+            self._as_copied = self._cells_as_they_are()
         return self
 
     def extra_repr(self) -> str:

@@ -202,6 +202,66 @@ def test_a_changed_length_is_told_on_resume(tmp_path: Path) -> None:
         second.fit(Classifier(dynamic_net()), loader(), ckpt_path=tmp_path / "a.ckpt")
 
 
+class Adversaries(Classifier):
+    """Two optimizers by hand: one steps `often` times a batch, the other every `seldom` batches."""
+
+    def __init__(self, often: int = 1, seldom: int = 1) -> None:
+        super().__init__(dynamic_net())
+        self.automatic_optimization = False
+        self.often, self.seldom = often, seldom
+        self.critic = torch.nn.Linear(4, 1)
+        self.temperatures: list[float] = []
+
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:  # type: ignore[override]
+        generator, critic = self.optimizers()
+        for _ in range(self.often):
+            loss = self.critic(self.net(batch[0]).detach()).mean()
+            critic.zero_grad()
+            self.manual_backward(loss)
+            critic.step()
+        if batch_idx % self.seldom == 0:
+            generator.zero_grad()
+            self.manual_backward(self.critic(self.net(batch[0])).mean())
+            generator.step()
+        self.temperatures.append(Recorder._temperature(self))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.net.parameters(), lr=1e-3), torch.optim.SGD(self.critic.parameters(), lr=1e-3)
+
+
+@pytest.mark.parametrize(("often", "seldom"), [(1, 1), (3, 2), (1, 4)])
+def test_several_optimizers_make_one_step_a_batch(tmp_path: Path, often: int, seldom: int) -> None:
+    by_epochs, by_steps = Adversaries(often, seldom), Adversaries(often, seldom)
+    data = loader(samples=32)
+    trainer(tmp_path, callbacks=[TemperatureAnnealing(epochs=1)]).fit(by_epochs, data)
+    trainer(tmp_path, callbacks=[TemperatureAnnealing(steps=4)]).fit(by_steps, data)
+    assert by_epochs.temperatures == by_steps.temperatures == [0.75, 0.5, 0.25, 0.0]
+
+
+def test_a_run_of_two_optimizers_resumes_at_the_exact_value(tmp_path: Path) -> None:
+    def fit(**options: Any) -> list[float]:
+        model = Adversaries(often=2, seldom=3)
+        checkpoint = ModelCheckpoint(dirpath=tmp_path, filename="{epoch}-{step}", save_top_k=-1, every_n_train_steps=1)
+        run = trainer(
+            tmp_path, max_epochs=2, callbacks=[TemperatureAnnealing(epochs=1.6), checkpoint], enable_checkpointing=True
+        )
+        run.fit(model, loader(), **options)
+        return model.temperatures
+
+    whole = fit()
+    assert whole == pytest.approx(linear(10, 8), abs=1e-7)
+    saved = sorted(tmp_path.glob("*.ckpt"), key=lambda path: int(path.stem.partition("step=")[2]))
+    assert len(saved) == 10
+    for batches in (2, 5, 7):  # in the first epoch, at its end, in the second
+        assert fit(ckpt_path=saved[batches - 1]) == whole[batches:]
+
+
+def test_the_default_length_of_a_run_of_two_optimizers_is_a_tenth_of_its_batches(tmp_path: Path) -> None:
+    annealing = TemperatureAnnealing()
+    trainer(tmp_path, callbacks=[annealing], max_steps=40, max_epochs=-1).fit(Adversaries(), loader())
+    assert annealing.total_steps == 2
+
+
 @pytest.mark.parametrize("make_average", [lambda: EMAWeightAveraging(decay=0.9), WeightAveraging])
 @pytest.mark.parametrize("first", [True, False])
 def test_averaged_copies_do_not_lag(tmp_path: Path, make_average: Callable[[], WeightAveraging], first: bool) -> None:

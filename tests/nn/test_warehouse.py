@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import math
 import pickle
+import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch._dynamo.testing import CompileCounter
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kw_lightning.nn import KWConv2d, set_temperature, share_warehouse, warehouses
 
@@ -60,6 +63,101 @@ def test_temperature_travels_with_the_state_dict() -> None:
     buffer.seek(0)
     other.load_state_dict(torch.load(buffer, weights_only=True))
     assert float(warehouses(other)["stage"].temperature) == 0.125
+
+
+def averaged_by_torch(model: nn.Module, *, swa: bool, use_buffers: bool) -> tuple[nn.Module, Callable[[], object]]:
+    averaging = {} if swa else {"multi_avg_fn": get_ema_multi_avg_fn(0.9)}
+    average = AveragedModel(model, use_buffers=use_buffers, **averaging)
+    return average, lambda: average.update_parameters(model)
+
+
+def averaged_by_state_dict(model: nn.Module) -> tuple[nn.Module, Callable[[], object]]:
+    """As ultralytics' ModelEMA does it."""
+    average = copy.deepcopy(model).eval().requires_grad_(False)
+
+    def update() -> None:
+        state = model.state_dict()
+        for key, value in average.state_dict().items():
+            if value.dtype.is_floating_point:
+                value *= 0.9
+                value += (1 - 0.9) * state[key].detach()
+
+    return average, update
+
+
+def averaged_by_assignment(model: nn.Module) -> tuple[nn.Module, Callable[[], object]]:
+    """As momentum encoders do it: parameters only, and new tensors in the place of the old."""
+    average = copy.deepcopy(model)
+
+    def update() -> None:
+        for own, other in zip(average.parameters(), model.parameters(), strict=True):
+            own.data = own.data * 0.9 + other.data * (1 - 0.9)
+
+    return average, update
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda model: averaged_by_torch(model, swa=True, use_buffers=True),
+        lambda model: averaged_by_torch(model, swa=False, use_buffers=True),
+        lambda model: averaged_by_torch(model, swa=True, use_buffers=False),
+        averaged_by_state_dict,
+        averaged_by_assignment,
+    ],
+    ids=["swa", "ema", "parameters", "state_dict", "assignment"],
+)
+@pytest.mark.parametrize("end", [0.0, 0.25])
+def test_averages_of_the_weights_have_the_temperature_of_the_network(
+    make: Callable[[nn.Module], tuple[nn.Module, Callable[[], object]]], end: float
+) -> None:
+    model = network()
+    average, update = make(model)
+    temperatures = [1.0, 0.75, 0.5, end, end, end]
+    for temperature in temperatures:
+        set_temperature(model, temperature)
+        with torch.no_grad():
+            model[0].warehouse.cells.add_(0.1)
+        update()
+    (found,) = warehouses(average).values()
+    assert float(found.temperature) == pytest.approx(end, abs=1e-7)
+    assert not torch.equal(found.cells, model[0].warehouse.cells)  # an average
+    reloaded = network()
+    state = average.module.state_dict() if isinstance(average, AveragedModel) else average.state_dict()
+    reloaded.load_state_dict(state)
+    assert float(reloaded[0].warehouse.temperature) == pytest.approx(end, abs=1e-7)
+
+
+def test_a_copy_that_is_no_average_keeps_its_temperature() -> None:
+    model = network()
+    set_temperature(model, 0.5)
+    snapshot, own, trained = (copy.deepcopy(model) for _ in range(3))
+    pickled = pickle.loads(pickle.dumps(model))
+    snapshot.to(torch.float64).to(torch.float32)  # moved, not changed
+    set_temperature(own, 0.75)
+    trained(torch.randn(2, 8, 5, 5)).sum().backward()
+    with torch.no_grad():
+        for twin in (own, trained, pickled):
+            twin[0].warehouse.cells.mul_(0.5)
+    set_temperature(model, 0.0)
+    found = [float(twin[0].warehouse.temperature) for twin in (snapshot, own, trained, pickled)]
+    assert found == [0.5, 0.75, 0.5, 0.5]
+
+
+def test_a_copy_may_be_made_in_inference_mode() -> None:
+    model = network()
+    with torch.inference_mode():
+        twin = copy.deepcopy(model)
+    set_temperature(model, 0.5)
+    assert float(twin[0].warehouse.temperature) == 1.0
+
+
+def test_a_network_does_not_hold_its_copies() -> None:
+    model = network()
+    alive = weakref.ref(copy.deepcopy(model)[0].warehouse)
+    gc.collect()
+    assert alive() is None
+    assert "_copies" not in pickle.loads(pickle.dumps(model[0].warehouse)).__getstate__()
 
 
 def test_networks_side_by_side_may_have_warehouses_of_one_name() -> None:
