@@ -60,10 +60,11 @@ def describe_machine(device: torch.device, dtype: torch.dtype) -> Machine:
         side, seconds = larger, best_seconds(work, device, repeats=7 if larger == GEMM_SIDES[-1] else 3)
     gemm = 2 * side**3 / seconds / 1e9
     compiled = "not in use: they are for CPUs" if device.type != "cpu" else str(native.status())
-    return Machine(_processor(device), torch.get_num_threads(), torch.__version__, gemm, side, compiled)
+    return Machine(processor(device), torch.get_num_threads(), torch.__version__, gemm, side, compiled)
 
 
-def _processor(device: torch.device) -> str:
+def processor(device: torch.device) -> str:
+    """Return the name of what computes on a device, with the instructions that torch uses on a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:

@@ -28,6 +28,7 @@ COMMANDS: dict[str, str] = {
     "fit": "kw_lightning.cli.fit",
     "evaluate": "kw_lightning.cli.evaluate",
     "bench": "kw_lightning.cli.bench",
+    "doctor": "kw_lightning.cli.doctor",
 }
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count it

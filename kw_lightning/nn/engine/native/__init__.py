@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from kw_lightning.nn.engine.native.library import Status, status
+from kw_lightning.nn.engine.native.library import LibraryError, Status, find_compiler, status
 from kw_lightning.nn.engine.native.passes import available, backward, forward
 from kw_lightning.nn.engine.native.tables import allows_winograd
 
-__all__ = ["Status", "allows_winograd", "available", "backward", "forward", "status"]
+__all__ = [
+    "LibraryError",
+    "Status",
+    "allows_winograd",
+    "available",
+    "backward",
+    "find_compiler",
+    "forward",
+    "status",
+]

@@ -64,7 +64,7 @@ class Status:
         return f"not in use: {self.reason}" if self.library is None else f"in use, compiled by {self.compiler}"
 
 
-class _LibraryError(Exception):
+class LibraryError(Exception):
     """Why there is no library; one line."""
 
 
@@ -79,12 +79,30 @@ def status() -> Status:
         return find()
 
 
+def find_compiler() -> tuple[list[str], str]:
+    """Return the command of a compiler, `$CC`, else the first that is found, and what it says of its version.
+
+    Raises:
+        LibraryError: there is none, **or** it does not run.
+    """
+    named = os.environ.get("CC", "")
+    try:
+        command = shlex.split(named)
+    except ValueError as error:
+        _tell(f"CC={named} is no command ({error}): another compiler is looked for")
+        command = []
+    for candidate in (command, *([name] for name in COMPILERS)):
+        if candidate and shutil.which(candidate[0]):
+            return candidate, _run([*candidate, "--version"], 60).strip()
+    raise LibraryError(f"no C compiler found ($CC, {', '.join(COMPILERS)})")
+
+
 @functools.cache
 def find() -> Status:
     """Look for the library, once a process; say so where there is none."""
     try:
         return _find()
-    except (_LibraryError, CacheError, OSError, subprocess.SubprocessError) as error:
+    except (LibraryError, CacheError, OSError) as error:
         reason = " ".join(str(error).split())
     _tell(f"the compiled passes are not in use: {reason}; dynamic layers on a CPU take PyTorch's slower products")
     return Status(None, reason)
@@ -92,11 +110,10 @@ def find() -> Status:
 
 def _find() -> Status:
     if os.environ.get(SWITCH) == "0":
-        raise _LibraryError(f"{SWITCH}=0 is set")
+        raise LibraryError(f"{SWITCH}=0 is set")
     if os.name != "posix":
-        raise _LibraryError(f"they are not compiled on {platform.system()}")
-    compiler = _compiler()
-    version = _run([*compiler, "--version"], 60).strip()
+        raise LibraryError(f"they are not compiled on {platform.system()}")
+    compiler, version = find_compiler()
     with as_file(files(__package__)) as sources:
         name = f"engine-{_fingerprint(sources, compiler, version)}.so"
         try:
@@ -121,7 +138,7 @@ def _load(sources: Path, compiler: list[str], name: str, target: Path | None) ->
     if target and kept:
         try:
             return _open(target)
-        except _LibraryError:
+        except LibraryError:
             pass
     with tempfile.TemporaryDirectory() as place:
         if kept:
@@ -129,7 +146,7 @@ def _load(sources: Path, compiler: list[str], name: str, target: Path | None) ->
             copy.write_bytes(kept)
             try:
                 return _open(copy)
-            except _LibraryError:  # made for a PyTorch with another OpenMP
+            except LibraryError:  # made for a PyTorch with another OpenMP
                 pass
         return _build(sources, compiler, Path(place), target)
 
@@ -148,17 +165,17 @@ def _build(sources: Path, compiler: list[str], place: Path, target: Path | None)
             try:
                 if file is not None:
                     return _open(file)
-            except _LibraryError as error:
+            except LibraryError as error:
                 failure = error
     if target is not None:
         cache.discard(target)
-    raise failure or _LibraryError("it was not linked")
+    raise failure or LibraryError("it was not linked")
 
 
 def _keep(built: Path, target: Path | None) -> Path | None:
     """Keep a library for the next process; return where, None where it cannot be."""
     if not built.is_file():
-        raise _LibraryError("the compiler made no library")
+        raise LibraryError("the compiler made no library")
     if target is None:
         return None
     try:
@@ -178,22 +195,8 @@ def _open(path: Path) -> ctypes.CDLL:
         for function in PASSES:
             getattr(loaded, function).restype = None
     except (OSError, AttributeError) as error:
-        raise _LibraryError(f"the library cannot be opened: {error}") from error
+        raise LibraryError(f"the library cannot be opened: {error}") from error
     return loaded
-
-
-def _compiler() -> list[str]:
-    """Return the command of a compiler: `$CC`, else the first that is found."""
-    named = os.environ.get("CC", "")
-    try:
-        command = shlex.split(named)
-    except ValueError as error:
-        _tell(f"CC={named} is no command ({error}): another compiler is looked for")
-        command = []
-    for candidate in (command, *([name] for name in COMPILERS)):
-        if candidate and shutil.which(candidate[0]):
-            return candidate
-    raise _LibraryError(f"no C compiler found ($CC, {', '.join(COMPILERS)})")
 
 
 def _fingerprint(sources: Path, compiler: list[str], version: str) -> str:
@@ -216,13 +219,16 @@ def _processor() -> str:
 def _run(command: Sequence[str], seconds: float, place: Path | None = None) -> str:
     """Run a command of the compiler, its own temporary files in the folder `place`, and return what it prints."""
     environment = {**os.environ, "LC_ALL": "C", **({} if place is None else {"TMPDIR": str(place)})}
-    done = subprocess.run(
-        command, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds, env=environment, check=False
-    )
+    try:
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds, env=environment
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise LibraryError(f"{shlex.join(command[:1])} does not run: {error}") from error
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()]
         line = next((line for line in said if "error" in line), said[0] if said else f"exit code {done.returncode}")
-        raise _LibraryError(f"{shlex.join(command[:1])} failed: {line.strip()[:300]}")
+        raise LibraryError(f"{shlex.join(command[:1])} failed: {line.strip()[:300]}")
     return done.stdout
 
 
