@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.utilities import rank_zero_info
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from kw_lightning.callbacks.attention import AttentionStatistics
@@ -19,6 +20,7 @@ from kw_lightning.callbacks.conversion import (
     make_dynamic,
     submodule,
 )
+from kw_lightning.callbacks.copies import copies_of
 from kw_lightning.callbacks.layout import dynamic_layers
 from kw_lightning.callbacks.strategies import check_sharding, check_strategy
 from kw_lightning.callbacks.temperature import TemperatureAnnealing
@@ -39,7 +41,8 @@ class KWCallback(Callback):
     Args:
         recipe: a path, the name of a shipped recipe, or the recipe as plain data; its layers' names are relative to
             the LightningModule, or to `module`.
-        module: path of a submodule that the recipe is for.
+        module: path of a submodule that the recipe is for. Copies of it in the LightningModule, as momentum encoders
+            are made by `copy.deepcopy`, become dynamic with it and have its temperature.
         warm_start: start from the network's weights instead of fresh ones, see `kw_lightning.builder.apply_plan`.
 
     Attributes:
@@ -124,7 +127,7 @@ class KWCallback(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the recipe and the layout of the warehouses into the checkpoint."""
-        entry = describe(self.recipe, self.module, submodule(pl_module, self.module))
+        entry = describe(self.recipe, self.module, submodule(pl_module, self.module), self.temperature.copies)
         checkpoint.setdefault(KEY, []).append(entry)
 
     def state_dict(self) -> dict[str, Any]:
@@ -141,8 +144,13 @@ class KWCallback(Callback):
     def _convert(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not dynamic_layers(submodule(pl_module, self.module)):
             check_strategy(trainer)
-        network = make_dynamic(pl_module, self.recipe, self.module, warm_start=self.warm_start)
-        self._undo.append(refuse_other_weights(network))
+        copies = copies_of(pl_module, self.module)
+        if copies and not dynamic_layers(submodule(pl_module, self.module)):
+            named = " and ".join(f'"{copy}"' for copy in copies)
+            rank_zero_info(f'{named}: as a copy of "{self.module}" made dynamic with it, from the same weights')
+        network = make_dynamic(pl_module, self.recipe, self.module, copies=copies, warm_start=self.warm_start)
+        self.temperature.copies = copies
+        self._undo += [refuse_other_weights(part) for part in (network, *map(pl_module.get_submodule, copies))]
 
     def _end(self) -> None:
         for undo in self._undo:

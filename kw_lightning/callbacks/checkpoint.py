@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,15 +19,17 @@ KEY = "kw_lightning"  # of a checkpoint: one entry for each KWCallback
 Module = TypeVar("Module", bound=LightningModule)
 
 
-def describe(recipe: Recipe, path: str | None, network: nn.Module) -> dict[str, Any]:
+def describe(recipe: Recipe, path: str | None, network: nn.Module, copies: Sequence[str] = ()) -> dict[str, Any]:
     """Return what a checkpoint says about a network that a recipe made dynamic.
 
     Args:
         recipe: the recipe.
         path: of the part of the LightningModule that it is for.
         network: that part.
+        copies: paths of its copies, dynamic as it is.
     """
-    return {"recipe": plain(recipe.document.data), "module": path, "layout": layout(network)}
+    entry = {"recipe": plain(recipe.document.data), "module": path, "layout": layout(network)}
+    return {**entry, "copies": list(copies)} if copies else entry
 
 
 def load_from_checkpoint(
@@ -59,7 +61,8 @@ def load_from_checkpoint(
                 return
             raise KWError(f"{path} has no recipe, as checkpoints with save_weights_only: give it, as recipe=...")
         for entry in stored or [{"recipe": recipe, "module": None, "layout": None}]:
-            network = make_dynamic(model, callback_recipe(recipe or entry["recipe"]), entry["module"])
+            given, copies = callback_recipe(recipe or entry["recipe"]), entry.get("copies", ())
+            network = make_dynamic(model, given, entry["module"], copies=copies)
             changed = differences(entry["layout"], layout(network)) if entry["layout"] else []
             if changed:
                 raise KWError(f"the warehouses in {path} are not those of this network: {'; '.join(changed)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,21 @@ def submodule(pl_module: nn.Module, path: str | None) -> nn.Module:
 
 
 def make_dynamic(
-    pl_module: nn.Module, recipe: Recipe, path: str | None = None, *, warm_start: bool = False
+    pl_module: nn.Module,
+    recipe: Recipe,
+    path: str | None = None,
+    *,
+    copies: Sequence[str] = (),
+    warm_start: bool = False,
 ) -> nn.Module:
     """Make a LightningModule, or its submodule at `path`, dynamic; one that is dynamic already stays as it is.
+
+    Args:
+        pl_module: the LightningModule.
+        recipe: the recipe.
+        path: of the submodule; None means all of it.
+        copies: paths of copies of the submodule, which become dynamic with it and start from its weights.
+        warm_start: see `kw_lightning.builder.apply_plan`.
 
     Returns:
         The part of the network that the recipe is for.
@@ -78,11 +90,21 @@ def make_dynamic(
         return target
     example = getattr(pl_module, "example_input_array", None) if path is None else None
     shape = tuple(example.shape[1:]) if isinstance(example, Tensor) else None
-    converted = apply_plan(plan(recipe, target, input_shape=shape), target, warm_start=warm_start).model
-    if path is not None and converted is not target:  # the submodule is itself one layer
-        parent, _, name = path.rpartition(".")
-        setattr(pl_module.get_submodule(parent), name, converted)
+    planned = plan(recipe, target, input_shape=shape)
+    converted = apply_plan(planned, target, warm_start=warm_start).model
+    _put(pl_module, path, converted)
+    for copy in copies:
+        twin = apply_plan(planned, submodule(pl_module, copy)).model
+        twin.load_state_dict(converted.state_dict())
+        _put(pl_module, copy, twin)
     return converted
+
+
+def _put(pl_module: nn.Module, path: str | None, network: nn.Module) -> None:
+    """Put a network in its place; another object than before is there only where it is itself one layer."""
+    if path is not None and pl_module.get_submodule(path) is not network:
+        parent, _, name = path.rpartition(".")
+        setattr(pl_module.get_submodule(parent), name, network)
 
 
 def after_configure_model(pl_module: LightningModule, action: Callable[[], object]) -> Callable[[], None]:

@@ -61,6 +61,9 @@ class TemperatureAnnealing(Callback):
         shape: "linear", "cosine" or "constant".
         module: path of the submodule whose warehouses are meant; the whole LightningModule by default.
 
+    Attributes:
+        copies: paths of copies of that submodule, whose warehouses get the same temperature.
+
     Raises:
         ValueError: a temperature outside [0, 1], both `epochs` and `steps`, a negative one, **or** an unknown shape.
 
@@ -89,6 +92,7 @@ class TemperatureAnnealing(Callback):
             raise ValueError(mistake(shape, SHAPES, what="the unknown shape"))
         self.start, self.end, self.epochs, self.steps, self.shape = start, end, epochs, steps, shape
         self.module = module
+        self.copies: tuple[str, ...] = ()
         self.temperature: float | None = None
         self.total_steps: int | None = None
         self._saved_total_steps: int | None = None
@@ -139,8 +143,8 @@ class TemperatureAnnealing(Callback):
             warehouse.set_temperature(self.temperature)
 
     def _find_warehouses(self, pl_module: LightningModule) -> list[Warehouse]:
-        target = pl_module.get_submodule(self.module) if self.module else pl_module
-        return [module for module in target.modules() if isinstance(module, Warehouse)]
+        networks = [pl_module.get_submodule(path) for path in (self.module or "", *self.copies)]
+        return [module for network in networks for module in network.modules() if isinstance(module, Warehouse)]
 
     def _warn_of_a_changed_length(self) -> None:
         saved, self._saved_total_steps = self._saved_total_steps, None
