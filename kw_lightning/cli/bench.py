@@ -33,6 +33,9 @@ def bench(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
 ) -> None:
     """Measure networks with warehouses: time in training and inference, bytes kept, achieved GFLOP/s."""
+    from kw_lightning.recipe import load_recipe
+
+    loaded = [load_recipe(source) for source in recipes or ["resnet18-kw-1x"]]
     # slow to import: torch
     from json import dumps
 
@@ -42,11 +45,9 @@ def bench(
     from kw_lightning.bench.run import parse_device, parse_dtype, prepare_bench, run_bench
     from kw_lightning.bench.table import LAYER_HEAD, NETWORK_HEAD, aligned, layer_rows, network_rows
     from kw_lightning.bench.table import markdown as markdown_table
-    from kw_lightning.recipe import load_recipe
 
     if threads is not None:
         torch.set_num_threads(threads)
-    loaded = [load_recipe(source) for source in recipes or ["resnet18-kw-1x"]]
     setting = Setting((batch,), parse_dtype(dtype), parse_device(device), repeats, channels_last, reference)
     prepared = [prepare_bench(recipe, setting, size=size, engine=engine) for recipe in loaded]
     machine = describe_machine(setting.device, setting.dtype)

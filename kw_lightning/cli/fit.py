@@ -31,8 +31,10 @@ def fit(
     Prints the plan, the progress and the metrics, and writes a run folder: the resolved recipe, versions,
     metrics.csv, TensorBoard events and the checkpoints last.ckpt and best.ckpt.
     """
+    from kw_lightning.recipe import load_recipe
+
     source, changes = recipe_and_overrides([recipe, *(overrides or ())])
-    # slow to import: torch and lightning
+    loaded = load_recipe(source, changes)  # its mistakes are told before what is slow to import: torch and lightning
     from kw_lightning.cli.output import console
     from kw_lightning.fit.interruption import is_first_process
     from kw_lightning.fit.report import metrics_table
@@ -40,12 +42,10 @@ def fit(
     from kw_lightning.planning import plan
     from kw_lightning.planning.table import PlanTable
     from kw_lightning.preprocessing import warn_of_contradictions
-    from kw_lightning.recipe import load_recipe
 
     screen = console()
     screen.quiet = not is_first_process()
     packages = tuple(allow_python or ())
-    loaded = load_recipe(source, changes)
     screen.print(PlanTable(plan(loaded, allow_python=packages)))
     if dry_run:
         warn_of_contradictions(loaded)

@@ -24,17 +24,18 @@ def plan(
     allow_python: Annotated[list[str] | None, package_option("Let the recipe name things")] = None,
 ) -> None:
     """Show warehouses, cells, parameters and multiply-adds of a recipe, beside the static network's."""
+    from kw_lightning.recipe import load_recipe
+
     source, changes = recipe_and_overrides([recipe, *(overrides or ())])
-    # slow to import: torch
+    loaded = load_recipe(source, changes)  # its mistakes are told before what is slow to import: torch
     from rich.text import Text
 
     from kw_lightning.cli.output import console
     from kw_lightning.planning import plan as make_plan
     from kw_lightning.planning.table import PlanTable
     from kw_lightning.preprocessing import preprocessing, warn_of_contradictions
-    from kw_lightning.recipe import load_recipe
 
-    loaded, allowed = load_recipe(source, changes), tuple(allow_python or ())
+    allowed = tuple(allow_python or ())
     planned = make_plan(loaded, allow_python=allowed)
     warn_of_contradictions(loaded)
     if json:

@@ -26,7 +26,7 @@ class Evaluation:
     Attributes:
         checkpoint: the file.
         epoch: epochs trained, from 1.
-        metrics: `accuracy` and `top5` (0 to 1) and `loss`.
+        metrics: `accuracy`, `top5` of more than five classes (0 to 1) and `loss`.
     """
 
     checkpoint: Path
@@ -49,7 +49,7 @@ def evaluate(path: str | Path, *, allow_python: Sequence[str] = ()) -> Evaluatio
 
 
 def measure(module: Classifier, data: LightningDataModule) -> dict[str, float]:
-    """Return `accuracy`, `top5` and `loss` over the evaluation data, on one device."""
+    """Return `accuracy`, `top5` of more than five classes, and `loss` over the evaluation data, on one device."""
     with quiet():
         trainer = Trainer(
             # the kind of device that trained need not be here
@@ -62,7 +62,8 @@ def measure(module: Classifier, data: LightningDataModule) -> dict[str, float]:
             enable_model_summary=False,
         )
         (metrics,) = trainer.validate(module, data, verbose=False)
-    return {name: metrics[f"val/{name}"] for name in ("accuracy", "top5", "loss")}
+    names = ("accuracy", "top5", "loss") if module.shows_top5 else ("accuracy", "loss")
+    return {name: metrics[f"val/{name}"] for name in names}
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -61,6 +61,7 @@ class Classifier(LightningModule):
         self.loss = MeanMetric()
         # micro average: the share of images that are right, whatever the number of classes
         self.accuracy = MulticlassAccuracy(average="micro")
+        self.shows_top5 = True  # of five classes or fewer the best five are all
         self.top5 = MeanMetric()  # torchmetrics' own top-k wants to know the number of classes here
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -94,8 +95,10 @@ class Classifier(LightningModule):
         self.accuracy(logits, targets)
         nearest = logits.topk(min(TOP, logits.shape[1])).indices  # [b x 5]
         self.top5((nearest == targets.unsqueeze(1)).any(dim=1).float())
-        metrics = {"val/loss": self.loss, "val/accuracy": self.accuracy, "val/top5": self.top5}
+        self.shows_top5 = logits.shape[1] > TOP
+        metrics = {"val/loss": self.loss, "val/accuracy": self.accuracy}
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True)
+        self.log("val/top5", self.top5, on_step=False, on_epoch=True, prog_bar=self.shows_top5)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return the recipe's optimizer, and its schedule, stepped once an optimizer step."""

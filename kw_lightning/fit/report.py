@@ -17,6 +17,8 @@ def metrics_table(columns: Mapping[str, Metrics]) -> Table:
     for name in columns:
         table.add_column(name, justify="right")
     for key, label in ROWS:
+        if not all(key in metrics for metrics in columns.values()):  # the best five of five classes
+            continue
         cells = [f"{metrics[key]:.4f}" if key == "loss" else f"{metrics[key]:.2%}" for metrics in columns.values()]
         table.add_row(label, *cells)
     return table

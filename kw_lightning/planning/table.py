@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -36,10 +37,10 @@ class PlanTable:
         shape = "" if plan.input_shape is None else f", input {times(plan.input_shape)}"
         yield Text(f"{plan.recipe.name}{shape}", style="bold")
         if plan.warehouses:
-            yield _warehouse_table(plan, style)
+            yield from _fitted(_warehouse_columns(plan), style, console, options)
         if self.layers and plan.warehouses:
             yield Text("")
-            yield _layer_table(plan, style)
+            yield from _fitted(_layer_columns(plan), style, console, options)
         if self.layers:
             yield from (Text(line) for line in _static_lines(plan))
         yield Text("")
@@ -66,12 +67,18 @@ def times(shape: Sequence[int]) -> str:
     return "×".join(map(str, shape))
 
 
-def _warehouse_table(plan: Plan, style: box.Box | None) -> Table:
-    table = _table(style, "warehouse", "layers|", "D_out, D_in|", "cell|", "mixtures|", "cells|", "budget|", "reached|")
-    for title in ("cell parameters", "attention", "multiply-adds"):
-        table.add_column(title, justify="right")
-    for warehouse in plan.warehouses:
-        table.add_row(
+@dataclass(frozen=True)
+class _Column:
+    title: str
+    cells: tuple[str, ...]
+    right: bool = True
+
+
+def _warehouse_columns(plan: Plan) -> list[_Column]:
+    geometry = ("warehouse", "layers", "D_out, D_in", "cell", "mixtures", "cells", "budget", "reached")
+    titles = (*geometry, "cell parameters", "attention", "multiply-adds")
+    rows = [
+        (
             warehouse.name,
             str(len(warehouse.layers)),
             ", ".join(map(str, warehouse.divisors)),
@@ -84,29 +91,61 @@ def _warehouse_table(plan: Plan, style: box.Box | None) -> Table:
             f"{warehouse.attention_parameters:,}",
             _macs(warehouse),
         )
-    return table
+        for warehouse in plan.warehouses
+    ]
+    return _columns(titles, rows, left=1)
 
 
-def _layer_table(plan: Plan, style: box.Box | None) -> Table:
-    table = _table(style, "warehouse", "layer", "type", "kernel|", "mixtures|", "first cell|", "attention|")
-    for warehouse in plan.warehouses:
-        for index, layer in enumerate(warehouse.layers):
-            table.add_row(
-                warehouse.name if index == 0 else "",
-                layer.name or "(the network itself)",
-                layer.layer.type,
-                times(layer.partition.kernel_shape),
-                str(layer.partition.mixtures),
-                str(layer.partition.first_cell),
-                f"{layer.attention_parameters:,}",
-            )
-    return table
+def _layer_columns(plan: Plan) -> list[_Column]:
+    titles = ("layer", "warehouse", "type", "kernel", "mixtures", "first cell", "attention")
+    rows = [
+        (
+            layer.name or "(the network itself)",
+            warehouse.name if index == 0 else "",
+            layer.layer.type,
+            times(layer.partition.kernel_shape),
+            str(layer.partition.mixtures),
+            str(layer.partition.first_cell),
+            f"{layer.attention_parameters:,}",
+        )
+        for warehouse in plan.warehouses
+        for index, layer in enumerate(warehouse.layers)
+    ]
+    return _columns(titles, rows, left=3)
 
 
-def _table(style: box.Box | None, *titles: str) -> Table:
+def _columns(titles: Sequence[str], rows: Sequence[tuple[str, ...]], left: int) -> list[_Column]:
+    """Return a table by its columns, of which the first `left` stand at the left."""
+    cells = zip(*rows, strict=True)
+    return [
+        _Column(title, column, right=index >= left)
+        for index, (title, column) in enumerate(zip(titles, cells, strict=True))
+    ]
+
+
+def _fitted(
+    columns: Sequence[_Column], style: box.Box | None, console: Console, options: ConsoleOptions
+) -> Iterator[Table]:
+    """Yield as many tables, one below the other, as it takes to show all columns; each begins with the first."""
+    shown = [columns[0]]
+    for column in columns[1:]:
+        wider = _table([*shown, column], style)
+        if (
+            len(shown) > 1
+            and Measurement.get(console, options.update(max_width=10_000), wider).maximum > options.max_width
+        ):
+            yield _table(shown, style)
+            shown = [columns[0]]
+        shown.append(column)
+    yield _table(shown, style)
+
+
+def _table(columns: Sequence[_Column], style: box.Box | None) -> Table:
     table = Table(box=style, pad_edge=False, header_style="bold")
-    for title in titles:
-        table.add_column(title.removesuffix("|"), justify="right" if title.endswith("|") else "left", no_wrap=True)
+    for column in columns:
+        table.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
+    for row in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*row)
     return table
 
 
