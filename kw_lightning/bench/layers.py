@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from kw_lightning.bench.networks import Setting
 from kw_lightning.bench.timing import Work, interleaved, kept_bytes, median_ratio
 from kw_lightning.nn import KWLayer, KWLinear
-from kw_lightning.nn.engine import Convolution, planner
+from kw_lightning.nn.engine import Convolution, planner, work
 
 
 @dataclass(frozen=True)
@@ -108,13 +109,13 @@ def _bench_layer(names: tuple[str, ...], layer: KWLayer, x: Tensor, setting: Set
     forwards: dict[str, Work] = {"static": static, "reference": dynamic("reference"), "kw": dynamic(layer.engine)}
     forwards = {kind: forwards[kind] for kind in setting.kinds}
     times = interleaved(
-        {kind: _step(work, setting) for kind, work in forwards.items()}, setting.device, setting.repeats
+        {kind: _step(forward, setting) for kind, forward in forwards.items()}, setting.device, setting.repeats
     )
     parameters = [weight, *layer.parameters(), *([] if layer.warehouse is None else [layer.warehouse.cells])]
     with setting.autocast():
         kept = {kind: kept_bytes(forwards[kind], parameters) for kind in ("static", "kw")}
-    static_work = x.shape[0] * weight.numel() * _positions(layer, convolution, x)
-    mixing = x.shape[0] * weight.numel() * layer.partition.cells
+    inputs, outputs = math.prod(_size(layer, x)), _positions(layer, convolution, x)
+    counted = work.count("mix_kernels", convolution, layer.partition.cells, inputs, outputs)
     return LayerResult(
         names,
         layer.kernel_shape,
@@ -123,7 +124,7 @@ def _bench_layer(names: tuple[str, ...], layer: KWLayer, x: Tensor, setting: Set
         {kind: statistics.median(seconds) for kind, seconds in times.items()},
         median_ratio(times, "kw", "static"),
         kept,
-        {"static": static_work, "kw": static_work + mixing},
+        {"static": x.shape[0] * counted.products, "kw": x.shape[0] * sum(counted)},
     )
 
 

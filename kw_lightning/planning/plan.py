@@ -91,7 +91,9 @@ def _plan(
         problems += found
     if problems:
         raise RecipeError(problems)
-    planned = tuple(_warehouse_plan(geometry, partitions[geometry.spec.name], forward) for geometry in geometries)
+    planned = tuple(
+        _warehouse_plan(geometry, partitions[geometry.spec.name], forward, recipe.engine) for geometry in geometries
+    )
     kw = static - replaced + sum(w.cell_parameters + w.attention_parameters for w in planned)
     if kw > MAX_PARAMETERS:
         message = f"the network would have {kw:,} parameters; a recipe may ask for {MAX_PARAMETERS:,}"
@@ -202,12 +204,12 @@ def _unserved(recipe: Recipe, geometries: Sequence[Geometry]) -> list[Problem]:
     return [recipe.document.problem("engine", sentence(found, ", ".join(allowed)))]
 
 
-def _warehouse_plan(geometry: Geometry, partition: WarehousePartition, forward: Trace) -> WarehousePlan:
+def _warehouse_plan(geometry: Geometry, partition: WarehousePartition, forward: Trace, engine: str) -> WarehousePlan:
     sizes = geometry.attention_sizes(partition)
     layers = []
     for choice, share, size in zip(geometry.choices, partition.layers, sizes, strict=True):
         found = LayerPlan(choice.layer, choice.rows, share, size)
-        layers.append(replace(found, macs=layer_macs(found, geometry.spec, forward)))
+        layers.append(replace(found, macs=layer_macs(found, geometry.spec, forward, engine)))
     shapes = [choice.kernel_shape for choice in geometry.choices]
     divisors = (math.gcd(*(shape[0] for shape in shapes)), math.gcd(*(shape[1] for shape in shapes)))
     return WarehousePlan(geometry.spec, partition, tuple(layers), divisors)

@@ -18,9 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from kw_lightning.builder import apply_plan, convert
 from kw_lightning.errors import RecipeError
 from kw_lightning.nn import KWLayer
-from kw_lightning.nn.partition import partition
 from kw_lightning.planning import plan
-from kw_lightning.planning.macs import attention_macs, mixing_macs
+from kw_lightning.planning.macs import attention_macs
 from kw_lightning.planning.network import survey
 from kw_lightning.planning.tracing import positions, trace
 from kw_lightning.recipe import load_recipe
@@ -73,16 +72,6 @@ def test_dynamic_macs_against_torch() -> None:
     assert layer.macs.kw == by_hand + 9 * 9 * 64 + layer.macs.static
 
 
-def test_cheapest_order_of_mixing() -> None:
-    share = partition([(64, 64, 3, 3)], 4).layers[0]  # 36 cells of 64×64, 9 mixtures
-    kernels_first = 9 * 36 * 64 * 64 + 64 * 64 * 9 * 56 * 56
-    outputs_first = 36 * 64 * 64 * 4 + 9 * 36 * 64 * 4
-    assert mixing_macs(share, groups=1, inputs=56 * 56, outputs=56 * 56) == kernels_first
-    assert mixing_macs(share, groups=1, inputs=4, outputs=4) == outputs_first
-    depthwise = partition([(64, 1, 3, 3)], 4).layers[0]
-    assert mixing_macs(depthwise, groups=64, inputs=4, outputs=4) == 9 * 36 * 64 + 64 * 9 * 4
-
-
 def test_windows_count_as_samples() -> None:
     class Windows(nn.Module):
         def __init__(self) -> None:
@@ -93,9 +82,9 @@ def test_windows_count_as_samples() -> None:
             return self.layer(x.reshape(-1, 2, 4))  # [batch·windows, tokens, channels]
 
     layer = plan(recipe(["layer"]), Windows(), input_shape=[6, 4]).warehouses[0].layers[0]
-    one = mixing_macs(layer.partition, 1, 2, 2) + attention_macs(
-        4, layer.partition, recipe(["*"]).warehouses[0].attention.reduction
-    )
+    mixing = 4 * 4 * 2 + 4 * 2  # both tokens convolved with the one cell, then the results mixed
+    attention = recipe(["*"]).warehouses[0].attention.reduction
+    one = mixing + attention_macs(4, layer.partition, attention)
     assert layer.macs == (3 * 2 * 16, 3 * one)
 
 

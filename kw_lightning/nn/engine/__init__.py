@@ -7,12 +7,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from kw_lightning.errors import mistake
-from kw_lightning.nn.engine import operators, reference
+from kw_lightning.nn.engine import operators, reference, work
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.planner import ENGINES, check_engine, refusal
 from kw_lightning.nn.engine.workspace import workspace
 
-__all__ = ["ENGINES", "Convolution", "dynamic_convolution", "dynamic_linear", "refusal", "workspace"]
+__all__ = ["ENGINES", "Convolution", "dynamic_convolution", "dynamic_linear", "refusal", "work", "workspace"]
 
 
 def dynamic_convolution(

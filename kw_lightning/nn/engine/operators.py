@@ -6,13 +6,15 @@ operator as well. Second derivatives go through the literal form, which is made 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
-from kw_lightning.nn.engine import paths, reference
+from kw_lightning.nn.engine import paths, reference, work
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.planner import check_engine, choose
 
@@ -108,6 +110,47 @@ def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 
 
 dynamic_convolution.register_autograd(_differentiate, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.kw_lightning.dynamic_convolution)
+def _forward_operations(
+    x: torch.Size,
+    attention: torch.Size,
+    cells: torch.Size,
+    kernel_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    engine: str,
+    *,
+    out_shape: torch.Size,
+) -> int:
+    """Return the floating-point operations for FLOP counters, which hand in shapes for tensors."""
+    convolution = Convolution(tuple(kernel_shape), tuple(cells[1:]), groups=groups)
+    positions = math.prod(x[2:]), math.prod(out_shape[2:])
+    return 2 * x[0] * work.forward(engine, convolution, cells[0], *positions)
+
+
+@register_flop_formula(torch.ops.kw_lightning.dynamic_convolution_backward)
+def _backward_operations(
+    gradient: torch.Size,
+    x: torch.Size,
+    attention: torch.Size,
+    cells: torch.Size,
+    kernel_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    engine: str,
+    needed: Sequence[bool],
+    *,
+    out_shape: Sequence[torch.Size],
+) -> int:
+    convolution = Convolution(tuple(kernel_shape), tuple(cells[1:]), groups=groups)
+    positions = math.prod(x[2:]), math.prod(gradient[2:])
+    return 2 * x[0] * work.backward(engine, convolution, cells[0], *positions, needed)
 
 
 def _literal_gradients(
