@@ -1,0 +1,164 @@
+"""The authors' checkpoints: read into a network of ours, and written from one."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kw_lightning.errors import RunError, first_line
+from kw_lightning.nn import set_temperature
+from kw_lightning.published.keys import Entry, published_entries
+
+WRAPPERS = ("model", "state_dict")
+PREFIXES = ("module.", "_orig_mod.")
+BACKBONE = "backbone."
+"""What the authors' detectors call the part that this package has."""
+HEADS = ("fc.", "classifier.", "head.", "norm.")
+"""Of the authors' keys: what a detector's backbone does not have."""
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """What keeps a checkpoint from fitting a network, by the authors' keys.
+
+    Attributes:
+        missing, left: keys that only the network and that only the checkpoint has.
+        shapes: key → (shape in the checkpoint, in the network).
+    """
+
+    missing: tuple[str, ...]
+    left: tuple[str, ...]
+    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.left or self.shapes)
+
+    def __str__(self) -> str:
+        differ = [f"{key}: {list(found)} instead of {list(wanted)}" for key, (found, wanted) in self.shapes.items()]
+        parts = (("missing", self.missing), ("left over", self.left), ("of another shape", differ))
+        return "; ".join(f"{len(names)} {what} ({_some(names)})" for what, names in parts if names)
+
+
+def read_published(path: Path, *, averaged: bool = False) -> dict[str, Tensor]:
+    """Return the tensors of an authors' checkpoint, without wrappers and prefixes; no code of the file is run.
+
+    Args:
+        averaged: take the averaged weights (`model_ema`) instead of the last ones.
+
+    Raises:
+        RunError: no such file, a damaged one, **or** one that holds no tensors.
+    """
+    try:
+        # Their checkpoints carry the arguments of the command line, which are plain data.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        raise RunError(f"{path}: not a checkpoint, or a damaged one: {first_line(error)}") from error
+    wrappers = ("model_ema",) if averaged else WRAPPERS
+    inner = next((content[key] for key in wrappers if isinstance(content, Mapping) and key in content), None)
+    if averaged and inner is None:
+        raise RunError(f"{path}: found no averaged weights (model_ema)")
+    content = content if inner is None else inner
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise RunError(f"{path}: found no state_dict of tensors, neither by itself nor under {', '.join(WRAPPERS)}")
+    tensors = dict(content)
+    for prefix in PREFIXES:
+        if tensors and all(key.startswith(prefix) for key in tensors):
+            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return tensors
+
+
+def backbone_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the backbone's tensors of a checkpoint of one of the authors' detectors, or of the backbone alone."""
+    inside = {key.removeprefix(BACKBONE): value for key, value in tensors.items() if key.startswith(BACKBONE)}
+    found = inside or dict(tensors)
+    # Their ConvNeXt has a norm behind every stage there, which a classifier has not.
+    return {key: value for key, value in found.items() if not key.startswith(tuple(f"norm{i}." for i in range(4)))}
+
+
+def misfit(entries: Sequence[Entry], tensors: Mapping[str, Tensor], *, backbone_only: bool = False) -> Misfit:
+    """Return what does not fit between a network's entries and a checkpoint's tensors; nothing if all does."""
+    wanted = {entry.published: entry.shape for entry in entries}
+    missing = [key for key in wanted if key not in tensors]
+    if backbone_only:
+        missing = [key for key in missing if not key.startswith(HEADS)]
+    return Misfit(
+        tuple(missing),
+        tuple(key for key in tensors if key not in wanted),
+        {
+            key: (tuple(tensors[key].shape), shape)
+            for key, shape in wanted.items()
+            if key in tensors and tuple(tensors[key].shape) != shape
+        },
+    )
+
+
+def load_published(
+    network: nn.Module,
+    backbone: str,
+    tensors: Mapping[str, Tensor],
+    *,
+    temperature: float = 0.0,
+    backbone_only: bool = False,
+) -> None:
+    """Fill a network with the weights of an authors' checkpoint.
+
+    Args:
+        network: of the recipe that the checkpoint was trained with.
+        backbone: `torchvision/NAME` as in that recipe.
+        tensors: see `read_published`.
+        temperature: τ, which the authors' checkpoints do not hold; 0 at the end of a training.
+        backbone_only: the classifier may be missing and then keeps its weights.
+
+    Raises:
+        RunError: keys that are missing, left over, or of another shape, all of them counted.
+    """
+    entries = published_entries(network, backbone)
+    fault = misfit(entries, tensors, backbone_only=backbone_only)
+    if fault:
+        raise RunError(f"the checkpoint does not fit the network: {fault}")
+    own = network.state_dict()
+    with torch.no_grad():
+        for entry in entries:
+            if entry.published in tensors:
+                own[entry.ours].copy_(tensors[entry.published].reshape(own[entry.ours].shape))
+    set_temperature(network, temperature)
+
+
+def to_published(network: nn.Module, backbone: str) -> dict[str, Tensor]:
+    """Return a network's tensors under the authors' keys and in their shapes, cells first, as they write them."""
+    own = network.state_dict()
+    entries = published_entries(network, backbone)
+    ordered = sorted(entries, key=lambda entry: _cells_first(entry.published))
+    return {entry.published: own[entry.ours].detach().cpu().reshape(entry.shape).clone() for entry in ordered}
+
+
+def write_published(network: nn.Module, backbone: str, path: Path) -> None:
+    """Write a network as a checkpoint that the authors' code loads (`{"model": …}`).
+
+    Raises:
+        RunError: a network that the authors have not published, **or** a file that cannot be written.
+    """
+    content: dict[str, Any] = {"model": to_published(network, backbone)}
+    try:
+        torch.save(content, path)
+    except (OSError, RuntimeError) as error:
+        raise RunError(f"{path} cannot be written: {first_line(error)}") from error
+
+
+def _cells_first(key: str) -> int:
+    name, _, number = key.rpartition(".")
+    return int(number) if name == "warehouse_manager.weights" else 1 << 30
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
