@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from kw_lightning.builder import build, convert
     from kw_lightning.callbacks import KWCallback
     from kw_lightning.errors import KWError
+    from kw_lightning.inference import ImageClassifier, load
     from kw_lightning.nn import KWConv1d, KWConv2d, KWConv3d, KWLinear, Warehouse
     from kw_lightning.planning.plan import plan
     from kw_lightning.recipe import load_recipe
 
 __all__ = [
+    "ImageClassifier",
     "KWCallback",
     "KWConv1d",
     "KWConv2d",
@@ -26,15 +28,18 @@ __all__ = [
     "Warehouse",
     "build",
     "convert",
+    "load",
     "load_recipe",
     "plan",
 ]
 
 _MODULES = {
+    "ImageClassifier": "inference",
     "KWCallback": "callbacks",
     "KWError": "errors",
     "build": "builder",
     "convert": "builder",
+    "load": "inference",
     "load_recipe": "recipe",
     "plan": "planning",
 }

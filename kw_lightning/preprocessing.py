@@ -16,6 +16,8 @@ from kw_lightning.recipe.types import Model, Recipe
 
 log = logging.getLogger(__name__)
 
+PREPROCESSING, CLASSES = "preprocessing", "classes"
+"""Keys of a checkpoint: what `Preprocessing.to_dict` gives, and the names of the network's outputs."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SIZED = {"digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "fake"}
@@ -37,6 +39,7 @@ class Preprocessing:
         crop: "center"; "squash" scales both sides to `resize`, then crops; "none" scales both sides to `size`.
         interpolation: how an image is scaled, in torchvision's words.
         source: where these values come from, for people.
+        channels: of the sample; an image of another number is turned to grey or to colour. None where it is not known.
     """
 
     mean: tuple[float, ...] | None = None
@@ -46,6 +49,7 @@ class Preprocessing:
     crop: str = "none"
     interpolation: str = "bilinear"
     source: str = ""
+    channels: int | None = None
 
     @property
     def crop_share(self) -> float | None:
@@ -109,8 +113,9 @@ _READ: dict[str, Callable[[Any], bool]] = {
     "crop": lambda value: value in ("none", "center", "squash"),
     "interpolation": lambda value: value in INTERPOLATIONS,
     "source": lambda value: isinstance(value, str),
+    "channels": _is_side,
 }
-_USUAL = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, 224, 256, "center", "bilinear", "ImageNet's usual values")
+_USUAL = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, 224, 256, "center", "bilinear", "ImageNet's usual values", 3)
 
 
 def own_preprocessing(recipe: Recipe) -> Preprocessing | None:
@@ -134,6 +139,7 @@ def own_preprocessing(recipe: Recipe) -> Preprocessing | None:
     if own is None:
         return None
     channels = model.args.get("in_chans", model.input[0] if model.input else 3)
+    own = replace(own, channels=channels)
     if own.mean is not None and channels != len(own.mean):
         own = replace(own, mean=None, std=None)
     size = model.input[-1] if model.input else model.args.get("img_size", model.args.get("image_size"))
@@ -183,6 +189,7 @@ def preprocessing(recipe: Recipe) -> Preprocessing | None:
         resize=options.get("resize"),
         crop="center" if crop.startswith("random") else crop,
         interpolation=options.get("interpolation", "bilinear"),
+        channels=own.channels if own is not None else None,
     )
     return replace(chosen, source=_source(recipe, chosen, own))
 

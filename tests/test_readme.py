@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from kw_lightning.cli import application
@@ -38,6 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, path / name)
     (own,) = [block for block in blocks("yaml") if block.startswith("# net.yaml")]
     (path / "net.yaml").write_text(own, encoding="utf-8")
+    (path / "pictures").mkdir()
+    Image.new("L", (12, 10), 128).save(path / "pictures" / "digit.png")
     return path
 
 
@@ -72,7 +75,7 @@ def test_python_block(block: str, folder: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(folder)
     scope: dict[str, Any] = {}
     exec(compile(block, "README.md", "exec"), scope)
-    assert scope.keys() & {"trainer", "logits", "result"}
+    assert scope.keys() & {"trainer", "logits", "result", "model"}
 
 
 def test_links_lead_somewhere() -> None:

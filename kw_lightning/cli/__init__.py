@@ -27,6 +27,9 @@ COMMANDS: dict[str, str] = {
     "schema": "kw_lightning.cli.schema",
     "fit": "kw_lightning.cli.fit",
     "evaluate": "kw_lightning.cli.evaluate",
+    "predict": "kw_lightning.cli.predict",
+    "import": "kw_lightning.cli.import_published",
+    "export": "kw_lightning.cli.export",
     "bench": "kw_lightning.cli.bench",
     "doctor": "kw_lightning.cli.doctor",
 }

@@ -13,10 +13,10 @@ from kw_lightning.callbacks.checkpoint_io import read
 from kw_lightning.errors import KWError, RunError
 from kw_lightning.fit.data import data_module
 from kw_lightning.fit.folder import checkpoint_of
-from kw_lightning.fit.module import PREPROCESSING, Classifier
+from kw_lightning.fit.module import Classifier
 from kw_lightning.fit.quiet import quiet
 from kw_lightning.paths import user_path
-from kw_lightning.preprocessing import Preprocessing
+from kw_lightning.preprocessing import PREPROCESSING, Preprocessing
 
 
 @dataclass(frozen=True)

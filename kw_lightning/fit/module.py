@@ -17,13 +17,12 @@ from torchmetrics.classification import MulticlassAccuracy
 from kw_lightning.builder import build, make_static
 from kw_lightning.fit.groups import freeze, parameter_groups
 from kw_lightning.fit.optimization import make_optimizer, make_schedule
-from kw_lightning.preprocessing import preprocessing
+from kw_lightning.preprocessing import CLASSES, PREPROCESSING, preprocessing
 from kw_lightning.recipe import load_recipe
 from kw_lightning.recipe.types import Recipe, Train
 from kw_lightning.recipe.variables import escape
 
 TOP = 5
-PREPROCESSING = "preprocessing"  # key of a checkpoint
 
 
 class Classifier(LightningModule):
@@ -65,9 +64,14 @@ class Classifier(LightningModule):
         self.top5 = MeanMetric()  # torchmetrics' own top-k wants to know the number of classes here
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put what evaluation does to an image into the checkpoint: a library's defaults may be others later."""
+        """Put what evaluation does to an image into the checkpoint, since a library's defaults may be others later.
+
+        The names of the classes go there too, where the data module has any (`classes`).
+        """
         steps = preprocessing(self.recipe)
         checkpoint[PREPROCESSING] = steps.to_dict() if steps is not None else None
+        classes = getattr(getattr(self.trainer, "datamodule", None), "classes", None)
+        checkpoint[CLASSES] = [str(name) for name in classes] if classes else None
 
     def on_fit_start(self) -> None:
         """Compile the network where the recipe says so: in place, so that the state's keys stay as they are."""

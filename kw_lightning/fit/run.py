@@ -105,7 +105,7 @@ def fit(
 def finish(
     trainer: Trainer, module: Classifier, data: LightningDataModule, folder: RunFolder, allow_python: Sequence[str]
 ) -> Result:
-    """Evaluate what is in the checkpoints, so that `kw evaluate` gives the same, and write `result.json`."""
+    """Evaluate the checkpoints, so that `kw evaluate` gives the same, and write `result.json` and `model/`."""
     if not folder.last.exists():  # no epoch was trained
         trainer.save_checkpoint(folder.last)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -117,6 +117,11 @@ def finish(
         measured[name] = measure(load_classifier(read_checkpoint(path), path, allow_python=allow_python), data)
     parameters = sum(parameter.numel() for parameter in module.network.parameters())
     folder.write("result.json", dumps({"parameters": parameters, **measured}, indent=2) + "\n")
+    from kw_lightning.inference import load  # it reads images by `fit.data`: at the top this would be a circle
+
+    load(folder.last, allow_python=allow_python).save_pretrained(
+        folder.path / "model", metrics={"evaluation": measured["last"]}
+    )
     return Result(folder.path, measured["last"], measured["best"], module)
 
 

@@ -1,0 +1,111 @@
+"""`kw predict`: class names and scores for images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kw_lightning.cli.arguments import package_option
+
+if TYPE_CHECKING:
+    from kw_lightning.inference import ImageClassifier, Prediction
+
+WORKERS_FROM = 256
+"""Images from which processes that read them are worth their start."""
+
+
+def predict(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A run folder, a checkpoint, a saved network or hf://ORG/NAME@REV.")
+    ],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES", help="Files, folders (searched below too), globs, or a CSV with a path column."
+        ),
+    ],
+    top: Annotated[int, typer.Option(metavar="K", min=1, help="How many classes to name, the likeliest first.")] = 1,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a table: .csv, .json or .parquet. [default: print]")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images that run together.")] = 32,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Processes that read images. [default: as many as help]")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps … [default: a GPU where there is one]")] = "auto",
+    allow_python: Annotated[list[str] | None, package_option("Let the recipe run code")] = None,
+) -> None:
+    """Name the class of each image with a trained network.
+
+    An image that cannot be read is a row with the reason and changes nothing about the others or the exit code.
+    """
+    # slow to import: torch
+    from kw_lightning.cli.output import console
+    from kw_lightning.inference import find_images, load, write_predictions, writer_of
+
+    if output is not None:
+        writer_of(output)  # before the work, not after it
+    paths = find_images(images)
+    classifier = load(model, allow_python=tuple(allow_python or ())).to(_device(device))
+    predictions = _with_progress(classifier, paths, top, batch_size, _workers(workers, len(paths)))
+    most = min(top, len(classifier.classes))
+    if output is not None:
+        write_predictions(predictions, output, most)
+    else:
+        screen = console()
+        for prediction in predictions:
+            named = "  ".join(f"{label} {score:.4f}" for label, score in prediction.top)
+            screen.print(
+                f"{prediction.path}  {named or prediction.problem}", markup=False, highlight=False, soft_wrap=True
+            )
+    unread = sum(prediction.problem is not None for prediction in predictions)
+    told = f"{len(predictions) - unread} of {len(predictions)} images" + (f" -> {output}" if output else "")
+    typer.echo(told + (f"; {unread} cannot be read, see their rows" if unread else ""), err=True)
+
+
+def _with_progress(
+    classifier: ImageClassifier, paths: list[Path], top: int, batch_size: int, workers: int
+) -> list[Prediction]:
+    """Return the predictions, with a bar on a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from kw_lightning.cli.output import error_console
+
+    screen = error_console()
+    columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
+        task = progress.add_task("", total=len(paths))
+        return list(
+            classifier.stream(
+                paths,
+                top=top,
+                batch_size=batch_size,
+                workers=workers,
+                advance=lambda count: progress.advance(task, count),
+            )
+        )
+
+
+def _workers(wanted: int | None, images: int) -> int:
+    import os
+
+    if wanted is not None:
+        return wanted
+    return min(os.cpu_count() or 1, 8) if images >= WORKERS_FROM else 0
+
+
+def _device(name: str) -> str:
+    import torch
+
+    from kw_lightning.errors import RunError, first_line
+
+    if name == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return "cpu" if found is None else found.type
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise RunError(f"--device {name}: {first_line(error)}") from error
+    return name

@@ -1,0 +1,185 @@
+"""A trained network that takes images and answers in class names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from kw_lightning.errors import RunError
+from kw_lightning.inference import hub
+from kw_lightning.inference.card import model_card
+from kw_lightning.inference.images import ImageInput, Images, in_batches
+from kw_lightning.inference.prediction import Prediction
+from kw_lightning.inference.saving import SavedNetwork, read_folder, write_folder
+
+
+class ImageClassifier(nn.Module):
+    """A network with its preprocessing and class names; `kw_lightning.load` makes one.
+
+    Args:
+        saved: the network, its recipe, preprocessing and class names.
+
+    Attributes:
+        saved: the same.
+        network: images [batch, channels, height, width], preprocessed, to logits [batch, classes].
+
+    Example:
+        >>> model = kw_lightning.load("runs/pets-1")
+        >>> model.predict("cat.jpg").label
+        'cat'
+    """
+
+    def __init__(self, saved: SavedNetwork) -> None:
+        super().__init__()
+        self.saved = saved
+        self.network = saved.network
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the names of the network's outputs, in their order."""
+        return self.saved.classes
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits [batch, classes] of preprocessed images [batch, channels, height, width]."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def predict(
+        self, images: ImageInput | Sequence[ImageInput], *, top: int = 5, batch_size: int = 32, workers: int = 0
+    ) -> Any:
+        """Return what the network says of images, whatever mode it is in.
+
+        Args:
+            images: a path, a PIL image, a tensor [channels, height, width] (uint8, or floating point from 0 to 1), or
+                a list of such.
+            top: how many classes to name, the likeliest first.
+            batch_size: images that run together; no result depends on it.
+            workers: processes that read images.
+
+        Returns:
+            A `Prediction` of one image, a list of them of a list, in its order. An image that cannot be read gives
+            one with a `problem` and without classes.
+        """
+        if isinstance(images, Sequence) and not isinstance(images, str):
+            return list(self.stream(images, top=top, batch_size=batch_size, workers=workers))
+        return next(self.stream([images], top=top, batch_size=1, workers=0))
+
+    def stream(
+        self,
+        images: Sequence[ImageInput],
+        *,
+        top: int = 5,
+        batch_size: int = 32,
+        workers: int = 0,
+        advance: Callable[[int], object] = lambda count: None,
+    ) -> Iterator[Prediction]:
+        """Yield a prediction for each image, in order; see `predict`.
+
+        Args:
+            advance: called with the number of images that were just done.
+        """
+        loader = DataLoader(
+            Images(images, self.saved.preprocessing),
+            batch_size=batch_size,
+            num_workers=workers,
+            collate_fn=in_batches,
+        )
+        with _evaluating(self.network):
+            for problems, batches in loader:
+                scores: dict[int, Tensor] = {}
+                for indices, batch in batches:
+                    scores.update(zip(indices, self._scores(batch), strict=True))
+                for index in sorted({*problems, *scores}):
+                    source = images[index]
+                    path = str(source) if isinstance(source, str | Path) else None
+                    if index in problems:
+                        yield Prediction(path=path, problem=problems[index])
+                    else:
+                        yield Prediction(self._named(scores[index], top), path)
+                advance(len(problems) + len(scores))
+
+    @torch.no_grad()
+    def _scores(self, images: Tensor) -> Tensor:
+        """Return the scores [batch, classes] in float32 on the CPU."""
+        place = next(self.network.parameters(), torch.empty(0))
+        logits = self(images.to(place.device, place.dtype)).float()
+        return (logits.sigmoid() if self.saved.several else logits.softmax(dim=1)).cpu()
+
+    def _named(self, scores: Tensor, top: int) -> tuple[tuple[str, float], ...]:
+        values, indices = scores.topk(min(top, len(scores)))
+        return tuple((self.classes[i], value) for i, value in zip(indices.tolist(), values.tolist(), strict=True))
+
+    def save_pretrained(self, folder: str | Path, *, metrics: Mapping[str, Any] | None = None) -> None:
+        """Write the folder that `kw_lightning.load` reads: safetensors, recipe, preprocessing, class names, card.
+
+        Args:
+            folder: made if it is not there.
+            metrics: what the card says that was measured, by name, and on what; see `model_card`.
+
+        Raises:
+            RunError: the folder cannot be written.
+        """
+        write_folder(self.saved, Path(folder), model_card(self.saved, metrics or {}))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | Path,
+        *,
+        revision: str | None = None,
+        allow_python: Sequence[str] = (),
+        **options: Any,
+    ) -> ImageClassifier:
+        """Read a saved network from a folder or from the Hugging Face Hub.
+
+        Args:
+            name_or_folder: a folder, or `organisation/name` on the Hub.
+            revision: branch, tag or commit on the Hub.
+            allow_python: packages whose code the recipe may name.
+            **options: of `huggingface_hub.snapshot_download`, as `token`, `cache_dir`, `local_files_only`.
+
+        Raises:
+            RunError: no such network, **or** one that was changed or is damaged.
+            RecipeError: a recipe that cannot be used here.
+        """
+        folder = Path(name_or_folder)
+        if not folder.is_dir():
+            name, given = hub.split_name(str(name_or_folder))
+            folder = hub.fetch(name, revision or given, **options)
+        elif options:
+            raise RunError(f"{folder} is a folder: {', '.join(sorted(options))} go with a name on the Hub")
+        return cls(read_folder(folder, allow_python=allow_python))
+
+    def push_to_hub(self, repository: str, *, metrics: Mapping[str, Any] | None = None, **options: Any) -> str:
+        """Upload the network to the Hugging Face Hub and return the address of the commit.
+
+        Args:
+            repository: `organisation/name`, made if it is not there.
+            metrics: see `save_pretrained`.
+            **options: `private`, and those of `huggingface_hub.HfApi.upload_folder`, as `commit_message`, `token`.
+
+        Raises:
+            RunError: huggingface_hub is not installed, **or** the Hub refuses.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, metrics=metrics)
+            return hub.push(Path(folder), repository, **options)
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode for a while; every module gets its own mode back."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,47 @@
+"""`kw_lightning.load`: a network that predicts, from a run, a checkpoint, a saved folder or the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kw_lightning.errors import RunError
+from kw_lightning.inference import hub
+from kw_lightning.inference.checkpoint import read_trained
+from kw_lightning.inference.classifier import ImageClassifier
+from kw_lightning.inference.saving import CONFIG
+from kw_lightning.paths import user_path
+
+MODEL = "model"
+"""The saved network's folder inside a run folder."""
+LAST = Path("checkpoints", "last.ckpt")
+"""The newest checkpoint inside a run folder."""
+
+
+def load(source: str | Path, *, allow_python: Sequence[str] = (), **options: Any) -> ImageClassifier:
+    """Return a trained network with its preprocessing and class names; no code of the source is run.
+
+    Args:
+        source: a run folder, a checkpoint file, a saved network's folder, or `hf://organisation/name@revision`.
+        allow_python: packages whose code the recipe may name.
+        **options: for the Hub, see `ImageClassifier.from_pretrained`.
+
+    Raises:
+        RunError: nothing there that can be loaded, **or** something changed or damaged.
+        RecipeError: a recipe that cannot be used here.
+
+    Example:
+        >>> kw_lightning.load("runs/pets-1").predict("cat.jpg").label
+        'cat'
+    """
+    if str(source).startswith(hub.PREFIX):
+        return ImageClassifier.from_pretrained(str(source), allow_python=allow_python, **options)
+    path = user_path(source)
+    for folder in (path, path / MODEL):
+        if (folder / CONFIG).is_file():
+            return ImageClassifier.from_pretrained(folder, allow_python=allow_python)
+    if not path.is_file() and not (path / LAST).is_file():
+        there = "no such file or folder" if not path.exists() else f"neither a saved network nor {LAST} in this folder"
+        raise RunError(f"{path}: {there}; a run, a checkpoint, a saved network or hf://… can be loaded")
+    return ImageClassifier(read_trained(path / LAST if path.is_dir() else path, allow_python=allow_python))

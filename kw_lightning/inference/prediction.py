@@ -1,0 +1,105 @@
+"""What a network says of one image, and tables of it as files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kw_lightning.errors import RunError, mistake
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of one image.
+
+    Attributes:
+        top: (class name, score), the highest score first; scores are probabilities of one class among all, or of a
+            network for several labels an image each class's own. Empty where the image could not be read.
+        path: the image's file, if it came from one.
+        problem: why there is no answer.
+    """
+
+    top: tuple[tuple[str, float], ...] = ()
+    path: str | None = None
+    problem: str | None = None
+
+    @property
+    def label(self) -> str | None:
+        """Return the name of the class with the highest score."""
+        return self.top[0][0] if self.top else None
+
+    @property
+    def score(self) -> float | None:
+        """Return the highest score."""
+        return self.top[0][1] if self.top else None
+
+    def row(self, top: int) -> dict[str, Any]:
+        """Return the prediction as one row: `path, label, score, label_2, score_2, …, problem`.
+
+        Args:
+            top: how many classes the row has; places without one are None.
+        """
+        found: dict[str, Any] = {"path": self.path}
+        for number in range(1, top + 1):
+            suffix = "" if number == 1 else f"_{number}"
+            label, score = self.top[number - 1] if number <= len(self.top) else (None, None)
+            found |= {f"label{suffix}": label, f"score{suffix}": score}
+        return found | {"problem": self.problem}
+
+
+def write_predictions(predictions: Iterable[Prediction], path: Path, top: int) -> None:
+    """Write one row an image, in the form that the file's ending names: `.csv`, `.json` or `.parquet`.
+
+    Raises:
+        RunError: another ending, a file that cannot be written, **or** Parquet without pyarrow.
+    """
+    rows = [prediction.row(top) for prediction in predictions]
+    try:
+        writer_of(path)(rows, path)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def writer_of(path: Path) -> Callable[[Sequence[Mapping[str, Any]], Path], None]:
+    """Return what writes rows in the form that a file's ending names.
+
+    Raises:
+        RunError: another ending, **or** Parquet without pyarrow.
+    """
+    if path.suffix.lower() not in _WRITERS:
+        raise RunError(f"--output: {mistake(path.name, [f'NAME{ending}' for ending in _WRITERS])}")
+    if path.suffix.lower() == ".parquet":
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError:
+            raise RunError(f"{path}: Parquet needs pyarrow: pip install 'kw-lightning[parquet]'") from None
+    return _WRITERS[path.suffix.lower()]
+
+
+def _write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, list(rows[0]) if rows else ["path", "label", "score", "problem"])
+        table.writeheader()
+        table.writerows(rows)
+
+
+def _write_json(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    path.write_text(json.dumps(list(rows), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_parquet(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
+
+
+_WRITERS: dict[str, Callable[[Sequence[Mapping[str, Any]], Path], None]] = {
+    ".csv": _write_csv,
+    ".json": _write_json,
+    ".parquet": _write_parquet,
+}
