@@ -14,6 +14,7 @@ from rich.text import Text
 
 from kw_lightning.planning.types import Count, Plan, WarehousePlan, budget_text
 from kw_lightning.preprocessing import preprocessing
+from kw_lightning.rand_augment import difference
 
 NAMES_SHOWN = 12
 
@@ -57,6 +58,9 @@ def total_lines(plan: Plan) -> list[str]:
     steps = preprocessing(plan.recipe)
     if steps is not None:
         lines += [f"preprocessing     {steps.describe()}", f"                  ({steps.source})"]
+    augmented = difference(plan.recipe)
+    if augmented is not None:
+        lines.append(f"RandAugment       {augmented}")
     if plan.asked is not None:
         lines.append(f"budget            asked {budget_text(plan.asked)}, reached {plan.parameters.kw:,} parameters")
     return lines

@@ -11,8 +11,9 @@ from torchvision.transforms import v2
 from kw_lightning import KWError, load_recipe
 from kw_lightning.errors import RecipeError, RunError
 from kw_lightning.fit.data import DATA_SETS, ImageData, data_module
+from kw_lightning.fit.data.augmentation import RandAugment
 from kw_lightning.fit.data.sets import Images, digits, even_subset
-from kw_lightning.fit.data.transforms import RandAugment, Shift, transform
+from kw_lightning.fit.data.transforms import Shift, transform
 from kw_lightning.fit.evaluation import trained_preprocessing
 from kw_lightning.fit.module import Classifier
 from kw_lightning.preprocessing import Preprocessing, preprocessing

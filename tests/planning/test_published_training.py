@@ -61,3 +61,18 @@ def test_groups_are_those_of_the_published_shapes(recorded: str) -> None:
         if not key.startswith("warehouse_manager.") and (len(shape) == 1 or key.endswith(".bias"))
     }
     assert spared(recipe, network) == expected & ours
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_optimizer_schedule_and_images(name: str) -> None:
+    recipe = load_recipe(f"{name}-imagenet")
+    assert recipe.train is not None
+    assert recipe.data is not None
+    mobile = name.startswith("mobilenetv2")
+    assert recipe.train.schedule.final_lr == 1e-6
+    assert recipe.train.optimizer.args == ({"momentum": 0.9, "nesterov": True} if mobile else {})
+    images = recipe.data.train
+    assert images["interpolation"] == ("bilinear" if mobile else "bicubic")
+    assert images.get("rand_augment") == (None if mobile else "rand-m9-mstd0.5-inc1")
+    assert images.get("random_erasing") == (None if mobile else {"probability": 0.25, "mode": "pixel"})
+    assert recipe.data.eval == {"resize": 256, "crop": "center", "size": 224}

@@ -6,29 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from kw_lightning.errors import RecipeError
+from kw_lightning.fit.data.augmentation import rand_augment, random_erasing
 from kw_lightning.preprocessing import Preprocessing, resolved_section
 from kw_lightning.recipe.types import Recipe
 
 RANDOM = {"flip", "rand_augment", "random_erasing", "shift", "noise"}
 """Keys that draw random numbers, beside the random crops."""
-
-
-class RandAugment(v2.RandAugment):  # type: ignore[misc]  # torchvision is untyped
-    """RandAugment whose strength varies from image to image (normal distribution, in steps of torchvision's scale)."""
-
-    def __init__(self, operations: int = 2, magnitude: int = 9, std: float = 0.0) -> None:
-        super().__init__(num_ops=operations, magnitude=magnitude)
-        self.mean_magnitude = magnitude
-        self.std = std
-
-    def forward(self, *inputs: Any) -> Any:
-        drawn = self.mean_magnitude + self.std * torch.randn(()).item()
-        self.magnitude = round(min(max(drawn, 0.0), self.num_magnitude_bins - 1))
-        return super().forward(*inputs)
 
 
 class Shift(v2.Transform):  # type: ignore[misc]
@@ -78,17 +65,16 @@ def compose(options: Mapping[str, Any]) -> v2.Transform:
 
     A PIL image is scaled and cut as one, by the same filter as torchvision and timm, and then made a tensor.
     """
-    augment = options.get("rand_augment", "none")
-    steps: list[v2.Transform | None] = [
+    steps: list[nn.Module | None] = [
         *_cut(options),
         v2.RandomHorizontalFlip() if options.get("flip") else None,
+        rand_augment(options),
         v2.ToImage(),
-        RandAugment(**augment) if isinstance(augment, Mapping) else None,
         Shift(options["shift"]) if options.get("shift") else None,
         v2.ToDtype(torch.float32, scale=True),
         v2.GaussianNoise(sigma=options["noise"], clip=False) if options.get("noise") else None,
         v2.Normalize(options["mean"], options["std"]) if options.get("mean") and options.get("std") else None,
-        v2.RandomErasing(options["random_erasing"]) if options.get("random_erasing") else None,
+        random_erasing(options),
         v2.ToPureTensor(),
     ]
     return v2.Compose([step for step in steps if step is not None])
