@@ -127,3 +127,20 @@ def test_wheel_works_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None
     trained = run(*command, "fit", "digits-resnet", *quick, folder=elsewhere, path=str(site))
     assert trained.returncode == 0, trained.stderr
     assert (elsewhere / "runs/digits-resnet-1/checkpoints/last.ckpt").exists()
+
+
+def test_rooms_import_only_from_those_above_them_in_the_readme() -> None:
+    table = (ROOT / "README.md").read_text().partition("| room |")[2].partition("\n\n")[0]
+    order = [re.findall(r"`(\w+)`", row.split("|")[1]) for row in table.splitlines()[2:]]
+    place = {room: index for index, rooms in enumerate(order) for room in rooms}
+    package = ROOT / "kw_lightning"
+    rooms = {path.stem for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert rooms - {"__init__"} == set(place)
+    for file in package.rglob("*.py"):
+        room = file.relative_to(package).parts[0].removesuffix(".py")
+        for statement in ast.walk(ast.parse(file.read_text())) if room != "__init__" else ():
+            if not isinstance(statement, ast.ImportFrom) or not (statement.module or "").startswith("kw_lightning"):
+                continue
+            inner = (statement.module or "").split(".")[1:]
+            for other in inner[:1] or [alias.name for alias in statement.names if alias.name in place]:
+                assert place[other] <= place[room], f"{file.relative_to(ROOT)} imports {other}"

@@ -28,7 +28,7 @@ class ContrastingAttention(nn.Module):
     x → mean over positions → `reduce` → `norm` → ReLU → `expand` = z, and then, with temperature τ,
     α_ij = τ·β_ij + (1 − τ) · z_ij / (Σ_p |z_ip| + 1e-3), where p also runs over the zero cell.
 
-    The low-rank form (`basis`) gives z from fewer numbers; see method.md and the paper's appendix.
+    The low-rank form (`basis`) gives z from fewer numbers; see the README beside this file and the paper's appendix.
 
     A training batch of one sample or none has no batch statistics: the norm then uses its running statistics and leaves
     them as they are, so that a last batch of one does not end a run.

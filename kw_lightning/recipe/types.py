@@ -134,7 +134,7 @@ class Warehouse:
 
 @dataclass(frozen=True)
 class Stages:
-    """`stages: auto`: warehouses found from the network's feature-map sizes (method.md, published layouts)."""
+    """`stages: auto`: warehouses found from the network's feature-map sizes (`planning/stages.py` says how)."""
 
     handover: bool = True
     exclude: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,8 @@ from torch import nn
 
 from kw_lightning.nn import KWConv1d, KWConv2d, KWLayer, KWLinear, set_temperature, share_warehouse
 
-RECORDED = Path(__file__).parents[3] / "shared" / "reference"
 SHIPPED = Path(__file__).parents[1] / "data" / "reference"
-FOLDER = RECORDED if (RECORDED / "layers.json").exists() else SHIPPED
+FOLDER = Path(os.environ.get("KW_REFERENCE", SHIPPED))  # a folder with more and larger cases, on demand only
 CASES = json.loads((FOLDER / "layers.json").read_text())
 TYPES = {"conv1d": KWConv1d, "conv2d": KWConv2d, "linear": KWLinear}
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
