@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, Trainer
+from torch import Tensor
 
 from kw_lightning.callbacks.checkpoint_io import read
 from kw_lightning.errors import KWError, RunError
@@ -77,6 +78,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     # A text would be the name of a file, and the file of the checkpoint's choice.
     if not isinstance(parameters, Mapping) or not isinstance(parameters.get("recipe"), Mapping):
         raise RunError(f"{path}: no recipe inside; only checkpoints that kw-fit wrote can be used here")
+    weights = state.get("state_dict")
+    whole = isinstance(weights, Mapping) and all(isinstance(value, Tensor) for value in weights.values())
+    if not whole or not all(type(state.get(count)) is int for count in ("epoch", "global_step")):
+        raise RunError(f"{path}: no weights inside, or not how far they are trained; kw-fit writes both")
     return state
 
 

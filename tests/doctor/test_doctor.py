@@ -117,7 +117,7 @@ def rename(state: dict[str, Any]) -> None:
         (warm, "checkpoints/last.ckpt, temperature", "0 is not reached"),
         (shrink, "checkpoints/last.ckpt", "do not fit"),
         (rename, "checkpoints/last.ckpt, recipe", "another one than in recipe.lock.yaml"),
-        (lambda state: state.pop("state_dict"), "checkpoints/last.ckpt", "state_dict"),
+        (lambda state: state.pop("state_dict"), "checkpoints/last.ckpt", "no weights inside"),
     ],
     ids=["numbers", "temperature", "shapes", "recipe", "parts"],
 )
