@@ -129,7 +129,7 @@ def apply_plan(planned: Plan, model: nn.Module, *, warm_start: bool = False) -> 
         for layer, dynamic in zip(warehouse.layers, _make_warehouse(warehouse, statics), strict=True):
             dynamic.engine, dynamic.name = planned.recipe.engine, layer.name
             if isinstance(dynamic, KWLinear):
-                _place_batch(dynamic, layer, warehouse, checked=planned.macs_note is None)
+                _place_batch(dynamic, layer, warehouse)
             made.setdefault(layer.layer.name, []).append((layer, dynamic))
             if warm_start:
                 errors[layer.name] = dynamic.load_kernel(rows_of(statics[layer.layer.name].weight, layer.rows))
@@ -184,10 +184,10 @@ def _make_warehouse(warehouse: WarehousePlan, statics: Mapping[str, Static]) -> 
     return layers
 
 
-def _place_batch(dynamic: KWLinear, layer: LayerPlan, warehouse: WarehousePlan, *, checked: bool) -> None:
+def _place_batch(dynamic: KWLinear, layer: LayerPlan, warehouse: WarehousePlan) -> None:
     """Say where a linear layer's batch is, or that it may be elsewhere where no forward pass has shown it."""
     dynamic.batch_dim = warehouse.spec.batch_dim or 0
-    if warehouse.spec.batch_dim is None and not checked:
+    if warehouse.spec.batch_dim is None:
         dynamic.beside = layer.layer.beside
 
 

@@ -105,3 +105,21 @@ def test_lightlys_momentum_update_takes_a_network_and_its_copy() -> None:
         model.backbone[4][0].conv1.warehouse.cells.add_(1)
     utils.update_momentum(model.backbone, model.backbone_momentum, m=0.75)
     torch.testing.assert_close(model.backbone_momentum[4][0].conv1.warehouse.cells, cells + 0.25)
+
+
+@pytest.mark.filterwarnings("ignore:.*takes dimension 0")
+def test_torchaudios_conformer_mixes_samples_unless_it_is_told_where_its_batch_is() -> None:
+    torchaudio = pytest.importorskip("torchaudio")
+    leaks = []
+    for said in ({}, {"batch_dim": 1}):
+        torch.manual_seed(0)
+        network = torchaudio.models.Conformer(16, 2, 32, 2, 5).eval()
+        warehouses = {"mlp": {"layers": ["*.ffn?.sequential.*"], **said}}
+        convert(network, {"kw": 1, "name": "conformer", "warehouses": warehouses})
+        set_temperature(network, 0.2)
+        x, lengths = torch.randn(3, 7, 16), torch.tensor([7, 7, 7])
+        other = torch.cat([x[:2], torch.randn(1, 7, 16)])
+        with torch.no_grad():
+            leaks.append(float((network(x, lengths)[0][0] - network(other, lengths)[0][0]).abs().max()))
+    assert leaks[0] > 1e-2
+    assert leaks[1] == 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from torch import nn
 
 from kw_lightning.errors import Problem
-from kw_lightning.planning.network import reading
+from kw_lightning.planning.network import Layer, reading
 from kw_lightning.planning.selection import Choice
-from kw_lightning.planning.tracing import Shape, Trace, trace
+from kw_lightning.planning.tracing import Call, Shape, Trace, trace
 from kw_lightning.recipe.types import Document, Warehouse
 
 Chosen = Mapping[str, Sequence[Choice]]
@@ -43,18 +44,23 @@ def read_in_training(
     ]
 
 
-def misplaced_batches(
+def place_batches(
     model: nn.Module,
     shape: Shape | None,
     forward: Trace,
     warehouses: Sequence[Warehouse],
-    chosen: Chosen,
+    chosen: Mapping[str, tuple[Choice, ...]],
     document: Document,
-) -> list[Problem]:
-    """Return a problem for every warehouse of layers whose batch is another dimension than the warehouse says.
+) -> tuple[dict[str, tuple[Choice, ...]], list[Problem]]:
+    """Find out which dimension of every chosen linear layer's input is the batch; samples mix in another one.
 
-    Samples would then share kernels with each other. One sample and two are run on the meta device: the dimension of a
-    layer's input that grows is the batch, or the batch folded with something else.
+    One sample and two are run on the meta device: the dimension of a layer's input that grows is the batch, or the
+    batch folded with something else. A network that takes [sequence, batch, channels] itself is run the wrong way
+    round so, which a module of `batch_first=False` shows: beside it nothing is known.
+
+    Returns:
+        The layers, those of known batch without a doubt (`Layer.beside`), and a problem for every warehouse of layers
+        whose batch is another dimension than it says.
     """
     problems = [
         document.problem(
@@ -67,16 +73,36 @@ def misplaced_batches(
         if choice.layer.type != "Linear"
     ]
     if problems or shape is None or not any(len(inputs) > 2 for inputs in _linear_inputs(forward, chosen)):
-        return problems
+        return dict(chosen), problems
     two = trace(model, shape, batch=2)
+    settled = dict(chosen)
     for warehouse in warehouses:
-        misplaced = [
-            found for choice in chosen[warehouse.name] for found in _misplaced(choice, warehouse, forward, two)
-        ]
+        choices = chosen[warehouse.name]
+        known = [choice for choice in choices if _is_known(choice.layer, forward, two)]
+        settled[warehouse.name] = tuple(_without_doubt(choice) if choice in known else choice for choice in choices)
+        misplaced = [found for choice in known for found in _misplaced(choice, warehouse, forward, two)]
         if misplaced:
             more = f" (and {len(misplaced) - 1} other layers of the warehouse)" if len(misplaced) > 1 else ""
             problems.append(document.problem(warehouse.path, misplaced[0] + more))
-    return problems
+    return settled, problems
+
+
+def _is_known(layer: Layer, one: Trace, two: Trace) -> bool:
+    if layer.beside is None:
+        return True
+    pairs = zip(one.calls_of([layer.beside]), two.calls_of([layer.beside]), strict=False)
+    return any(1 in _grown(before, after) for before, after in pairs)
+
+
+def _without_doubt(choice: Choice) -> Choice:
+    return replace(choice, layer=replace(choice.layer, beside=None))
+
+
+def _grown(before: Call, after: Call) -> list[int]:
+    """Return the dimensions of an input that are larger for two samples than for one."""
+    if len(before.inputs) != len(after.inputs):
+        return []
+    return [d for d, (one, two) in enumerate(zip(before.inputs, after.inputs, strict=True)) if one != two]
 
 
 def _linear_inputs(forward: Trace, chosen: Chosen) -> Iterator[Shape]:
@@ -88,11 +114,9 @@ def _linear_inputs(forward: Trace, chosen: Chosen) -> Iterator[Shape]:
 
 def _misplaced(choice: Choice, warehouse: Warehouse, one: Trace, two: Trace) -> Iterator[str]:
     said = warehouse.batch_dim or 0
-    pairs = zip(one.calls_of(choice.layer.names), two.calls_of(choice.layer.names), strict=False)
-    for before, after in pairs:
-        if choice.layer.type != "Linear" or len(before.inputs) != len(after.inputs) or len(before.inputs) < 3:
-            continue
-        grown = [d for d, (a, b) in enumerate(zip(before.inputs, after.inputs, strict=True)) if a != b]
+    names = choice.layer.names
+    for before, after in zip(one.calls_of(names), two.calls_of(names), strict=False):
+        grown = _grown(before, after) if choice.layer.type == "Linear" and len(before.inputs) > 2 else []
         if grown and said not in grown:
             cure = f"say batch_dim: {grown[0]} in the warehouse" if grown[0] else "leave batch_dim out of the warehouse"
             yield (
@@ -102,4 +126,4 @@ def _misplaced(choice: Choice, warehouse: Warehouse, one: Trace, two: Trace) -> 
             return
 
 
-__all__ = ["misplaced_batches", "read_in_training"]
+__all__ = ["place_batches", "read_in_training"]

@@ -17,7 +17,7 @@ from kw_lightning.limits import MAX_INPUT, MAX_MIXTURES, MAX_PARAMETERS, TooLarg
 from kw_lightning.nn.engine import ENGINES, Convolution, refusal
 from kw_lightning.nn.partition import PartitionError, WarehousePartition
 from kw_lightning.planning.budgets import solve
-from kw_lightning.planning.checks import misplaced_batches, read_in_training
+from kw_lightning.planning.checks import place_batches, read_in_training
 from kw_lightning.planning.geometry import Geometry, measure
 from kw_lightning.planning.macs import layer_macs, total_macs
 from kw_lightning.planning.network import Network, refuse_dynamic, survey
@@ -73,7 +73,8 @@ def _plan(
     chosen, found = select(network, warehouses, recipe.document)
     problems += found
     problems += read_in_training(model, shape, forward, warehouses, chosen, recipe.document)
-    problems += misplaced_batches(model, shape, forward, warehouses, chosen, recipe.document)
+    chosen, found = place_batches(model, shape, forward, warehouses, chosen, recipe.document)
+    problems += found
     geometries, found = _geometries(recipe, warehouses, chosen)
     problems += found
     problems += _unserved(recipe, geometries)

@@ -174,3 +174,17 @@ def test_no_warning_where_the_forward_pass_has_shown_the_batch() -> None:
     network = BatchFirst().double()
     convert(network, {"kw": 1, "name": "t", "model": {"input": [3, 8]}, "warehouses": {"a": {"layers": ["mlp"]}}})
     quiet(network.eval(), torch.randn(5, 3, 8, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("batch_dim", [None, 0, 1])
+def test_a_network_that_takes_the_sequence_first_itself_is_not_refused_for_saying_so(batch_dim: int | None) -> None:
+    said = {} if batch_dim is None else {"batch_dim": batch_dim}
+    warehouses = {"mlp": {"layers": ["linear?"], **said}}
+    network = encoder_layer().double()
+    convert(network, {"kw": 1, "name": "t", "model": {"input": [3, 8]}, "warehouses": warehouses})
+    x = torch.randn(5, 3, 8, dtype=torch.float64)
+    if batch_dim is None:
+        with pytest.warns(UserWarning, match="takes dimension 0"):
+            network(x)
+    else:
+        quiet(network, x)
