@@ -13,6 +13,7 @@ from torch import Tensor
 from kw_lightning.callbacks.checkpoint_io import read
 from kw_lightning.errors import KWError, RunError
 from kw_lightning.fit.data import data_module
+from kw_lightning.fit.failures import readable_failures
 from kw_lightning.fit.folder import checkpoint_of
 from kw_lightning.fit.module import Classifier
 from kw_lightning.fit.quiet import quiet
@@ -51,7 +52,7 @@ def evaluate(path: str | Path, *, allow_python: Sequence[str] = ()) -> Evaluatio
 
 def measure(module: Classifier, data: LightningDataModule) -> dict[str, float]:
     """Return `accuracy`, `top5` of more than five classes, and `loss` over the evaluation data, on one device."""
-    with quiet():
+    with quiet(), readable_failures():
         trainer = Trainer(
             # the kind of device that trained need not be here
             accelerator="cpu" if module.train_settings.accelerator == "cpu" else "auto",

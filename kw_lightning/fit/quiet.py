@@ -20,6 +20,7 @@ NOISE = (
     r"You are using a CUDA device .* Tensor Cores",  # a tip
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own call
     r"GPU available but not used",  # the recipe decides
+    r"Image size .* exceeds limit",  # images of one's own may be large; twice that is refused, with the file's name
 )
 
 

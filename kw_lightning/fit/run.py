@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
@@ -15,6 +14,7 @@ from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from kw_lightning.errors import Problem, RecipeError, RunError, first_line, mistake
 from kw_lightning.fit.data import ImageData, data_module
 from kw_lightning.fit.evaluation import load_classifier, measure, read_checkpoint
+from kw_lightning.fit.failures import readable_failures
 from kw_lightning.fit.folder import RECIPE_FILE, RunFolder, readable_errors, versions
 from kw_lightning.fit.groups import parameter_groups
 from kw_lightning.fit.interruption import interruptible
@@ -78,10 +78,11 @@ def fit(
         raise TypeError("overrides change a recipe while it is loaded, and this one is loaded already")
     seed_everything((recipe.train or Train()).seed, workers=True, verbose=False)
     check_training(recipe)
-    module = Classifier(recipe, allow_python=allow_python)
-    data = data_module(recipe, allow_python=allow_python)
-    make_optimizer(recipe, parameter_groups(recipe, module.network))  # its mistakes, before a folder is made
-    check_shapes(recipe, module, data)
+    with readable_failures():
+        module = Classifier(recipe, allow_python=allow_python)
+        data = data_module(recipe, allow_python=allow_python)
+        make_optimizer(recipe, parameter_groups(recipe, module.network))  # its mistakes, before a folder is made
+        check_shapes(recipe, module, data)
     warn_of_contradictions(recipe)
     begun = start(recipe, resume, output)
     folder = begun.folder
@@ -95,7 +96,7 @@ def fit(
             if trainer.is_global_zero:
                 folder.write(RECIPE_FILE, lock_text(recipe))
                 folder.write("versions.json", versions())
-            with readable_memory():
+            with readable_failures():
                 trainer.fit(module, data, ckpt_path=begun.checkpoint, weights_only=True)
             return finish(trainer, module, data, folder, allow_python)
     finally:
@@ -198,19 +199,3 @@ def check_fits(module: Classifier, state: Mapping[str, Any], checkpoint: Path) -
             f"{checkpoint} is of another network than the recipe's: {len(differing)} of {len(own)} tensors differ, "
             f"as {', '.join(differing[:3])}; train the recipe in a new folder"
         )
-
-
-@contextmanager
-def readable_memory() -> Iterator[None]:
-    """Turn the device's lack of memory into one message.
-
-    Raises:
-        RunError: in place of torch's error.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise RunError(
-            "the device's memory is too small for this run; make data.batch_size smaller "
-            "(and train.accumulate larger, which keeps the optimizer's steps as they are)"
-        ) from error

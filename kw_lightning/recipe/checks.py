@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from fractions import Fraction
 from typing import Any
 
 from kw_lightning.errors import Problem, sentence
+from kw_lightning.recipe.limits import MAX_IMAGE
 from kw_lightning.recipe.nodes import Node, join
 from kw_lightning.recipe.scalars import read_plain, read_ratio
 
@@ -32,6 +34,8 @@ def check(root: Node) -> list[Problem]:
         layers = warehouse.value.get("layers", Node(None)).value
         for index, selector in enumerate(layers if isinstance(layers, list) else ()):
             problems += _check_selector(selector, f"{path}.layers[{index}]")
+    problems += _check_normalisation(_child(root, "data"))
+    problems += _check_fake(_child(root, "data"))
     for section in ("train", "eval"):
         scale = _map(_child(root, "data"), section).get("scale", Node(None))
         match scale.plain():
@@ -43,6 +47,35 @@ def check(root: Node) -> list[Problem]:
         message = "found freeze_epochs without freeze, allowed: train.freeze with the layers that stay frozen so long"
         problems.append(Problem(message, "train.freeze_epochs", train["freeze_epochs"].key_location))
     return problems
+
+
+def _check_normalisation(data: Node) -> list[Problem]:
+    """Return where mean and std do not go together; evaluation has those of training where it says nothing."""
+    problems = []
+    train, evaluation = _map(data, "train"), _map(data, "eval")
+    for section, own, options in (("train", train, train), ("eval", evaluation, {**train, **evaluation})):
+        given = {key: options[key] for key in ("mean", "std") if isinstance(options.get(key, Node(None)).value, list)}
+        for key in given.keys() & own.keys():
+            path, place = f"data.{section}.{key}", own[key].place
+            if len(given) == 1:
+                what = f"{key} without {'std' if key == 'mean' else 'mean'}"
+                problems.append(Problem(sentence(what, "both or neither"), path, place))
+            elif len(given["mean"].children) != len(given["std"].children) and (key == "std" or "std" not in own):
+                what = f"{len(given['mean'].children)} values in mean and {len(given['std'].children)} in std"
+                problems.append(Problem(sentence(what, "as many in both, one for each channel"), path, place))
+    return problems
+
+
+def _check_fake(data: Node) -> list[Problem]:
+    """Return what is wrong with made-up images that no memory holds."""
+    shape = _map(data, "args").get("shape", Node(None))
+    sides = shape.plain()
+    if _child(data, "name").value != "fake" or not isinstance(sides, list):
+        return []
+    if not all(type(side) is int for side in sides) or math.prod(sides) <= MAX_IMAGE:
+        return []
+    message = sentence(f"an image of {math.prod(sides):,} numbers", f"at most {MAX_IMAGE:,}")
+    return [Problem(message, "data.args.shape", shape.place)]
 
 
 def split_slice(name: str) -> tuple[str, tuple[Fraction, Fraction] | None]:

@@ -24,3 +24,5 @@ MAX_FILES = 32
 """Files that one recipe is made of."""
 MAX_PROBLEMS = 100
 """Mistakes shown of one recipe; the rest is counted."""
+MAX_IMAGE = 1 << 28
+"""Numbers in one made-up image."""

@@ -34,9 +34,9 @@ def test_digits_are_the_published_ones() -> None:
     train, evaluation = source.train, source.evaluation
     assert isinstance(train, Images)
     assert isinstance(evaluation, Images)
-    counts = torch.bincount(torch.tensor(train.targets + evaluation.targets)).tolist()
+    counts = torch.bincount(torch.cat([train.targets, evaluation.targets])).tolist()
     assert counts == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]  # as UCI describes the file
-    assert train.targets[:10] == list(range(10))
+    assert train.targets[:10].tolist() == list(range(10))
     assert train.images.shape == (1200, 1, 8, 8)
     assert int(train.images.max()) == 255
 
@@ -61,7 +61,9 @@ def test_evaluation_noise_and_shifts_are_the_same_every_time() -> None:
     torch.manual_seed(2)
     assert torch.equal(a, images(second.eval_images))
     assert not torch.equal(a, images(ImageData(recipe_with({"name": "digits", "eval": {"samples": 20}})).eval_images))
-    assert not torch.equal(images(first.train_images), images(first.train_images))  # training draws anew
+    before = images(first.train_images)
+    first.train_images.epoch.fill_(1)
+    assert not torch.equal(before, images(first.train_images))  # training draws anew in every epoch
 
 
 def test_seeded_evaluation_leaves_the_global_random_numbers_alone() -> None:
@@ -127,13 +129,53 @@ def test_image_folder_with_other_classes_in_evaluation(tmp_path: Path) -> None:
         data_module(recipe_with({"name": "image_folder", "root": str(tmp_path)}))
 
 
-def test_unknown_argument_is_placed() -> None:
-    with pytest.raises(RecipeError) as caught:
-        data_module(recipe_with({"name": "fake", "args": {"clases": 3}}))
-    assert str(caught.value) == (
-        'data.args.clases: found the unknown argument "clases", allowed: shape, classes, train, evaluation; '
-        'did you mean "classes"?'
-    )
+@pytest.mark.parametrize(
+    ("name", "args", "path", "message"),
+    [
+        ("fake", {"clases": 3}, "data.args.clases", r'found the unknown key "clases".*did you mean "classes"\?'),
+        ("fake", {"classes": 0}, "data.args.classes", "found 0, allowed: a whole number of at least 1"),
+        ("fake", {"classes": "ten"}, "data.args.classes", 'found "ten", allowed: a whole number'),
+        ("fake", {"train": 999_999_999_999}, "data.args.train", "at most 10,000,000"),
+        ("fake", {"evaluation": -1}, "data.args.evaluation", "found -1"),
+        ("fake", {"shape": 8}, "data.args.shape", r"found 8, allowed: a list"),
+        ("fake", {"shape": [3, "a", 8]}, "data.args.shape[1]", 'found "a", allowed: a whole number'),
+        ("fake", {"shape": [9999, 9999, 9999]}, "data.args.shape", "found an image of 999,700,029,999 numbers"),
+        ("image_folder", {"train": 5}, "data.args.train", "found 5, allowed: a text"),
+        ("mnist", {"download": "soon"}, "data.args.download", 'found "soon", allowed: true or false'),
+        ("digits", {"download": True}, "data.args.download", 'found the unknown key "download"'),
+    ],
+)
+def test_wrong_arguments_of_data_are_placed_mistakes_of_the_recipe(
+    name: str, args: dict[str, Any], path: str, message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        recipe_with({"name": name, "args": args})
+    assert [problem.path for problem in caught.value.problems] == [path]
+
+
+@pytest.mark.parametrize(
+    ("sections", "path", "message"),
+    [
+        ({"train": {"mean": [0.5]}}, "data.train.mean", "found mean without std, allowed: both or neither"),
+        ({"eval": {"std": [0.5]}}, "data.eval.std", "found std without mean, allowed: both or neither"),
+        ({"train": {"mean": [0.5], "std": [1, 1]}}, "data.train.std", "found 1 values in mean and 2 in std"),
+        (
+            {"train": {"mean": [0.5], "std": [1]}, "eval": {"mean": [0, 0, 0]}},
+            "data.eval.mean",
+            "found 3 values in mean",
+        ),
+    ],
+)
+def test_mean_and_std_go_together(sections: dict[str, Any], path: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        recipe_with({"name": "digits", **sections})
+    assert [problem.path for problem in caught.value.problems] == [path]
+
+
+def test_mean_and_std_have_a_value_for_each_channel_of_the_images() -> None:
+    options = {"mean": [0.5] * 3, "std": [1] * 3}
+    with pytest.raises(RecipeError, match=r"data\.train\.std: found 3 values, allowed: 1, one for each channel"):
+        data_module(recipe_with({"name": "digits", "train": options}))
 
 
 def test_fake_data_has_the_shape_asked_for() -> None:

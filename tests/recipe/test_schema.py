@@ -42,7 +42,8 @@ def properties(part: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]
         for key, child in part.get("properties", {}).items():
             yield f"{path}.{key}", child
         for key, child in part.items():
-            yield from properties(child, f"{path}.{key}")
+            if key != "if":  # a condition, in which keys are named again
+                yield from properties(child, f"{path}.{key}")
     elif isinstance(part, list):
         for index, child in enumerate(part):
             yield from properties(child, f"{path}[{index}]")

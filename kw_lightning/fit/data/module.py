@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,9 +15,11 @@ from torchvision.transforms import v2
 
 from kw_lightning.backbones import import_callable
 from kw_lightning.callbacks.resume import ResumableDataLoader
-from kw_lightning.errors import RecipeError
-from kw_lightning.fit.data.sets import Samples, even_subset, in_memory, open_source
-from kw_lightning.fit.data.transforms import Seeded, is_random, transform
+from kw_lightning.errors import RecipeError, RunError
+from kw_lightning.fit.data.batches import batchwise
+from kw_lightning.fit.data.draws import Draws, own_random_numbers, seed_everywhere
+from kw_lightning.fit.data.sets import Images, Samples, channels, even_subset, file_of, open_source, whole
+from kw_lightning.fit.data.transforms import transform
 from kw_lightning.preprocessing import Preprocessing
 from kw_lightning.recipe.types import Recipe
 
@@ -59,6 +62,9 @@ class ImageData(LightningDataModule):
 
     Attributes:
         num_classes: the data set's classes.
+
+    Raises:
+        RecipeError: mean or std of another number of channels than the images have.
     """
 
     def __init__(self, recipe: Recipe, trained: Preprocessing | None = None) -> None:
@@ -68,28 +74,21 @@ class ImageData(LightningDataModule):
         self.seed = recipe.train.seed if recipe.train else 0
         source = open_source(recipe, self.data)
         self.num_classes = source.num_classes
-        self.train_images = Transformed(
-            even_subset(source.train, self.data.train.get("samples")),
-            transform(recipe, "train"),
-            random=is_random(self.data.train),
-            repeatable=False,
-        )
-        self.eval_images = Transformed(
-            even_subset(source.evaluation, self.data.eval.get("samples")),
-            transform(recipe, "eval", trained),
-            random=is_random(self.data.eval),
-            repeatable=True,
-        )
+        _check_channels(recipe, channels(source.train))
+        train = even_subset(source.train, self.data.train.get("samples"))
+        evaluation = even_subset(source.evaluation, self.data.eval.get("samples"))
+        self.train_images = Transformed(train, transform(recipe, "train"), self.seed, "data.train.size")
+        self.eval_images = Transformed(evaluation, transform(recipe, "eval", trained), 0, "data.eval.size")
         self.mix = _mix(recipe, self.num_classes)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the training images, in an order that follows from seed and epoch; it resumes in mid-epoch."""
         order = EpochSampler(self.train_images, self.seed)
-        return ResumableDataLoader(self.train_images, self.data.batch_size, sampler=order, **self._loading())
+        return ImageLoader(self.train_images, self.data.batch_size, sampler=order, **self._loading())
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the evaluation images, in their own order."""
-        return DataLoader(self.eval_images, self.data.eval_batch_size or self.data.batch_size, **self._loading())
+        return ImageLoader(self.eval_images, self.data.eval_batch_size or self.data.batch_size, **self._loading())
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Mix the images of a training batch, on the device where the network runs."""
@@ -100,38 +99,122 @@ class ImageData(LightningDataModule):
 
     def _loading(self) -> dict[str, Any]:
         workers = self.data.workers
-        return {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
+        return {
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            "collate_fn": _as_it_is,
+        }
 
 
-class Transformed(Dataset[tuple[Tensor, int]]):
-    """A data set with a transform for its images.
+@dataclass(frozen=True)
+class Unreadable:
+    """What a worker hands over in place of a batch: an exception would arrive as the text of its traceback."""
+
+    reason: str
+
+
+class Transformed(Dataset[Any]):
+    """A data set with a transform for its images, read in whole batches.
+
+    The random numbers of an image follow from the seed, the epoch and its index; evaluation stays in epoch 0, and
+    repeats them.
 
     Args:
         samples: the data set.
-        steps: the transform.
-        random: whether the transform draws random numbers.
-        repeatable: whether it is to draw the same ones for an image every time.
+        steps: the transform of one image; of images in memory it is applied to whole batches.
+        seed: of the transform's random numbers.
+        size_key: key of the recipe that gives all images one size.
     """
 
-    def __init__(self, samples: Samples, steps: v2.Transform, *, random: bool, repeatable: bool) -> None:
+    def __init__(self, samples: Samples, steps: v2.Compose, seed: int, size_key: str) -> None:
         self.samples = samples
-        self.steps = Seeded(steps) if random and repeatable else steps
-        # What comes out the same every time is kept where the images are in memory anyway.
-        self.kept: dict[int, tuple[Tensor, int]] | None = (
-            {} if in_memory(samples) and (repeatable or not random) else None
-        )
+        self.steps = steps
+        self.seed = seed
+        self.size_key = size_key
+        self.batch_steps = batchwise(steps) if isinstance(whole(samples), Images) else None
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that stay alive see it change
 
     def __len__(self) -> int:
         return len(self.samples)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        if self.kept is not None and index in self.kept:
-            return self.kept[index]
-        image, target = self.samples[index]
-        image = self.steps(image, index) if isinstance(self.steps, Seeded) else self.steps(image)
-        if self.kept is not None:
-            self.kept[index] = image, int(target)
-        return image, int(target)
+        images, targets = self.read([index])
+        return images[0], int(targets[0])
+
+    def __getitems__(self, indices: list[int]) -> Batch | Unreadable:
+        """Return a batch; DataLoader asks so for what `__getitem__` would give one by one."""
+        try:
+            return self.read(indices)
+        except RunError as error:
+            return Unreadable(str(error))
+
+    def read(self, indices: list[int]) -> Batch:
+        """Return images and classes of a batch.
+
+        Raises:
+            RunError: an image that cannot be read, **or** images of different size.
+        """
+        draws = Draws(self.seed, int(self.epoch), indices)
+        if self.batch_steps is not None:
+            images, targets = self.samples.batch(indices)  # type: ignore[attr-defined]
+            for number, step in enumerate(self.batch_steps):
+                images = step(images, draws, number)
+            return images, targets
+        transformed, classes = [], []
+        with own_random_numbers():
+            for index, seed in zip(indices, draws.seeds(0), strict=True):
+                image, target = self.samples[index]
+                seed_everywhere(seed)
+                transformed.append(self.steps(image))
+                classes.append(int(target))
+        self._check_sizes(transformed, indices)
+        return torch.stack(transformed), torch.tensor(classes)
+
+    def _check_sizes(self, images: list[Tensor], indices: list[int]) -> None:
+        first = images[0].shape
+        other = next((number for number, image in enumerate(images) if image.shape != first), None)
+        if other is not None:
+            sizes = " and ".join(
+                f"{image.shape[-2]}×{image.shape[-1]} ({file_of(self.samples, indices[number])})"
+                for number, image in ((0, images[0]), (other, images[other]))
+            )
+            raise RunError(f"data: images of different size, {sizes}; give them one by {self.size_key}")
+
+
+class ImageLoader(ResumableDataLoader):
+    """Batches of `Transformed`, which is told the epoch first.
+
+    Raises:
+        RunError: an image cannot be read, in this process or in a worker.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        assert isinstance(self.dataset, Transformed)
+        self.dataset.epoch.fill_(getattr(self._epoch_sampler(), "epoch", 0))
+        for batch in super().__iter__():
+            if isinstance(batch, Unreadable):
+                raise RunError(batch.reason)
+            yield batch
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _check_channels(recipe: Recipe, count: int) -> None:
+    assert recipe.data is not None
+    problems = [
+        recipe.document.problem(
+            f"data.{section}.{key}",
+            f"found {len(values)} values, allowed: {count}, one for each channel of the images" + " or 1" * (count > 1),
+        )
+        for section, options in (("train", recipe.data.train), ("eval", recipe.data.eval))
+        for key in ("mean", "std")
+        if len(values := options.get(key, ())) not in (0, 1, count)
+    ]
+    if problems:
+        raise RecipeError(problems)
 
 
 class EpochSampler(RandomSampler):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from kw_lightning.errors import RecipeError, RunError, first_line, mistake
+from kw_lightning.fit.data.images import read_image
 from kw_lightning.paths import user_path
 from kw_lightning.recipe.types import Data, Recipe
 
@@ -25,6 +26,10 @@ Samples = Dataset[tuple[Any, int]]
 
 DIGITS_TRAIN = 1200
 """Images of the digits that train; the rest evaluates. See digits.md."""
+
+
+NOISE = 1 << 28
+"""Most bytes of the noise of `fake`, unless one image has more."""
 
 
 @dataclass(frozen=True)
@@ -50,36 +55,32 @@ def open_source(recipe: Recipe, data: Data) -> Source:
     """Open the data set that a recipe names.
 
     Raises:
-        RecipeError: no data set has that name, **or** it does not take an argument of `data.args`.
+        RecipeError: no data set has that name.
         RunError: the data is not there.
     """
     if data.name not in DATA_SETS:
         message = mistake(data.name, DATA_SETS, what="the unknown data set")
         raise RecipeError(recipe.document.problem("data.name", message))
-    function = DATA_SETS[data.name]
-    allowed = list(inspect.signature(function).parameters)[1:]
-    problems = [
-        recipe.document.problem(f"data.args.{key}", mistake(key, allowed, what="the unknown argument"))
-        for key in data.args
-        if key not in allowed
-    ]
-    if problems:
-        raise RecipeError(problems)
-    return function(data, **data.args)
+    return DATA_SETS[data.name](data, **data.args)  # the schema has checked them
 
 
 class Images(Dataset[tuple[Any, int]]):
-    """Images in memory: uint8 [n, c, h, w] and their classes."""
+    """Images in memory: uint8 [n, c, h, w] and their classes; of fewer images than classes, again from the first."""
 
-    def __init__(self, images: Tensor, targets: Sequence[int]) -> None:
+    def __init__(self, images: Tensor, targets: Sequence[int] | Tensor) -> None:
         self.images = images
-        self.targets = list(targets)
+        self.targets = torch.as_tensor(targets)
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index % len(self.images)], self.targets[index]
+        return self.images[index % len(self.images)], int(self.targets[index])
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:  # [b x c x h x w], [b]
+        """Return several images and their classes at once."""
+        chosen = torch.as_tensor(indices)
+        return self.images[chosen % len(self.images)], self.targets[chosen]
 
 
 class Subset(Dataset[tuple[Any, int]]):
@@ -95,6 +96,11 @@ class Subset(Dataset[tuple[Any, int]]):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         return self.samples[self.indices[index]]
 
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return several of the samples at once, of a data set in memory."""
+        assert isinstance(self.samples, Images)
+        return self.samples.batch([self.indices[index] for index in indices])
+
 
 def even_subset(samples: Samples, count: int | None) -> Samples:
     """Return the first samples of every class in turn, `count` together; all where no count is given."""
@@ -109,10 +115,22 @@ def even_subset(samples: Samples, count: int | None) -> Samples:
     return Subset(samples, sorted(index for _, _, index in sorted(turns)[:count]))
 
 
-def in_memory(samples: Samples) -> bool:
-    """Tell whether a data set holds its images in memory, and few of them."""
-    inner = samples.samples if isinstance(samples, Subset) else samples
-    return isinstance(inner, Images) and len(inner.images) == len(inner.targets)
+def whole(samples: Samples) -> Samples:
+    """Return the data set that a subset is of, or the data set itself."""
+    return samples.samples if isinstance(samples, Subset) else samples
+
+
+def channels(samples: Samples) -> int:
+    """Return the channels of a data set's images; files are read as RGB."""
+    inner = whole(samples)
+    return inner.images.shape[1] if isinstance(inner, Images) else 3
+
+
+def file_of(samples: Samples, index: int) -> str:
+    """Return the file that an image was read from; empty where there is none."""
+    if isinstance(samples, Subset):
+        return file_of(samples.samples, samples.indices[index])
+    return str(samples.samples[index][0]) if isinstance(samples, torchvision.datasets.ImageFolder) else ""
 
 
 @data_set
@@ -132,10 +150,11 @@ def fake(
     data: Data, shape: Sequence[int] = (3, 224, 224), classes: int = 1000, train: int = 10_000, evaluation: int = 1_000
 ) -> Source:
     """Return noise with made-up classes, for measuring speed: nothing is read and nothing can be learnt from it."""
-    noise = torch.randint(0, 256, (64, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    count = max(1, min(64, NOISE // math.prod(shape)))
+    noise = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return Source(
-        Images(noise, [index % classes for index in range(train)]),
-        Images(noise, [index % classes for index in range(evaluation)]),
+        Images(noise, torch.arange(train) % classes),
+        Images(noise, torch.arange(evaluation) % classes),
         classes,
     )
 
@@ -147,7 +166,7 @@ def image_folder(data: Data, train: str = "train", evaluation: str = "val") -> S
     parts = []
     for folder in (train, evaluation):
         try:
-            parts.append(torchvision.datasets.ImageFolder(str(root / folder)))
+            parts.append(torchvision.datasets.ImageFolder(str(root / folder), loader=read_image))
         except OSError as error:  # no folder, no class folders, or a class without images
             raise RunError(f"data: {root / folder} holds no images in class folders: {first_line(error)}") from error
     if parts[0].classes != parts[1].classes:
@@ -183,11 +202,7 @@ def fashion_mnist(data: Data, download: bool = False) -> Source:
 def _torchvision(dataset: Callable[..., Samples], data: Data, num_classes: int, download: bool) -> Source:
     root = _root(data)
     try:
-        return Source(
-            dataset(root=str(root), train=True, download=download),
-            dataset(root=str(root), train=False, download=download),
-            num_classes,
-        )
+        parts = [dataset(root=str(root), train=part, download=download) for part in (True, False)]
     except (RuntimeError, OSError) as error:  # torchvision raises RuntimeError where files are missing or damaged
         if download:
             raise RunError(f"data: {data.name} could not be downloaded to {root}: {first_line(error)}") from error
@@ -195,6 +210,14 @@ def _torchvision(dataset: Callable[..., Samples], data: Data, num_classes: int, 
             f"data: {data.name} is not in {root}. Put it there as torchvision expects it, "
             "or let torchvision fetch it: data.args.download=true"
         ) from error
+    return Source(_held(parts[0]), _held(parts[1]), num_classes)
+
+
+def _held(part: Any) -> Images:
+    """Return a data set that torchvision holds in memory: MNIST's are [n, h, w], CIFAR's [n, h, w, c]."""
+    images = torch.as_tensor(part.data)
+    images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+    return Images(images, part.targets)
 
 
 def _root(data: Data) -> Path:

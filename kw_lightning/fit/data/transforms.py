@@ -6,16 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.transforms import v2
 
 from kw_lightning.errors import RecipeError
 from kw_lightning.fit.data.augmentation import rand_augment, random_erasing
 from kw_lightning.preprocessing import Preprocessing, resolved_section
 from kw_lightning.recipe.types import Recipe
-
-RANDOM = {"flip", "rand_augment", "random_erasing", "shift", "noise"}
-"""Keys that draw random numbers, beside the random crops."""
 
 
 class Shift(v2.Transform):  # type: ignore[misc]
@@ -80,11 +77,6 @@ def compose(options: Mapping[str, Any]) -> v2.Transform:
     return v2.Compose([step for step in steps if step is not None])
 
 
-def is_random(options: Mapping[str, Any]) -> bool:
-    """Tell whether a section of transforms draws random numbers."""
-    return str(options.get("crop", "")).startswith("random") or any(options.get(key) for key in RANDOM)
-
-
 def _cut(options: Mapping[str, Any]) -> list[v2.Transform | None]:
     """Return how an image comes to its size: scaled by its shorter side (or both sides), then cut."""
     size, resize, crop = options.get("size"), options.get("resize"), options.get("crop", "none")
@@ -101,17 +93,3 @@ def _cut(options: Mapping[str, Any]) -> list[v2.Transform | None]:
         scale = tuple(options.get("scale", (0.08, 1.0)))
         return [*steps, v2.RandomResizedCrop(size, scale=scale, interpolation=interpolation)]
     return [*steps, v2.Resize((size, size), interpolation=interpolation)]
-
-
-class Seeded:
-    """A random transform of an evaluation image that depends on the image's index alone, so that it can be repeated."""
-
-    def __init__(self, inner: v2.Transform, seed: int = 0) -> None:
-        self.inner = inner
-        self.seed = seed
-
-    def __call__(self, image: Any, index: int) -> Tensor:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed + index)
-            result: Tensor = self.inner(image)
-            return result

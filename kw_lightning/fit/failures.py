@@ -1,0 +1,43 @@
+"""One line for what ends a run besides its disk: memory that is too small, and processes that read images and died."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from kw_lightning.errors import RunError
+
+SMALLER = (
+    "make data.batch_size smaller (and train.accumulate larger, which keeps the optimizer's steps as they are), "
+    "or data.workers"
+)
+ENDED = (
+    "a process that reads images was ended from outside, as systems do that run out of memory; "
+    "make data.workers or data.batch_size smaller"
+)
+
+
+@contextmanager
+def readable_failures() -> Iterator[None]:
+    """Turn the lack of memory, and the end of a worker, into one message.
+
+    Raises:
+        RunError: in place of torch's errors. On the CPU they are a plain RuntimeError, known by its text alone.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunError(f"the device's memory is too small for this run; {SMALLER}") from error
+    except MemoryError as error:
+        raise RunError(f"the computer's memory is too small for this run; {SMALLER}") from error
+    except RuntimeError as error:
+        text = str(error)
+        if "DefaultCPUAllocator" in text:
+            raise RunError(f"the computer's memory is too small for this run; {SMALLER}") from error
+        if text.startswith("DataLoader worker"):
+            raise RunError(ENDED) from error
+        raise
+    except ConnectionResetError as error:  # the worker ended while it handed over a batch
+        raise RunError(ENDED) from error
