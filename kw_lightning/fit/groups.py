@@ -24,8 +24,8 @@ def parameter_groups(recipe: Recipe, network: nn.Module) -> list[dict[str, Any]]
     """Return the network's trainable parameters in groups, as `torch.optim` takes them.
 
     Every parameter is in one group: those of `train.optimizer.groups` with their learning rate, in the recipe's order
-    after the others, and each in two parts where `train.optimizer.no_decay` leaves some without weight decay. The order
-    depends on recipe and network alone, so that the state of a checkpoint fits.
+    after the others, and each in two parts where `train.optimizer.no_decay` leaves some without weight decay. The
+    groups depend on names alone, so that the state of a checkpoint fits with other rates and another weight decay.
 
     Raises:
         RecipeError: a glob that means nothing, **or** nothing that is trained.
@@ -41,7 +41,7 @@ def parameter_groups(recipe: Recipe, network: nn.Module) -> list[dict[str, Any]]
             continue
         index = next((i for i, parameters in enumerate(chosen) if parameter in parameters), -1)
         no_decay = wanted.no_decay is not None and (is_vector(name, parameter) or parameter in spared)
-        parts.setdefault((index, no_decay and wanted.weight_decay > 0), []).append(parameter)
+        parts.setdefault((index, no_decay), []).append(parameter)
     if not parts:
         raise RecipeError(recipe.document.problem("train.freeze", "found nothing that is left to train"))
     groups = []

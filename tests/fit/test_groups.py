@@ -75,9 +75,12 @@ def test_named_parameters_are_not_decayed_either(network: nn.Module) -> None:
     assert "stage2.conv1.warehouse.cells" in decayed
 
 
-def test_nothing_to_spare_without_weight_decay(network: nn.Module) -> None:
-    recipe = recipe_with(optimizer={"weight_decay": 0, "no_decay": "vectors"})
-    assert len(parameter_groups(recipe, network)) == 1
+def test_groups_are_the_same_whatever_the_weight_decay(network: nn.Module) -> None:
+    without, with_decay = (
+        named(network, parameter_groups(recipe_with(optimizer={"weight_decay": value, "no_decay": "vectors"}), network))
+        for value in (0, 0.1)
+    )
+    assert [names for _, names in without] == [names for _, names in with_decay]
 
 
 def test_layers_have_a_learning_rate_of_their_own(network: nn.Module) -> None:
