@@ -8,11 +8,14 @@ from typing import Annotated
 
 import typer
 
-from kw_lightning.cli.arguments import package_option
+from kw_lightning.cli.arguments import override_argument, package_option
 
 
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(metavar="RUN_OR_CKPT", help="A run folder or a checkpoint file.")],
+    overrides: Annotated[
+        list[str] | None, override_argument("Changes to the recipe inside, as data.root=/elsewhere.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
     allow_python: Annotated[list[str] | None, package_option("Let the recipe run code")] = None,
 ) -> None:
@@ -22,7 +25,7 @@ def evaluate(
     from kw_lightning.fit.evaluation import evaluate as measure
     from kw_lightning.fit.report import metrics_table
 
-    evaluation = measure(checkpoint, allow_python=tuple(allow_python or ()))
+    evaluation = measure(checkpoint, overrides or (), allow_python=tuple(allow_python or ()))
     if json:
         found = {"checkpoint": str(evaluation.checkpoint), "epoch": evaluation.epoch}
         typer.echo(dumps({**evaluation.metrics, **found}))

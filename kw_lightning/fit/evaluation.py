@@ -19,6 +19,7 @@ from kw_lightning.fit.module import Classifier
 from kw_lightning.fit.quiet import quiet
 from kw_lightning.paths import user_path
 from kw_lightning.preprocessing import PREPROCESSING, Preprocessing
+from kw_lightning.recipe import load_recipe
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,28 @@ class Evaluation:
     metrics: dict[str, float]
 
 
-def evaluate(path: str | Path, *, allow_python: Sequence[str] = ()) -> Evaluation:
+def evaluate(path: str | Path, overrides: Sequence[str] = (), *, allow_python: Sequence[str] = ()) -> Evaluation:
     """Evaluate a checkpoint file, or the last checkpoint of a run folder.
 
+    Args:
+        path: the file or folder.
+        overrides: changes to the recipe inside, as `data.root=/elsewhere`; of `data.eval`, images are prepared anew.
+        allow_python: packages whose code the recipe may name.
+
     Raises:
-        RunError: there is no checkpoint, it is not one of `kw-fit`, **or** the data is not there.
-        RecipeError: the recipe names a Python package that is not allowed.
+        RunError: there is no checkpoint, it is not one of `kw-fit`, its weights do not fit the changed recipe,
+            **or** the data is not there.
+        RecipeError: an override that cannot be used, **or** a Python package that is not allowed.
     """
     checkpoint = checkpoint_of(user_path(path))
     state = without_download(read_checkpoint(checkpoint))
+    trained = trained_preprocessing(state)
+    if overrides:
+        changed = load_recipe(state["hyper_parameters"]["recipe"], overrides)
+        state = {**state, "hyper_parameters": {**state["hyper_parameters"], "recipe": changed}}
+        trained = None if any(override.startswith("data.eval.") for override in overrides) else trained
     module = load_classifier(state, checkpoint, allow_python=allow_python)
-    data = data_module(module.recipe, allow_python=allow_python, trained=trained_preprocessing(state))
+    data = data_module(module.recipe, allow_python=allow_python, trained=trained)
     return Evaluation(checkpoint, state["epoch"] + 1, measure(module, data))
 
 

@@ -255,3 +255,14 @@ def test_other_classes_than_the_data_names_the_key(
     with pytest.raises(RecipeError, match=cure.replace(" .* ", ".*1000 outputs and the data has 3 classes: ")):
         fit(recipe, output=tmp_path / "run", allow_python=["callers_own"])
     assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_takes_overrides(tmp_path: Path, quick: list[str]) -> None:
+    fit("digits-resnet", quick, output=tmp_path / "run")
+    whole = evaluate(tmp_path / "run", ["data.eval.samples=null"]).metrics
+    assert whole == evaluate(tmp_path / "run", ["data.eval.samples=597"]).metrics
+    assert whole != evaluate(tmp_path / "run", ["data.eval.samples=5"]).metrics
+    with pytest.raises(RecipeError, match=r'data\.rot: found the unknown key "rot"'):
+        evaluate(tmp_path / "run", ["data.rot=/elsewhere"])
+    with pytest.raises(RunError, match="do not fit"):
+        evaluate(tmp_path / "run", ["warehouses.stage2.budget=1/4"])
