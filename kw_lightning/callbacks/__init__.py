@@ -6,6 +6,7 @@ from kw_lightning.callbacks.callback import KWCallback
 from kw_lightning.callbacks.checkpoint import load_from_checkpoint
 from kw_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
 from kw_lightning.callbacks.exact_checkpoint import ExactCheckpoint
+from kw_lightning.callbacks.finite import FiniteLoss, NonFiniteError
 from kw_lightning.callbacks.heat_map import heat_map
 from kw_lightning.callbacks.resume import RandomState, ResumableDataLoader, RunningMetrics
 from kw_lightning.callbacks.signals import InterruptedRunError
@@ -18,8 +19,10 @@ __all__ = [
     "AttentionStatistics",
     "AttentionSummary",
     "ExactCheckpoint",
+    "FiniteLoss",
     "InterruptedRunError",
     "KWCallback",
+    "NonFiniteError",
     "RandomState",
     "ResumableDataLoader",
     "RunningMetrics",

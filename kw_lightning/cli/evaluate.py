@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -23,11 +22,11 @@ def evaluate(
     # slow to import: torch and lightning
     from kw_lightning.cli.output import console
     from kw_lightning.fit.evaluation import evaluate as measure
-    from kw_lightning.fit.report import metrics_table
+    from kw_lightning.fit.report import json_text, metrics_table
 
     evaluation = measure(checkpoint, overrides or (), allow_python=tuple(allow_python or ()))
     if json:
         found = {"checkpoint": str(evaluation.checkpoint), "epoch": evaluation.epoch}
-        typer.echo(dumps({**evaluation.metrics, **found}))
+        typer.echo(json_text({**evaluation.metrics, **found}))
     else:
         console().print(metrics_table({evaluation.checkpoint.name: evaluation.metrics}))

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from kw_lightning.cli.arguments import RecipeArgument, override_argument, package_option, recipe_and_overrides
+
+
+class OnNan(str, Enum):
+    """What `--on-nan` takes."""
+
+    stop = "stop"
+    warn = "warn"
 
 
 def fit(
@@ -21,6 +29,13 @@ def fit(
             help="Continue a run folder or a checkpoint; with auto the newest run of this recipe, if there is one.",
         ),
     ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Begin a new run with the weights of a run folder or a checkpoint."),
+    ] = None,
+    on_nan: Annotated[
+        OnNan, typer.Option(metavar="stop|warn", help="What happens at the first loss that is not a number.")
+    ] = OnNan.stop,
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Run folder, new or empty. \\[default: runs/NAME-NUMBER]")
     ] = None,
@@ -50,7 +65,7 @@ def fit(
     if dry_run:
         warn_of_contradictions(loaded)
         return
-    result = train(loaded, resume=resume, output=output, allow_python=packages)
+    result = train(loaded, resume=resume, init=init, output=output, allow_python=packages, on_nan=on_nan.value)
     if result.last:
         screen.print(metrics_table({"last": result.last, "best": result.best}))
     screen.print(f"run folder: {result.folder}", highlight=False, soft_wrap=True)

@@ -15,7 +15,7 @@ from kw_lightning.doctor.findings import Finding
 from kw_lightning.errors import KWError, RecipeError, RunError, first_line
 from kw_lightning.fit.evaluation import load_classifier, read_checkpoint
 from kw_lightning.fit.folder import RECIPE_FILE, RunFolder, versions
-from kw_lightning.fit.trainer import read_metrics
+from kw_lightning.fit.metrics import parse_metrics
 from kw_lightning.nn import warehouses
 from kw_lightning.paths import user_path
 from kw_lightning.recipe import load_recipe
@@ -82,9 +82,11 @@ def _metrics(folder: RunFolder) -> Finding:
     if not file.is_file():
         return Finding(file.name, "is not there", amiss=True)
     try:
-        rows = read_metrics(file)
-    except (KWError, ValueError, TypeError, AttributeError) as error:
+        rows, damaged = parse_metrics(file)
+    except OSError as error:
         return Finding(file.name, f"damaged: {first_line(error)}", amiss=True)
+    if damaged:
+        return Finding(file.name, f"damaged: {damaged} of {damaged + len(rows) + 1} lines are no rows", amiss=True)
     wrong = sorted({str(key) for row in rows for key, value in row.items() if not _is_finite(value)})
     if wrong:
         return Finding(file.name, f"not finite, or no number: {_some(wrong)}", amiss=True)

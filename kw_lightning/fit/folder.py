@@ -23,7 +23,17 @@ from kw_lightning.nn.engine import native
 RUNS = Path("runs")
 RECIPE_FILE = "recipe.lock.yaml"
 PACKAGES = ("kw-lightning", "torch", "torchvision", "lightning", "torchmetrics", "numpy", "timm")
-OWN = {".lock", RECIPE_FILE, "versions.json", "metrics.csv", "result.json", "tensorboard", "attention", "checkpoints"}
+OWN = {
+    ".lock",
+    RECIPE_FILE,
+    "versions.json",
+    "metrics.csv",
+    "result.json",
+    "tensorboard",
+    "attention",
+    "checkpoints",
+    "model",
+}
 """What a run writes into its folder."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
+from kw_lightning.callbacks.finite import NonFiniteError
 from kw_lightning.callbacks.signals import InterruptedRunError
 from kw_lightning.fit.folder import RunFolder
 
@@ -23,16 +24,19 @@ def interruptible(folder: RunFolder) -> Iterator[None]:
     Raises:
         KeyboardInterrupt: Ctrl-C.
         InterruptedRunError: SIGTERM, after the checkpoint was written.
+        NonFiniteError: as it came; of both, only the first process of a run says it.
     """
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGINT) if main else None
     try:
         yield
-    except InterruptedRunError as stop:
+    except (InterruptedRunError, NonFiniteError) as stop:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         if not is_first_process():
             raise SystemExit(stop.exit_code) from None  # the first one speaks for all
+        if isinstance(stop, NonFiniteError):
+            raise
         message = f"{stop}: go on with --resume {folder.path}"
         if stop.signal == signal.SIGINT:
             raise KeyboardInterrupt(message) from None

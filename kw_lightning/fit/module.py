@@ -56,12 +56,14 @@ class Classifier(LightningModule):
         start = self.recipe if pretrained else without_pretrained(self.recipe)
         self.network = (build if is_dynamic(start) else make_static)(start, allow_python=allow_python)
         freeze(self.recipe, self.network)
-        self.train_loss = MeanMetric()
-        self.loss = MeanMetric()
+        # "disable": a loss that is not a number is to be seen, and torchmetrics would leave it out of the mean
+        self.train_loss = MeanMetric(nan_strategy="disable")
+        self.loss = MeanMetric(nan_strategy="disable")
         # micro average: the share of images that are right, whatever the number of classes
         self.accuracy = MulticlassAccuracy(average="micro")
         self.shows_top5 = True  # of five classes or fewer the best five are all
-        self.top5 = MeanMetric()  # torchmetrics' own top-k wants to know the number of classes here
+        # torchmetrics' own top-k wants to know the number of classes here
+        self.top5 = MeanMetric(nan_strategy="disable")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put what evaluation does to an image into the checkpoint, since a library's defaults may be others later.
@@ -89,6 +91,8 @@ class Classifier(LightningModule):
         loss = functional.cross_entropy(self(images), targets, label_smoothing=self.train_settings.label_smoothing)
         self.train_loss(loss.detach())
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, prog_bar=True)
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log(f"lr-{self.train_settings.optimizer.name}", rate, on_step=True, on_epoch=False)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from json import dumps
+from typing import Any
 
 from rich.table import Table
 
@@ -22,3 +25,16 @@ def metrics_table(columns: Mapping[str, Metrics]) -> Table:
         cells = [f"{metrics[key]:.4f}" if key == "loss" else f"{metrics[key]:.2%}" for metrics in columns.values()]
         table.add_row(label, *cells)
     return table
+
+
+def json_text(data: Any, indent: int | None = None) -> str:
+    """Return plain data as JSON, which has no word for infinite numbers and those that are none: they become null."""
+    return dumps(_finite(data), indent=indent, allow_nan=False)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from json import dumps
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+import yaml
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 
 from kw_lightning.errors import Problem, RecipeError, RunError, first_line, mistake
+from kw_lightning.fit.changes import Relay, changed, in_words, is_relaid
 from kw_lightning.fit.data import ImageData, data_module
 from kw_lightning.fit.evaluation import load_classifier, measure, read_checkpoint
 from kw_lightning.fit.failures import readable_failures
-from kw_lightning.fit.folder import RECIPE_FILE, RunFolder, readable_errors, versions
+from kw_lightning.fit.folder import RECIPE_FILE, RunFolder, checkpoint_of, folder_of, readable_errors, versions
 from kw_lightning.fit.groups import parameter_groups
 from kw_lightning.fit.interruption import interruptible
 from kw_lightning.fit.module import Classifier
 from kw_lightning.fit.optimization import make_optimizer, make_schedule
 from kw_lightning.fit.quiet import quiet
-from kw_lightning.fit.starting import start
-from kw_lightning.fit.trainer import MONITORED, check_settings, make_trainer
+from kw_lightning.fit.report import json_text
+from kw_lightning.fit.starting import Start, start
+from kw_lightning.fit.trainer import MONITORED, OnNan, check_settings, make_trainer
+from kw_lightning.paths import user_path
 from kw_lightning.preprocessing import warn_of_contradictions
 from kw_lightning.recipe import load_recipe, lock_text
 from kw_lightning.recipe.types import Recipe, Train
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,8 +56,10 @@ def fit(
     overrides: Sequence[str] = (),
     *,
     resume: str | Path | None = None,
+    init: str | Path | None = None,
     output: str | Path | None = None,
     allow_python: Sequence[str] = (),
+    on_nan: OnNan = "stop",
 ) -> Result:
     """Train the network of a recipe.
 
@@ -59,11 +67,15 @@ def fit(
         recipe: a recipe, or what `load_recipe` takes.
         overrides: changes to the recipe, as `train.epochs=5`.
         resume: "auto" for the newest run of the recipe if there is one, a run folder or a checkpoint file.
+        init: a run folder or a checkpoint file whose weights a new run begins with; with `resume="auto"` only where
+            there is nothing to go on from.
         output: the run folder; by default `runs/NAME-1`, `-2`, …
         allow_python: packages whose code the recipe may name.
+        on_nan: "stop" at the first loss that is not a number, or "warn".
 
     Raises:
         RecipeError: a recipe that cannot be used.
+        NonFiniteError: a loss that is infinite or not a number; `checkpoints/last.ckpt` is the last finite one.
         RunError: a folder that is in use or holds another run, a full disk, data that is not there.
         KeyboardInterrupt: Ctrl-C; `checkpoints/last.ckpt` holds the state of the last batch, to go on to the bit.
         InterruptedRunError: SIGTERM; the same.
@@ -79,28 +91,82 @@ def fit(
     seed_everything((recipe.train or Train()).seed, workers=True, verbose=False)
     check_training(recipe)
     with readable_failures():
-        module = Classifier(recipe, allow_python=allow_python)
+        module = Classifier(recipe, allow_python=allow_python, pretrained=init is None)
         data = data_module(recipe, allow_python=allow_python)
         make_optimizer(recipe, parameter_groups(recipe, module.network))  # its mistakes, before a folder is made
         check_shapes(recipe, module, data)
     warn_of_contradictions(recipe)
+    if init is not None and resume not in (None, "auto"):
+        raise RunError("--init begins a new run and --resume goes on with one: give one of them")
     begun = start(recipe, resume, output)
     folder = begun.folder
     try:
-        steps_done = 0
-        if begun.state is not None and begun.checkpoint is not None:
-            check_fits(module, begun.state, begun.checkpoint)
-            steps_done = begun.state["global_step"]
+        more = prepare(recipe, module, begun, init)
         with quiet(), readable_errors(folder.path), interruptible(folder):
-            trainer = make_trainer(recipe, folder, steps_done)
+            trainer = make_trainer(recipe, folder, begun.state, on_nan=on_nan, more=more)
             if trainer.is_global_zero:
-                folder.write(RECIPE_FILE, lock_text(recipe))
+                if begun.state is None:
+                    folder.write(RECIPE_FILE, lock_text(recipe))
                 folder.write("versions.json", versions())
             with readable_failures():
                 trainer.fit(module, data, ckpt_path=begun.checkpoint, weights_only=True)
             return finish(trainer, module, data, folder, allow_python)
     finally:
         folder.release()
+
+
+def prepare(recipe: Recipe, module: Classifier, begun: Start, init: str | Path | None) -> list[Callback]:
+    """Check what a run begins with, and fill the network where `init` asks for it.
+
+    Returns:
+        Callbacks for what a resumed run does otherwise than before.
+
+    Raises:
+        RunError: weights of another network, **or** a change that a resume cannot make.
+    """
+    if begun.state is None or begun.checkpoint is None:
+        if init is not None:
+            checkpoint = checkpoint_of(user_path(init))
+            state = read_checkpoint(checkpoint)
+            check_fits(module, state, checkpoint)
+            module.load_state_dict(state["state_dict"])
+        return []
+    check_fits(module, begun.state, begun.checkpoint)
+    changes = changed(begun.state, begun.checkpoint, recipe)
+    if not changes:
+        return [Relock(recipe, begun.folder, [])]
+    step = begun.state["global_step"]
+    log.warning("resumed after step %d with other settings: %s", step, in_words(changes))
+    entry = {"step": step, "changed": [in_words([change]) for change in changes]}
+    more: list[Callback] = [Relock(recipe, begun.folder, [*lock_history(folder_of(begun.checkpoint)), entry])]
+    return [*more, Relay()] if is_relaid(changes) else more
+
+
+class Relock(Callback):
+    """Writes the lock of a resumed run when it trains: a lock holds no value that was not used, and keeps its history.
+
+    Args:
+        recipe: the recipe of the resumed run.
+        folder: its folder.
+        history: of each resume with other settings, the step and what was changed; the lock stays without any.
+    """
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, history: list[dict[str, Any]]) -> None:
+        self.recipe, self.folder, self.history = recipe, folder, history
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it, in the first process."""
+        if trainer.is_global_zero and (self.history or not (self.folder.path / RECIPE_FILE).exists()):
+            self.folder.write(RECIPE_FILE, lock_text(self.recipe, self.history))
+
+
+def lock_history(folder: RunFolder) -> list[dict[str, Any]]:
+    """Return what earlier resumes of a run changed; none where its lock cannot be read."""
+    try:
+        lock = yaml.safe_load((folder.path / RECIPE_FILE).read_text(encoding="utf-8"))["lock"]
+        return list(lock.get("history", []))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, KeyError, TypeError):
+        return []
 
 
 def finish(
@@ -117,7 +183,7 @@ def finish(
     for name, path in (("last", folder.last), ("best", folder.best if folder.best.exists() else folder.last)):
         measured[name] = measure(load_classifier(read_checkpoint(path), path, allow_python=allow_python), data)
     parameters = sum(parameter.numel() for parameter in module.network.parameters())
-    folder.write("result.json", dumps({"parameters": parameters, **measured}, indent=2) + "\n")
+    folder.write("result.json", json_text({"parameters": parameters, **measured}, indent=2) + "\n")
     from kw_lightning.inference import load  # it reads images by `fit.data`: at the top this would be a circle
 
     load(folder.last, allow_python=allow_python).save_pretrained(

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from kw_lightning.callbacks.attention import AttentionStatistics
 from kw_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
+from kw_lightning.callbacks.exact_checkpoint import KEY as EXACT
 from kw_lightning.callbacks.exact_checkpoint import ExactCheckpoint
+from kw_lightning.callbacks.finite import FiniteLoss
 from kw_lightning.callbacks.resume import RandomState, RunningMetrics
 from kw_lightning.callbacks.temperature import TemperatureAnnealing
 from kw_lightning.errors import RecipeError, first_line
 from kw_lightning.fit.folder import RunFolder
 from kw_lightning.fit.freezing import Freezing
+from kw_lightning.fit.metrics import MetricsTable
 from kw_lightning.fit.module import is_dynamic
 from kw_lightning.fit.progress import progress_bar
 from kw_lightning.fit.quiet import quiet
@@ -27,22 +29,37 @@ from kw_lightning.recipe.types import CheckpointEvery, Recipe, Train
 MONITORED = {"val/accuracy": "max", "val/top5": "max", "val/loss": "min", "train/loss": "min"}
 """What `train.monitor` may name, and which direction is better."""
 
+OnNan = Literal["stop", "warn"]
+NAN_HINT = (
+    "lower train.optimizer.lr, give train.schedule.warmup_epochs or train.gradient_clip, or train.precision=bf16-mixed "
+    "in place of 16-mixed. {} is the last finite checkpoint, if there is one"
+)
 
-def make_trainer(recipe: Recipe, folder: RunFolder, steps_done: int = 0) -> Trainer:
+
+def make_trainer(
+    recipe: Recipe,
+    folder: RunFolder,
+    state: Mapping[str, Any] | None = None,
+    *,
+    on_nan: OnNan = "stop",
+    more: Sequence[Callback] = (),
+) -> Trainer:
     """Return the Trainer that trains a recipe into a run folder.
 
     Args:
         recipe: the recipe.
         folder: the run folder.
-        steps_done: optimizer steps of the checkpoint that the run goes on from.
+        state: the checkpoint that the run goes on from.
+        on_nan: what happens at a loss that is not a number.
+        more: further callbacks.
 
     Raises:
         RecipeError: settings that Lightning refuses.
     """
     return _trainer(
         recipe,
-        callbacks=make_callbacks(recipe, folder),
-        logger=make_loggers(recipe, folder, steps_done),
+        callbacks=[*make_callbacks(recipe, folder, on_nan), *more],
+        logger=make_loggers(recipe, folder, state),
         plugins=[AtomicCheckpointIO()],
     )
 
@@ -85,7 +102,7 @@ def _trainer(recipe: Recipe, **parts: Any) -> Trainer:
         raise RecipeError(recipe.document.problem("train", message)) from error
 
 
-def make_callbacks(recipe: Recipe, folder: RunFolder) -> list[Callback]:
+def make_callbacks(recipe: Recipe, folder: RunFolder, on_nan: OnNan = "stop") -> list[Callback]:
     """Return the callbacks of a recipe: checkpoints, learning rate, temperature, statistics, average, progress."""
     train = recipe.train or Train()
     every = train.checkpoint_every or CheckpointEvery()
@@ -98,9 +115,9 @@ def make_callbacks(recipe: Recipe, folder: RunFolder) -> list[Callback]:
             enable_version_counter=False,
         ),
         ExactCheckpoint(folder.last, steps=every.steps, minutes=every.minutes),
-        LearningRateMonitor("step"),
         RandomState(),
         RunningMetrics(),
+        FiniteLoss(on_nan, NAN_HINT.format(folder.last)),
         progress_bar(),
     ]
     if is_dynamic(recipe):
@@ -125,31 +142,21 @@ def make_callbacks(recipe: Recipe, folder: RunFolder) -> list[Callback]:
     return callbacks
 
 
-def make_loggers(recipe: Recipe, folder: RunFolder, steps_done: int = 0) -> list[Logger]:
-    """Return the loggers of a recipe: `metrics.csv`, and TensorBoard's events in `tensorboard/`."""
-    # Lightning's logger begins a new file; a resumed run keeps the rows up to its checkpoint.
-    earlier = [row for row in read_metrics(folder.path / "metrics.csv") if row["step"] < steps_done]
-    table = CSVLogger(folder.path, name="", version="")
-    for row in earlier:
-        table.log_metrics({**row}, step=int(row["step"]))
-    if earlier:
-        table.save()
+def make_loggers(recipe: Recipe, folder: RunFolder, state: Mapping[str, Any] | None = None) -> list[Logger]:
+    """Return the loggers of a recipe: `metrics.csv`, and TensorBoard's events in `tensorboard/`.
+
+    What a killed run logged after its checkpoint is dropped, because it is logged again.
+    """
+    steps = state["global_step"] if state else 0
+    table = MetricsTable(folder.path / "metrics.csv", steps)
+    metrics = (state or {}).get(EXACT, {}).get("metrics", {})
+    if state and metrics:  # a kill right after the checkpoint of an epoch loses its row
+        row = {name: metrics[name] for name in MONITORED if name in metrics}
+        table.log_metrics({**row, "epoch": state["epoch"]}, step=steps - 1)
     loggers: list[Logger] = [table]
     if recipe.log.tensorboard:
-        loggers.append(TensorBoardLogger(folder.path, name="", version="tensorboard"))
+        loggers.append(TensorBoardLogger(folder.path, name="", version="tensorboard", purge_step=steps or None))
     return loggers
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Return the rows of a `metrics.csv`, without their empty places; none where there is no such file."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return [{key: _number(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
-
-
-def _number(text: str) -> float:
-    return int(text) if text.isdigit() else float(text)
 
 
 class Average(EMAWeightAveraging):

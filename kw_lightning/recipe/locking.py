@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -19,8 +20,13 @@ MARK = "resolved and locked by `kw lock`"
 _PACKAGES = ("kw-lightning", "torch", "torchvision", "lightning", "timm")
 
 
-def lock_text(recipe: Recipe) -> str:
-    """Return a recipe as one resolved file that refuses to be changed by accident."""
+def lock_text(recipe: Recipe, history: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Return a recipe as one resolved file that refuses to be changed by accident.
+
+    Args:
+        recipe: the recipe.
+        history: what a run that was resumed changed, and after which step.
+    """
     data = escape(recipe.document.data)
     lock: dict[str, Any] = {"content": content_hash(data), "versions": _versions()}
     lock["sources"] = [
@@ -29,6 +35,8 @@ def lock_text(recipe: Recipe) -> str:
     ]
     if recipe.document.overrides:
         lock["overrides"] = list(recipe.document.overrides)
+    if history:
+        lock["history"] = [dict(entry) for entry in history]
     header = f"# {recipe.name}, {MARK}: a changed copy is refused; change its sources instead.\n"
     return header + to_yaml({**data, "lock": lock})
 
