@@ -37,7 +37,9 @@ def test_evaluating_downloads_nothing_and_makes_no_folder(tmp_path: Path, monkey
     module = Classifier(load_recipe("digits-resnet-static", changes))
     path = tmp_path / "stranger.ckpt"
     recipe = plain(module.recipe.document.data)
-    torch.save({"epoch": 0, "state_dict": module.state_dict(), "hyper_parameters": {"recipe": recipe}}, path)
+    torch.save(
+        {"epoch": 0, "global_step": 0, "state_dict": module.state_dict(), "hyper_parameters": {"recipe": recipe}}, path
+    )
     with pytest.raises(RunError, match="mnist is not in"):
         evaluate(path)
     assert not root.exists()
