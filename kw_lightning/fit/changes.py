@@ -21,7 +21,7 @@ RELAID = ("train.epochs", "train.max_steps", "train.optimizer.lr", "train.optimi
 """The learning rate is laid out anew for the whole run, and goes on from where the run is."""
 APPLIED = (
     *("train.label_smoothing", "train.mixup", "train.cutmix", "train.gradient_clip", "train.monitor"),
-    *("temperature*", "data.train.rand_augment*", "data.train.random_erasing", "data.train.noise", "data.train.shift"),
+    *("temperature*", "data.train.rand_augment*", "data.train.random_erasing*", "data.train.noise", "data.train.shift"),
     *("train.accelerator", "train.devices", "train.nodes", "train.strategy", "train.precision"),
 )
 """Holds from the next step on."""

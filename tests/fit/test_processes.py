@@ -1,0 +1,95 @@
+"""Runs in processes of their own: two that stop together, and runs that are killed at random moments."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import QUICK
+from test_stopping import assert_same, everything
+
+COMMAND = [sys.executable, str(Path(__file__).with_name("fit_script.py")), "digits-resnet", *QUICK]
+TWO = ["train.accelerator=cpu", "train.devices=2", "data.batch_size=10"]
+KINDS = {
+    "plain": [],
+    "mixup": ["train.mixup=0.8", "train.cutmix=1"],
+    "average": ["train.ema.decay=0.9", "train.accumulate=2", "data.batch_size=12"],
+    "two processes": TWO,
+    "inside epochs": ["train.checkpoint_every={steps: 1}", "data.train.noise=0.1"],
+}
+MOMENTS = int(os.environ.get("KW_KILLS", "50"))
+
+
+def started(folder: Path, *options: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.Popen(
+        [*COMMAND, "log.tensorboard=false", *options],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "both", "code"),
+    [
+        (signal.SIGINT, True, 130),
+        (signal.SIGINT, False, 130),
+        (signal.SIGTERM, True, 143),
+        (signal.SIGTERM, False, 143),
+    ],
+)
+def test_two_processes_stop_together_with_one_message_and_one_checkpoint(
+    tmp_path: Path, number: signal.Signals, both: bool, code: int
+) -> None:
+    process = started(tmp_path, *TWO, "train.epochs=1000", "--output", "out")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 2/"):
+            break
+    sent = time.monotonic()
+    (os.killpg if both else os.kill)(process.pid, number)
+    _, errors = process.communicate(timeout=60)  # the second process has the same streams: it has ended, too
+    assert time.monotonic() - sent < 30
+    assert process.returncode == code, errors
+    assert errors.count("Interrupted after step") == 1, errors
+    assert "Traceback" not in errors
+    assert "go on with --resume out" in errors
+    assert [path.name for path in (tmp_path / "out/checkpoints").glob("last*")] == ["last.ckpt"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(20_000)
+def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path: Path) -> None:
+    dice = random.Random(0)
+    kills = dict.fromkeys(KINDS, 0)
+    for kind, options in KINDS.items():
+        begun = time.monotonic()
+        assert started(tmp_path, *options, "--output", f"{kind} whole").wait() == 0
+        length = time.monotonic() - begun
+        while kills[kind] < MOMENTS // len(KINDS):
+            folder = f"{kind} {kills[kind]}"
+            process = started(tmp_path, *options, "--output", folder, "--resume", "auto")
+            time.sleep(dice.uniform(0.3, 0.95) * length)  # training is behind the imports
+            ended = process.poll() is not None
+            if not ended:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills[kind] += not ended
+            again = started(tmp_path, *options, "--output", folder, "--resume", "auto")
+            _, errors = again.communicate()
+            assert again.returncode == 0, errors
+            assert_same(everything(tmp_path / folder), everything(tmp_path / f"{kind} whole"))
+            table = (tmp_path / folder / "metrics.csv").read_text()
+            assert table == (tmp_path / f"{kind} whole" / "metrics.csv").read_text()
+            assert not list((tmp_path / folder).rglob("*.partial"))
+    print(f"{sum(kills.values())} SIGKILLs, every run ended with the same bits:", kills)
