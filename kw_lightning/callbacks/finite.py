@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, Literal
@@ -105,7 +105,7 @@ class FiniteLoss(Callback):
 
 def first_failure(trainer: Trainer, module: LightningModule, batch: Any, index: int) -> str:
     """Return in words where a batch, whose loss is not finite, failed first."""
-    failed = failed_weights(module)
+    failed = _failed(module.named_parameters())  # statistics have seen this batch already
     if failed is not None:
         return f"{failed}, so its gradients failed in the step before"
     if any(isinstance(leaf, Tensor) and _fails(leaf) for leaf in tree_leaves(batch)):
@@ -133,7 +133,11 @@ def first_failure(trainer: Trainer, module: LightningModule, batch: Any, index: 
 
 def failed_weights(module: nn.Module) -> str | None:
     """Return in words which weights are not finite, the first of them by name; None where all are."""
-    for name, value in [*module.named_parameters(), *module.named_buffers()]:
+    return _failed([*module.named_parameters(), *module.named_buffers()])
+
+
+def _failed(values: Iterable[tuple[str, Tensor]]) -> str | None:
+    for name, value in values:
         if _fails(value):
             return f'the weights "{name}" are infinite or not a number'
     return None

@@ -45,7 +45,7 @@ def fitted(folder: Path, model: Any, **options: Any) -> None:
 
 def test_the_layer_whose_activations_failed_first_is_named(tmp_path: Path) -> None:
     net = Net()
-    net.head = nn.Sequential(Failing(3), net.head)
+    net.head = nn.Sequential(Failing(3), nn.BatchNorm1d(16), net.head)  # its statistics fail in the same batch
     message = r'the loss is nan in step 3 \(epoch 1\): the activations failed first in layer "net\.head\.0" \(Failing\)'
     with pytest.raises(NonFiniteError, match=message + r"\. The learning rate is .*; lower"):
         fitted(tmp_path, Classifier(net))
