@@ -27,6 +27,8 @@ from kw_lightning.recipe.types import Recipe
 Builder = Callable[..., nn.Module]
 # Arguments of constructors that read files or the network; `model.pretrained` does it, and a plan never does.
 FETCHING = {"weights", "pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+FRAMES = 16  # of a clip, as torchvision's video networks were trained with
+FLOW = (520, 960)  # images between which torchvision's networks of optical flow were trained to see motion
 FORMS = "torchvision/NAME, timm/NAME or python:package.module:callable"
 
 
@@ -217,10 +219,18 @@ def _usual_input(backbone: str, network: nn.Module) -> tuple[int, ...] | None:
     if not backbone.startswith("torchvision/"):
         return None
     weights = _torchvision_weights(backbone.partition("/")[2])
-    crop = getattr(weights.transforms(), "crop_size", None) if weights is not None else None
-    if isinstance(crop, int):
-        crop = [crop]
-    return (3, *(crop * 2 if len(crop) == 1 else crop)) if crop else None
+    transforms = weights.transforms() if weights is not None else None
+    crop = getattr(transforms, "crop_size", None) or getattr(transforms, "resize_size", None)  # segmentation: resized
+    if crop:
+        size = [crop] * 2 if isinstance(crop, int) else [*crop] * 2 if len(crop) == 1 else [*crop]
+        video = weights.__class__.__module__.startswith("torchvision.models.video")
+        return (3, *((FRAMES,) if video else ()), *size)
+    resized: Any = getattr(network, "transform", None)  # a detector scales its images itself
+    if resized is not None and getattr(resized, "min_size", None):
+        return (3, *(resized.fixed_size or [resized.min_size[-1]] * 2))
+    if backbone.startswith("torchvision/raft"):
+        return (3, *FLOW)
+    return None
 
 
 def _torchvision_weights(name: str) -> Any:

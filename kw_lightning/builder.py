@@ -100,6 +100,8 @@ def convert(
     planned = plan(loaded, model)
     if not planned.warehouses:
         raise RecipeError(loaded.document.problem("warehouses", "a recipe for a network needs warehouses, or stages"))
+    if planned.warning is not None:
+        log.warning("%s", planned.warning)
     return apply_plan(planned, model if inplace else copy.deepcopy(model), warm_start=warm_start).model
 
 

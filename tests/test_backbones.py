@@ -103,11 +103,15 @@ def test_constructors_that_the_meta_device_cannot_run(backbone: str) -> None:
     [
         ("torchvision/resnet18", (3, 224, 224)),
         ("torchvision/inception_v3", (3, 299, 299)),
-        ("torchvision/fasterrcnn_resnet50_fpn", None),
+        ("torchvision/fasterrcnn_mobilenet_v3_large_fpn", (3, 800, 800)),
+        ("torchvision/ssdlite320_mobilenet_v3_large", (3, 320, 320)),
+        ("torchvision/lraspp_mobilenet_v3_large", (3, 520, 520)),
+        ("torchvision/r3d_18", (3, 16, 112, 112)),
+        ("torchvision/raft_small", (3, 520, 960)),
         ("timm/efficientnet_b1", (3, 240, 240)),
     ],
 )
-def test_usual_input(backbone: str, shape: tuple[int, ...] | None) -> None:
+def test_usual_input(backbone: str, shape: tuple[int, ...]) -> None:
     args = {"init_weights": False} if "inception" in backbone else {}
     asked = named(backbone, args=args)
     assert backbones.input_shape(asked, backbones.create(asked, device="meta")) == shape

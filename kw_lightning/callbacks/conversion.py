@@ -91,6 +91,8 @@ def make_dynamic(
     example = getattr(pl_module, "example_input_array", None) if path is None else None
     shape = tuple(example.shape[1:]) if isinstance(example, Tensor) else None
     planned = plan(recipe, target, input_shape=shape)
+    if planned.warning is not None:
+        rank_zero_warn(planned.warning)
     converted = apply_plan(planned, target, warm_start=warm_start).model
     _put(pl_module, path, converted)
     for copy in copies:

@@ -50,7 +50,7 @@ def fit(
 
     source, changes = recipe_and_overrides([recipe, *(overrides or ())])
     loaded = load_recipe(source, changes)  # its mistakes are told before what is slow to import: torch and lightning
-    from kw_lightning.cli.output import console
+    from kw_lightning.cli.output import console, warn
     from kw_lightning.fit.interruption import is_first_process
     from kw_lightning.fit.report import metrics_table
     from kw_lightning.fit.run import fit as train
@@ -61,7 +61,10 @@ def fit(
     screen = console()
     screen.quiet = not is_first_process()
     packages = tuple(allow_python or ())
-    screen.print(PlanTable(plan(loaded, allow_python=packages)))
+    planned = plan(loaded, allow_python=packages)
+    screen.print(PlanTable(planned))
+    if is_first_process():
+        warn(planned.warning)
     if dry_run:
         warn_of_contradictions(loaded)
         return

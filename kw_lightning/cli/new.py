@@ -173,10 +173,31 @@ def _warehouses(stages: Iterable[Stage], names: Sequence[str]) -> str:
     lines = ["warehouses:"]
     for stage in stages:
         size = "×".join(map(str, stage.size))
-        layers = to_yaml({"layers": globs(stage.layers, names)}).splitlines()
+        layers = to_yaml({"layers": globs(stage.layers, names), **_settings(stage)}).splitlines()
         lines.append(f"  {stage.name}:".ljust(24) + f"  # {_counted(len(stage.layers), 'layer')}, {size}")
         lines += [f"    {line}" for line in layers]
     return "\n".join(lines) + "\n"
+
+
+def _settings(stage: Stage) -> dict[str, dict[str, str]]:
+    """Return the cells and the attention of a stage where they are not those of the template's defaults."""
+    cell, attention = stage.cell, stage.attention
+    written = {
+        "cell": {
+            "out": (str(cell.out), "1"),
+            "in": (str(cell.in_), "1"),
+            "spatial": (cell.spatial, "split"),
+        },
+        "attention": {
+            "reduction": (str(attention.reduction), "1/16"),
+            "basis": ("none" if attention.basis is None else str(attention.basis), "none"),
+        },
+    }
+    changed = {
+        section: {key: value for key, (value, usual) in values.items() if value != usual}
+        for section, values in written.items()
+    }
+    return {section: values for section, values in changed.items() if values}
 
 
 def _counted(number: int, noun: str) -> str:

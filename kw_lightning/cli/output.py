@@ -23,6 +23,12 @@ def error_console() -> Console:
     return _console(sys.stderr)
 
 
+def warn(message: str | None) -> None:
+    """Print what the user should know on standard error, in one line; nothing where there is nothing to say."""
+    if message is not None:
+        error_console().print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
 def write_any_text() -> None:
     """Let the standard streams write `?` for what their encoding does not have, as × in ASCII, and not fail."""
     for stream in (sys.stdout, sys.stderr):

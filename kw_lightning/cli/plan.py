@@ -30,13 +30,14 @@ def plan(
     loaded = load_recipe(source, changes)  # its mistakes are told before what is slow to import: torch
     from rich.text import Text
 
-    from kw_lightning.cli.output import console
+    from kw_lightning.cli.output import console, warn
     from kw_lightning.planning import plan as make_plan
     from kw_lightning.planning.table import PlanTable
     from kw_lightning.preprocessing import preprocessing, warn_of_contradictions
 
     allowed = tuple(allow_python or ())
     planned = make_plan(loaded, allow_python=allowed)
+    warn(planned.warning)
     warn_of_contradictions(loaded)
     if json:
         from json import dumps

@@ -177,13 +177,18 @@ class ContrastingAttention(nn.Module):
 
 def attention_width(in_channels: int, reduction: Fraction | float) -> int:
     """Return the hidden width of the attention, h = max(int(in_channels · reduction), 16)."""
-    return max(math.floor(in_channels * Fraction(str(reduction))), MINIMUM_WIDTH)
+    share = reduction if isinstance(reduction, Fraction) else Fraction(str(reduction))
+    return max(in_channels * share.numerator // share.denominator, MINIMUM_WIDTH)
 
 
 def basis_shape(partition: LayerPartition, basis: Fraction | float) -> tuple[int, int]:
     """Return the low-rank form's (own cells, rank) = (int(b·m), max(int((n − own) · basis), 16))."""
-    own = min(math.floor(partition.budget * partition.mixtures), partition.cells)
-    return own, max(math.floor((partition.cells - own) * Fraction(str(basis))), MINIMUM_WIDTH)
+    return _low_rank(partition.mixtures, partition.cells, partition.budget, basis)
+
+
+def _low_rank(mixtures: int, cells: int, budget: Fraction, basis: Fraction | float) -> tuple[int, int]:
+    own = min(math.floor(budget * mixtures), cells)
+    return own, max(math.floor((cells - own) * Fraction(str(basis))), MINIMUM_WIDTH)
 
 
 def attention_parameters(
@@ -195,14 +200,43 @@ def attention_parameters(
     basis: Fraction | float | None = None,
 ) -> int:
     """Return the number of parameters that a `ContrastingAttention` with these arguments has."""
+    return attention_size(
+        in_channels,
+        partition.mixtures,
+        partition.cells,
+        partition.budget,
+        reduction=reduction,
+        norm=norm,
+        basis=basis,
+    )
+
+
+def attention_size(
+    in_channels: int,
+    mixtures: int,
+    cells: int,
+    budget: Fraction,
+    *,
+    reduction: Fraction | float = Fraction(1, 16),
+    norm: Literal["batch", "layer"] = "batch",
+    basis: Fraction | float | None = None,
+) -> int:
+    """Return what `attention_parameters` does, from the numbers that it depends on.
+
+    Args:
+        in_channels: of the layer.
+        mixtures: m, of the layer.
+        cells: n, of the warehouse.
+        budget: b, of the warehouse.
+        reduction, norm, basis: see `ContrastingAttention`.
+    """
     width = attention_width(in_channels, reduction)
     shared = in_channels * width + (width if norm == "layer" else 0) + 2 * width
-    columns = partition.mixtures * (partition.cells + 1)
+    columns = mixtures * (cells + 1)
     if basis is None:
         return shared + (width + 1) * columns
-    own, rank = basis_shape(partition, basis)
-    expand = width * partition.mixtures * (own + rank + 1)
-    return shared + expand + rank * (partition.cells - own) + columns
+    own, rank = _low_rank(mixtures, cells, budget, basis)
+    return shared + width * mixtures * (own + rank + 1) + rank * (cells - own) + columns
 
 
 def _within_reach(pooled: Tensor) -> Tensor:

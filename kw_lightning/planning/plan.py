@@ -21,8 +21,9 @@ from kw_lightning.planning.checks import place_batches, read_in_training
 from kw_lightning.planning.geometry import Geometry, measure
 from kw_lightning.planning.macs import layer_macs, total_macs
 from kw_lightning.planning.network import Network, refuse_dynamic, survey
+from kw_lightning.planning.proportion import refusals, warning, without_it
 from kw_lightning.planning.selection import Choice, excluded_by, select
-from kw_lightning.planning.stages import stage_warehouses
+from kw_lightning.planning.stages import Found, stage_warehouses
 from kw_lightning.planning.tracing import Trace, trace
 from kw_lightning.planning.types import Count, LayerPlan, Plan, StaticLayer, WarehousePlan
 from kw_lightning.recipe.types import Recipe, Selector, Warehouse
@@ -69,7 +70,7 @@ def _plan(
     refuse_dynamic(model)
     forward = trace(model, shape) if shape is not None else Trace(failure="the shape of the input is not known")
     network = survey(model, forward)
-    warehouses, problems = _warehouses(recipe, network, model, forward)
+    warehouses, static_reasons, problems = _warehouses(recipe, network, model, forward)
     chosen, found = select(network, warehouses, recipe.document)
     problems += found
     problems += read_in_training(model, shape, forward, warehouses, chosen, recipe.document)
@@ -97,16 +98,22 @@ def _plan(
     )
     kw = static - replaced + sum(w.cell_parameters + w.attention_parameters for w in planned)
     if kw > MAX_PARAMETERS:
-        message = f"the network would have {kw:,} parameters; a recipe may ask for {MAX_PARAMETERS:,}"
-        raise TooLargeError(recipe.document.problem("warehouses", message))
+        largest = max(planned, key=lambda warehouse: warehouse.cell_parameters + warehouse.attention_parameters)
+        cure = without_it(largest.spec, chosen[largest.name])
+        message = sentence(f"a network of {kw:,} parameters", f"{MAX_PARAMETERS:,}", cure)
+        raise TooLargeError(recipe.document.problem(largest.spec.path, message))
+    problems += refusals(planned, recipe.document)
+    if problems:
+        raise RecipeError(problems)
     return Plan(
         recipe=replace(recipe, warehouses=tuple(warehouses), stages=None),
         warehouses=planned,
-        static_layers=tuple(_static_layers(network, warehouses, chosen, forward)),
+        static_layers=tuple(_static_layers(network, warehouses, chosen, forward, static_reasons)),
         parameters=Count(static, kw),
         macs=total_macs(planned, forward),
         macs_note=forward.failure,
         input_shape=shape,
+        warning=warning(planned),
     )
 
 
@@ -133,13 +140,11 @@ def _with_named_layers(recipe: Recipe, named: Mapping[str, Sequence[str]]) -> Re
     return replace(recipe, warehouses=tuple(known.values()))
 
 
-def _warehouses(
-    recipe: Recipe, network: Network, model: nn.Module, forward: Trace
-) -> tuple[list[Warehouse], list[Problem]]:
+def _warehouses(recipe: Recipe, network: Network, model: nn.Module, forward: Trace) -> Found:
     if recipe.stages is None:
-        return list(recipe.warehouses), []
-    found, problems = stage_warehouses(recipe, network, model, forward)
-    return [*recipe.warehouses, *found], problems
+        return Found(list(recipe.warehouses), {}, [])
+    found = stage_warehouses(recipe, network, model, forward)
+    return found._replace(warehouses=[*recipe.warehouses, *found.warehouses])
 
 
 def _geometries(
@@ -169,8 +174,10 @@ def _geometries(
             message = f"{cells:,} cells of {_times(geometry.cell_shape)} are more than {MAX_PARAMETERS:,} parameters"
             problems.append(recipe.document.problem(f"{warehouse.path}.budget", message))
     if mixtures > MAX_MIXTURES:
-        message = f"the cells are so small that the layers have {mixtures:,} mixtures; at most {MAX_MIXTURES:,} can be"
-        raise TooLargeError([*problems, recipe.document.problem("warehouses", message)])
+        largest = max(geometries, key=lambda geometry: geometry.mixtures)
+        cell = f"cells of {_times(largest.cell_shape)} and so {mixtures:,} mixtures"
+        message = sentence(cell, f"at most {MAX_MIXTURES:,}", without_it(largest.spec, largest.choices))
+        raise TooLargeError([*problems, recipe.document.problem(largest.spec.path, message)])
     return geometries, problems
 
 
@@ -217,12 +224,16 @@ def _warehouse_plan(geometry: Geometry, partition: WarehousePartition, forward: 
 
 
 def _static_layers(
-    network: Network, warehouses: Sequence[Warehouse], chosen: Mapping[str, tuple[Choice, ...]], forward: Trace
+    network: Network,
+    warehouses: Sequence[Warehouse],
+    chosen: Mapping[str, tuple[Choice, ...]],
+    forward: Trace,
+    reasons: Mapping[str, str],
 ) -> Iterator[StaticLayer]:
     taken = {choice.layer.name for choices in chosen.values() for choice in choices}
     for layer in network.layers:
         if layer.name not in taken:
-            reason = layer.refusal or excluded_by(layer, warehouses)
+            reason = layer.refusal or reasons.get(layer.name) or excluded_by(layer, warehouses)
             if reason is None and forward.failure is None and not forward.calls_of(layer.names):
                 reason = "the forward pass does not call it"
             yield StaticLayer(layer, reason or "no warehouse takes it")

@@ -6,31 +6,30 @@ block's input, belong to the stage before. The stem and the classifier stay stat
 the stem.
 
 Beyond ResNets: depthwise and grouped convolutions have warehouses of their own. Where the channels of a stage have so
-small a common divisor that its attention would outgrow its cells, layers that widen and layers that narrow are kept
-apart, then layers of different width, then runs of layers. Layers on pooled features (squeeze and excitation) stay
-static. Linear layers over positions or tokens that change the width (the MLP layers of ConvNeXt and of vision
-transformers) and the value third of fused `qkv` projections are grouped by the number of tokens, apart from
-convolutions.
+small a common divisor that its attention would outgrow its cells, the stage is divided, and layers for which nothing
+helps stay static: see `sharing.py`. Layers on pooled features (squeeze and excitation) stay static. Linear layers over
+positions or tokens that change the width (the MLP layers of ConvNeXt and of vision transformers) and the value third of
+fused `qkv` projections are grouped by the number of tokens, apart from convolutions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import NamedTuple
 
 from torch import nn
 
 from kw_lightning.errors import KWError, Problem, mistake
-from kw_lightning.nn.partition import PartitionError, common_cell_shape, mixture_count
-from kw_lightning.planning.network import Layer, Network, survey
-from kw_lightning.planning.selection import matcher, select
+from kw_lightning.planning.network import ALLOWED, Layer, Network, survey
+from kw_lightning.planning.selection import Choice, matcher, select
+from kw_lightning.planning.sharing import Share, least_attention, share
 from kw_lightning.planning.tracing import Call, Trace, trace
-from kw_lightning.recipe.types import Recipe, Selector, Warehouse
+from kw_lightning.recipe.types import Attention, Cell, Recipe, Selector, Stages, Warehouse
 
-# An attention has mixtures × cells columns: past this the layers of a stage are better split.
-SPLIT_ABOVE = 256
 VALUE_THIRD = (Fraction(2, 3), Fraction(1))
 
 
@@ -42,11 +41,22 @@ class Stage:
         name: as `stage1` or `stage1-depthwise`.
         layers: names in module order; the value third of a fused projection as `blocks.0.attn.qkv[2/3:]`.
         size: the feature map's size, or the number of tokens.
+        cell, attention: how its warehouse is made.
     """
 
     name: str
     layers: tuple[str, ...]
     size: tuple[int, ...]
+    cell: Cell
+    attention: Attention
+
+
+class Found(NamedTuple):
+    """What `stages: auto` makes of a network: its warehouses, and why some layers have none, by name."""
+
+    warehouses: list[Warehouse]
+    static: Mapping[str, str]
+    problems: list[Problem]
 
 
 def find_stages(model: nn.Module, input_shape: Sequence[int], *, handover: bool = True) -> tuple[Stage, ...]:
@@ -58,23 +68,26 @@ def find_stages(model: nn.Module, input_shape: Sequence[int], *, handover: bool 
         handover: give the layers that lead into a stage to the stage before.
 
     Raises:
-        KWError: a network that does not run on one input of this shape.
+        KWError: a network that does not run on one input of this shape, **or** one without stages.
     """
     forward = trace(model, input_shape)
-    if forward.failure is not None:
+    network = survey(model, forward)
+    if not forward.calls:
         raise KWError(f"no stages to be found: {forward.failure}")
-    return _stages(survey(model, forward), model, forward, handover, taken=())
+    stages, static = _stages(network, model, forward, Stages(handover=handover), taken=())
+    if not stages:
+        raise KWError(f"no stages to be found: {_why_none(network, forward, static)}")
+    return stages
 
 
-def stage_warehouses(
-    recipe: Recipe, network: Network, model: nn.Module, forward: Trace
-) -> tuple[list[Warehouse], list[Problem]]:
+def stage_warehouses(recipe: Recipe, network: Network, model: nn.Module, forward: Trace) -> Found:
     """Return the warehouses of `stages: auto`, of the layers that no other warehouse of the recipe takes."""
     stages = recipe.stages
     assert stages is not None
-    if forward.failure is not None:
+    if not forward.calls:
         hint = "" if recipe.model is not None and recipe.model.input is not None else "; give it by model.input"
-        return [], [recipe.document.problem("stages", f"no stages to be found: {forward.failure}{hint}")]
+        problem = recipe.document.problem("stages", f"no stages to be found: {forward.failure}{hint}")
+        return Found([], {}, [problem])
     chosen, _ = select(network, recipe.warehouses, recipe.document)
     taken = {choice.layer.name for choices in chosen.values() for choice in choices}
     problems = []
@@ -88,7 +101,8 @@ def stage_warehouses(
         taken |= excluded
     known = {warehouse.name for warehouse in recipe.warehouses}
     found = []
-    for stage in _stages(network, model, forward, stages.handover, taken):
+    made, static = _stages(network, model, forward, stages, taken)
+    for stage in made:
         name = stage.name if stage.name not in known else f"auto-{stage.name}"
         selectors = tuple(
             Selector(
@@ -98,10 +112,35 @@ def stage_warehouses(
             )
             for layer in stage.layers
         )
-        found.append(Warehouse(name, selectors, stages.budget, stages.cell, stages.attention, "stages"))
+        found.append(Warehouse(name, selectors, stages.budget, stage.cell, stage.attention, "stages"))
     if not found and not problems:
-        problems.append(recipe.document.problem("stages", "no stages to be found: the network has no blocks of layers"))
-    return found, problems
+        message = f"no stages to be found: {_why_none(network, forward, static)}"
+        problems.append(recipe.document.problem("stages", message))
+    return Found(found, static, problems)
+
+
+def _why_none(network: Network, forward: Trace, static: Mapping[str, str]) -> str:
+    """Return why no layer of a network belongs to a stage: the reasons of all its layers, the most frequent first."""
+    reasons: Counter[str] = Counter()
+    for layer in network.layers:
+        call = _call(forward, layer)
+        if layer.refusal is not None:
+            reason = f"{layer.refusal}"
+        elif layer.name in static:
+            reason = "an attention would have more parameters than the layer itself"
+        elif not call.inputs:
+            reason = "the forward pass does not call it"
+        elif layer.type == "Linear":
+            reason = "a linear layer that serves no positions or tokens, or keeps their width"
+        else:
+            reason = "it stands before the first block, or has one position only"
+        reasons[reason] += 1
+    others = Counter(kind for kind in network.modules.values() if kind.startswith("ConvTranspose"))
+    reasons.update({f"{kind} is no {ALLOWED}": count for kind, count in others.items()})
+    if not reasons:
+        return f"the network has no {ALLOWED}"
+    counted = (f"{count} of {reasons.total()} layers: {reason}" for reason, count in reasons.most_common(3))
+    return f"no layer is left for one ({'; '.join(counted)})"
 
 
 @dataclass
@@ -113,9 +152,10 @@ class _Group:
 
 
 def _stages(
-    network: Network, model: nn.Module, forward: Trace, handover: bool, taken: Iterable[str]
-) -> tuple[Stage, ...]:
-    groups = _convolution_groups(network, model, forward, handover)
+    network: Network, model: nn.Module, forward: Trace, wanted: Stages, taken: Iterable[str]
+) -> tuple[tuple[Stage, ...], dict[str, str]]:
+    """Return the stages, and why layers that could belong to one do not, by name."""
+    groups = _convolution_groups(network, model, forward, wanted.handover)
     for tokens in _token_groups(network, forward):
         beside = next((group for group in groups if group.size == tokens.size), None)
         if beside is None:
@@ -123,13 +163,21 @@ def _stages(
         else:
             beside.layers += tokens.layers
     left_out = set(taken)
-    stages = []
-    for number, group in enumerate(groups, start=1):
-        layers = [layer for layer in group.layers if layer.name not in left_out]
-        for suffix, members in _kinds(layers):
-            names = tuple(_written(layer) for layer in members)
-            stages.append(Stage(f"stage{number}{suffix}", names, group.size))
-    return tuple(stages)
+    stages: list[Stage] = []
+    static: dict[str, str] = {}
+    number = 0
+    for group in groups:
+        shares, alone = _shares([layer for layer in group.layers if layer.name not in left_out], wanted)
+        for choice in alone:
+            attention = least_attention(choice, wanted.cell, wanted.attention)
+            kernel = math.prod(choice.kernel_shape)
+            static[choice.layer.name] = f"its attention would outweigh it: {attention:,} parameters beside {kernel:,}"
+        number += bool(shares)
+        for found in shares:
+            names = tuple(_written(choice.layer) for choice in found.choices)
+            name = f"stage{number}{found.suffix}"
+            stages.append(Stage(name, names, group.size, found.cell, found.attention))
+    return tuple(stages), static
 
 
 def _convolution_groups(network: Network, model: nn.Module, forward: Trace, handover: bool) -> list[_Group]:
@@ -193,7 +241,7 @@ def _ancestors(name: str) -> Iterator[str]:
 
 
 def _token_groups(network: Network, forward: Trace) -> list[_Group]:
-    groups: list[_Group] = []
+    groups: dict[tuple[int, ...], _Group] = {}
     for layer in network.layers:
         call = _call(forward, layer)
         # One sample must be one row of the batch: layers on windows would mix a kernel for every window.
@@ -203,60 +251,39 @@ def _token_groups(network: Network, forward: Trace) -> list[_Group]:
             layer.out_channels == 3 * layer.in_channels and not _is_fused(layer)
         ):
             continue
+        # Mixers work on tokens and on channels in turn: one group for each, however often they take turns.
         size = call.outputs[1:-1]
-        if not groups or groups[-1].size != size:
-            groups.append(_Group(size, []))
-        groups[-1].layers.append(layer)
-    return groups
+        groups.setdefault(size, _Group(size, [])).layers.append(layer)
+    return list(groups.values())
 
 
-def _kinds(layers: Sequence[Layer]) -> Iterator[tuple[str, list[Layer]]]:
-    """Split the layers of one feature-map size into those that share well; yields (suffix of the name, layers)."""
-    linear = [layer for layer in layers if layer.type == "Linear"]
-    dense = [layer for layer in layers if layer.groups == 1 and layer.type != "Linear"]
-    kinds = {"": dense}
-    if _mixtures(dense) > SPLIT_ABOVE:
-        kinds = {
-            "-widen": [layer for layer in dense if layer.out_channels > layer.in_channels],
-            "-narrow": [layer for layer in dense if layer.out_channels <= layer.in_channels],
-        }
-    kinds["-depthwise"] = [layer for layer in layers if layer.groups > 1 and layer.kernel_shape[1] == 1]
-    kinds["-grouped"] = [layer for layer in layers if layer.groups > 1 and layer.kernel_shape[1] > 1]
-    kinds["-linear" if len(linear) < len(layers) else ""] = linear
-    for suffix, members in kinds.items():
-        if _mixtures(members) <= SPLIT_ABOVE:
-            widths = {0: members}
-        else:
-            widths = {}
-            for layer in members:
-                widths.setdefault(min(layer.in_channels, layer.out_channels), []).append(layer)
-        for width, alike in widths.items():
-            for number, found in enumerate(_runs(alike)):
-                yield f"{suffix}{width or ''}{f'-{number + 1}' if number else ''}", found
-
-
-def _runs(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
-    """Cut layers into runs that are small enough to share a warehouse."""
-    run: list[Layer] = []
+def _shares(layers: Sequence[Layer], wanted: Stages) -> tuple[list[Share], list[Choice]]:
+    """Return the warehouses of the layers of one feature-map size, kinds apart, and the layers left static."""
+    kinds: dict[str, list[Choice]] = {"": [], "-depthwise": [], "-grouped": [], "-linear": []}
     for layer in layers:
-        if run and _mixtures([*run, layer]) > SPLIT_ABOVE:
-            yield run
-            run = []
-        run.append(layer)
-    if run:
-        yield run
+        kinds[_kind(layer)].append(Choice(layer, _value_rows(layer)))
+    if len(kinds["-linear"]) == len(layers):
+        kinds = {"": kinds["-linear"]}
+    shares: list[Share] = []
+    static: list[Choice] = []
+    for kind, choices in kinds.items():
+        found, left = share(choices, wanted.cell, wanted.attention)
+        shares += [replace(part, suffix=kind + part.suffix) for part in found]
+        static += left
+    return shares, static
 
 
-def _mixtures(layers: Sequence[Layer]) -> int:
-    shapes = [
-        (layer.kernel_shape[0] // 3, *layer.kernel_shape[1:]) if _is_fused(layer) else layer.kernel_shape
-        for layer in layers
-    ]
-    try:
-        cell_shape = common_cell_shape(shapes)
-    except PartitionError:
-        return 0
-    return sum(mixture_count(shape, cell_shape) for shape in shapes)
+def _kind(layer: Layer) -> str:
+    if layer.type == "Linear":
+        return "-linear"
+    if layer.groups == 1:
+        return ""
+    return "-depthwise" if layer.kernel_shape[1] == 1 else "-grouped"
+
+
+def _value_rows(layer: Layer) -> tuple[int, int] | None:
+    """Return the rows of a fused projection that become dynamic; None means all."""
+    return (layer.out_channels * 2 // 3, layer.out_channels) if _is_fused(layer) else None
 
 
 def _is_fused(layer: Layer) -> bool:

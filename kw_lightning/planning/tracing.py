@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -43,7 +44,8 @@ class Trace:
         calls: module name → its calls in order; modules that were not called are not in it.
         macs: multiply-adds of the whole network for one sample, as torch's FlopCounterMode counts them: convolutions,
             linear layers and products of activations (self-attention); norms and activations are not counted.
-        failure: why there is nothing here, None when there is.
+        failure: why the pass did not reach the network's end, None when it did. The calls before that are there only
+            where values decide the way, as in a detector: meta tensors have none.
         reads: names of the modules whose `weight` something else computed with, beside or instead of calling them.
     """
 
@@ -67,29 +69,64 @@ def trace(model: nn.Module, input_shape: Sequence[int], *, batch: int = 1, train
         training: run in training mode, whose norms need at least two.
 
     Returns:
-        The trace; a network that does not run this way (several inputs, a detector, values that decide the way) gives
-        one with `failure`.
+        The trace; a network that does not run this way (unlike inputs, values that decide the way) gives one with
+        `failure`. One that takes several inputs gets that many samples of the shape.
     """
+    found = _trace(model, input_shape, batch, training, hooks=False)
+    if found.failure is not None and not found.calls and any(_hooked(module) for module in model.modules()):
+        # Some networks read what their own hooks have put aside.
+        with_hooks = _trace(model, input_shape, batch, training, hooks=True)
+        return with_hooks if with_hooks.calls else found
+    return found
+
+
+def _trace(model: nn.Module, input_shape: Sequence[int], batch: int, training: bool, hooks: bool) -> Trace:
     calls: dict[str, list[Call]] = {}
     counter = FlopCounterMode(display=False) if batch == 1 and not training else nullcontext()
     try:
-        shadow = meta_copy(model).train(training)
+        shadow = meta_copy(model, hooks=hooks).train(training)
         watch = _WeightWatch(shadow)
         # Tensors stay alive during the pass, so that an id means one tensor.
         alive: list[Tensor] = []
         with _recording(shadow, calls, alive), watch.calls(), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            x = torch.empty(batch, *input_shape, device="meta")
+            samples = [torch.empty(batch, *input_shape, device="meta") for _ in range(_inputs(shadow))]
             with counter, watch:
-                shadow(x)
+                shadow(*samples)
     except Exception as error:  # anything that a stranger's forward pass can raise
+        if _is_about_values(error) and calls:
+            message = f"values decide which way the forward pass goes: {first_line(error)}"
+            seen = {name: tuple(found) for name, found in calls.items()}
+            return Trace(seen, failure=message, reads=frozenset(watch.reads))
         return Trace(failure=f"the network does not run on one input of {list(input_shape)}: {first_line(error)}")
     macs = counter.get_total_flops() // 2 if isinstance(counter, FlopCounterMode) else None
     return Trace({name: tuple(found) for name, found in calls.items()}, macs, reads=frozenset(watch.reads))
 
 
-def meta_copy(model: nn.Module) -> nn.Module:
-    """Return a copy of a network whose parameters and buffers are on the meta device, without its hooks."""
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _inputs(model: nn.Module) -> int:
+    """Return how many inputs a network's forward pass cannot do without; at least one."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return 1
+    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return max(sum(p.kind in places and p.default is p.empty for p in parameters), 1)
+
+
+def _is_about_values(error: Exception) -> bool:
+    """Say whether an error comes of the numbers that meta tensors do not have."""
+    return isinstance(error, NotImplementedError) or "meta" in str(error).lower()
+
+
+def meta_copy(model: nn.Module, *, hooks: bool = False) -> nn.Module:
+    """Return a copy of a network whose parameters and buffers are on the meta device, without its hooks unless asked.
+
+    Tensors that a pass before has left on a module, and that are no parameters, go along.
+    """
     memo: dict[int, Any] = {}
     for module in model.modules():
         for parameter in module._parameters.values():
@@ -98,8 +135,11 @@ def meta_copy(model: nn.Module) -> nn.Module:
         for buffer in module._buffers.values():
             if buffer is not None:
                 memo[id(buffer)] = buffer.to("meta")
+        for left in _tensors(vars(module).values()):
+            if left.grad_fn is not None:  # which no copy can be made of
+                memo[id(left)] = left.detach().to("meta")
     shadow = copy.deepcopy(model, memo)
-    for module in shadow.modules():
+    for module in shadow.modules() if not hooks else ():
         for name, value in vars(module).items():
             if name.endswith("_hooks") and isinstance(value, dict):
                 value.clear()

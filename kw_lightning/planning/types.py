@@ -132,6 +132,7 @@ class Plan:
         parameters: of the whole network, static and with warehouses.
         macs: multiply-adds for one sample of `input_shape`; None if unknown, and `macs_note` says why.
         input_shape: [channels, *size] of one sample, if known.
+        warning: what is out of proportion, see `proportion.py`; None when nothing is.
     """
 
     recipe: Recipe
@@ -141,6 +142,7 @@ class Plan:
     macs: Count | None = None
     macs_note: str | None = None
     input_shape: tuple[int, ...] | None = None
+    warning: str | None = None
 
     @property
     def asked(self) -> Budget | None:
@@ -156,6 +158,7 @@ class Plan:
             "parameters": self.parameters._asdict(),
             "macs": None if self.macs is None else self.macs._asdict(),
             "macs_note": self.macs_note,
+            "warning": self.warning,
             "warehouses": [warehouse.to_dict() for warehouse in self.warehouses],
             "static_layers": [
                 {"name": static.layer.name, "type": static.layer.type, "reason": static.reason}

@@ -76,7 +76,7 @@ def _cell(data: Values) -> Cell:
 
 
 def _attention(data: Values) -> Attention:
-    return Attention(**_take(data, reduction=read_ratio, basis=_or_none(read_ratio)))
+    return Attention(**_take(data, reduction=read_ratio, basis=_or_none(read_ratio), at_most=float))
 
 
 def _shared(entry: Values, defaults: Values) -> dict[str, Any]:

@@ -86,11 +86,19 @@ class Cell:
 
 @dataclass(frozen=True)
 class Attention:
-    """The attention of every layer of a warehouse; `basis` is the low-rank form's ratio, None when off."""
+    """The attention of every layer of a warehouse.
+
+    Attributes:
+        reduction: hidden width relative to the input channels.
+        norm: between the two linear layers.
+        basis: the low-rank form's ratio, None when off.
+        at_most: most parameters relative to the cells'; None warns of more than 1 and has a bound of its own.
+    """
 
     reduction: Fraction = Fraction(1, 16)
     norm: Literal["batch", "layer"] = "batch"
     basis: Fraction | None = None
+    at_most: float | None = None
 
 
 @dataclass(frozen=True)

@@ -246,9 +246,11 @@ class TestNew:
         assert kw("new", "../x", "--from", "torchvision/resnet18", "--output", output).exit_code == 2
         assert not output.exists()
 
-    def test_shape_of_the_input(self, tmp_path: Path) -> None:
+    def test_shape_of_the_input(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "shapeless.py").write_text("from torchvision.models import resnet18 as network\n")
+        monkeypatch.syspath_prepend(tmp_path)
         output = tmp_path / "x.yaml"
-        backbone = ("--from", "torchvision/lraspp_mobilenet_v3_large", "--output", output)
+        backbone = ("--from", "python:shapeless:network", "--allow-python", "shapeless", "--output", output)
         result = kw("new", "x", *backbone)
         assert result.exit_code == 1
         assert "give it, as --input 3,224,224" in result.stderr

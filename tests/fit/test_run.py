@@ -236,13 +236,13 @@ def test_what_is_said_on_every_run_is_kept_quiet(
     ("backbone", "cure"),
     [
         ("torchvision/shufflenet_v2_x0_5", "model.args.num_classes: .* set model.args.num_classes to 3"),
-        ("python:callers_own:network", "model.args: .* give its constructor the 3 classes by model.args"),
+        ("python:own_networks:network", "model.args: .* give its constructor the 3 classes by model.args"),
     ],
 )
 def test_other_classes_than_the_data_names_the_key(
     backbone: str, cure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "callers_own.py").write_text("from torchvision.models import shufflenet_v2_x0_5 as network\n")
+    (tmp_path / "own_networks.py").write_text("from torchvision.models import shufflenet_v2_x0_5 as network\n")
     monkeypatch.syspath_prepend(tmp_path)
     recipe = load_recipe(
         {
@@ -253,7 +253,7 @@ def test_other_classes_than_the_data_names_the_key(
         }
     )
     with pytest.raises(RecipeError, match=cure.replace(" .* ", ".*1000 outputs and the data has 3 classes: ")):
-        fit(recipe, output=tmp_path / "run", allow_python=["callers_own"])
+        fit(recipe, output=tmp_path / "run", allow_python=["own_networks"])
     assert not (tmp_path / "run").exists()
 
 

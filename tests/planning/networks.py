@@ -30,14 +30,14 @@ class Residual(nn.Module):
 
 
 class TinyResNet(nn.Module):
-    """A stem, two stages of one block each, a classifier; 8×8 images of one channel."""
+    """A stem, two stages of two blocks each, a classifier; 8×8 images of one channel."""
 
-    def __init__(self, classes: int = 10) -> None:
+    def __init__(self, classes: int = 10, width: int = 8) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(1, 8, 3, padding=1)
-        self.layer1 = nn.Sequential(Residual(8, 8), Residual(8, 8))
-        self.layer2 = nn.Sequential(Residual(8, 16, 2), Residual(16, 16))
-        self.fc = nn.Linear(16, classes)
+        self.stem = nn.Conv2d(1, width, 3, padding=1)
+        self.layer1 = nn.Sequential(Residual(width, width), Residual(width, width))
+        self.layer2 = nn.Sequential(Residual(width, 2 * width, 2), Residual(2 * width, 2 * width))
+        self.fc = nn.Linear(2 * width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [batch, 1, height, width]."""
