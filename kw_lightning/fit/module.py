@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -72,7 +73,9 @@ class Classifier(LightningModule):
         """
         steps = preprocessing(self.recipe)
         checkpoint[PREPROCESSING] = steps.to_dict() if steps is not None else None
-        classes = getattr(getattr(self.trainer, "datamodule", None), "classes", None)
+        classes = None
+        with suppress(RuntimeError):  # no Trainer: a checkpoint that is put together by hand
+            classes = getattr(getattr(self.trainer, "datamodule", None), "classes", None)
         checkpoint[CLASSES] = [str(name) for name in classes] if classes else None
 
     def on_fit_start(self) -> None:

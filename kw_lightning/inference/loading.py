@@ -23,7 +23,8 @@ def load(source: str | Path, *, allow_python: Sequence[str] = (), **options: Any
     """Return a trained network with its preprocessing and class names; no code of the source is run.
 
     Args:
-        source: a run folder, a checkpoint file, a saved network's folder, or `hf://organisation/name@revision`.
+        source: a run folder, a checkpoint file, a saved network's folder, an ONNX file of `kw export`, or
+            `hf://organisation/name@revision`.
         allow_python: packages whose code the recipe may name.
         **options: for the Hub, see `ImageClassifier.from_pretrained`.
 
@@ -41,6 +42,10 @@ def load(source: str | Path, *, allow_python: Sequence[str] = (), **options: Any
     for folder in (path, path / MODEL):
         if (folder / CONFIG).is_file():
             return ImageClassifier.from_pretrained(folder, allow_python=allow_python)
+    if path.suffix.lower() == ".onnx" and path.is_file():
+        from kw_lightning.export.reading import read_onnx  # slow to import: onnxruntime
+
+        return ImageClassifier(read_onnx(path))
     if not path.is_file() and not (path / LAST).is_file():
         there = "no such file or folder" if not path.exists() else f"neither a saved network nor {LAST} in this folder"
         raise RunError(f"{path}: {there}; a run, a checkpoint, a saved network or hf://… can be loaded")

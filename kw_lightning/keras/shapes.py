@@ -28,7 +28,8 @@ def same_padding(size: int, kernel: int, stride: int, dilation: int = 1) -> tupl
     An odd one goes behind, so that a stride-2 kernel of 3 on an even size pads 0 before and 1 after, where PyTorch's
     `padding=1` pads both sides.
     """
-    total = max((-(-size // stride) - 1) * stride + span(kernel, dilation) - size, 0)
+    # Not -(-size // stride): in an exported graph the division of a negative number rounds towards 0.
+    total = max(((size + stride - 1) // stride - 1) * stride + span(kernel, dilation) - size, 0)
     return total // 2, total - total // 2
 
 

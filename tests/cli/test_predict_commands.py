@@ -145,4 +145,16 @@ def test_configuration_becomes_a_recipe(tmp_path: Path) -> None:
 def test_export_of_an_unknown_form_names_those_there_are(run: Path, tmp_path: Path) -> None:
     done = kw("export", run, "--to", "offical", "--output", tmp_path / "x")
     assert done.exit_code == 1
-    assert 'found "offical", allowed: official; did you mean "official"?' in done.stderr
+    assert 'found "offical", allowed: onnx, torch, static, official; did you mean "official"?' in done.stderr
+
+
+def test_folding_prints_what_it_costs_and_gives_a_network_that_predicts(
+    run: Path, pictures: tuple[Path, list[int]], tmp_path: Path
+) -> None:
+    done = kw("export", run, "--to", "static", "--output", tmp_path / "static", "--samples", 40)
+    assert done.exit_code == 0, done.output
+    rows = [line.split("│") for line in done.stdout.splitlines() if "│" in line]
+    (everything,) = [row for row in rows if "all images" in row[1]]
+    assert float(everything[2].strip().rstrip("%")) / 100 == pytest.approx(evaluate(run).metrics["accuracy"], abs=1e-4)
+    assert len(rows) == 1 + 10  # the classes
+    assert load(tmp_path / "static").predict(pictures[0] / "000.png").label in map(str, range(10))

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from kw_lightning.errors import mistake
-from kw_lightning.nn.engine import operators, reference, work
+from kw_lightning.nn.engine import exported, operators, reference, work
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.planner import ENGINES, check_engine, refusal
 from kw_lightning.nn.engine.workspace import workspace
@@ -40,6 +40,8 @@ def dynamic_convolution(
     if engine == "reference" or _taken_apart():
         check_engine(engine, convolution)
         return reference.convolve(x, attention.to(x.dtype), cells.to(x.dtype), convolution)
+    if torch.compiler.is_exporting():
+        return exported.convolve(x, attention.to(x.dtype), cells.to(x.dtype), convolution)
     y: Tensor = operators.dynamic_convolution(
         x,
         attention,
@@ -69,7 +71,7 @@ def dynamic_linear(
     Returns:
         [batch, tokens, out_features].
     """
-    if engine == "reference" or _taken_apart():
+    if engine == "reference" or _taken_apart() or torch.compiler.is_exporting():
         return reference.apply_linear(x, attention.to(x.dtype), cells.to(x.dtype), convolution)
     y = dynamic_convolution(x.transpose(1, 2), attention, cells.unsqueeze(-1), convolution.over_tokens(), engine)
     return y.transpose(1, 2)
