@@ -331,7 +331,7 @@ class TestCompletion:
         assert self.keys("train.ep") == ["train.epochs="]
         assert self.keys("temperature.shape=c") == ["temperature.shape=cosine", "temperature.shape=constant"]
         assert self.keys("train.compile=") == ["train.compile=true", "train.compile=false"]
-        assert self.keys("warehouses.stage4.b", "resnet18-kw-1x") == [
+        assert self.keys("warehouses.stage4.bu", "resnet18-kw-1x") == [
             "warehouses.stage4.budget.cells=",
             "warehouses.stage4.budget.parameters=",
             "warehouses.stage4.budget=",
