@@ -31,6 +31,7 @@ def images(data: Any) -> torch.Tensor:
 def test_digits_are_the_published_ones() -> None:
     source = digits(Data("digits"))
     assert (len(source.train), len(source.evaluation), source.num_classes) == (1200, 597, 10)  # type: ignore[arg-type]
+    assert source.classes == ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
     train, evaluation = source.train, source.evaluation
     assert isinstance(train, Images)
     assert isinstance(evaluation, Images)
@@ -115,7 +116,7 @@ def test_image_folder_reads_class_folders(tmp_path: Path) -> None:
     section = {"resize": 10, "crop": "center", "size": 8, "mean": [0, 0, 0], "std": [1, 1, 1]}
     data = data_module(recipe_with({"name": "image_folder", "root": str(tmp_path), "train": section, "eval": section}))
     assert isinstance(data, ImageData)
-    assert data.num_classes == 2
+    assert (data.num_classes, data.classes) == (2, ("cat", "dog"))
     image, target = data.eval_images[1]
     assert (image.shape, target) == ((3, 8, 8), 1)
     assert torch.all(image == 1)

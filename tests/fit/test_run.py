@@ -46,6 +46,7 @@ def test_run_folder(finished: Result) -> None:
     assert json.loads((finished.folder / "versions.json").read_text())["torch"] == torch.__version__.split("+")[0]
     result = json.loads((finished.folder / "result.json").read_text())
     assert result["last"] == finished.last
+    assert json.loads((finished.folder / "model/classes.json").read_text()) == [str(digit) for digit in range(10)]
     assert result["parameters"] == sum(parameter.numel() for parameter in finished.module.network.parameters())
 
 

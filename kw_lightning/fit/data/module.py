@@ -62,6 +62,7 @@ class ImageData(LightningDataModule):
 
     Attributes:
         num_classes: the data set's classes.
+        classes: their names, in the order of their numbers; none where the data set has no names.
 
     Raises:
         RecipeError: mean or std of another number of channels than the images have.
@@ -74,6 +75,7 @@ class ImageData(LightningDataModule):
         self.seed = recipe.train.seed if recipe.train else 0
         source = open_source(recipe, self.data)
         self.num_classes = source.num_classes
+        self.classes = source.classes
         _check_channels(recipe, channels(source.train))
         train = even_subset(source.train, self.data.train.get("samples"))
         evaluation = even_subset(source.evaluation, self.data.eval.get("samples"))

@@ -34,11 +34,12 @@ NOISE = 1 << 28
 
 @dataclass(frozen=True)
 class Source:
-    """The two parts of a data set and how many classes it has."""
+    """The two parts of a data set, how many classes it has, and their names in the order of their numbers, if any."""
 
     train: Samples
     evaluation: Samples
     num_classes: int
+    classes: tuple[str, ...] = ()
 
 
 DATA_SETS: dict[str, Callable[..., Source]] = {}
@@ -140,9 +141,10 @@ def digits(data: Data) -> Source:
         grey = torch.from_numpy(archive["images"].astype(np.int32))  # 0 to 16
         labels = archive["labels"].tolist()
     images = (grey * 255 // 16).to(torch.uint8).unsqueeze(1)
-    return Source(
-        Images(images[:DIGITS_TRAIN], labels[:DIGITS_TRAIN]), Images(images[DIGITS_TRAIN:], labels[DIGITS_TRAIN:]), 10
+    train, evaluation = (
+        Images(images[part], labels[part]) for part in (slice(DIGITS_TRAIN), slice(DIGITS_TRAIN, None))
     )
+    return Source(train, evaluation, 10, tuple("0123456789"))
 
 
 @data_set
@@ -172,7 +174,7 @@ def image_folder(data: Data, train: str = "train", evaluation: str = "val") -> S
     if parts[0].classes != parts[1].classes:
         differing = sorted(set(parts[0].classes) ^ set(parts[1].classes))
         raise RunError(f"data: {root}/{train} and {root}/{evaluation} differ in classes: {', '.join(differing[:5])}")
-    return Source(parts[0], parts[1], len(parts[0].classes))
+    return Source(parts[0], parts[1], len(parts[0].classes), tuple(parts[0].classes))
 
 
 @data_set
@@ -199,7 +201,7 @@ def fashion_mnist(data: Data, download: bool = False) -> Source:
     return _torchvision(torchvision.datasets.FashionMNIST, data, 10, download)
 
 
-def _torchvision(dataset: Callable[..., Samples], data: Data, num_classes: int, download: bool) -> Source:
+def _torchvision(dataset: Callable[..., Any], data: Data, num_classes: int, download: bool) -> Source:
     root = _root(data)
     try:
         parts = [dataset(root=str(root), train=part, download=download) for part in (True, False)]
@@ -210,7 +212,7 @@ def _torchvision(dataset: Callable[..., Samples], data: Data, num_classes: int, 
             f"data: {data.name} is not in {root}. Put it there as torchvision expects it, "
             "or let torchvision fetch it: data.args.download=true"
         ) from error
-    return Source(_held(parts[0]), _held(parts[1]), num_classes)
+    return Source(_held(parts[0]), _held(parts[1]), num_classes, tuple(parts[0].classes))
 
 
 def _held(part: Any) -> Images:
