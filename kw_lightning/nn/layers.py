@@ -34,7 +34,7 @@ class KWLayer(nn.Module):
         warehouse: the cells; a submodule of its first layer alone, referred to by the others.
         attention: gives α [batch, mixtures, cells]; a forward hook on it sees them.
         partition: the layer's place in its warehouse.
-        engine: the order of contraction, see `kw_lightning.nn.engine`.
+        engine: the order of contraction, see nn/engine/README.md.
         name: the layer's name in the network that was converted, for messages.
         output_scale: [out_channels], a batch norm that was folded into the layer; None where none was.
     """
