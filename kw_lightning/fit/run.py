@@ -95,6 +95,8 @@ def fit(
         data = data_module(recipe, allow_python=allow_python)
         make_optimizer(recipe, parameter_groups(recipe, module.network))  # its mistakes, before a folder is made
         check_shapes(recipe, module, data)
+    if isinstance(data, ImageData) and data.note:
+        log.warning("data: %s", data.note)
     warn_of_contradictions(recipe)
     if init is not None and resume not in (None, "auto"):
         raise RunError("--init begins a new run and --resume goes on with one: give one of them")

@@ -57,7 +57,7 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "precision as a number": ("kw: 1\ntrain: {precision: ‸32}\n", ("found 32, allowed: 32-true, bf16-mixed,",)),
     "data set": (
         "kw: 1\ndata: {name: ‸cifar1O}\n",
-        ('found "cifar1O"', "allowed: digits, image_folder, cifar10,", 'did you mean "cifar10"?'),
+        ('found "cifar1O"', "allowed: digits, image_folder, csv, cifar10,", 'did you mean "cifar10"?'),
     ),
     "data without a name": ("kw: 1\n‸data: {batch_size: 4}\n", ('data: the key "name" is missing',)),
     "backbone without its library": (

@@ -63,6 +63,7 @@ class ImageData(LightningDataModule):
     Attributes:
         num_classes: the data set's classes.
         classes: their names, in the order of their numbers; none where the data set has no names.
+        note: what is to be said of the parts, as that some images are held out.
 
     Raises:
         RecipeError: mean or std of another number of channels than the images have.
@@ -76,6 +77,7 @@ class ImageData(LightningDataModule):
         source = open_source(recipe, self.data)
         self.num_classes = source.num_classes
         self.classes = source.classes
+        self.note = source.note
         _check_channels(recipe, channels(source.train))
         train = even_subset(source.train, self.data.train.get("samples"))
         evaluation = even_subset(source.evaluation, self.data.eval.get("samples"))

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from kw_lightning.errors import RecipeError, RunError, first_line, mistake
-from kw_lightning.fit.data.images import read_image
+from kw_lightning.fit.data.files import ImageFiles, parts_of
+from kw_lightning.fit.data.listing import Listing, list_folder, list_table
 from kw_lightning.paths import user_path
 from kw_lightning.recipe.types import Data, Recipe
 
@@ -34,12 +35,20 @@ NOISE = 1 << 28
 
 @dataclass(frozen=True)
 class Source:
-    """The two parts of a data set, how many classes it has, and their names in the order of their numbers, if any."""
+    """The two parts of a data set.
+
+    Attributes:
+        train, evaluation: the parts.
+        num_classes: how many classes it has.
+        classes: their names in the order of their numbers, if they have any.
+        note: what is to be said of the parts, as that some images are held out.
+    """
 
     train: Samples
     evaluation: Samples
     num_classes: int
     classes: tuple[str, ...] = ()
+    note: str = ""
 
 
 DATA_SETS: dict[str, Callable[..., Source]] = {}
@@ -131,7 +140,7 @@ def file_of(samples: Samples, index: int) -> str:
     """Return the file that an image was read from; empty where there is none."""
     if isinstance(samples, Subset):
         return file_of(samples.samples, samples.indices[index])
-    return str(samples.samples[index][0]) if isinstance(samples, torchvision.datasets.ImageFolder) else ""
+    return str(samples.samples[index][0]) if isinstance(samples, ImageFiles) else ""
 
 
 @data_set
@@ -162,19 +171,24 @@ def fake(
 
 
 @data_set
-def image_folder(data: Data, train: str = "train", evaluation: str = "val") -> Source:
-    """Return the images of ROOT/train/CLASS/… and ROOT/val/CLASS/…, as ImageNet is laid out."""
-    root = _root(data)
-    parts = []
-    for folder in (train, evaluation):
-        try:
-            parts.append(torchvision.datasets.ImageFolder(str(root / folder), loader=read_image))
-        except OSError as error:  # no folder, no class folders, or a class without images
-            raise RunError(f"data: {root / folder} holds no images in class folders: {first_line(error)}") from error
-    if parts[0].classes != parts[1].classes:
-        differing = sorted(set(parts[0].classes) ^ set(parts[1].classes))
-        raise RunError(f"data: {root}/{train} and {root}/{evaluation} differ in classes: {', '.join(differing[:5])}")
-    return Source(parts[0], parts[1], len(parts[0].classes), tuple(parts[0].classes))
+def image_folder(data: Data, train: str | None = None, evaluation: str | None = None) -> Source:
+    """Return the images of ROOT/train/CLASS/… and ROOT/val/CLASS/…, as ImageNet is laid out, or of ROOT/CLASS/…."""
+    given = {"train": train, "validation": evaluation}
+    return _listed(list_folder(_root(data), {part: name for part, name in given.items() if name is not None}))
+
+
+@data_set
+def csv(data: Data) -> Source:
+    """Return the images of a table `path,label[,split]`, which is the root itself."""
+    table = _root(data)
+    if table.is_dir():
+        raise RunError(f"data: {table} is a folder; data.root of csv is the table itself, as {table / 'images.csv'}")
+    return _listed(list_table(table))
+
+
+def _listed(listing: Listing) -> Source:
+    train, evaluation, classes, note = parts_of(listing)
+    return Source(train, evaluation, len(classes), classes, note)
 
 
 @data_set

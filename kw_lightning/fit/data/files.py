@@ -1,0 +1,89 @@
+"""Image files as a data set: a listing's parts, read when they are asked for."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from kw_lightning.errors import RunError
+from kw_lightning.fit.data.images import read_image
+from kw_lightning.fit.data.listing import Entry, Listing
+
+HELD_OUT = 0.1
+"""Share of the training images that evaluates where the data has no validation part."""
+
+
+class ImageFiles(Dataset[tuple[Any, int]]):
+    """Image files and their classes.
+
+    Attributes:
+        samples: (file, class).
+        targets: the classes.
+        loader: function that reads a file.
+    """
+
+    def __init__(self, samples: Sequence[tuple[str, int]], loader: Callable[[str], Any] = read_image) -> None:
+        self.samples = list(samples)
+        self.targets = [target for _, target in self.samples]
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        file, target = self.samples[index]
+        return self.loader(file), target
+
+
+def parts_of(listing: Listing) -> tuple[ImageFiles, ImageFiles, tuple[str, ...], str]:
+    """Return training images, evaluation images, the names of the classes, and what is to be said of the parts.
+
+    Raises:
+        RunError: evaluation images of a class that no training image has, **or** too few images to hold some out.
+    """
+    training, evaluation, note = listing.part("train"), listing.part("validation"), ""
+    if not evaluation:
+        training, evaluation = hold_out(training, HELD_OUT)
+        if not evaluation:
+            raise RunError(f"data: {listing.source} has no validation part, and no class has two images to make one of")
+        note = (
+            f"{listing.source} has no validation part: {len(evaluation):,} of its "
+            f"{len(training) + len(evaluation):,} training images, evenly from every class, are held out for it"
+        )
+    classes = listing.classes
+    differing = sorted({entry.label for entry in evaluation} - set(classes))
+    if differing:
+        names = [listing.names.get(part, part) for part in ("train", "validation")]
+        raise RunError(
+            f"data: {listing.source}: {names[0]} and {names[1]} differ in classes: "
+            f"{', '.join(differing[:5])} of {names[1]} {'is' if len(differing) == 1 else 'are'} not in {names[0]}"
+        )
+    numbers = {name: number for number, name in enumerate(classes)}
+    train, held = (
+        ImageFiles([(entry.file, numbers[entry.label]) for entry in part]) for part in (training, evaluation)
+    )
+    return train, held, classes, note
+
+
+def hold_out(entries: Sequence[Entry], share: float) -> tuple[list[Entry], list[Entry]]:
+    """Return what is left and what is held out: the share of every class, one image at least of a class of two.
+
+    It is the same in every run of the same images: which ones, does not depend on the run's seed.
+    """
+    places = defaultdict(list)
+    for place, entry in enumerate(entries):
+        places[entry.label].append(place)
+    generator = torch.Generator().manual_seed(0)
+    held: set[int] = set()
+    for label in sorted(places):
+        order = torch.randperm(len(places[label]), generator=generator).tolist()
+        count = max(1, round(share * len(order))) if len(order) > 1 else 0
+        held |= {places[label][index] for index in order[:count]}
+    return (
+        [entry for place, entry in enumerate(entries) if place not in held],
+        [entry for place, entry in enumerate(entries) if place in held],
+    )

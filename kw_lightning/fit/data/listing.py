@@ -1,0 +1,247 @@
+"""Images of one's own, before any is opened: which files there are, of which class, and in which part of the data.
+
+They lie in class folders, in ROOT/CLASS/… or in ROOT/PART/CLASS/…, or stand in a table `path,label[,split]`.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from kw_lightning.errors import RunError, did_you_mean, mistake, sentence
+from kw_lightning.paths import shortened
+
+TABLES = {".csv": ",", ".tsv": "\t"}
+"""Endings of tables, and what stands between their columns; a `;` is taken too where the first line has no comma."""
+PARTS = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation", "eval", "evaluation", "dev"),
+    "test": ("test", "testing"),
+}
+"""The parts of a data set, and what folders and tables call them."""
+_SHOWN = 5
+"""Rows that a message about a table counts up."""
+
+
+class Entry(NamedTuple):
+    """An image file, the name of its class and its part; "" where no part is said."""
+
+    file: str
+    label: str
+    part: str = ""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of a folder or a table.
+
+    Attributes:
+        source: the folder or the table, for messages.
+        entries: the images, in the order of the classes' folders or of the table's rows.
+        names: part → what the data calls it, as the folder's name.
+        empty: class folders without an image.
+        passed_over: files in class folders that do not end as images do.
+    """
+
+    source: Path
+    entries: tuple[Entry, ...]
+    names: Mapping[str, str]
+    empty: tuple[str, ...] = ()
+    passed_over: tuple[str, ...] = ()
+
+    def part(self, name: str) -> list[Entry]:
+        """Return the images of a part; those of no part train."""
+        return [entry for entry in self.entries if (entry.part or "train") == name]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the classes of the training images in order; by their value where all are whole numbers."""
+        labels = {entry.label for entry in self.part("train")}
+        return tuple(sorted(labels, key=(lambda label: (int(label), label)) if all(map(_is_number, labels)) else str))
+
+
+def list_images(source: Path) -> Listing:
+    """Return the images of a folder of class folders, or of a table.
+
+    Raises:
+        RunError: neither is there, **or** mistakes in a table.
+    """
+    return list_table(source) if source.is_file() else list_folder(source)
+
+
+def list_folder(root: Path, given: Mapping[str, str] | None = None) -> Listing:
+    """Return the images of ROOT/PART/CLASS/…, or of ROOT/CLASS/… where there is no folder of training images.
+
+    Args:
+        root: the folder.
+        given: part → its folder's name, where it is not one of `PARTS`.
+
+    Raises:
+        RunError: no such folder, **or** no images in class folders.
+    """
+    given = given or {}
+    folders = {}
+    for part, usual in PARTS.items():
+        names = (given[part],) if part in given else usual
+        there = [name for name in names if (root / name).is_dir()]
+        folders |= {part: there[0]} if there else {}
+    if "train" not in folders:
+        missing = [name for part, name in given.items() if part not in folders]
+        if missing:
+            raise RunError(f"data: {root / missing[0]} holds no images in class folders: there is no such folder")
+        folders = {"": "."}
+    entries: list[Entry] = []
+    empty: list[str] = []
+    passed_over: list[str] = []
+    for part, name in folders.items():
+        found = list(_class_folders(root / name))
+        if not found:
+            reason = "no folders in it" if (root / name).is_dir() else "there is no such folder"
+            raise RunError(f"data: {root / name} holds no images in class folders: {reason}")
+        for folder in found:
+            files = _files(folder)
+            images = [file for file in files if file.lower().endswith(IMG_EXTENSIONS)]
+            entries += [Entry(file, folder.name, part) for file in images]
+            passed_over += [file for file in files if not file.lower().endswith(IMG_EXTENSIONS)]
+            empty += [str(folder)] if not images else []
+    if not any((entry.part or "train") == "train" for entry in entries):
+        raise RunError(f"data: {root / folders.get('train', '')} holds no images in class folders: none in any of them")
+    return Listing(root, tuple(entries), folders, tuple(empty), tuple(passed_over))
+
+
+def list_table(table: Path) -> Listing:
+    """Return the images of a table `path,label[,split]`; paths are relative to the table.
+
+    Raises:
+        RunError: every kind of mistake in the table, in a line each, with the lines where it stands.
+    """
+    faults = _Faults(table)
+    entries: list[Entry] = []
+    first: dict[str, tuple[int, str]] = {}
+    for number, row in _rows(table):
+        path, label = row["path"], row["label"]
+        if None in row.values() or None in row:
+            faults.add(number, "another number of values than the first line has names")
+            continue
+        if not path or not label:
+            faults.add(number, f"no {'path' if not path else 'label'}")
+            continue
+        part = _part(row.get("split") or "")
+        if part is None:
+            allowed = "train, val, test or nothing"
+            names = [name for usual in PARTS.values() for name in usual]
+            faults.add(number, mistake(row["split"], allowed, what="the split", names=names))
+        file = os.path.join(table.parent, os.path.expanduser(path))
+        if not _is_file(file):
+            faults.add(number, f"there is no file {shortened(file, 300)}", "files that are not there")
+        before, other = first.setdefault(file, (number, label))
+        if other != label:
+            faults.add(number, f'{path} is "{label}" here and "{other}" in line {before}; an image has one label')
+        elif before != number:
+            faults.add(number, f"{path} stands in line {before} already", "images that stand there twice")
+        entries.append(Entry(file, label, part or ""))
+    faults.raise_any()
+    if not any((entry.part or "train") == "train" for entry in entries):
+        raise RunError(f"{table}: no row is of an image to train with")
+    used = {entry.part or "train" for entry in entries}
+    return Listing(table, tuple(entries), {part: part for part in PARTS if part in used})
+
+
+class _Faults:
+    """Mistakes of a table: of each kind the first, and the lines where there are more."""
+
+    def __init__(self, table: Path) -> None:
+        self.table = table
+        self.found: dict[str, tuple[str, list[int]]] = {}
+
+    def add(self, line: int, message: str, kind: str = "") -> None:
+        kind = kind or message.partition('"')[0]
+        self.found.setdefault(kind, (message, []))[1].append(line)
+
+    def raise_any(self) -> None:
+        if not self.found:
+            return
+        lines = []
+        for message, numbers in self.found.values():
+            others = [str(number) for number in numbers[1:]]
+            more = ", …" if len(others) > _SHOWN else ""
+            also = f" ({len(others)} more such, line {', '.join(others[:_SHOWN])}{more})" if others else ""
+            lines.append(f"{self.table}:{numbers[0]}: {message}{also}")
+        raise RunError("\n".join(lines))
+
+
+def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield (line, row) of a table, names of columns in small letters; lines count from 1.
+
+    Raises:
+        RunError: a file that is no such table.
+    """
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            head = file.readline()
+            file.seek(0)
+            delimiter = TABLES.get(table.suffix.lower(), ",")
+            reader = csv.DictReader(file, delimiter=";" if ";" in head and delimiter not in head else delimiter)
+            reader.fieldnames = names = [name.strip().lower() for name in reader.fieldnames or ()]
+            for wanted in ("path", "label"):
+                if wanted not in names:
+                    hint = did_you_mean(wanted, names).replace("did you mean", "is it")
+                    found = sentence(", ".join(names) or "an empty file", "path, label and, if you like, split", hint)
+                    raise RunError(f'{table}:1: the column "{wanted}" is missing: {found}')
+            for row in reader:
+                yield (
+                    reader.line_num,
+                    {key: value.strip() if isinstance(value, str) else value for key, value in row.items()},
+                )
+    except OSError as error:
+        raise RunError(f"data: {table}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise RunError(f"{table}: this is no text in UTF-8, as a table has to be") from None
+    except csv.Error as error:
+        raise RunError(f"{table}:{reader.line_num}: {error}") from None
+
+
+def _part(name: str) -> str | None:
+    """Return the part that a name means, "" for none, None for a name that is none."""
+    name = name.lower()
+    return next((part for part, names in PARTS.items() if name in names), None if name else "")
+
+
+def _class_folders(folder: Path) -> Iterator[Path]:
+    """Yield the class folders in order; what systems and tools hide is none."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    except OSError:
+        return
+    yield from (folder / name for name in names if not name.startswith((".", "__")))
+
+
+def _files(folder: Path) -> list[str]:
+    """Return all files under a class folder, in the order of torchvision's ImageFolder."""
+    found: list[str] = []
+    for base, _, names in sorted(os.walk(folder, followlinks=True)):
+        found += [os.path.join(base, name) for name in sorted(names) if not name.startswith(".")]
+    return found
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return os.path.isfile(path)
+    except ValueError:  # a null character
+        return False
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal()
+
+
+def counts(entries: Iterable[Entry]) -> Counter[str]:
+    """Return how many images each class has."""
+    return Counter(entry.label for entry in entries)

@@ -1,0 +1,152 @@
+"""Images of one's own in class folders and tables: what is taken, and every kind of mistake in a line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from kw_lightning import load_recipe
+from kw_lightning.errors import RecipeError, RunError
+from kw_lightning.fit.data import ImageData, data_module
+from kw_lightning.fit.data.listing import list_folder, list_images, list_table
+
+
+def picture(path: Path, colour: str = "red") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), colour).save(path)
+    return path
+
+
+def data_of(name: str, root: Path, **args: Any) -> ImageData:
+    recipe = {
+        "kw": 1,
+        "model": {"backbone": "torchvision/resnet18", "input": [3, 8, 8]},
+        "data": {"name": name, "root": str(root), "train": {"size": 8}, **({"args": args} if args else {})},
+    }
+    module = data_module(load_recipe(recipe))
+    assert isinstance(module, ImageData)
+    return module
+
+
+def table(folder: Path, text: str, name: str = "pets.csv") -> Path:
+    for label in ("cat", "dog"):
+        for number in range(3):
+            picture(folder / label / f"{number}.png")
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder / name
+
+
+def test_a_folder_of_class_folders_holds_some_of_every_class_out(tmp_path: Path) -> None:
+    for label, count in (("cat", 20), ("dog", 4), ("eel", 1)):
+        for number in range(count):
+            picture(tmp_path / label / f"{number}.png")
+    picture(tmp_path / ".hidden" / "1.png")
+    data = data_of("image_folder", tmp_path)
+    assert data.classes == ("cat", "dog", "eel")
+    assert (len(data.train_images), len(data.eval_images)) == (22, 3)
+    held = [data.eval_images.samples[index][1] for index in range(3)]
+    assert held == [0, 0, 1]  # two of the cats, a dog, and not the only eel
+    again = data_of("image_folder", tmp_path)
+    assert again.eval_images.samples.samples == data.eval_images.samples.samples  # type: ignore[attr-defined]
+    assert "3 of its 25 training images" in data.note
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_parts_are_found_by_their_usual_names(tmp_path: Path, name: str) -> None:
+    picture(tmp_path / "train/cat/1.png")
+    picture(tmp_path / "train/dog/1.png")
+    picture(tmp_path / name / "dog/1.png")  # not every class needs to be evaluated
+    data = data_of("image_folder", tmp_path)
+    assert (len(data.train_images), len(data.eval_images), data.note) == (2, 1, "")
+    assert data.eval_images[0][1] == 1
+
+
+def test_a_class_that_training_has_not_is_refused(tmp_path: Path) -> None:
+    picture(tmp_path / "train/cat/1.png")
+    picture(tmp_path / "val/cot/1.png")
+    with pytest.raises(RunError, match="train and val differ in classes: cot of val is not in train"):
+        data_of("image_folder", tmp_path)
+
+
+def test_a_folder_that_is_named_and_not_there_is_refused(tmp_path: Path) -> None:
+    picture(tmp_path / "cat/1.png")
+    with pytest.raises(RunError, match="photos holds no images in class folders: there is no such folder"):
+        data_of("image_folder", tmp_path, train="photos")
+    with pytest.raises(RunError, match="no images in class folders: no folders in it"):
+        data_of("image_folder", tmp_path / "cat")
+
+
+def test_empty_classes_and_other_files_are_listed(tmp_path: Path) -> None:
+    picture(tmp_path / "cat/1.png")
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "cat/notes.txt").write_text("x")
+    listing = list_folder(tmp_path)
+    assert listing.empty == (str(tmp_path / "dog"),)
+    assert listing.passed_over == (str(tmp_path / "cat/notes.txt"),)
+    assert listing.classes == ("cat",)
+
+
+@pytest.mark.parametrize(("name", "between"), [("a.csv", ","), ("a.csv", ";"), ("a.tsv", "\t")])
+def test_a_table_names_images_labels_and_parts(tmp_path: Path, name: str, between: str) -> None:
+    rows = ["\ufeffPath,label,Split", "cat/0.png,10,train", "cat/1.png,9,", " dog/0.png ,9,VAL", "dog/1.png,10,test"]
+    file = table(tmp_path, "\n".join(rows).replace(",", between), name)
+    listing = list_images(file)
+    assert [entry.part for entry in listing.entries] == ["train", "", "validation", "test"]
+    data = data_of("csv", file)
+    assert data.classes == ("9", "10")  # numbers in the order of their values
+    assert (len(data.train_images), len(data.eval_images)) == (2, 1)
+    assert data.eval_images[0][1] == 0
+
+
+def test_mistakes_of_a_table_are_a_line_for_each_kind(tmp_path: Path) -> None:
+    rows = [
+        "path,label,split",
+        "cat/0.png,cat,trian",
+        "cat/7.png,cat,",
+        "cat/8.png,cat,",
+        "cat/1.png,,",
+        "cat/2.png,cat",
+        "dog/0.png,dog,",
+        "dog/0.png,cat,",
+        "dog/0.png,dog,",
+        "cat/nul\\0.png,cat,",
+    ]
+    file = table(tmp_path, "\n".join(rows))
+    with pytest.raises(RunError) as caught:
+        list_table(file)
+    lines = [line.removeprefix(str(file)) for line in str(caught.value).splitlines()]
+    assert lines == [
+        ':2: found the split "trian", allowed: train, val, test or nothing; did you mean "train"?',
+        f":3: there is no file {tmp_path}/cat/7.png (2 more such, line 4, 10)",
+        ":5: no label",
+        ":6: another number of values than the first line has names",
+        ':8: dog/0.png is "cat" here and "dog" in line 7; an image has one label',
+        ":9: dog/0.png stands in line 7 already",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"path,lable\na.png,cat\n", ':1: the column "label" is missing: found path, lable, allowed:.*is it "lable"'),
+        (b"", ':1: the column "path" is missing: found an empty file'),
+        (b"path,label\n", "no row is of an image to train with"),
+        (b"path,label\n\xff\xfe,cat\n", "this is no text in UTF-8"),
+        (b'path,label\n"' + b"x" * 200_000 + b'",cat\n', "field larger than field limit"),
+    ],
+)
+def test_a_file_that_is_no_such_table_is_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "pets.csv").write_bytes(content)
+    with pytest.raises(RunError, match=message) as caught:
+        list_table(tmp_path / "pets.csv")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_csv_needs_the_table_itself(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"is a folder; data\.root of csv is the table itself"):
+        data_of("csv", tmp_path)
+    with pytest.raises(RunError, match=r"none\.csv: No such file"):
+        data_of("csv", tmp_path / "none.csv")
+    with pytest.raises(RecipeError, match="unknown key"):
+        data_of("csv", tmp_path, train="x")
