@@ -55,6 +55,11 @@ def create(recipe: Recipe, *, allow_python: Sequence[str] = (), device: torch.de
     if fetching:
         message = "weights are asked for by model.pretrained, not by an argument of the constructor"
         raise RecipeError([recipe.document.problem(f"model.args.{key}", message) for key in fetching])
+    if model.args.get("num_classes") == "auto":
+        message = (
+            "auto is the number of classes of the data, which kw-fit and kw plan look up; here it has to be a number"
+        )
+        raise RecipeError(recipe.document.problem("model.args.num_classes", message))
     at_backbone = partial(recipe.document.problem, "model.backbone")
     name, args = model.backbone, dict(model.args)
     on_meta = device is not None and torch.device(device).type == "meta"

@@ -15,6 +15,7 @@ from kw_lightning.errors import KWError, mistake
 from kw_lightning.nn import set_temperature
 from kw_lightning.nn.engine import ENGINES
 from kw_lightning.planning import Plan, plan
+from kw_lightning.recipe.classes import USUAL, with_classes
 from kw_lightning.recipe.types import Recipe
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -86,6 +87,7 @@ def prepare_bench(recipe: Recipe, setting: Setting, *, size: int | None = None, 
     """
     if engine is not None and engine not in ENGINES:
         raise KWError(mistake(engine, ENGINES, what="the unknown engine"))
+    recipe = with_classes(recipe, USUAL)
     recipe = replace(recipe, engine=engine or recipe.engine)
     if recipe.model is not None and recipe.model.pretrained:
         recipe = replace(recipe, model=replace(recipe.model, pretrained=False))

@@ -78,8 +78,9 @@ def _compare_with_network(recipe: Recipe, allow_python: Sequence[str]) -> None:
         return
     # slow to import: torch
     from kw_lightning.planning import plan
+    from kw_lightning.recipe.classes import USUAL, with_classes
 
-    plan(recipe, allow_python=allow_python)
+    plan(with_classes(recipe, USUAL), allow_python=allow_python)
 
 
 def _print(problems: Sequence[Problem], passed: Sequence[str], format: Format) -> None:

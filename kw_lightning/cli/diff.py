@@ -58,8 +58,9 @@ def _plans(recipes: Sequence[Recipe], allow_python: Sequence[str]) -> list[Plan]
         return None
     # slow to import: torch
     from kw_lightning.planning import plan
+    from kw_lightning.recipe.classes import USUAL, with_classes
 
-    return [plan(recipe, allow_python=allow_python) for recipe in recipes]
+    return [plan(with_classes(recipe, USUAL), allow_python=allow_python) for recipe in recipes]
 
 
 def _figures(before: Plan, after: Plan) -> list[tuple[str, Any, Any]]:

@@ -51,6 +51,7 @@ def fit(
     source, changes = recipe_and_overrides([recipe, *(overrides or ())])
     loaded = load_recipe(source, changes)  # its mistakes are told before what is slow to import: torch and lightning
     from kw_lightning.cli.output import console, warn
+    from kw_lightning.fit.classes import resolved
     from kw_lightning.fit.interruption import is_first_process
     from kw_lightning.fit.report import metrics_table
     from kw_lightning.fit.run import fit as train
@@ -61,6 +62,7 @@ def fit(
     screen = console()
     screen.quiet = not is_first_process()
     packages = tuple(allow_python or ())
+    loaded = resolved(loaded, allow_python=packages)
     planned = plan(loaded, allow_python=packages)
     screen.print(PlanTable(planned))
     if is_first_process():

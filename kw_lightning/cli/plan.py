@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from kw_lightning.cli.arguments import (
     package_option,
     recipe_and_overrides,
 )
+
+if TYPE_CHECKING:
+    from kw_lightning.recipe.types import Recipe
 
 
 def plan(
@@ -36,6 +39,7 @@ def plan(
     from kw_lightning.preprocessing import preprocessing, warn_of_contradictions
 
     allowed = tuple(allow_python or ())
+    loaded = _with_classes(loaded, allowed)
     planned = make_plan(loaded, allow_python=allowed)
     warn(planned.warning)
     warn_of_contradictions(loaded)
@@ -51,3 +55,21 @@ def plan(
 
         console().print(SummaryTable(read_network(loaded, allow_python=allowed)), Text(""), sep="\n")
     console().print(PlanTable(planned))
+
+
+def _with_classes(recipe: Recipe, allowed: tuple[str, ...]) -> Recipe:
+    """Return the recipe with the classes of its data; with the usual number, and a word of it, where it is not here."""
+    from kw_lightning.recipe.classes import USUAL, open_classes, with_classes
+
+    places = open_classes(recipe)
+    if not places:
+        return recipe
+    from kw_lightning.cli.output import warn
+    from kw_lightning.errors import KWError, first_line
+    from kw_lightning.fit.classes import resolved
+
+    try:
+        return resolved(recipe, allow_python=allowed)
+    except KWError as error:
+        warn(f"{places[0]} is auto, and the data is not here: planned with {USUAL:,} classes. {first_line(error)}")
+        return with_classes(recipe, USUAL)

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 
 from kw_lightning.errors import Problem, RecipeError, RunError, first_line, mistake
 from kw_lightning.fit.changes import Relay, changed, in_words, is_relaid
+from kw_lightning.fit.classes import resolved
 from kw_lightning.fit.data import ImageData, data_module
 from kw_lightning.fit.evaluation import load_classifier, measure, read_checkpoint
 from kw_lightning.fit.failures import readable_failures
@@ -91,6 +92,7 @@ def fit(
     seed_everything((recipe.train or Train()).seed, workers=True, verbose=False)
     check_training(recipe)
     with readable_failures():
+        recipe = resolved(recipe, allow_python=allow_python)
         module = Classifier(recipe, allow_python=allow_python, pretrained=init is None)
         data = data_module(recipe, allow_python=allow_python)
         make_optimizer(recipe, parameter_groups(recipe, module.network))  # its mistakes, before a folder is made

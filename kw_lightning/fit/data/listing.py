@@ -87,7 +87,7 @@ def list_folder(root: Path, given: Mapping[str, str] | None = None) -> Listing:
         RunError: no such folder, **or** no images in class folders.
     """
     given = given or {}
-    folders = {}
+    folders: dict[str, str] = {}
     for part, usual in PARTS.items():
         names = (given[part],) if part in given else usual
         there = [name for name in names if (root / name).is_dir()]
