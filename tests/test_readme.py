@@ -41,6 +41,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "net.yaml").write_text(own, encoding="utf-8")
     (path / "pictures").mkdir()
     Image.new("L", (12, 10), 128).save(path / "pictures" / "digit.png")
+    for name, colour in (("cat", "red"), ("dog", "green"), ("eel", "blue")):
+        (path / "pets" / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (24, 24), colour).save(path / "pets" / name / f"{number}.png")
     return path
 
 

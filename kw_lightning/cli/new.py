@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kw_lightning.cli.arguments import package_option
+from kw_lightning.cli.own_data import data_text, size_for
 from kw_lightning.errors import RecipeError, RunError
 from kw_lightning.paths import user_path
 from kw_lightning.recipe import load_recipe
@@ -20,6 +21,7 @@ from kw_lightning.recipe.writing import to_yaml
 if TYPE_CHECKING:
     from torch import nn
 
+    from kw_lightning.fit.data.looking import Look
     from kw_lightning.planning import Stage
     from kw_lightning.recipe.types import Recipe
 
@@ -42,10 +44,12 @@ defaults:
 # Found from the sizes of the feature maps{handover}.
 # Everything that is not named here stays static.
 {warehouses}
+{training}"""
+_TRAINING = """\
 temperature: {{start: 1, end: 0, epochs: 20}}
 
 data:
-  name: image_folder        # or digits, cifar10, cifar100, mnist, fashion_mnist, fake
+  name: image_folder        # or csv, digits, cifar10, cifar100, mnist, fashion_mnist, fake
   root: ~/data              # with the folders train and val, one folder a class
   batch_size: 128
   workers: 4
@@ -68,6 +72,13 @@ def new(
         str | None,
         typer.Option(metavar="SHAPE", help="Shape of one sample, as 3,224,224. [default: the network's usual one]"),
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER|TABLE", help="Your images: a folder of class folders, or a CSV path,label[,split]."
+        ),
+    ] = None,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="Start from the network's usual weights.")] = False,
     handover: Annotated[
         bool, typer.Option(help="Give the layers that lead into a stage to the stage before, as the paper does.")
     ] = True,
@@ -83,12 +94,29 @@ def new(
     except ValueError:
         raise typer.BadParameter(f'found --input "{input}", allowed: numbers such as 3,224,224') from None
     allowed = tuple(allow_python or ())
-    text = recipe_text(name, backbone, str(file), shape=shape, handover=handover, allow_python=allowed)
+    own = _look(data)
+    text = recipe_text(
+        name, backbone, str(file), shape=shape, handover=handover, allow_python=allowed, own=own, pretrained=pretrained
+    )
     try:
         file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise RunError(f"{file} cannot be written: {error.strerror}") from None
-    typer.echo(f"Wrote {file}; see what comes of it: kw plan {file}", err=True)
+    for line in own[0].lines() if own is not None else ():
+        typer.echo(line, err=True)
+    more = f", look for damaged images: kw check {file} --data, train: kw-fit {file}" if own is not None else ""
+    typer.echo(f"Wrote {file}; see what comes of it: kw plan {file}{more}", err=True)
+
+
+def _look(data: Path | None) -> tuple[Look, Path] | None:
+    """Return what a look at the user's images finds, and where they are."""
+    if data is None:
+        return None
+    # slow to import: torch
+    from kw_lightning.fit.data.listing import list_images
+    from kw_lightning.fit.data.looking import look
+
+    return look(list_images(user_path(data))), data
 
 
 def recipe_text(
@@ -99,6 +127,8 @@ def recipe_text(
     shape: Sequence[int] | None = None,
     handover: bool = True,
     allow_python: Sequence[str] = (),
+    own: tuple[Look, Path] | None = None,
+    pretrained: bool = False,
 ) -> str:
     """Return a commented recipe for a backbone.
 
@@ -109,6 +139,8 @@ def recipe_text(
         shape: [channels, *size] of one sample; None takes the network's usual one.
         handover: give the layers that lead into a stage to the stage before.
         allow_python: packages whose code the backbone may be.
+        own: a look at the user's images, and where they are.
+        pretrained: start from the network's usual weights.
 
     Raises:
         RecipeError: no such name or backbone.
@@ -125,6 +157,8 @@ def recipe_text(
     found = input_shape(recipe, network)
     if found is None:
         raise RunError(f'the input of "{backbone}" is not known; give it, as --input 3,224,224')
+    if own is not None and shape is None and not pretrained:
+        found = _smaller(network, found, own[0])
     stages = find_stages(network, found, handover=handover)
     names = [layer.name for layer in survey(network).layers]
     classes = _classes(recipe, network, found, allow_python)
@@ -133,11 +167,22 @@ def recipe_text(
         file=file,
         name=name,
         title=backbone.partition("/")[2] or backbone,
-        model=_model(backbone, found, classes),
+        model=_model(backbone, found, "auto" if own is not None and classes else classes, pretrained),
         warehouses=_warehouses(stages, names),
         handover="; layers that lead into a stage belong to the one before" if handover else "",
-        size=size,
+        training=_TRAINING.format(size=size) if own is None else data_text(*own, size=size, pretrained=pretrained),
     )
+
+
+def _smaller(network: nn.Module, shape: tuple[int, ...], own: Look) -> tuple[int, ...]:
+    """Return the shape at which the user's images train, where it is smaller and the network takes it."""
+    from kw_lightning.planning.tracing import trace
+
+    if len(shape) != 3:
+        return shape
+    side = size_for(own, shape[-1])
+    smaller = (shape[0], side, side)
+    return smaller if side < shape[-1] and trace(network, smaller).failure is None else shape
 
 
 def _classes(recipe: Recipe, network: nn.Module, shape: Sequence[int], allow_python: Sequence[str]) -> int | None:
@@ -162,8 +207,9 @@ def _parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _model(backbone: str, shape: Sequence[int], classes: int | None) -> str:
-    text = to_yaml({"model": {"backbone": backbone, "input": list(shape)}})
+def _model(backbone: str, shape: Sequence[int], classes: int | str | None, pretrained: bool) -> str:
+    weights = {"pretrained": True} if pretrained else {}
+    text = to_yaml({"model": {"backbone": backbone, "input": list(shape), **weights}})
     if classes is None:
         return text
     return text + f"  args: {{num_classes: {classes}}}".ljust(28) + "# as many as the data has\n"

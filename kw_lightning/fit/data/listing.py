@@ -138,7 +138,7 @@ def list_table(table: Path) -> Listing:
             allowed = "train, val, test or nothing"
             names = [name for usual in PARTS.values() for name in usual]
             faults.add(number, mistake(row["split"], allowed, what="the split", names=names))
-        file = os.path.join(table.parent, os.path.expanduser(path))
+        file = str(table.parent / os.path.expanduser(path))
         if not _is_file(file):
             faults.add(number, f"there is no file {shortened(file, 300)}", "files that are not there")
         before, other = first.setdefault(file, (number, label))

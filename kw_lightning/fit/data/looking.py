@@ -1,0 +1,96 @@
+"""A look at images of one's own: how many, of which classes, how large, in which colours."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from PIL import Image
+
+from kw_lightning.fit.data.listing import Listing, counts
+
+LOOKED_AT = 500
+"""Images whose heads are read, evenly chosen; more would not change what is found."""
+UNEQUAL = 3
+"""How many times as many images the largest class has, as the smallest, before it is said."""
+_NAMED = 5
+COLOURS = {"RGB": "colour", "L": "grey", "1": "black and white", "P": "palette", "RGBA": "with transparency"}
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look at a listing found.
+
+    Attributes:
+        listing: the images.
+        sizes: (width, height) of those looked at.
+        modes: how many are of which of PIL's modes.
+        unread: files that are no images.
+    """
+
+    listing: Listing
+    sizes: tuple[tuple[int, int], ...]
+    modes: Counter[str]
+    unread: tuple[str, ...]
+
+    @property
+    def shorter_side(self) -> int:
+        """Return the median of the images' shorter sides, in pixels; 0 where no image could be read."""
+        return int(median(min(size) for size in self.sizes)) if self.sizes else 0
+
+    def lines(self) -> list[str]:
+        """Return what was found, for people."""
+        listing, classes = self.listing, self.listing.classes
+        named = ", ".join(classes[:_NAMED]) + (", …" if len(classes) > _NAMED else "")
+        parts = {part: len(listing.part(part)) for part in ("train", "validation", "test")}
+        told = ", ".join(f"{count:,} {part}" for part, count in parts.items() if count)
+        found = [
+            f"{listing.source}: {_number(len(listing.entries), 'image')}, {_number(len(classes), 'class')}: {named}"
+        ]
+        found.append(
+            f"parts: {told}" + ("" if parts["validation"] else "; a tenth of training is held out to validate")
+        )
+        if self.sizes:
+            small, large = min(self.sizes, key=_area), max(self.sizes, key=_area)
+            sizes = "×".join(map(str, small)) + ("" if small == large else " to " + "×".join(map(str, large)))
+            modes = ", ".join(f"{count:,} {COLOURS.get(mode, mode)}" for mode, count in self.modes.most_common())
+            found.append(
+                f"looked at {len(self.sizes):,}: {sizes} pixels, shorter side mostly {self.shorter_side}; {modes}"
+            )
+        ordered = counts(listing.part("train")).most_common()
+        (most, highest), (least, lowest) = ordered[0], ordered[-1]
+        equal = f"classes: {highest:,} images of {most}, {lowest:,} of {least}"
+        found.append(equal + (f": unequal, {highest / lowest:.1f} times" if highest > UNEQUAL * lowest else ""))
+        found += [f"no images in {folder}" for folder in listing.empty[:_NAMED]]
+        found += [f"no image: {file}" for file in self.unread[:_NAMED]]
+        return found
+
+
+def look(listing: Listing) -> Look:
+    """Read the heads of some of the images."""
+    sizes: list[tuple[int, int]] = []
+    modes: Counter[str] = Counter()
+    unread = []
+    for file in _evenly([entry.file for entry in listing.entries], LOOKED_AT):
+        try:
+            with Image.open(file) as image:
+                sizes.append(image.size)
+                modes[image.mode] += 1
+        except Exception:  # whatever a decoder makes of a stranger's bytes
+            unread.append(file)
+    return Look(listing, tuple(sizes), modes, tuple(unread))
+
+
+def _evenly(files: Sequence[str], count: int) -> list[str]:
+    step = max(1, len(files) / count)
+    return [files[int(index * step)] for index in range(min(count, len(files)))]
+
+
+def _area(size: tuple[int, int]) -> int:
+    return size[0] * size[1]
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"

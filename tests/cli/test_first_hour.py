@@ -1,0 +1,97 @@
+"""From a folder of pictures of one's own, or a table of them, to predictions: three lines."""
+
+import csv
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
+
+from kw_lightning import load_recipe
+from kw_lightning.cli import application
+from kw_lightning.cli.own_data import training_for
+
+COLOURS = {"cat": (200, 30, 30), "dog": (30, 200, 30), "eel": (30, 30, 200)}
+SHORTER = ["train.epochs=1", "temperature.epochs=1", "train.accelerator=cpu", "log.tensorboard=false"]
+
+
+def kw(*arguments: object) -> Result:
+    return CliRunner().invoke(application(), [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with pictures of three classes, two new ones, and a table of them."""
+    monkeypatch.chdir(tmp_path)
+    rows = ["path,label,split"]
+    for label, colour in COLOURS.items():
+        (tmp_path / "pets" / label).mkdir(parents=True)
+        for number in range(12 if label == "cat" else 3):
+            Image.new("RGB", (20 + number, 24), colour).save(tmp_path / "pets" / label / f"{number}.png")
+            rows.append(f"pets/{label}/{number}.png,{label},{'val' if number == 2 else ''}")
+    (tmp_path / "pets.csv").write_text("\n".join(rows))
+    (tmp_path / "pictures").mkdir()
+    for name in ("cat", "dog"):
+        Image.new("RGB", (22, 22), COLOURS[name]).save(tmp_path / "pictures" / f"{name}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("data", ["pets", "pets.csv"])
+def test_three_lines_from_pictures_to_predictions(here: Path, data: str) -> None:
+    new = kw("new", "pets", "--data", data, "--from", "torchvision/resnet18")
+    assert new.exit_code == 0, new.output
+    found = new.stderr.splitlines()
+    assert found[0] == f"{data}: 18 images, 3 classes: cat, dog, eel"
+    assert "looked at 18: 20×24 to 31×24 pixels" in found[2]
+    assert ("unequal, 4.0 times" in found[3]) is (data == "pets")
+    assert ("held out" in found[1]) is (data == "pets")
+    recipe = load_recipe("pets.yaml")
+    assert recipe.model is not None
+    assert recipe.model.args == {"num_classes": "auto"}
+    assert recipe.model.input == (3, 32, 32)  # as small as the pictures
+    trained = kw("fit", "pets.yaml", *SHORTER)
+    assert trained.exit_code == 0, trained.output
+    predicted = kw("predict", "runs/pets-1", "pictures", "--top", 3, "--output", "predictions.csv")
+    assert predicted.exit_code == 0, predicted.output
+    with (here / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["path"]).name for row in rows] == ["cat.png", "dog.png"]
+    for row in rows:
+        labels = {value for key, value in row.items() if key.startswith("label")}
+        assert labels == set(COLOURS)
+
+
+def test_what_the_folder_lacks_is_said_before_anything_is_written(here: Path) -> None:
+    nowhere = kw("new", "x", "--data", "nowhere", "--from", "torchvision/resnet18")
+    assert (nowhere.exit_code, nowhere.stderr.count("\n")) == (1, 1)
+    assert "nowhere holds no images in class folders: there is no such folder" in nowhere.stderr
+    (here / "pets.csv").write_text("path,label\npets/cat/99.png,cat\n")
+    table = kw("new", "x", "--data", "pets.csv", "--from", "torchvision/resnet18")
+    assert "pets.csv:2: there is no file pets/cat/99.png" in table.stderr
+    assert not (here / "x.yaml").exists()
+
+
+def test_classes_that_differ_between_parts_are_refused_before_training(here: Path) -> None:
+    (here / "pets.csv").write_text("path,label,split\npets/cat/0.png,cat,train\npets/dog/0.png,dog,val\n")
+    assert kw("new", "pets", "--data", "pets.csv", "--from", "torchvision/resnet18").exit_code == 0
+    trained = kw("fit", "pets.yaml", *SHORTER)
+    assert trained.exit_code == 1
+    assert "train and validation differ in classes: dog of validation is not in train" in trained.stderr
+    assert not (here / "runs").exists()
+
+
+def test_pretrained_weights_keep_the_size_they_were_trained_with(here: Path) -> None:
+    assert kw("new", "pets", "--data", "pets", "--from", "torchvision/resnet18", "--pretrained").exit_code == 0
+    recipe = load_recipe("pets.yaml")
+    assert recipe.model is not None
+    assert (recipe.model.pretrained, recipe.model.input) == (True, (3, 224, 224))
+    assert kw("plan", "pets.yaml").exit_code == 0
+
+
+def test_fewer_images_train_for_more_epochs_in_smaller_batches() -> None:
+    some = [training_for(images, pretrained=False) for images in (10, 1_000, 20_000, 1_000_000)]
+    assert [training.epochs for training in some] == [200, 200, 60, 60]
+    assert [training.batch_size for training in some] == [8, 64, 64, 128]
+    assert all(1 <= training.warmup <= training.annealing <= training.epochs for training in some)
+    assert training_for(1_000, pretrained=True).epochs == 30
