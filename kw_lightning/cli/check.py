@@ -12,7 +12,7 @@ import typer
 
 from kw_lightning.cli.arguments import package_option
 from kw_lightning.cli.completion import complete_recipe
-from kw_lightning.errors import KWError, Problem, RecipeError
+from kw_lightning.errors import KWError, Problem, RecipeError, RunError
 from kw_lightning.recipe import Recipe, load_recipe
 
 
@@ -35,19 +35,28 @@ def check(
     network: Annotated[
         bool, typer.Option(help="Compare the recipe with its network, too; without it the check takes a moment.")
     ] = True,
+    data: Annotated[bool, typer.Option("--data", help="Open every image of the data, too.")] = False,
     allow_python: Annotated[list[str] | None, package_option("Let the recipe name things")] = None,
 ) -> None:
-    """Check recipes: every mistake with its file, line and column. Exit code 2 if there is one, 0 if not."""
+    """Check recipes: every mistake with its file, line and column. Exit code 2 if there is one, 0 if not.
+
+    With --data every image is opened once: damaged ones and empty classes are exit code 1, odd ones are told.
+    """
     found: dict[Problem, None] = {}
     passed = []
+    exit_code = 0
     for file in files:
         problems = problems_of(file, network=network, allow_python=tuple(allow_python or ()))
+        exit_code = RecipeError.exit_code if problems else exit_code
+        if data and not problems:
+            problems = problems_of_data(load_recipe(file))
+            exit_code = exit_code or (RunError.exit_code if problems else 0)
         found.update(dict.fromkeys(problems))
         if not problems:
             passed.append(file)
     _print(list(found), passed, format)
-    if found:
-        raise typer.Exit(RecipeError.exit_code)
+    if exit_code:
+        raise typer.Exit(exit_code)
 
 
 def problems_of(file: str, *, network: bool = True, allow_python: Sequence[str] = ()) -> list[Problem]:
@@ -67,6 +76,40 @@ def problems_of(file: str, *, network: bool = True, allow_python: Sequence[str] 
         return []
     start = recipe.document.location("")
     return [problem if problem.location else replace(problem, location=start) for problem in problems]
+
+
+def problems_of_data(recipe: Recipe) -> list[Problem]:
+    """Open every image of a recipe's data; return what is wrong, and tell on standard error what is odd."""
+    if recipe.data is None or recipe.data.name.startswith("python:"):
+        typer.echo(f"{recipe.name}: no images by name to open", err=True)
+        return []
+    # slow to import: torch
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from kw_lightning.cli.output import error_console
+    from kw_lightning.fit.data.checking import check_images
+    from kw_lightning.fit.data.sets import listing_of, open_source
+
+    try:
+        source = open_source(recipe, recipe.data)
+        listing = listing_of(recipe.data)
+    except KWError as error:
+        return [Problem(line) for line in str(error).splitlines()]
+    if listing is None:
+        typer.echo(f"{recipe.name}: {len(source.train):,} training images, not in files", err=True)  # type: ignore[arg-type]
+        return []
+    screen = error_console()
+    columns = (TextColumn("opening"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
+        task = progress.add_task("", total=len(listing.entries))
+        checked = check_images(listing, lambda: progress.advance(task))
+    skips = recipe.data.broken == "skip"
+    left_out = [f"{line}; left out, by data.broken: skip" for line in checked.broken] if skips else []
+    for line in (*checked.odd, *left_out):
+        typer.echo(line, err=True)
+    wrong = (*checked.empty, *(() if skips else checked.broken))
+    typer.echo(f"{recipe.name}: opened {checked.images:,} images, {len(checked.broken):,} cannot be read", err=True)
+    return [Problem(line) for line in wrong]
 
 
 def _compare_with_network(recipe: Recipe, allow_python: Sequence[str]) -> None:

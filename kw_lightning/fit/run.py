@@ -228,7 +228,7 @@ def check_shapes(recipe: Recipe, module: Classifier, data: LightningDataModule) 
     """
     if not isinstance(data, ImageData):
         return
-    image, _ = data.eval_images[0]
+    image = data.eval_images.first()
     shape = list(image.shape)
     try:
         with torch.inference_mode():

@@ -186,13 +186,17 @@ class Temperature:
 
 @dataclass(frozen=True)
 class Data:
-    """A data set by name and how it is read; `train` and `eval` are the two transform sections."""
+    """A data set by name and how it is read; `train` and `eval` are the two transform sections.
+
+    An image file that cannot be read ends a run, or is left out, by `broken`.
+    """
 
     name: str
     root: str | None = None
     batch_size: int = 128
     eval_batch_size: int | None = None
     workers: int = 0
+    broken: Literal["refuse", "skip"] = "refuse"
     args: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
     eval: Mapping[str, Any] = field(default_factory=dict)

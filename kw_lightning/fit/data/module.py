@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,8 @@ from kw_lightning.fit.data.sets import Images, Samples, channels, even_subset, f
 from kw_lightning.fit.data.transforms import transform
 from kw_lightning.preprocessing import Preprocessing
 from kw_lightning.recipe.types import Recipe
+
+log = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, Tensor]
 """Images [b, c, h, w] and classes [b], or with mixup the classes' shares [b, classes]."""
@@ -81,8 +84,9 @@ class ImageData(LightningDataModule):
         _check_channels(recipe, channels(source.train))
         train = even_subset(source.train, self.data.train.get("samples"))
         evaluation = even_subset(source.evaluation, self.data.eval.get("samples"))
-        self.train_images = Transformed(train, transform(recipe, "train"), self.seed, "data.train.size")
-        self.eval_images = Transformed(evaluation, transform(recipe, "eval", trained), 0, "data.eval.size")
+        skip = self.data.broken == "skip"
+        self.train_images = Transformed(train, transform(recipe, "train"), self.seed, "data.train.size", skip=skip)
+        self.eval_images = Transformed(evaluation, transform(recipe, "eval", trained), 0, "data.eval.size", skip=skip)
         self.mix = _mix(recipe, self.num_classes)
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -129,13 +133,16 @@ class Transformed(Dataset[Any]):
         steps: the transform of one image; of images in memory it is applied to whole batches.
         seed: of the transform's random numbers.
         size_key: key of the recipe that gives all images one size.
+        skip: leave images out that cannot be read, with a warning; a batch then has fewer.
     """
 
-    def __init__(self, samples: Samples, steps: v2.Compose, seed: int, size_key: str) -> None:
+    def __init__(self, samples: Samples, steps: v2.Compose, seed: int, size_key: str, *, skip: bool = False) -> None:
         self.samples = samples
         self.steps = steps
         self.seed = seed
         self.size_key = size_key
+        self.skip = skip
+        self.skipped: set[int] = set()
         self.batch_steps = batchwise(steps) if isinstance(whole(samples), Images) else None
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that stay alive see it change
 
@@ -165,15 +172,43 @@ class Transformed(Dataset[Any]):
             for number, step in enumerate(self.batch_steps):
                 images = step(images, draws, number)
             return images, targets
-        transformed, classes = [], []
+        transformed, classes, read = [], [], []
         with own_random_numbers():
             for index, seed in zip(indices, draws.seeds(0), strict=True):
-                image, target = self.samples[index]
+                try:
+                    image, target = self.samples[index]
+                except RunError as error:
+                    self._leave_out(index, error)
+                    continue
                 seed_everywhere(seed)
                 transformed.append(self.steps(image))
                 classes.append(int(target))
-        self._check_sizes(transformed, indices)
+                read.append(index)
+        if not read:
+            raise RunError(f"{file_of(self.samples, indices[0])}: no image of this batch can be read")
+        self._check_sizes(transformed, read)
         return torch.stack(transformed), torch.tensor(classes)
+
+    def first(self) -> Tensor:  # [c x h x w]
+        """Return the first image that can be read.
+
+        Raises:
+            RunError: there is none, **or** one that cannot be read and is not to be left out.
+        """
+        for index in range(len(self)):
+            try:
+                return self[index][0]
+            except RunError:
+                if not self.skip:
+                    raise
+        raise RunError("data: no image can be read")
+
+    def _leave_out(self, index: int, error: RunError) -> None:
+        if not self.skip:
+            raise error
+        if index not in self.skipped:
+            self.skipped.add(index)
+            log.warning("left out: %s", error)
 
     def _check_sizes(self, images: list[Tensor], indices: list[int]) -> None:
         first = images[0].shape

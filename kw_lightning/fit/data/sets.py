@@ -173,20 +173,35 @@ def fake(
 @data_set
 def image_folder(data: Data, train: str | None = None, evaluation: str | None = None) -> Source:
     """Return the images of ROOT/train/CLASS/… and ROOT/val/CLASS/…, as ImageNet is laid out, or of ROOT/CLASS/…."""
-    given = {"train": train, "validation": evaluation}
-    return _listed(list_folder(_root(data), {part: name for part, name in given.items() if name is not None}))
+    return _listed(data)
 
 
 @data_set
 def csv(data: Data) -> Source:
     """Return the images of a table `path,label[,split]`, which is the root itself."""
-    table = _root(data)
-    if table.is_dir():
-        raise RunError(f"data: {table} is a folder; data.root of csv is the table itself, as {table / 'images.csv'}")
-    return _listed(list_table(table))
+    return _listed(data)
 
 
-def _listed(listing: Listing) -> Source:
+def listing_of(data: Data) -> Listing | None:
+    """Return the image files that a recipe's data means; None where its images are not in files of their own.
+
+    Raises:
+        RunError: the data is not there, **or** mistakes in a table.
+    """
+    root = _root(data)
+    if data.name == "image_folder":
+        given = {"train": data.args.get("train"), "validation": data.args.get("evaluation")}
+        return list_folder(root, {part: name for part, name in given.items() if name is not None})
+    if data.name != "csv":
+        return None
+    if root.is_dir():
+        raise RunError(f"data: {root} is a folder; data.root of csv is the table itself, as {root / 'images.csv'}")
+    return list_table(root)
+
+
+def _listed(data: Data) -> Source:
+    listing = listing_of(data)
+    assert listing is not None
     train, evaluation, classes, note = parts_of(listing)
     return Source(train, evaluation, len(classes), classes, note)
 
