@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from kw_lightning.errors import RunError
 from kw_lightning.fit.data.images import read_image
-from kw_lightning.fit.data.listing import Entry, Listing
+from kw_lightning.fit.data.listing import Listing
 
 HELD_OUT = 0.1
 """Share of the training images that evaluates where the data has no validation part."""
@@ -47,7 +47,8 @@ def parts_of(listing: Listing) -> tuple[ImageFiles, ImageFiles, tuple[str, ...],
     """
     training, evaluation, note = listing.part("train"), listing.part("validation"), ""
     if not evaluation:
-        training, evaluation = hold_out(training, HELD_OUT)
+        kept, held = hold_out([entry.label for entry in training], HELD_OUT)
+        training, evaluation = [training[place] for place in kept], [training[place] for place in held]
         if not evaluation:
             raise RunError(f"data: {listing.source} has no validation part, and no class has two images to make one of")
         note = (
@@ -63,27 +64,24 @@ def parts_of(listing: Listing) -> tuple[ImageFiles, ImageFiles, tuple[str, ...],
             f"{', '.join(differing[:5])} of {names[1]} {'is' if len(differing) == 1 else 'are'} not in {names[0]}"
         )
     numbers = {name: number for number, name in enumerate(classes)}
-    train, held = (
+    train, validation = (
         ImageFiles([(entry.file, numbers[entry.label]) for entry in part]) for part in (training, evaluation)
     )
-    return train, held, classes, note
+    return train, validation, classes, note
 
 
-def hold_out(entries: Sequence[Entry], share: float) -> tuple[list[Entry], list[Entry]]:
-    """Return what is left and what is held out: the share of every class, one image at least of a class of two.
+def hold_out(labels: Sequence[str], share: float) -> tuple[list[int], list[int]]:
+    """Return the places that are left and those held out: the share of every class, one at least of a class of two.
 
     It is the same in every run of the same images: which ones, does not depend on the run's seed.
     """
     places = defaultdict(list)
-    for place, entry in enumerate(entries):
-        places[entry.label].append(place)
+    for place, label in enumerate(labels):
+        places[label].append(place)
     generator = torch.Generator().manual_seed(0)
     held: set[int] = set()
     for label in sorted(places):
         order = torch.randperm(len(places[label]), generator=generator).tolist()
         count = max(1, round(share * len(order))) if len(order) > 1 else 0
         held |= {places[label][index] for index in order[:count]}
-    return (
-        [entry for place, entry in enumerate(entries) if place not in held],
-        [entry for place, entry in enumerate(entries) if place in held],
-    )
+    return [place for place in range(len(labels)) if place not in held], sorted(held)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
@@ -11,15 +13,19 @@ SIXTEEN_BITS = {"PNG", "PPM"}
 """Formats whose grey values fill 16 bits where PIL hands them out in 32."""
 
 
-def read_image(path: str) -> Image.Image:
+def read_image(path: str, content: bytes | None = None) -> Image.Image:
     """Return an image file as RGB of 8 bits a channel; 16 bits are scaled by their range, as no bits are cut off.
+
+    Args:
+        path: of the file; with `content` its name for messages only.
+        content: what is in it, where it is at hand.
 
     Raises:
         RunError: the file cannot be read, is damaged, is larger than PIL reads (`PIL.Image.MAX_IMAGE_PIXELS`), **or**
             holds numbers of 32 bits, which have no range to be scaled by.
     """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb") if content is None else BytesIO(content) as file:
             image = Image.open(file)
             image.load()
     except MemoryError:

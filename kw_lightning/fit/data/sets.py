@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from kw_lightning.errors import RecipeError, RunError, first_line, mistake
 from kw_lightning.fit.data.files import ImageFiles, parts_of
+from kw_lightning.fit.data.hugging_face import PREFIX, open_parts
 from kw_lightning.fit.data.listing import Listing, list_folder, list_table
 from kw_lightning.paths import user_path
 from kw_lightning.recipe.types import Data, Recipe
@@ -68,6 +69,9 @@ def open_source(recipe: Recipe, data: Data) -> Source:
         RecipeError: no data set has that name.
         RunError: the data is not there.
     """
+    if data.name.startswith(PREFIX):
+        train, evaluation, classes, note = open_parts(data.name.removeprefix(PREFIX), **data.args)
+        return Source(train, evaluation, len(classes), classes, note)
     if data.name not in DATA_SETS:
         message = mistake(data.name, DATA_SETS, what="the unknown data set")
         raise RecipeError(recipe.document.problem("data.name", message))

@@ -1,0 +1,131 @@
+"""Data sets of Hugging Face's `datasets`: from the Hub, or from a folder. None of their code runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from kw_lightning.errors import RunError, first_line, mistake
+from kw_lightning.fit.data.files import HELD_OUT, hold_out
+from kw_lightning.fit.data.images import read_image
+from kw_lightning.fit.data.listing import PARTS
+from kw_lightning.paths import user_path
+
+PREFIX = "hf/"
+"""Begins the name of such a data set in a recipe."""
+
+
+class HuggingFaceImages(Dataset[tuple[Any, int]]):
+    """Rows of a table with a column of images, and their classes.
+
+    Attributes:
+        rows: the table, its images not decoded.
+        column: of the images.
+        targets: the class of each row.
+        name: of the data set, for messages.
+    """
+
+    def __init__(self, rows: Any, column: str, targets: Sequence[int], name: str) -> None:
+        self.rows = rows
+        self.column = column
+        self.targets = list(targets)
+        self.name = name
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image = self.rows[index][self.column]
+        if image is None:
+            raise RunError(f"{self.name}, row {index}: no image")
+        path = image["path"] or f"{self.name}, row {index}"
+        return read_image(path, image["bytes"]), self.targets[index]
+
+
+def open_parts(
+    name: str,
+    config: str | None = None,
+    image: str | None = None,
+    label: str | None = None,
+    train: str | None = None,
+    evaluation: str | None = None,
+) -> tuple[HuggingFaceImages, HuggingFaceImages, tuple[str, ...], str]:
+    """Return training images, evaluation images, the names of the classes, and what is to be said of the parts.
+
+    Args:
+        name: of the data set on the Hub, or a folder.
+        config: of the data set, where it has several.
+        image, label: columns; found by their type where they are not given.
+        train, evaluation: splits; found by their usual names.
+
+    Raises:
+        RunError: the extra `hf` is not installed, no such data, columns or splits that are not there, **or** classes
+            of evaluation that training does not have.
+    """
+    splits = _load(name, config)
+    training = _split(name, splits, "train", train)
+    held = _split(name, splits, "validation", evaluation)
+    if training is None:
+        raise RunError(f"data: {name}: no split to train with; found {', '.join(splits)}; name one by data.args.train")
+    columns = training.features
+    image = _column(name, "image", image, columns, lambda kind: type(kind).__name__ == "Image")
+    label = _column(name, "label", label, columns, lambda kind: type(kind).__name__ == "ClassLabel")
+    note = ""
+    labels = training[label]
+    if held is None:
+        kept, out = hold_out([str(value) for value in labels], HELD_OUT)
+        if not out:
+            raise RunError(f"data: {name} has no validation split, and no class has two images to make one of")
+        training, held = training.select(kept), training.select(out)
+        note = (
+            f"{name} has no validation split: {len(out):,} of its {len(labels):,} training images are held out for it"
+        )
+    values = getattr(columns[label], "names", None)
+    order = list(range(len(values))) if values else sorted(set(labels))
+    numbers = {value: number for number, value in enumerate(order)}
+    from datasets import Image
+
+    parts = []
+    for rows in (training, held):
+        unknown = sorted({str(value) for value in rows[label]} - {str(value) for value in order})
+        if unknown:
+            raise RunError(f"data: {name}: labels that are no class of training: {', '.join(unknown[:5])}")
+        undecoded = rows.cast_column(image, Image(decode=False)).select_columns([image])
+        parts.append(HuggingFaceImages(undecoded, image, [numbers[value] for value in rows[label]], name))
+    return parts[0], parts[1], tuple(map(str, values or order)), note
+
+
+def _load(name: str, config: str | None) -> dict[str, Any]:
+    try:
+        import datasets
+    except ImportError:
+        raise RunError(f'data: "{PREFIX}{name}" needs the extra hf: pip install "kw-lightning[hf]"') from None
+    folder = user_path(name)
+    try:
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            found = datasets.load_from_disk(str(folder))
+        else:
+            found = datasets.load_dataset(str(folder) if folder.is_dir() else name, config)
+    except Exception as error:  # whatever a library makes of a name, a network or a stranger's files
+        raise RunError(f"data: {name} cannot be read: {first_line(error)}") from error
+    return dict(found) if isinstance(found, dict) else {"train": found}
+
+
+def _split(name: str, splits: dict[str, Any], part: str, given: str | None) -> Any:
+    if given is not None and given not in splits:
+        raise RunError(f"data: {name}: " + mistake(given, splits, what="the unknown split"))
+    wanted = (given,) if given is not None else PARTS[part]
+    return next((splits[split] for split in wanted if split in splits), None)
+
+
+def _column(name: str, what: str, given: str | None, columns: dict[str, Any], fits: Any) -> str:
+    """Return the column that is given, else the only one of the type, else the one that is called so."""
+    if given is not None and given not in columns:
+        raise RunError(f"data: {name}: " + mistake(given, columns, what="the unknown column"))
+    fitting = [column for column, kind in columns.items() if fits(kind)]
+    found = given or (fitting[0] if len(fitting) == 1 else what)
+    if found not in columns:
+        raise RunError(f"data: {name}: which column is the {what}? Say it by data.args.{what}: {', '.join(columns)}")
+    return found

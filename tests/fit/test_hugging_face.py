@@ -1,0 +1,70 @@
+"""Data sets of Hugging Face's `datasets`, here ones that are made on disk."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image as Picture
+
+import kw_lightning
+from kw_lightning import load_recipe
+from kw_lightning.errors import RecipeError, RunError
+from kw_lightning.fit import fit
+from kw_lightning.fit.data import ImageData, data_module
+
+datasets = pytest.importorskip("datasets")
+
+
+def rows(labels: list[Any], names: list[str] | None = None) -> Any:
+    kind = datasets.ClassLabel(names=names) if names else datasets.Value("string")
+    pictures = [Picture.new("RGB", (8, 8), (number, 0, 0)) for number in range(len(labels))]
+    features = datasets.Features({"picture": datasets.Image(), "animal": kind})
+    return datasets.Dataset.from_dict({"picture": pictures, "animal": labels}, features=features)
+
+
+def recipe(folder: Path, **args: str) -> Any:
+    return load_recipe(
+        {
+            "kw": 1,
+            "model": {"input": [3, 8, 8], "layers": [{"Flatten": {}}, {"Dense": {"units": "auto"}}]},
+            "data": {"name": f"hf/{folder}", "batch_size": 4, "train": {"size": 8}, **({"args": args} if args else {})},
+            "train": {"epochs": 1, "accelerator": "cpu"},
+            "log": {"tensorboard": False},
+        }
+    )
+
+
+def test_a_data_set_on_disk_trains(tmp_path: Path) -> None:
+    parts = {"train": rows([0, 1] * 4, ["cat", "dog"]), "validation": rows([1], ["cat", "dog"])}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "pets")
+    data = data_module(recipe(tmp_path / "pets"))
+    assert isinstance(data, ImageData)
+    assert (data.classes, len(data.train_images), len(data.eval_images)) == (("cat", "dog"), 8, 1)
+    image, target = data.train_images.samples[3]
+    assert (image.getpixel((0, 0)), target) == ((3, 0, 0), 1)
+    result = fit(recipe(tmp_path / "pets"), output=tmp_path / "run")
+    assert tuple(kw_lightning.load(result.folder).classes) == ("cat", "dog")
+
+
+def test_without_splits_some_of_every_class_is_held_out(tmp_path: Path) -> None:
+    rows(["eel"] * 4 + ["ant"] * 4).save_to_disk(tmp_path / "pets")
+    data = data_module(recipe(tmp_path / "pets", label="animal"))
+    assert isinstance(data, ImageData)
+    assert (data.classes, len(data.train_images), len(data.eval_images)) == (("ant", "eel"), 6, 2)
+    assert sorted(target for _, target in data.eval_images) == [0, 1]  # type: ignore[attr-defined]
+    assert "2 of its 8 training images" in data.note
+
+
+def test_mistakes_say_what_is_there(tmp_path: Path) -> None:
+    rows(["eel"] * 4).save_to_disk(tmp_path / "pets")
+    with pytest.raises(RunError, match=r"which column is the label\? Say it by data\.args\.label: picture, animal"):
+        data_module(recipe(tmp_path / "pets"))
+    with pytest.raises(RunError, match=r'the unknown column "animl".*did you mean "animal"\?'):
+        data_module(recipe(tmp_path / "pets", label="animl"))
+    with pytest.raises(RunError, match=r'the unknown split "dev", allowed: train'):
+        data_module(recipe(tmp_path / "pets", label="animal", evaluation="dev"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match="empty cannot be read: "):
+        data_module(recipe(tmp_path / "empty"))
+    with pytest.raises(RecipeError, match="unknown key"):
+        recipe(tmp_path / "pets", colum="x")
