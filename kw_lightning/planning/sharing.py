@@ -114,10 +114,10 @@ def share(choices: Sequence[Choice], cell: Cell, attention: Attention) -> tuple[
     return found, left
 
 
-def least_attention(choice: Choice, cell: Cell, attention: Attention) -> int:
-    """Return the parameters of the smallest attention that a layer could have in a warehouse of its own."""
+def least_attention(choice: Choice, cell: Cell, attention: Attention) -> int | None:
+    """Return the parameters of the smallest attention of a layer in a warehouse of its own; None if no cell fits it."""
     sizes = [size_of([choice], *way) for way in _ways([choice], cell, attention)]
-    return min(size.attention_parameters for size in sizes if size is not None)
+    return min((size.attention_parameters for size in sizes if size is not None), default=None)
 
 
 def _parts(group: Share) -> Iterator[Share | Choice]:

@@ -169,15 +169,21 @@ def _stages(
     for group in groups:
         shares, alone = _shares([layer for layer in group.layers if layer.name not in left_out], wanted)
         for choice in alone:
-            attention = least_attention(choice, wanted.cell, wanted.attention)
-            kernel = math.prod(choice.kernel_shape)
-            static[choice.layer.name] = f"its attention would outweigh it: {attention:,} parameters beside {kernel:,}"
+            static[choice.layer.name] = _why_static(choice, wanted)
         number += bool(shares)
         for found in shares:
             names = tuple(_written(choice.layer) for choice in found.choices)
             name = f"stage{number}{found.suffix}"
             stages.append(Stage(name, names, group.size, found.cell, found.attention))
     return tuple(stages), static
+
+
+def _why_static(choice: Choice, wanted: Stages) -> str:
+    attention = least_attention(choice, wanted.cell, wanted.attention)
+    if attention is None:
+        shape = "×".join(map(str, choice.kernel_shape))
+        return f"no cell of the shares that stages.cell asks for divides its kernel, {shape}"
+    return f"its attention would outweigh it: {attention:,} parameters beside {math.prod(choice.kernel_shape):,}"
 
 
 def _convolution_groups(network: Network, model: nn.Module, forward: Trace, handover: bool) -> list[_Group]:

@@ -221,3 +221,16 @@ def test_networks_of_other_tasks_have_stages(network: str) -> None:
     decided = network.startswith(("faster", "ssd"))
     assert (planned.macs is None) == decided
     assert ("values decide which way" in (planned.macs_note or "")) == decided
+
+
+def test_a_share_that_no_cell_has_leaves_layers_static_and_says_why() -> None:
+    data = {
+        "kw": 1,
+        "model": {"backbone": "torchvision/squeezenet1_1"},
+        "defaults": {"cell": {"out": "1/3"}},
+        "warehouses": {"a": {"layers": ["features.0"], "cell": {"out": 1}}},
+        "stages": "auto",
+    }
+    reasons = {static.layer.name: static.reason for static in plan(load_recipe(data)).static_layers}
+    expected = "no cell of the shares that stages.cell asks for divides its kernel, 64×16×1×1"
+    assert reasons["features.3.expand1x1"] == expected
