@@ -25,7 +25,7 @@ from kw_lightning.fit.module import Classifier
 from kw_lightning.fit.optimization import make_optimizer, make_schedule
 from kw_lightning.fit.quiet import quiet
 from kw_lightning.fit.report import json_text
-from kw_lightning.fit.starting import Start, start
+from kw_lightning.fit.starting import Restoring, Start, start
 from kw_lightning.fit.trainer import MONITORED, OnNan, check_settings, make_trainer
 from kw_lightning.paths import user_path
 from kw_lightning.preprocessing import warn_of_contradictions
@@ -103,16 +103,16 @@ def fit(
     if init is not None and resume not in (None, "auto"):
         raise RunError("--init begins a new run and --resume goes on with one: give one of them")
     begun = start(recipe, resume, output)
-    folder = begun.folder
+    folder, restoring = begun.folder, Restoring(begun.checkpoint)
     try:
-        more = prepare(recipe, module, begun, init)
         with quiet(), readable_errors(folder.path), interruptible(folder):
-            trainer = make_trainer(recipe, folder, begun.state, on_nan=on_nan, more=more)
-            if trainer.is_global_zero:
-                if begun.state is None:
-                    folder.write(RECIPE_FILE, lock_text(recipe))
-                folder.write("versions.json", versions())
-            with readable_failures():
+            with restoring.readable(), readable_failures():
+                more = [*prepare(recipe, module, begun, init), restoring]
+                trainer = make_trainer(recipe, folder, begun.state, on_nan=on_nan, more=more)
+                if trainer.is_global_zero:
+                    if begun.state is None:
+                        folder.write(RECIPE_FILE, lock_text(recipe))
+                    folder.write("versions.json", versions())
                 trainer.fit(module, data, ckpt_path=begun.checkpoint, weights_only=True)
             return finish(trainer, module, data, folder, allow_python)
     finally:

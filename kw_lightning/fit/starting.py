@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kw_lightning.errors import KWError, RunError
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from kw_lightning.errors import KWError, RunError, first_line
 from kw_lightning.fit.evaluation import read_checkpoint
 from kw_lightning.fit.folder import RECIPE_FILE, RUNS, RunFolder, checkpoint_of, folder_of, new_folder, newest_folder
 from kw_lightning.fit.interruption import is_first_process
@@ -115,3 +118,38 @@ def begin_again(folder: RunFolder, recipe: Recipe) -> None:
     except BaseException:
         folder.release()
         raise
+
+
+class Restoring(Callback):
+    """Tells a checkpoint whose inside is not what `kw-fit` writes from whatever fails once training has begun.
+
+    Args:
+        checkpoint: the file that the run goes on from, None for a new run.
+    """
+
+    def __init__(self, checkpoint: Path | None) -> None:
+        self.checkpoint = checkpoint
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """All of the checkpoint has been used."""
+        self.checkpoint = None
+
+    @contextmanager
+    def readable(self) -> Iterator[None]:
+        """Turn what a checkpoint's content leads to into one message.
+
+        Raises:
+            RunError: in place of any error before training begins: a stranger's file can hold anything.
+        """
+        try:
+            yield
+        except (KWError, OSError):
+            raise
+        except Exception as error:
+            if self.checkpoint is None:
+                raise
+            found = f"{type(error).__name__}: {first_line(error)}"
+            raise RunError(
+                f"{self.checkpoint} cannot be gone on from: it is damaged, or was not written by kw-fit ({found}). "
+                f"--init {self.checkpoint} begins a new run with its weights"
+            ) from error

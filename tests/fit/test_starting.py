@@ -7,8 +7,10 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from kw_lightning import load_recipe
 from kw_lightning.errors import RunError
@@ -98,3 +100,20 @@ def test_what_a_kill_left_unfinished_is_removed(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run")
     folder.claim(resume=True)
     assert not list((tmp_path / "run").rglob("*.partial"))
+
+
+def test_a_checkpoint_with_a_strange_inside_is_one_message(tmp_path: Path, quick: list[str]) -> None:
+    settings = [*quick, "log.tensorboard=false"]
+    last = RunFolder(fit("digits-resnet", settings, output=tmp_path / "run").folder).last
+    whole = torch.load(last, weights_only=True)
+    strange: dict[str, Any] = {
+        "loops": {},
+        "optimizer_states": [3],
+        "exact_checkpoint": 7,
+        "callbacks": {"RandomState": {"processes": [0]}, "TemperatureAnnealing": None},
+    }
+    for key, value in strange.items():
+        torch.save({**whole, key: value}, tmp_path / "strange.ckpt")
+        with pytest.raises(RunError, match=r"strange\.ckpt cannot be gone on from: .*--init") as caught:
+            fit("digits-resnet", [*settings, "train.epochs=3"], resume=tmp_path / "strange.ckpt")
+        assert len(str(caught.value).splitlines()) == 1, key

@@ -25,7 +25,7 @@ from kw_lightning.errors import RecipeError
 from kw_lightning.recipe import Recipe, load_recipe, lock_text
 from kw_lightning.recipe.writing import to_yaml
 
-FEW = 150
+FEW = 80
 SECONDS = 2.0
 """CPU time of one case, writing and reading it again included."""
 CHANGED = ("digits-resnet", "resnet18-kw-1x", "mobilenetv2-100-kw-4x", "keras-deit-tiny-kw-4x")
