@@ -38,23 +38,24 @@ class Conversion:
     errors: Mapping[str, float] = field(default_factory=dict)
 
 
-def build(recipe: Recipe, *, allow_python: Sequence[str] = (), pretrained: bool = True) -> nn.Module:
+def build(source: Recipe | Plan, *, allow_python: Sequence[str] = (), pretrained: bool = True) -> nn.Module:
     """Make the network that a recipe describes, with its warehouses; a recipe without any makes the static network.
 
     A recipe with `model.pretrained` starts warm, see `apply_plan`.
 
     Args:
-        recipe: the recipe.
-        allow_python: packages whose code it may name.
+        source: the recipe, **or** its plan, which is then executed as it stands.
+        allow_python: packages whose code the recipe may name.
         pretrained: whether to load the pretrained weights that the recipe names; not where others follow.
 
     Raises:
         RecipeError: a recipe that does not fit its network; see `kw_lightning.planning.plan`.
         RunError: pretrained weights that cannot be read.
     """
+    planned = source if isinstance(source, Plan) else plan(source, allow_python=allow_python)
+    recipe = planned.recipe
     if recipe.model is not None and not pretrained:
         recipe = replace(recipe, model=replace(recipe.model, pretrained=False))
-    planned = plan(recipe, allow_python=allow_python)
     model = make_static(recipe, allow_python=allow_python)
     warm = recipe.model is not None and bool(recipe.model.pretrained)
     return apply_plan(planned, model, warm_start=warm).model

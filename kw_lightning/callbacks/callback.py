@@ -11,7 +11,6 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveragi
 from lightning.pytorch.utilities import rank_zero_info
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from kw_lightning.callbacks.attention import AttentionStatistics
 from kw_lightning.callbacks.checkpoint import KEY, describe, refuse_other_weights
 from kw_lightning.callbacks.conversion import (
     after_configure_model,
@@ -22,8 +21,8 @@ from kw_lightning.callbacks.conversion import (
 )
 from kw_lightning.callbacks.copies import copies_of
 from kw_lightning.callbacks.layout import dynamic_layers
+from kw_lightning.callbacks.method import method_callbacks
 from kw_lightning.callbacks.strategies import check_sharding, check_strategy
-from kw_lightning.callbacks.temperature import TemperatureAnnealing
 from kw_lightning.errors import KWError
 
 
@@ -62,15 +61,7 @@ class KWCallback(Callback):
         self.recipe = callback_recipe(recipe)
         self.module = module
         self.warm_start = warm_start
-        annealing, log = self.recipe.temperature, self.recipe.log
-        self.temperature = TemperatureAnnealing(
-            annealing.start, annealing.end, annealing.epochs, annealing.steps, annealing.shape, module
-        )
-        self.attention: AttentionStatistics | None = None
-        if log.attention_every_n_epochs:
-            self.attention = AttentionStatistics(
-                log.attention_every_n_epochs, figures=log.attention_figures, module=module
-            )
+        self.temperature, self.attention = method_callbacks(self.recipe, module)
         self._undo: list[Callable[[], None]] = []
 
     @property

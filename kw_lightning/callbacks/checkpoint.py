@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import nn
 
 from kw_lightning.callbacks.conversion import Source, callback_recipe, make_dynamic
-from kw_lightning.callbacks.layout import differences, dynamic_layers, layout, plain
+from kw_lightning.callbacks.layout import differences, dynamic_layers, dynamic_misfits, layout, listed
 from kw_lightning.errors import KWError
 from kw_lightning.recipe.types import Recipe
+from kw_lightning.recipe.variables import escape
 
-KEY = "kw_lightning"  # of a checkpoint: one entry for each KWCallback
+KEY = "kw_lightning"  # of a checkpoint: one entry for each network that a recipe made dynamic
 Module = TypeVar("Module", bound=LightningModule)
 
 
@@ -28,7 +29,7 @@ def describe(recipe: Recipe, path: str | None, network: nn.Module, copies: Seque
         network: that part.
         copies: paths of its copies, dynamic as it is.
     """
-    entry = {"recipe": plain(recipe.document.data), "module": path, "layout": layout(network)}
+    entry = {"recipe": escape(recipe.document.data), "module": path, "layout": layout(network)}
     return {**entry, "copies": list(copies)} if copies else entry
 
 
@@ -78,19 +79,10 @@ def refuse_other_weights(network: nn.Module) -> Callable[[], None]:
     """
 
     def check(module: nn.Module, weights: dict[str, Any], prefix: str, *_: Any) -> None:
-        problems = []
-        for name, layer in dynamic_layers(module).items():
-            cells = weights.get(f"{prefix}{name}.warehouse.cells")
-            if f"{prefix}{name}.weight" in weights:
-                problems.append(f'"{name}" is static in the weights and dynamic here')
-            elif isinstance(cells, Tensor) and layer.partition is not None:
-                shape = [layer.partition.cells, *layer.partition.cell_shape]
-                if list(cells.shape) != shape:
-                    problems.append(f'"{name}.warehouse.cells" is {list(cells.shape)} in the weights and {shape} here')
-        if problems:
-            more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        misfits = dynamic_misfits(module, weights, prefix)
+        if misfits:
             raise KWError(
-                f"these weights were saved with another recipe, or with none: {'; '.join(problems[:5])}{more}. "
+                f"these weights were saved with another recipe, or with none: {listed(misfits)}. "
                 "Static weights are loaded before the network is made dynamic, see warm_start"
             )
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from kw_lightning.nn import KWLayer, Warehouse
 
@@ -66,9 +66,43 @@ def differences(expected: Layout, found: Layout) -> list[str]:
     return texts
 
 
-def plain(data: Any) -> Any:
-    """Return data of maps, lists and scalars in types that `torch.load(weights_only=True)` reads."""
-    return json.loads(json.dumps(data, default=str))
+def dynamic_misfits(network: nn.Module, weights: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return in words which dynamic layers of a network other weights are not for; nothing if they fit.
+
+    Args:
+        network: the network.
+        weights: a state, in which the network's keys follow `prefix`.
+        prefix: of the network's keys.
+    """
+    misfits = []
+    for name, layer in dynamic_layers(network).items():
+        cells = weights.get(f"{prefix}{name}.warehouse.cells")
+        if f"{prefix}{name}.weight" in weights:
+            misfits.append(f'"{name}" is static in the weights and dynamic here')
+        elif isinstance(cells, Tensor) and layer.partition is not None:
+            # From the partition, because a sharded network's parameters have other shapes.
+            shape = [layer.partition.cells, *layer.partition.cell_shape]
+            if list(cells.shape) != shape:
+                misfits.append(f'"{name}.warehouse.cells" is {list(cells.shape)} in the weights and {shape} here')
+    return misfits
+
+
+def misfits(network: nn.Module, weights: Mapping[str, Any]) -> list[str]:
+    """Return in words why weights are not those of a network, its dynamic layers first; nothing if they fit."""
+    found = dynamic_misfits(network, weights)
+    own = network.state_dict()
+    for name, tensor in own.items():
+        if name not in weights:
+            found.append(f'"{name}" is missing in the weights')
+        elif not name.endswith(".warehouse.cells") and weights[name].shape != tensor.shape:
+            found.append(f'"{name}" is {list(weights[name].shape)} in the weights and {list(tensor.shape)} here')
+    return found + [f'"{name}" is in the weights and not here' for name in weights if name not in own]
+
+
+def listed(texts: Sequence[str], most: int = 5) -> str:
+    """Return the first of several texts in a line, and how many there are more."""
+    more = f"; and {len(texts) - most} more" if len(texts) > most else ""
+    return "; ".join(texts[:most]) + more
 
 
 def _times(shape: list[int]) -> str:

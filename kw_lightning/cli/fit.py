@@ -70,7 +70,7 @@ def fit(
     if dry_run:
         warn_of_contradictions(loaded)
         return
-    result = train(loaded, resume=resume, init=init, output=output, allow_python=packages, on_nan=on_nan.value)
+    result = train(planned, resume=resume, init=init, output=output, allow_python=packages, on_nan=on_nan.value)
     if result.last:
         screen.print(metrics_table({"last": result.last, "best": result.best}))
     screen.print(f"run folder: {result.folder}", highlight=False, soft_wrap=True)

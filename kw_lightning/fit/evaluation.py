@@ -11,13 +11,15 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
 from kw_lightning.callbacks.checkpoint_io import read
-from kw_lightning.errors import KWError, RunError
+from kw_lightning.callbacks.layout import listed, misfits
+from kw_lightning.errors import RunError
 from kw_lightning.fit.data import data_module
 from kw_lightning.fit.failures import readable_failures
 from kw_lightning.fit.folder import checkpoint_of
 from kw_lightning.fit.module import Classifier
 from kw_lightning.fit.quiet import quiet
 from kw_lightning.paths import user_path
+from kw_lightning.planning import Plan
 from kw_lightning.preprocessing import PREPROCESSING, Preprocessing
 from kw_lightning.recipe import load_recipe
 
@@ -123,17 +125,23 @@ def without_download(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "hyper_parameters": {**parameters, "recipe": recipe}}
 
 
-def load_classifier(state: dict[str, Any], path: Path, *, allow_python: Sequence[str] = ()) -> Classifier:
+def load_classifier(
+    state: dict[str, Any], path: Path, *, planned: Plan | None = None, allow_python: Sequence[str] = ()
+) -> Classifier:
     """Build the network of a checkpoint's recipe and fill it with the checkpoint's weights.
+
+    Args:
+        state: the checkpoint.
+        path: its file, for messages.
+        planned: the plan of its recipe, where there is one.
+        allow_python: packages whose code the recipe may name.
 
     Raises:
         RunError: the weights do not fit the network.
     """
-    try:
-        module = Classifier(state["hyper_parameters"]["recipe"], allow_python=allow_python, pretrained=False)
-        module.load_state_dict(state["state_dict"])
-    except RuntimeError as error:
-        if isinstance(error, KWError):
-            raise
-        raise RunError(f"{path}: the weights do not fit the recipe inside: {error}") from error
+    module = Classifier(planned or state["hyper_parameters"]["recipe"], allow_python=allow_python, pretrained=False)
+    found = misfits(module, state["state_dict"])
+    if found:
+        raise RunError(f"{path}: the weights do not fit the recipe inside: {listed(found)}")
+    module.load_state_dict(state["state_dict"])
     return module

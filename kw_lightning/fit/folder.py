@@ -10,19 +10,17 @@ import re
 import shutil
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from kw_lightning.callbacks.checkpoint_io import partial_of
 from kw_lightning.errors import KWError, RunError
 from kw_lightning.nn.engine import native
+from kw_lightning.versions import package_versions
 
 RUNS = Path("runs")
 RECIPE_FILE = "recipe.lock.yaml"
-PACKAGES = ("kw-lightning", "torch", "torchvision", "lightning", "torchmetrics", "numpy", "timm")
 OWN = {
     ".lock",
     RECIPE_FILE,
@@ -171,13 +169,7 @@ def folder_of(checkpoint: Path) -> RunFolder:
 
 def versions() -> str:
     """Return what the run was made with, as JSON: the compiled passes are compiled for it if need be."""
-    found: dict[str, Any] = {"python": platform.python_version(), "system": platform.platform()}
-    found["compiled_passes"] = str(native.status())
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
+    found = {**package_versions(), "system": platform.platform(), "compiled_passes": str(native.status())}
     return json.dumps(found, indent=2) + "\n"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -15,9 +14,11 @@ from torch.nn import functional
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from kw_lightning.builder import build, make_static
+from kw_lightning.builder import build
+from kw_lightning.callbacks.checkpoint import KEY, describe
 from kw_lightning.fit.groups import freeze, parameter_groups
 from kw_lightning.fit.optimization import make_optimizer, make_schedule
+from kw_lightning.planning import Plan, plan
 from kw_lightning.preprocessing import CLASSES, PREPROCESSING, preprocessing
 from kw_lightning.recipe import load_recipe
 from kw_lightning.recipe.types import Recipe, Train
@@ -33,11 +34,12 @@ class Classifier(LightningModule):
     `Classifier.load_from_checkpoint(path, weights_only=True)`.
 
     Args:
-        recipe: the recipe, or its plain data; no file and no name.
+        recipe: the recipe, its plain data or its plan; no file and no name.
         allow_python: packages whose code the recipe may name.
         pretrained: whether to load the pretrained weights that the recipe names; not when a checkpoint follows.
 
     Attributes:
+        plan: what was built.
         recipe: the recipe.
         network: the KernelWarehouse network, or the static one of a recipe without warehouses.
 
@@ -46,16 +48,17 @@ class Classifier(LightningModule):
     """
 
     def __init__(
-        self, recipe: Recipe | Mapping[str, Any], *, allow_python: Sequence[str] = (), pretrained: bool = True
+        self, recipe: Plan | Recipe | Mapping[str, Any], *, allow_python: Sequence[str] = (), pretrained: bool = True
     ) -> None:
         super().__init__()
-        if not isinstance(recipe, Recipe | Mapping):  # in a stranger's checkpoint a text would open any file
+        if not isinstance(recipe, Plan | Recipe | Mapping):  # in a stranger's checkpoint a text would open any file
             raise TypeError(f"a recipe is a map or what load_recipe returns: found a {type(recipe).__name__}")
-        self.recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+        source = load_recipe(recipe) if isinstance(recipe, Mapping) else recipe
+        self.plan = source if isinstance(source, Plan) else plan(source, allow_python=allow_python)
+        self.recipe = self.plan.recipe
         self.train_settings = self.recipe.train or Train()
-        self.save_hyperparameters({"recipe": plain(self.recipe.document.data), "pretrained": False}, logger=False)
-        start = self.recipe if pretrained else without_pretrained(self.recipe)
-        self.network = (build if is_dynamic(start) else make_static)(start, allow_python=allow_python)
+        self.save_hyperparameters({"recipe": escape(self.recipe.document.data), "pretrained": False}, logger=False)
+        self.network = build(self.plan, allow_python=allow_python, pretrained=pretrained)
         freeze(self.recipe, self.network)
         # "disable": a loss that is not a number is to be seen, and torchmetrics would leave it out of the mean
         self.train_loss = MeanMetric(nan_strategy="disable")
@@ -69,8 +72,10 @@ class Classifier(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put what evaluation does to an image into the checkpoint, since a library's defaults may be others later.
 
-        The names of the classes go there too, where the data module has any (`classes`).
+        The names of the classes go there too, where the data module has any (`classes`), and what KWCallback writes.
         """
+        if self.plan.warehouses:
+            checkpoint.setdefault(KEY, []).append(describe(self.recipe, "network", self.network))
         steps = preprocessing(self.recipe)
         checkpoint[PREPROCESSING] = steps.to_dict() if steps is not None else None
         classes = None
@@ -132,22 +137,3 @@ class Classifier(LightningModule):
         per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
         total = per_epoch * max(trainer.max_epochs or 1, 1)
         return max(min(total, trainer.max_steps) if trainer.max_steps >= 0 else total, 1), float(per_epoch)
-
-
-def is_dynamic(recipe: Recipe) -> bool:
-    """Tell whether a recipe has warehouses; without any, its network is trained as it is, to compare with."""
-    return bool(recipe.warehouses or recipe.stages)
-
-
-def without_pretrained(recipe: Recipe) -> Recipe:
-    """Return the recipe with a network that starts from its own weights."""
-    return replace(recipe, model=replace(recipe.model, pretrained=False)) if recipe.model else recipe
-
-
-def plain(data: Any) -> Any:
-    """Return a resolved recipe's data in the form that `load_recipe` reads, in types that `weights_only` allows."""
-    if isinstance(data, Mapping):
-        return {key: plain(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [plain(value) for value in data]
-    return escape(data) if isinstance(data, str) else data

@@ -12,6 +12,7 @@ import torch
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 
+from kw_lightning.callbacks.layout import listed, misfits
 from kw_lightning.errors import Problem, RecipeError, RunError, first_line, mistake
 from kw_lightning.fit.changes import Relay, changed, in_words, is_relaid
 from kw_lightning.fit.classes import resolved
@@ -28,6 +29,7 @@ from kw_lightning.fit.report import json_text
 from kw_lightning.fit.starting import Restoring, Start, start
 from kw_lightning.fit.trainer import MONITORED, OnNan, check_settings, make_trainer
 from kw_lightning.paths import user_path
+from kw_lightning.planning import Plan
 from kw_lightning.preprocessing import warn_of_contradictions
 from kw_lightning.recipe import load_recipe, lock_text
 from kw_lightning.recipe.types import Recipe, Train
@@ -53,7 +55,7 @@ class Result:
 
 
 def fit(
-    recipe: Recipe | str | Path | Mapping[str, Any],
+    recipe: Plan | Recipe | str | Path | Mapping[str, Any],
     overrides: Sequence[str] = (),
     *,
     resume: str | Path | None = None,
@@ -65,7 +67,7 @@ def fit(
     """Train the network of a recipe.
 
     Args:
-        recipe: a recipe, or what `load_recipe` takes.
+        recipe: a recipe, its plan, or what `load_recipe` takes; a plan is executed as it stands.
         overrides: changes to the recipe, as `train.epochs=5`.
         resume: "auto" for the newest run of the recipe if there is one, a run folder or a checkpoint file.
         init: a run folder or a checkpoint file whose weights a new run begins with; with `resume="auto"` only where
@@ -85,15 +87,17 @@ def fit(
         >>> result = fit("digits-resnet", ["train.epochs=1"])
         >>> result.last["accuracy"]
     """
-    if not isinstance(recipe, Recipe):
+    if not isinstance(recipe, Plan | Recipe):
         recipe = load_recipe(recipe, overrides)
     elif overrides:
         raise TypeError("overrides change a recipe while it is loaded, and this one is loaded already")
+    source, recipe = recipe, recipe.recipe if isinstance(recipe, Plan) else recipe
     seed_everything((recipe.train or Train()).seed, workers=True, verbose=False)
     check_training(recipe)
     with readable_failures():
         recipe = resolved(recipe, allow_python=allow_python)
-        module = Classifier(recipe, allow_python=allow_python, pretrained=init is None)
+        planned = source if isinstance(source, Plan) else recipe
+        module = Classifier(planned, allow_python=allow_python, pretrained=init is None)
         data = data_module(recipe, allow_python=allow_python)
         make_optimizer(recipe, parameter_groups(recipe, module.network))  # its mistakes, before a folder is made
         check_shapes(recipe, module, data)
@@ -185,12 +189,16 @@ def finish(
         return Result(folder.path, {}, {}, module)
     measured = {}
     for name, path in (("last", folder.last), ("best", folder.best if folder.best.exists() else folder.last)):
-        measured[name] = measure(load_classifier(read_checkpoint(path), path, allow_python=allow_python), data)
+        measured[name] = measure(
+            load_classifier(read_checkpoint(path), path, planned=module.plan, allow_python=allow_python), data
+        )
     parameters = sum(parameter.numel() for parameter in module.network.parameters())
     folder.write("result.json", json_text({"parameters": parameters, **measured}, indent=2) + "\n")
-    from kw_lightning.inference import load  # it reads images by `fit.data`: at the top this would be a circle
+    from kw_lightning.inference.checkpoint import (
+        load_trained,
+    )  # it reads images by `fit.data`: at the top this would be a circle
 
-    load(folder.last, allow_python=allow_python).save_pretrained(
+    load_trained(folder.last, planned=module.plan, allow_python=allow_python).save_pretrained(
         folder.path / "model", metrics={"evaluation": measured["last"]}
     )
     return Result(folder.path, measured["last"], measured["best"], module)
@@ -261,11 +269,8 @@ def check_fits(module: Classifier, state: Mapping[str, Any], checkpoint: Path) -
     Raises:
         RunError: it is another network's.
     """
-    saved, own = state["state_dict"], module.state_dict()
-    differing = sorted(key for key in {*saved, *own} if key not in saved or key not in own)
-    differing += [key for key in own if key in saved and own[key].shape != saved[key].shape]
-    if differing:
+    found = misfits(module, state["state_dict"])
+    if found:
         raise RunError(
-            f"{checkpoint} is of another network than the recipe's: {len(differing)} of {len(own)} tensors differ, "
-            f"as {', '.join(differing[:3])}; train the recipe in a new folder"
+            f"{checkpoint} is of another network than the recipe's: {listed(found)}. Train the recipe in a new folder"
         )

@@ -10,18 +10,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from kw_lightning.callbacks.attention import AttentionStatistics
 from kw_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
 from kw_lightning.callbacks.exact_checkpoint import KEY as EXACT
 from kw_lightning.callbacks.exact_checkpoint import ExactCheckpoint
 from kw_lightning.callbacks.finite import FiniteLoss
+from kw_lightning.callbacks.method import method_callbacks
 from kw_lightning.callbacks.resume import RandomState, RunningMetrics
-from kw_lightning.callbacks.temperature import TemperatureAnnealing
 from kw_lightning.errors import RecipeError, first_line
 from kw_lightning.fit.folder import RunFolder
 from kw_lightning.fit.freezing import Freezing
 from kw_lightning.fit.metrics import MetricsTable
-from kw_lightning.fit.module import is_dynamic
 from kw_lightning.fit.progress import progress_bar
 from kw_lightning.fit.quiet import quiet
 from kw_lightning.recipe.types import CheckpointEvery, Recipe, Train
@@ -120,21 +118,8 @@ def make_callbacks(recipe: Recipe, folder: RunFolder, on_nan: OnNan = "stop") ->
         FiniteLoss(on_nan, NAN_HINT.format(folder.last)),
         progress_bar(),
     ]
-    if is_dynamic(recipe):
-        temperature = recipe.temperature
-        callbacks.append(
-            TemperatureAnnealing(
-                temperature.start, temperature.end, temperature.epochs, temperature.steps, temperature.shape
-            )
-        )
-        if recipe.log.attention_every_n_epochs:
-            callbacks.append(
-                AttentionStatistics(
-                    recipe.log.attention_every_n_epochs,
-                    figures=recipe.log.attention_figures,
-                    folder=folder.path / "attention",
-                )
-            )
+    if recipe.warehouses or recipe.stages:
+        callbacks += filter(None, method_callbacks(recipe, folder=folder.path / "attention"))
     if train.freeze:
         callbacks.append(Freezing(train.freeze, train.freeze_epochs))
     if train.ema is not None:

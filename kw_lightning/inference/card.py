@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from kw_lightning.planning import plan
 from kw_lightning.planning.types import Plan, budget_text
 from kw_lightning.recipe.locking import content_hash
 from kw_lightning.recipe.writing import to_yaml
+from kw_lightning.versions import package_versions
 
 if TYPE_CHECKING:
     from kw_lightning.inference.saving import SavedNetwork
 
-PACKAGES = ("kw-lightning", "torch", "torchvision", "lightning", "timm")
 _CARD = """\
 ---
 {header}---
@@ -62,7 +60,7 @@ def model_card(saved: SavedNetwork, metrics: Mapping[str, Any]) -> str:
         metrics: by part of the data, as `{"validation": {"accuracy": 0.97}}`.
     """
     recipe = saved.recipe
-    planned = plan(recipe)
+    planned = saved.plan or plan(recipe)
     ratio = f"{planned.parameters.ratio:.2f} times the static network's {planned.parameters.static:,}"
     return _CARD.format(
         header=to_yaml(
@@ -79,7 +77,7 @@ def model_card(saved: SavedNetwork, metrics: Mapping[str, Any]) -> str:
         warehouses=_warehouses(planned),
         metrics=_metrics(metrics, recipe.data.name if recipe.data else "unknown data"),
         classes=_classes(saved.classes),
-        versions=", ".join(_versions()),
+        versions=", ".join(f"{name} {version}" for name, version in package_versions().items()),
         hash=content_hash(dict(recipe.document.data)),
     )
 
@@ -110,13 +108,3 @@ def _metrics(metrics: Mapping[str, Any], data: str) -> str:
 def _classes(classes: tuple[str, ...], most: int = 100) -> str:
     more = f" and {len(classes) - most} more, see `classes.json`" if len(classes) > most else ""
     return f"{len(classes)}: " + ", ".join(f"`{name}`" for name in classes[:most]) + more
-
-
-def _versions() -> list[str]:
-    found = [f"Python {platform.python_version()}"]
-    for package in PACKAGES:
-        try:
-            found.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            continue
-    return found

@@ -11,30 +11,42 @@ from torch import Tensor, nn
 from kw_lightning.callbacks.checkpoint import KEY
 from kw_lightning.callbacks.checkpoint_io import read
 from kw_lightning.errors import RunError, first_line
+from kw_lightning.inference.classifier import ImageClassifier
 from kw_lightning.inference.saving import SavedNetwork, build_network, class_names, load_weights
+from kw_lightning.planning import Plan, plan
 from kw_lightning.preprocessing import CLASSES, PREPROCESSING, Preprocessing, preprocessing
 from kw_lightning.recipe import load_recipe
 
 
-def read_trained(path: Path, *, allow_python: Sequence[str] = ()) -> SavedNetwork:
+def load_trained(path: Path, *, planned: Plan | None = None, allow_python: Sequence[str] = ()) -> ImageClassifier:
+    """Return the network of a checkpoint ready to predict, see `read_trained`."""
+    return ImageClassifier(read_trained(path, planned=planned, allow_python=allow_python))
+
+
+def read_trained(path: Path, *, planned: Plan | None = None, allow_python: Sequence[str] = ()) -> SavedNetwork:
     """Return the network of a checkpoint with what belongs to it.
 
     Of a LightningModule with KWCallback the network is found by its weights' names; its recipe has to name the network
     (`model`), which KWCallback itself does not need.
+
+    Args:
+        path: the checkpoint.
+        planned: the plan of its recipe, where there is one.
+        allow_python: packages whose code the recipe may name.
 
     Raises:
         RunError: a file that is no checkpoint, that has no recipe, **or** whose weights fit its recipe nowhere.
         RecipeError: a recipe that cannot be used here.
     """
     state = read(path)
-    source = _recipe_of(state, path)
-    recipe = load_recipe(source)
+    recipe = planned.recipe if planned is not None else load_recipe(_recipe_of(state, path))
     if recipe.model is None or not (recipe.model.backbone or recipe.model.layers):
         raise RunError(
             f"{path}: its recipe names no network (model.backbone), since it is the LightningModule's; "
             "load it with kw_lightning.callbacks.load_from_checkpoint(YourModule, path)"
         )
-    network = build_network(recipe, allow_python=allow_python)
+    planned = planned or plan(recipe, allow_python=allow_python)
+    network = build_network(planned, allow_python=allow_python)
     load_weights(network, _weights_of(network, state, path), path)
     steps = state.get(PREPROCESSING)
     try:
@@ -43,7 +55,7 @@ def read_trained(path: Path, *, allow_python: Sequence[str] = ()) -> SavedNetwor
         raise RunError(f"{path}: damaged, or not of kw-fit: {first_line(error)}") from None
     classes = state.get(CLASSES)
     names = tuple(map(str, classes)) if isinstance(classes, list) else class_names(network)
-    return SavedNetwork(network.eval(), recipe, found or Preprocessing(), names)
+    return SavedNetwork(network.eval(), recipe, found or Preprocessing(), names, plan=planned)
 
 
 def _recipe_of(state: Any, path: Path) -> Mapping[str, Any]:
@@ -52,7 +64,12 @@ def _recipe_of(state: Any, path: Path) -> Mapping[str, Any]:
         parameters = state.get("hyper_parameters")
         entries = state.get(KEY)
         found = parameters.get("recipe") if isinstance(parameters, Mapping) else None
-        if found is None and isinstance(entries, list) and len(entries) == 1 and isinstance(entries[0], Mapping):
+        if (
+            not isinstance(found, Mapping)
+            and isinstance(entries, list)
+            and len(entries) == 1
+            and isinstance(entries[0], Mapping)
+        ):
             found = entries[0].get("recipe")
         if isinstance(found, Mapping):
             return found

@@ -8,7 +8,7 @@ from typing import Any
 
 from kw_lightning.errors import RunError
 from kw_lightning.inference import hub
-from kw_lightning.inference.checkpoint import read_trained
+from kw_lightning.inference.checkpoint import load_trained
 from kw_lightning.inference.classifier import ImageClassifier
 from kw_lightning.inference.saving import CONFIG
 from kw_lightning.paths import user_path
@@ -49,4 +49,4 @@ def load(source: str | Path, *, allow_python: Sequence[str] = (), **options: Any
     if not path.is_file() and not (path / LAST).is_file():
         there = "no such file or folder" if not path.exists() else f"neither a saved network nor {LAST} in this folder"
         raise RunError(f"{path}: {there}; a run, a checkpoint, a saved network or hf://… can be loaded")
-    return ImageClassifier(read_trained(path / LAST if path.is_dir() else path, allow_python=allow_python))
+    return load_trained(path / LAST if path.is_dir() else path, allow_python=allow_python)

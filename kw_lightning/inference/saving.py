@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights
 
 from kw_lightning.builder import build
+from kw_lightning.callbacks.layout import listed, misfits
 from kw_lightning.errors import RunError, first_line, mistake
 from kw_lightning.nn import KWLinear
+from kw_lightning.planning import Plan, plan
 from kw_lightning.preprocessing import Preprocessing
 from kw_lightning.recipe import load_recipe
 from kw_lightning.recipe.locking import lock_text
@@ -50,6 +52,7 @@ class SavedNetwork:
         preprocessing: what turns an image into the network's input.
         classes: names of the network's outputs, in their order.
         several: whether an image may be of several classes at once.
+        plan: what the network was built by, where it was built here.
     """
 
     network: nn.Module
@@ -57,6 +60,7 @@ class SavedNetwork:
     preprocessing: Preprocessing
     classes: tuple[str, ...]
     several: bool = False
+    plan: Plan | None = field(default=None, compare=False)
 
 
 def write_folder(saved: SavedNetwork, folder: Path, card: str) -> None:
@@ -113,13 +117,14 @@ def read_folder(folder: Path, *, allow_python: Sequence[str] = ()) -> SavedNetwo
         preprocessing = Preprocessing.from_dict(_read_json(folder / PREPROCESSING, dict))
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{folder / PREPROCESSING}: not a preprocessing: {first_line(error)}") from error
-    network = build_network(recipe, allow_python=allow_python)
+    planned = plan(recipe, allow_python=allow_python)
+    network = build_network(planned, allow_python=allow_python)
     load_weights(network, _read_weights(folder / WEIGHTS), folder / WEIGHTS)
     several = str(config.get("task", "")).startswith("multi-label")
-    return SavedNetwork(network.eval(), recipe, preprocessing, tuple(map(str, classes)), several)
+    return SavedNetwork(network.eval(), recipe, preprocessing, tuple(map(str, classes)), several, planned)
 
 
-def build_network(recipe: Recipe, *, allow_python: Sequence[str] = ()) -> nn.Module:
+def build_network(recipe: Recipe | Plan, *, allow_python: Sequence[str] = ()) -> nn.Module:
     """Make the network of a recipe for weights that come afterwards; no random number is taken from the caller's."""
     with torch.random.fork_rng(devices=[]):
         return build(recipe, allow_python=allow_python, pretrained=False)
@@ -131,10 +136,10 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: Path
     Raises:
         RunError: keys that are missing, left over or of another shape.
     """
-    try:
-        network.load_state_dict(dict(weights))
-    except RuntimeError as error:
-        raise RunError(f"{source}: the weights do not fit the recipe beside them: {error}") from error
+    found = misfits(network, weights)
+    if found:
+        raise RunError(f"{source}: the weights do not fit the recipe beside them: {listed(found)}")
+    network.load_state_dict(dict(weights))
 
 
 def class_names(network: nn.Module) -> tuple[str, ...]:

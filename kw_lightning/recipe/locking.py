@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from typing import Any
 
 from kw_lightning.errors import Problem
@@ -14,10 +12,10 @@ from kw_lightning.recipe.nodes import Node
 from kw_lightning.recipe.types import Recipe
 from kw_lightning.recipe.variables import escape
 from kw_lightning.recipe.writing import to_yaml
+from kw_lightning.versions import package_versions
 
 MARK = "resolved and locked by `kw lock`"
 """What the first line of a lock says."""
-_PACKAGES = ("kw-lightning", "torch", "torchvision", "lightning", "timm")
 
 
 def lock_text(recipe: Recipe, history: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -28,7 +26,7 @@ def lock_text(recipe: Recipe, history: Sequence[Mapping[str, Any]] = ()) -> str:
         history: what a run that was resumed changed, and after which step.
     """
     data = escape(recipe.document.data)
-    lock: dict[str, Any] = {"content": content_hash(data), "versions": _versions()}
+    lock: dict[str, Any] = {"content": content_hash(data), "versions": package_versions()}
     lock["sources"] = [
         {"file": source.file, "sha256": source.sha256, **({"version": source.version} if source.version else {})}
         for source in recipe.document.sources
@@ -63,13 +61,3 @@ def verify(node: Node, problems: list[Problem]) -> None:
             f"of what stands here it is {actual[:12]}…; lock its sources again, or remove the key lock"
         )
         problems.append(Problem(message, "lock.content", content.place))
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -9,7 +9,7 @@ import torch
 from kw_lightning import load_recipe
 from kw_lightning.errors import RunError
 from kw_lightning.fit import Classifier, evaluate
-from kw_lightning.fit.module import plain
+from kw_lightning.recipe.variables import escape
 
 
 def stranger(folder: Path, recipe: Any) -> Path:
@@ -36,7 +36,7 @@ def test_evaluating_downloads_nothing_and_makes_no_folder(tmp_path: Path, monkey
     changes = ["data.name=mnist", "data.args={download: true}", f"data.root={root}"]
     module = Classifier(load_recipe("digits-resnet-static", changes))
     path = tmp_path / "stranger.ckpt"
-    recipe = plain(module.recipe.document.data)
+    recipe = escape(module.recipe.document.data)
     torch.save(
         {"epoch": 0, "global_step": 0, "state_dict": module.state_dict(), "hyper_parameters": {"recipe": recipe}}, path
     )
