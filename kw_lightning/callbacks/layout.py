@@ -94,8 +94,8 @@ def misfits(network: nn.Module, weights: Mapping[str, Any]) -> list[str]:
     for name, tensor in own.items():
         if name not in weights:
             found.append(f'"{name}" is missing in the weights')
-        elif not name.endswith(".warehouse.cells") and weights[name].shape != tensor.shape:
-            found.append(f'"{name}" is {list(weights[name].shape)} in the weights and {list(tensor.shape)} here')
+        elif not name.endswith(".warehouse.cells") and _shape(weights[name]) != _shape(tensor):
+            found.append(f'"{name}" is {_shape(weights[name])} in the weights and {_shape(tensor)} here')
     return found + [f'"{name}" is in the weights and not here' for name in weights if name not in own]
 
 
@@ -103,6 +103,11 @@ def listed(texts: Sequence[str], most: int = 5) -> str:
     """Return the first of several texts in a line, and how many there are more."""
     more = f"; and {len(texts) - most} more" if len(texts) > most else ""
     return "; ".join(texts[:most]) + more
+
+
+def _shape(value: Any) -> list[int] | str:
+    """Return a tensor's shape, or of another value, as a stranger's file may have it, its type."""
+    return list(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def _times(shape: list[int]) -> str:
