@@ -60,7 +60,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
             node = files.load(file)
         except NotFoundError as error:
             raise RecipeError(str(error)) from None
-        shown, name = file.name, re.sub(r"[^A-Za-z0-9._-]+", "-", file.path.stem).strip(".-_") or "recipe"
+        shown, name = file.title, re.sub(r"[^A-Za-z0-9._-]+", "-", file.path.stem).strip(".-_") or "recipe"
     node = override(node, overrides, problems)
     node = substitute(_without_notes(node), problems)
     node = tidy(node)
@@ -87,7 +87,7 @@ class _Files:
         self.bytes += len(content)
         if above and self.bytes > MAX_BYTES:
             raise self.stop(f"a recipe has at most {MAX_BYTES:,} bytes with all that it extends", source)
-        node = read_yaml(content, source.name)
+        node = read_yaml(content, source.title)
         self.values += node.size
         if self.values > MAX_VALUES:
             raise self.stop(f"a recipe has at most {MAX_VALUES:,} values with all that it extends", source)
@@ -97,7 +97,7 @@ class _Files:
 
     def stop(self, message: str, source: Source) -> _TooLargeError:
         """Return the error that ends the reading of any more files."""
-        return _TooLargeError([*self.problems, Problem(message, location=Location(source.name, 1, 1))])
+        return _TooLargeError([*self.problems, Problem(message, location=Location(source.title, 1, 1))])
 
     def resolve(self, node: Node, source: Source | None, above: tuple[Source, ...] = ()) -> Node:
         """Return a file's recipe laid over those it extends."""

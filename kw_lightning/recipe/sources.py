@@ -22,6 +22,7 @@ from kw_lightning.resources import shipped
 
 ENTRY_POINTS = "kw_lightning.recipes"
 PACKAGE = "package://"
+SHIPPED_BY = "kw-lightning"
 SUFFIXES = (".yaml", ".yml")
 _VERSION = re.compile(rb"^['\"]?kw['\"]?\s*:", re.MULTILINE)
 
@@ -45,6 +46,11 @@ class Source:
     path: Path
     root: Path
     package: str | None = None
+
+    @property
+    def title(self) -> str:
+        """Return what places in it begin with: a shipped recipe's name, which `kw list` shows; else the file's."""
+        return self.path.stem if self.package == SHIPPED_BY and self.name.startswith("recipes/") else self.name
 
     def read(self) -> bytes:
         """Return the file's bytes, one more than allowed at most.
@@ -134,7 +140,7 @@ def _shipped() -> Iterator[tuple[str, Source]]:
     for path in _recipe_files(root):
         if root / "examples" in path.parents:  # they belong to the scripts there, and are not all recipes
             continue
-        yield path.stem, Source(f"recipes/{path.relative_to(root).as_posix()}", path, root, "kw-lightning")
+        yield path.stem, Source(f"recipes/{path.relative_to(root).as_posix()}", path, root, SHIPPED_BY)
 
 
 def _announced() -> Iterator[tuple[str, Source]]:

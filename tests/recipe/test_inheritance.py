@@ -249,3 +249,12 @@ def test_place_of_an_inherited_default_is_where_it_stands(write: Write) -> None:
     assert str(document.location("warehouses.a.cell.out")) == f"{folder}/leaf.yaml:4:3"
     assert str(document.location("warehouses.a.layers[0]")) == f"{folder}/leaf.yaml:4:16"
     assert str(document.problem("nowhere.at.all", "x")) == f"{folder}/leaf.yaml:1:1: nowhere.at.all: x"
+
+
+def test_a_place_in_a_shipped_recipe_has_its_name_and_no_path_of_the_installation(write: Write) -> None:
+    folder = write(leaf="kw: 1\nextends: digits-resnet\n")
+    for document in (load_recipe(folder / "leaf.yaml").document, load_recipe("digits-resnet").document):
+        place = document.location("data.name")
+        assert place is not None
+        assert place.file == "digits-resnet"
+        assert str(document.problem("data.name", "x")).startswith(f"{place}: data.name")
