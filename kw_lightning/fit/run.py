@@ -233,14 +233,17 @@ def check_shapes(recipe: Recipe, module: Classifier, data: LightningDataModule) 
 
     Raises:
         RecipeError: the network does not take such images, **or** has other outputs than the data has classes.
+        RunError: the memory is too small for one image.
     """
     if not isinstance(data, ImageData):
         return
     image = data.eval_images.first()
     shape = list(image.shape)
     try:
-        with torch.inference_mode():
+        with readable_failures(), torch.inference_mode():
             logits = module.eval()(image.unsqueeze(0))
+    except RunError:  # memory that is too small is no fault of the images
+        raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         message = f"the network does not take the images of the data, {shape}: {first_line(error)}"
         raise RecipeError(recipe.document.problem("model", message)) from error

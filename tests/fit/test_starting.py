@@ -16,6 +16,7 @@ from kw_lightning import load_recipe
 from kw_lightning.errors import RunError
 from kw_lightning.fit import fit
 from kw_lightning.fit.folder import RunFolder
+from kw_lightning.fit.module import Classifier
 from kw_lightning.fit.starting import last_good, start
 from kw_lightning.recipe import lock_text
 
@@ -117,3 +118,13 @@ def test_a_checkpoint_with_a_strange_inside_is_one_message(tmp_path: Path, quick
         with pytest.raises(RunError, match=r"strange\.ckpt cannot be gone on from: .*--init") as caught:
             fit("digits-resnet", [*settings, "train.epochs=3"], resume=tmp_path / "strange.ckpt")
         assert len(str(caught.value).splitlines()) == 1, key
+
+
+def test_memory_that_is_too_small_for_the_first_image_is_told_as_that(
+    tmp_path: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 4 EiB, which no computer has: the allocator's own error
+    monkeypatch.setattr(Classifier, "forward", lambda self, images: torch.empty(2**60))
+    with pytest.raises(RunError, match="memory is too small for this run"):
+        fit("digits-resnet", quick, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
