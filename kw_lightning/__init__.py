@@ -12,13 +12,12 @@ if TYPE_CHECKING:
     from kw_lightning.builder import build, convert
     from kw_lightning.callbacks import KWCallback
     from kw_lightning.errors import KWError
-    from kw_lightning.inference import ImageClassifier, load
+    from kw_lightning.inference import load
     from kw_lightning.nn import KWConv1d, KWConv2d, KWConv3d, KWLinear, Warehouse
     from kw_lightning.planning.plan import plan
     from kw_lightning.recipe import load_recipe
 
 __all__ = [
-    "ImageClassifier",
     "KWCallback",
     "KWConv1d",
     "KWConv2d",
@@ -34,7 +33,6 @@ __all__ = [
 ]
 
 _MODULES = {
-    "ImageClassifier": "inference",
     "KWCallback": "callbacks",
     "KWError": "errors",
     "build": "builder",

@@ -20,7 +20,7 @@ from kw_lightning.nn.engine.native import library
 
 sys.path.append(str(Path(__file__).parents[1] / "fit"))
 
-from conftest import QUICK
+from quick_run import QUICK
 
 
 def doctor(*arguments: str) -> tuple[int, dict[str, Any]]:

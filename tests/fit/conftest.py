@@ -1,21 +1,10 @@
 """A network and a data set that train in a second."""
 
 import pytest
-
-QUICK = [
-    "vars.stem=16",
-    "vars.first=16",
-    "vars.second=16",
-    "data.train.samples=60",
-    "data.eval.samples=40",
-    "data.batch_size=20",
-    "train.epochs=2",
-    "temperature.epochs=1",
-    "log.every_n_steps=1",
-]
+from quick_run import QUICK
 
 
 @pytest.fixture
 def quick() -> list[str]:
-    """Overrides that make a digits recipe train in a second: 3 steps an epoch, 2 epochs."""
+    """Return `QUICK`, to be added to."""
     return [*QUICK]

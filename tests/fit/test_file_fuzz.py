@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import QUICK
 from hypothesis import strategies as st
 from PIL import Image
+from quick_run import QUICK
 
 from kw_lightning.callbacks.exact_checkpoint import KEY as EXACT
 from kw_lightning.errors import KWError

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import QUICK
+from quick_run import QUICK
 from test_stopping import assert_same, everything
 
 COMMAND = [sys.executable, str(Path(__file__).with_name("fit_script.py")), "digits-resnet", *QUICK]

@@ -22,7 +22,7 @@ from kw_lightning.nn import warehouses
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    from conftest import QUICK
+    from quick_run import QUICK
 
     return fit("digits-resnet", QUICK, output=tmp_path_factory.mktemp("runs") / "run")
 

@@ -66,7 +66,7 @@ def signalled(number: signal.Signals, original: Callable[..., Any], when: Callab
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    from conftest import QUICK
+    from quick_run import QUICK
 
     return fit("digits-resnet", [*QUICK, *OPTIONS, *HARD], output=tmp_path_factory.mktemp("runs") / "unbroken")
 
