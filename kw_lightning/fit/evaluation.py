@@ -20,7 +20,7 @@ from kw_lightning.fit.module import Classifier
 from kw_lightning.fit.quiet import quiet
 from kw_lightning.paths import user_path
 from kw_lightning.planning import Plan
-from kw_lightning.preprocessing import PREPROCESSING, Preprocessing
+from kw_lightning.preprocessing import CLASSES, PREPROCESSING, Preprocessing
 from kw_lightning.recipe import load_recipe
 
 
@@ -60,7 +60,9 @@ def evaluate(path: str | Path, overrides: Sequence[str] = (), *, allow_python: S
         state = {**state, "hyper_parameters": {**state["hyper_parameters"], "recipe": changed}}
         trained = None if any(override.startswith("data.eval.") for override in overrides) else trained
     module = load_classifier(state, checkpoint, allow_python=allow_python)
-    data = data_module(module.recipe, allow_python=allow_python, trained=trained)
+    names = state.get(CLASSES)
+    classes = [str(name) for name in names] if isinstance(names, list) else ()
+    data = data_module(module.recipe, allow_python=allow_python, trained=trained, classes=classes)
     return Evaluation(checkpoint, state["epoch"] + 1, measure(module, data))
 
 

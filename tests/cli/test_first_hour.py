@@ -1,6 +1,7 @@
 """From a folder of pictures of one's own, or a table of them, to predictions: three lines."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,26 @@ def test_fewer_images_train_for_more_epochs_in_smaller_batches() -> None:
     assert [training.batch_size for training in some] == [8, 64, 64, 128]
     assert all(1 <= training.warmup <= training.annealing <= training.epochs for training in some)
     assert training_for(1_000, pretrained=True).epochs == 30
+
+
+def test_evaluation_needs_no_training_images_and_keeps_the_classes_numbers(here: Path) -> None:
+    recipe = {
+        "kw": 1,
+        "name": "pets",
+        "model": {"input": [3, 8, 8], "layers": ["Flatten", {"Dense": {"units": "auto"}}]},
+        "data": {"name": "image_folder", "root": "pets", "batch_size": 8, "train": {"size": 8}, "eval": {"size": 8}},
+    }
+    (here / "pets.yaml").write_text(json.dumps(recipe))
+    assert kw("fit", "pets.yaml", "train.epochs=30", "train.optimizer.lr=0.01", *SHORTER[2:]).exit_code == 0
+    for part, label in (("val", "dog"), ("test", "eel")):  # of the three classes the second and the third
+        folder = here / part / "other" / part / label
+        folder.mkdir(parents=True)
+        Image.new("RGB", (20, 20), COLOURS[label]).save(folder / "0.png")
+        found = kw("evaluate", "runs/pets-1", f"data.root={folder.parents[1]}", "--json")
+        assert found.exit_code == 0, found.output
+        assert json.loads(found.stdout)["accuracy"] == 1
+    (folder.parent / "fish").mkdir()
+    Image.new("RGB", (20, 20)).save(folder.parent / "fish" / "0.png")
+    unknown = kw("evaluate", "runs/pets-1", f"data.root={folder.parents[1]}")
+    assert unknown.exit_code == 1
+    assert unknown.stderr.strip().endswith("the network knows no class fish")

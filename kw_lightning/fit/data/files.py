@@ -39,13 +39,20 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         return self.loader(file), target
 
 
-def parts_of(listing: Listing) -> tuple[ImageFiles, ImageFiles, tuple[str, ...], str]:
+def parts_of(listing: Listing, trained: Sequence[str] = ()) -> tuple[ImageFiles, ImageFiles, tuple[str, ...], str]:
     """Return training images, evaluation images, the names of the classes, and what is to be said of the parts.
+
+    Args:
+        listing: the images.
+        trained: the classes of a network that is only evaluated, in its order; there may be no training images then,
+            and a test part serves where there is no validation part either.
 
     Raises:
         RunError: evaluation images of a class that no training image has, **or** too few images to hold some out.
     """
     training, evaluation, note = listing.part("train"), listing.part("validation"), ""
+    if trained and not evaluation and not training:
+        evaluation = listing.part("test")
     if not evaluation:
         kept, held = hold_out([entry.label for entry in training], HELD_OUT)
         training, evaluation = [training[place] for place in kept], [training[place] for place in held]
@@ -55,17 +62,20 @@ def parts_of(listing: Listing) -> tuple[ImageFiles, ImageFiles, tuple[str, ...],
             f"{listing.source} has no validation part: {len(evaluation):,} of its "
             f"{len(training) + len(evaluation):,} training images, evenly from every class, are held out for it"
         )
-    classes = listing.classes
+    classes = tuple(trained) or listing.classes
     differing = sorted({entry.label for entry in evaluation} - set(classes))
     if differing:
         names = [listing.names.get(part, part) for part in ("train", "validation")]
+        if trained:
+            raise RunError(f"data: {listing.source}: the network knows no class {', '.join(differing[:5])}")
         raise RunError(
             f"data: {listing.source}: {names[0]} and {names[1]} differ in classes: "
             f"{', '.join(differing[:5])} of {names[1]} {'is' if len(differing) == 1 else 'are'} not in {names[0]}"
         )
     numbers = {name: number for number, name in enumerate(classes)}
     train, validation = (
-        ImageFiles([(entry.file, numbers[entry.label]) for entry in part]) for part in (training, evaluation)
+        ImageFiles([(entry.file, numbers[entry.label]) for entry in part if entry.label in numbers])
+        for part in (training, evaluation)
     )
     return train, validation, classes, note
 

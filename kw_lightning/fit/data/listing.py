@@ -76,12 +76,13 @@ def list_images(source: Path) -> Listing:
     return list_table(source) if source.is_file() else list_folder(source)
 
 
-def list_folder(root: Path, given: Mapping[str, str] | None = None) -> Listing:
+def list_folder(root: Path, given: Mapping[str, str] | None = None, *, training: bool = True) -> Listing:
     """Return the images of ROOT/PART/CLASS/…, or of ROOT/CLASS/… where there is no folder of training images.
 
     Args:
         root: the folder.
         given: part → its folder's name, where it is not one of `PARTS`.
+        training: whether training images are needed; evaluation does without, if another part is there.
 
     Raises:
         RunError: no such folder, **or** no images in class folders.
@@ -92,7 +93,7 @@ def list_folder(root: Path, given: Mapping[str, str] | None = None) -> Listing:
         names = (given[part],) if part in given else usual
         there = [name for name in names if (root / name).is_dir()]
         folders |= {part: there[0]} if there else {}
-    if "train" not in folders:
+    if "train" not in folders and (training or not folders):
         missing = [name for part, name in given.items() if part not in folders]
         if missing:
             raise RunError(f"data: {root / missing[0]} holds no images in class folders: there is no such folder")
@@ -111,13 +112,17 @@ def list_folder(root: Path, given: Mapping[str, str] | None = None) -> Listing:
             entries += [Entry(file, folder.name, part) for file in images]
             passed_over += [file for file in files if not file.lower().endswith(IMG_EXTENSIONS)]
             empty += [str(folder)] if not images else []
-    if not any((entry.part or "train") == "train" for entry in entries):
+    if not entries or (training and not any((entry.part or "train") == "train" for entry in entries)):
         raise RunError(f"data: {root / folders.get('train', '')} holds no images in class folders: none in any of them")
     return Listing(root, tuple(entries), folders, tuple(empty), tuple(passed_over))
 
 
-def list_table(table: Path) -> Listing:
+def list_table(table: Path, *, training: bool = True) -> Listing:
     """Return the images of a table `path,label[,split]`; paths are relative to the table.
+
+    Args:
+        table: the file.
+        training: whether training images are needed.
 
     Raises:
         RunError: every kind of mistake in the table, in a line each, with the lines where it stands.
@@ -148,7 +153,7 @@ def list_table(table: Path) -> Listing:
             faults.add(number, f"{path} stands in line {before} already", "images that stand there twice")
         entries.append(Entry(file, label, part or ""))
     faults.raise_any()
-    if not any((entry.part or "train") == "train" for entry in entries):
+    if not entries or (training and not any((entry.part or "train") == "train" for entry in entries)):
         raise RunError(f"{table}: no row is of an image to train with")
     used = {entry.part or "train" for entry in entries}
     return Listing(table, tuple(entries), {part: part for part in PARTS if part in used})

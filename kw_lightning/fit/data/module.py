@@ -31,7 +31,11 @@ Batch = tuple[Tensor, Tensor]
 
 
 def data_module(
-    recipe: Recipe, *, allow_python: Sequence[str] = (), trained: Preprocessing | None = None
+    recipe: Recipe,
+    *,
+    allow_python: Sequence[str] = (),
+    trained: Preprocessing | None = None,
+    classes: Sequence[str] = (),
 ) -> LightningDataModule:
     """Return the data module of a recipe.
 
@@ -39,6 +43,7 @@ def data_module(
         recipe: the recipe.
         allow_python: packages whose code the recipe may name.
         trained: what the network of a checkpoint was evaluated with; the recipe's own without it.
+        classes: of a network that is only evaluated, in its order: no training images are needed then.
 
     Raises:
         RecipeError: the recipe names no data, **or** data, arguments or a Python package that cannot be used.
@@ -51,7 +56,7 @@ def data_module(
             )
         )
     if not recipe.data.name.startswith("python:"):
-        return ImageData(recipe, trained)
+        return ImageData(recipe, trained, classes)
     make = import_callable(recipe.data.name, allow_python, partial(recipe.document.problem, "data.name"))
     module = make(**recipe.data.args)
     if not isinstance(module, LightningDataModule):
@@ -72,12 +77,12 @@ class ImageData(LightningDataModule):
         RecipeError: mean or std of another number of channels than the images have.
     """
 
-    def __init__(self, recipe: Recipe, trained: Preprocessing | None = None) -> None:
+    def __init__(self, recipe: Recipe, trained: Preprocessing | None = None, classes: Sequence[str] = ()) -> None:
         super().__init__()
         assert recipe.data is not None
         self.data = recipe.data
         self.seed = recipe.train.seed if recipe.train else 0
-        source = open_source(recipe, self.data)
+        source = open_source(recipe, self.data, classes)
         self.num_classes = source.num_classes
         self.classes = source.classes
         self.note = source.note

@@ -56,14 +56,24 @@ DATA_SETS: dict[str, Callable[..., Source]] = {}
 """Name → function of the recipe's `data` and, as keywords, of its `data.args`."""
 
 
+FILES = ("image_folder", "csv")
+"""Data sets of image files."""
+
+
 def data_set(function: Callable[..., Source]) -> Callable[..., Source]:
     """Register a data set under the function's name."""
     DATA_SETS[function.__name__] = function
     return function
 
 
-def open_source(recipe: Recipe, data: Data) -> Source:
+def open_source(recipe: Recipe, data: Data, trained: Sequence[str] = ()) -> Source:
     """Open the data set that a recipe names.
+
+    Args:
+        recipe: the recipe.
+        data: its data.
+        trained: the classes of a network that is only evaluated: image files take their numbers from them, and need no
+            training part.
 
     Raises:
         RecipeError: no data set has that name.
@@ -75,6 +85,8 @@ def open_source(recipe: Recipe, data: Data) -> Source:
     if data.name not in DATA_SETS:
         message = mistake(data.name, DATA_SETS, what="the unknown data set")
         raise RecipeError(recipe.document.problem("data.name", message))
+    if trained and data.name in FILES:
+        return _listed(data, trained)
     return DATA_SETS[data.name](data, **data.args)  # the schema has checked them
 
 
@@ -186,8 +198,12 @@ def csv(data: Data) -> Source:
     return _listed(data)
 
 
-def listing_of(data: Data) -> Listing | None:
+def listing_of(data: Data, *, training: bool = True) -> Listing | None:
     """Return the image files that a recipe's data means; None where its images are not in files of their own.
+
+    Args:
+        data: the recipe's data.
+        training: whether training images are needed.
 
     Raises:
         RunError: the data is not there, **or** mistakes in a table.
@@ -195,18 +211,18 @@ def listing_of(data: Data) -> Listing | None:
     root = _root(data)
     if data.name == "image_folder":
         given = {"train": data.args.get("train"), "validation": data.args.get("evaluation")}
-        return list_folder(root, {part: name for part, name in given.items() if name is not None})
+        return list_folder(root, {part: name for part, name in given.items() if name is not None}, training=training)
     if data.name != "csv":
         return None
     if root.is_dir():
         raise RunError(f"data: {root} is a folder; data.root of csv is the table itself, as {root / 'images.csv'}")
-    return list_table(root)
+    return list_table(root, training=training)
 
 
-def _listed(data: Data) -> Source:
-    listing = listing_of(data)
+def _listed(data: Data, trained: Sequence[str] = ()) -> Source:
+    listing = listing_of(data, training=not trained)
     assert listing is not None
-    train, evaluation, classes, note = parts_of(listing)
+    train, evaluation, classes, note = parts_of(listing, trained)
     return Source(train, evaluation, len(classes), classes, note)
 
 
