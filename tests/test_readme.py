@@ -28,7 +28,7 @@ def blocks(language: str) -> list[str]:
 
 
 COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if line and not line.startswith("#")]
-SET_UP = ["pip install . && kw-fit digits-resnet", "pip install '.[test]' && pytest"]
+SET_UP = ["pip install . && kw-fit digits-resnet", "pip install '.[test]' && pytest -n 2 --dist loadfile"]
 
 
 @pytest.fixture(scope="module")
