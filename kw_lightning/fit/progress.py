@@ -19,6 +19,7 @@ class EpochLines(ProgressBar):
         super().__init__()
         self._enabled = True
         self._start = 0.0
+        self._closed: BrokenPipeError | None = None
 
     def disable(self) -> None:
         """Print nothing; Lightning calls this on all processes but the first."""
@@ -33,14 +34,24 @@ class EpochLines(ProgressBar):
         self._start = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the time."""
+        """Note the time; end the run if nobody reads its output any more.
+
+        Raises:
+            BrokenPipeError: the last line could not be printed; the checkpoint of that epoch is written by now.
+        """
+        if self._closed is not None:
+            raise self._closed
         self._start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the epoch's metrics; the validation pass is inside the epoch and done."""
         if not self._enabled:
             return
-        print(epoch_line(trainer, self.get_metrics(trainer, pl_module), time.perf_counter() - self._start), flush=True)
+        line = epoch_line(trainer, self.get_metrics(trainer, pl_module), time.perf_counter() - self._start)
+        try:
+            print(line, flush=True)
+        except BrokenPipeError as error:
+            self._closed = error
 
 
 class EpochBar(RichProgressBar):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    environment = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parents[1]}", "OMP_NUM_THREADS": "1"}
+    environment = {**_unseeded(), "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parents[1]}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, str(HERE / "distributed_script.py"), str(folder)],
         env=environment,
@@ -48,9 +49,15 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return torch.load(folder / "results.pt")
 
 
+def _unseeded() -> dict[str, str]:
+    """Return the environment without the seed that another test's `seed_everything` left for all Trainers to come."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("PL_")}
+
+
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return fit(tmp_path_factory.mktemp("one"), classifier(Net), processes=1)
+    with mock.patch.dict(os.environ, _unseeded(), clear=True):
+        return fit(tmp_path_factory.mktemp("one"), classifier(Net), processes=1)
 
 
 def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

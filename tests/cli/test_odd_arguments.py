@@ -38,7 +38,7 @@ def run(folder: Path, name: str, *arguments: str | bytes, **variables: str) -> s
         (["check", "~nosuchuser/net.yaml"], "there is no such user, whose home ~ means"),
         (["lock", "digits-resnet", "--output", "~nosuchuser/x"], "there is no such user"),
         (["check", "/proc/self/mem"], "cannot be read"),  # a file that not even root can read
-        (["check", b"\xff.yaml"], "found no recipe"),
+        (["check", b"\xff.yaml"], "found the unknown recipe"),
         (["plan", "digits-resnet", b"description=\xff"], "description: found bytes that are not UTF-8"),
     ],
 )

@@ -266,4 +266,4 @@ def test_evaluation_takes_overrides(tmp_path: Path, quick: list[str]) -> None:
     with pytest.raises(RecipeError, match=r'data\.rot: found the unknown key "rot"'):
         evaluate(tmp_path / "run", ["data.rot=/elsewhere"])
     with pytest.raises(RunError, match="do not fit"):
-        evaluate(tmp_path / "run", ["warehouses.stage2.budget=1/4"])
+        evaluate(tmp_path / "run", ["warehouses.stage2.budget=2"])
