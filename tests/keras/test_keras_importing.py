@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import keras_models
 import numpy as np
 import pytest
 import torch
+from keras_installed import has_keras
 from keras_weights import copy_weights
 from typer.testing import CliRunner
 
@@ -22,7 +22,7 @@ from kw_lightning.keras.importing.reading import MAX_JSON_BYTES
 from kw_lightning.recipe import load_recipe
 
 FILES = sorted(keras_models.DATA.glob("*.json"))
-needs_keras = pytest.mark.skipif(importlib.util.find_spec("keras") is None, reason="Keras is not installed")
+needs_keras = pytest.mark.skipif(not has_keras(), reason="Keras is not installed")
 
 
 def differences(text: str, arrays: dict[str, Any], folder: Path) -> float:

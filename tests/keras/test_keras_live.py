@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from keras_installed import has_keras
 from test_keras_vocabulary import layer_of, run
 
 from kw_lightning.keras.initializers import INITIALIZERS
@@ -17,6 +18,8 @@ from kw_lightning.keras.layers.activation import ACTIVATIONS
 from kw_lightning.keras.shapes import ShapeError, same_padding
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
+if not has_keras():
+    pytest.skip("Keras is not installed", allow_module_level=True)
 keras = pytest.importorskip("keras")
 
 SIDES = st.tuples(st.integers(1, 4), st.integers(1, 4))

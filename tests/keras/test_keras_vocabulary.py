@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import os
 from dataclasses import MISSING
@@ -12,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from keras_installed import has_keras
 from torch.nn import functional as F
 
 from kw_lightning.keras import LAYERS
@@ -59,7 +59,7 @@ def test_vocabulary_is_complete() -> None:
     assert set(LAYERS) - ASKED == {"LayerScale", "ClassToken", "SelectToken", "PositionEmbedding"}
 
 
-@pytest.mark.skipif(importlib.util.find_spec("keras") is None, reason="Keras is not installed")
+@pytest.mark.skipif(not has_keras(), reason="Keras is not installed")
 @pytest.mark.parametrize("kind", sorted(set(LAYERS) - OURS))
 def test_arguments_and_defaults_are_those_of_keras(kind: str) -> None:
     os.environ.setdefault("KERAS_BACKEND", "torch")
