@@ -10,13 +10,13 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.nn import functional
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from kw_lightning.builder import build
 from kw_lightning.callbacks.checkpoint import KEY, describe
 from kw_lightning.fit.groups import freeze, parameter_groups
+from kw_lightning.fit.losses import measured_loss, training_loss
 from kw_lightning.fit.optimization import make_optimizer, make_schedule
 from kw_lightning.planning import Plan, plan
 from kw_lightning.preprocessing import CLASSES, PREPROCESSING, preprocessing
@@ -28,7 +28,7 @@ TOP = 5
 
 
 class Classifier(LightningModule):
-    """Image classification: cross entropy, top-1 and top-5 accuracy, optimizer and schedule of the recipe.
+    """Image classification: loss, top-1 and top-5 accuracy, optimizer and schedule of the recipe.
 
     Its one hyperparameter is the recipe as plain data, so a checkpoint holds all that is needed to build it again:
     `Classifier.load_from_checkpoint(path, weights_only=True)`.
@@ -96,7 +96,7 @@ class Classifier(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Return the loss; targets are classes [b], or shares of classes [b x k] after mixup."""
         images, targets = batch
-        loss = functional.cross_entropy(self(images), targets, label_smoothing=self.train_settings.label_smoothing)
+        loss = training_loss(self(images), targets, self.train_settings)
         self.train_loss(loss.detach())
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, prog_bar=True)
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -104,10 +104,10 @@ class Classifier(LightningModule):
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
-        """Count right answers, and the cross entropy without smoothing."""
+        """Count right answers, and the loss without smoothing."""
         images, targets = batch
         logits = self(images).float()
-        self.loss(functional.cross_entropy(logits, targets, reduction="none"))
+        self.loss(measured_loss(logits, targets, self.train_settings.loss))
         self.accuracy(logits, targets)
         nearest = logits.topk(min(TOP, logits.shape[1])).indices  # [b x 5]
         self.top5((nearest == targets.unsqueeze(1)).any(dim=1).float())

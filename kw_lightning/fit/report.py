@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-ROWS = (("accuracy", "top-1 accuracy"), ("top5", "top-5 accuracy"), ("loss", "cross entropy"))
+ROWS = (("accuracy", "top-1 accuracy"), ("top5", "top-5 accuracy"), ("loss", "loss"))
 
 Metrics = Mapping[str, float]
 

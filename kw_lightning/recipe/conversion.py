@@ -16,6 +16,7 @@ from kw_lightning.recipe.types import (
     Data,
     Document,
     Log,
+    Loss,
     Model,
     Optimizer,
     ParameterGroup,
@@ -140,6 +141,7 @@ def _train(data: Values) -> Train:
     readers: dict[str, Callable[[Any], Any]] = {
         "optimizer": _optimizer,
         "schedule": lambda entry: Schedule(**_take(entry, warmup_epochs=float, final_lr=float)),
+        "loss": _loss,
         "freeze": tuple,
         "gradient_clip": _or_none(float),
         "ema": _or_none(lambda entry: Average(**_take(entry, decay=float))),
@@ -147,6 +149,12 @@ def _train(data: Values) -> Train:
         **dict.fromkeys(("label_smoothing", "mixup", "cutmix"), float),
     }
     return Train(**_take(data, **readers))
+
+
+def _loss(value: Any) -> Loss:
+    if isinstance(value, str):
+        return Loss(value)  # type: ignore[arg-type]  # the schema knows the names
+    return Loss("focal", **_take(value["focal"], gamma=float, alpha=_or_none(float)))
 
 
 def _log(data: Values) -> Log:

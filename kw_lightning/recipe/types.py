@@ -240,6 +240,21 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class Loss:
+    """What training makes small: cross entropy over the classes, or for every class a yes or no of its own.
+
+    Attributes:
+        name: `bce` is binary cross entropy.
+        gamma: of `focal`: how much less an answer counts the surer and righter it is.
+        alpha: of `focal`: weight of a yes, that of a no being 1 - alpha; None weighs both the same, with 1.
+    """
+
+    name: Literal["cross_entropy", "bce", "focal"] = "cross_entropy"
+    gamma: float = 2.0
+    alpha: float | None = 0.25
+
+
+@dataclass(frozen=True)
 class Average:
     """An exponential moving average of the weights (Lightning's EMAWeightAveraging)."""
 
@@ -267,6 +282,7 @@ class Train:
     max_steps: int | None = None
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
+    loss: Loss = Loss()
     freeze: tuple[str, ...] = ()
     freeze_epochs: int | None = None
     label_smoothing: float = 0.0

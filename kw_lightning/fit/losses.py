@@ -1,0 +1,64 @@
+"""What training makes small, by the recipe's `train.loss`: torch's and torchvision's own functions.
+
+`bce` and `focal` take every class as a question of its own, to be answered with yes or no. Their targets are shares of
+the classes: 1 of an image's class and 0 of the others, or what mixup and label smoothing make of them.
+
+Notation:
+    - b: images in the batch, k: classes
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchvision.ops import sigmoid_focal_loss
+
+from kw_lightning.recipe.types import Loss, Train
+
+NO_ALPHA = -1.0
+"""What torchvision takes for a focal loss whose two answers weigh the same."""
+
+
+def training_loss(logits: Tensor, targets: Tensor, train: Train) -> Tensor:
+    """Return the loss of a batch: the mean over its images and, of `bce` and `focal`, over the classes.
+
+    Args:
+        logits: of the network [b x k].
+        targets: classes [b], or shares of classes [b x k] after mixup.
+        train: the recipe's loss and label smoothing.
+    """
+    if train.loss.name == "cross_entropy":
+        return functional.cross_entropy(logits, targets, label_smoothing=train.label_smoothing)
+    classes = logits.shape[1]
+    smoothed = (1 - train.label_smoothing) * _shares(targets, classes) + train.label_smoothing / classes
+    return _of_answers(logits, smoothed, train.loss).mean()
+
+
+def measured_loss(logits: Tensor, targets: Tensor, loss: Loss) -> Tensor:  # [b]
+    """Return the loss of each image of an evaluation, without label smoothing.
+
+    Args:
+        logits: of the network [b x k].
+        targets: classes [b].
+        loss: the recipe's.
+    """
+    if loss.name == "cross_entropy":
+        return functional.cross_entropy(logits, targets, reduction="none")
+    return _of_answers(logits, _shares(targets, logits.shape[1]), loss).mean(dim=1)
+
+
+def _of_answers(logits: Tensor, shares: Tensor, loss: Loss) -> Tensor:  # [b x k]
+    """Return the loss of each class's answer."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()  # torchvision's would stay in half precision
+    shares = shares.to(logits.dtype)
+    if loss.name == "bce":
+        return functional.binary_cross_entropy_with_logits(logits, shares, reduction="none")
+    alpha = NO_ALPHA if loss.alpha is None else loss.alpha
+    losses: Tensor = sigmoid_focal_loss(logits, shares, alpha, loss.gamma)
+    return losses
+
+
+def _shares(targets: Tensor, classes: int) -> Tensor:  # [b x k]
+    """Return 1 for an image's class and 0 for the others; shares stay what they are."""
+    return functional.one_hot(targets, classes).float() if targets.ndim == 1 else targets
