@@ -20,23 +20,30 @@ NO_ALPHA = -1.0
 """What torchvision takes for a focal loss whose two answers weigh the same."""
 
 
-def training_loss(logits: Tensor, targets: Tensor, train: Train) -> Tensor:
+def training_loss(logits: Tensor, targets: Tensor, train: Train, weights: Tensor | None = None) -> Tensor:
     """Return the loss of a batch: the mean over its images and, of `bce` and `focal`, over the classes.
+
+    Cross entropy is torch's weighted mean, divided by the weights of the batch's classes; in the others a class's
+    weight is that of its yes (torch's `pos_weight`).
 
     Args:
         logits: of the network [b x k].
         targets: classes [b], or shares of classes [b x k] after mixup.
         train: the recipe's loss and label smoothing.
+        weights: of the classes [k].
     """
+    logits = _precise(logits)
+    weights = weights if weights is None else weights.to(logits.dtype)
     if train.loss.name == "cross_entropy":
-        return functional.cross_entropy(logits, targets, label_smoothing=train.label_smoothing)
+        targets = targets if targets.ndim == 1 else targets.to(logits.dtype)
+        return functional.cross_entropy(logits, targets, weights, label_smoothing=train.label_smoothing)
     classes = logits.shape[1]
     smoothed = (1 - train.label_smoothing) * _shares(targets, classes) + train.label_smoothing / classes
-    return _of_answers(logits, smoothed, train.loss).mean()
+    return _of_answers(logits, smoothed, train.loss, weights).mean()
 
 
 def measured_loss(logits: Tensor, targets: Tensor, loss: Loss) -> Tensor:  # [b]
-    """Return the loss of each image of an evaluation, without label smoothing.
+    """Return the loss of each image of an evaluation, without label smoothing and weights of classes.
 
     Args:
         logits: of the network [b x k].
@@ -48,15 +55,19 @@ def measured_loss(logits: Tensor, targets: Tensor, loss: Loss) -> Tensor:  # [b]
     return _of_answers(logits, _shares(targets, logits.shape[1]), loss).mean(dim=1)
 
 
-def _of_answers(logits: Tensor, shares: Tensor, loss: Loss) -> Tensor:  # [b x k]
+def _of_answers(logits: Tensor, shares: Tensor, loss: Loss, weights: Tensor | None = None) -> Tensor:  # [b x k]
     """Return the loss of each class's answer."""
-    logits = logits if logits.dtype == torch.float64 else logits.float()  # torchvision's would stay in half precision
     shares = shares.to(logits.dtype)
     if loss.name == "bce":
-        return functional.binary_cross_entropy_with_logits(logits, shares, reduction="none")
+        return functional.binary_cross_entropy_with_logits(logits, shares, reduction="none", pos_weight=weights)
     alpha = NO_ALPHA if loss.alpha is None else loss.alpha
     losses: Tensor = sigmoid_focal_loss(logits, shares, alpha, loss.gamma)
-    return losses
+    return losses if weights is None else losses * (1 + (weights - 1) * shares)
+
+
+def _precise(logits: Tensor) -> Tensor:
+    """Return logits in single precision at least; torchvision's loss would stay in half."""
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _shares(targets: Tensor, classes: int) -> Tensor:  # [b x k]

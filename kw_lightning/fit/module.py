@@ -18,6 +18,7 @@ from kw_lightning.callbacks.checkpoint import KEY, describe
 from kw_lightning.fit.groups import freeze, parameter_groups
 from kw_lightning.fit.losses import measured_loss, training_loss
 from kw_lightning.fit.optimization import make_optimizer, make_schedule
+from kw_lightning.fit.weighting import class_weights
 from kw_lightning.planning import Plan, plan
 from kw_lightning.preprocessing import CLASSES, PREPROCESSING, preprocessing
 from kw_lightning.recipe import load_recipe
@@ -60,6 +61,8 @@ class Classifier(LightningModule):
         self.save_hyperparameters({"recipe": escape(self.recipe.document.data), "pretrained": False}, logger=False)
         self.network = build(self.plan, allow_python=allow_python, pretrained=pretrained)
         freeze(self.recipe, self.network)
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", None, persistent=False)  # they follow from the data
         # "disable": a loss that is not a number is to be seen, and torchmetrics would leave it out of the mean
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.loss = MeanMetric(nan_strategy="disable")
@@ -84,7 +87,9 @@ class Classifier(LightningModule):
         checkpoint[CLASSES] = [str(name) for name in classes] if classes else None
 
     def on_fit_start(self) -> None:
-        """Compile the network where the recipe says so: in place, so that the state's keys stay as they are."""
+        """Weigh the classes, and compile the network where the recipe says so: in place, the state's keys stay."""
+        weights = class_weights(self.recipe, getattr(self.trainer, "datamodule", None))
+        self.class_weights = weights if weights is None else weights.to(self.device)
         if self.train_settings.compile:
             self.network.compile()
 
@@ -96,7 +101,7 @@ class Classifier(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Return the loss; targets are classes [b], or shares of classes [b x k] after mixup."""
         images, targets = batch
-        loss = training_loss(self(images), targets, self.train_settings)
+        loss = training_loss(self(images), targets, self.train_settings, self.class_weights)
         self.train_loss(loss.detach())
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, prog_bar=True)
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]

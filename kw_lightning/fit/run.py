@@ -28,6 +28,7 @@ from kw_lightning.fit.quiet import quiet
 from kw_lightning.fit.report import json_text
 from kw_lightning.fit.starting import Restoring, Start, start
 from kw_lightning.fit.trainer import MONITORED, OnNan, check_settings, make_trainer
+from kw_lightning.fit.weighting import class_weights
 from kw_lightning.paths import user_path
 from kw_lightning.planning import Plan
 from kw_lightning.preprocessing import warn_of_contradictions
@@ -101,6 +102,7 @@ def fit(
         data = data_module(recipe, allow_python=allow_python)
         make_optimizer(recipe, parameter_groups(recipe, module.network))  # its mistakes, before a folder is made
         check_shapes(recipe, module, data)
+        class_weights(recipe, data)
     if isinstance(data, ImageData) and data.note:
         log.warning("data: %s", data.note)
     warn_of_contradictions(recipe)

@@ -36,6 +36,7 @@ def check(root: Node) -> list[Problem]:
             problems += _check_selector(selector, f"{path}.layers[{index}]")
     problems += _check_normalisation(_child(root, "data"))
     problems += _check_fake(_child(root, "data"))
+    problems += _check_sampling(_child(root, "data"))
     for section in ("train", "eval"):
         scale = _map(_child(root, "data"), section).get("scale", Node(None))
         match scale.plain():
@@ -64,6 +65,15 @@ def _check_normalisation(data: Node) -> list[Problem]:
                 what = f"{len(given['mean'].children)} values in mean and {len(given['std'].children)} in std"
                 problems.append(Problem(sentence(what, "as many in both, one for each channel"), path, place))
     return problems
+
+
+def _check_sampling(data: Node) -> list[Problem]:
+    """Return where images are to be drawn that a data module of one's own hands out."""
+    name, sampling = _child(data, "name").value, _child(data, "sampling")
+    if sampling.value != "balanced" or not isinstance(name, str) or not name.startswith("python:"):
+        return []
+    message = sentence("balanced with data of one's own", "each; the data module itself chooses its images")
+    return [Problem(message, "data.sampling", sampling.place)]
 
 
 def _check_fake(data: Node) -> list[Problem]:

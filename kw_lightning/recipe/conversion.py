@@ -142,6 +142,7 @@ def _train(data: Values) -> Train:
         "optimizer": _optimizer,
         "schedule": lambda entry: Schedule(**_take(entry, warmup_epochs=float, final_lr=float)),
         "loss": _loss,
+        "class_weights": _class_weights,
         "freeze": tuple,
         "gradient_clip": _or_none(float),
         "ema": _or_none(lambda entry: Average(**_take(entry, decay=float))),
@@ -155,6 +156,12 @@ def _loss(value: Any) -> Loss:
     if isinstance(value, str):
         return Loss(value)  # type: ignore[arg-type]  # the schema knows the names
     return Loss("focal", **_take(value["focal"], gamma=float, alpha=_or_none(float)))
+
+
+def _class_weights(value: Any) -> Any:
+    if isinstance(value, str):
+        return None if value == "none" else value
+    return {name: float(weight) for name, weight in value.items()}
 
 
 def _log(data: Values) -> Log:

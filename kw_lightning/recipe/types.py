@@ -188,7 +188,8 @@ class Temperature:
 class Data:
     """A data set by name and how it is read; `train` and `eval` are the two transform sections.
 
-    An image file that cannot be read ends a run, or is left out, by `broken`.
+    An image file that cannot be read ends a run, or is left out, by `broken`. An epoch trains with each image once, or
+    with as many images, drawn so that all classes come equally often, by `sampling`.
     """
 
     name: str
@@ -197,6 +198,7 @@ class Data:
     eval_batch_size: int | None = None
     workers: int = 0
     broken: Literal["refuse", "skip"] = "refuse"
+    sampling: Literal["each", "balanced"] = "each"
     args: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
     eval: Mapping[str, Any] = field(default_factory=dict)
@@ -275,6 +277,8 @@ class Train:
     """How the network is trained.
 
     Attributes:
+        class_weights: how much each class counts in the loss: by name, 1 where it is not named, **or** so that all
+            classes count the same together; None for 1.
         freeze: globs of layers that stay as they are, for `freeze_epochs` or, where that is None, the whole run.
     """
 
@@ -283,6 +287,7 @@ class Train:
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     loss: Loss = Loss()
+    class_weights: Literal["balanced"] | Mapping[str, float] | None = None
     freeze: tuple[str, ...] = ()
     freeze_epochs: int | None = None
     label_smoothing: float = 0.0

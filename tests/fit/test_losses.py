@@ -85,6 +85,27 @@ def test_shares_that_are_whole_give_what_classes_give(loss: str) -> None:
     assert mixed > training_loss(logits, shares, train)  # the network is of one mind, the images are not
 
 
+@pytest.mark.parametrize(("loss", "answer"), [("bce", binary), ("focal", focal)])
+def test_the_weight_of_a_class_is_that_of_its_yes(loss: str, answer: Any) -> None:
+    logits, classes = logits_and_classes()
+    weights = torch.tensor([3.0, 0.5, 2.0])
+    answers = torch.tensor(by_hand(answer), dtype=torch.float64)
+    answers[0, 2] *= 2  # the first image is of the third class, the second of the second
+    answers[1, 1] *= 0.5
+    found = training_loss(logits, classes, train_with(loss=loss), weights)
+    assert found.item() == pytest.approx(answers.mean().item(), rel=1e-6)
+
+
+def test_weighted_cross_entropy_is_torchs() -> None:
+    logits, classes = logits_and_classes()
+    weights = torch.tensor([3.0, 0.5, 2.0])
+    first, second = functional.cross_entropy(logits, classes, reduction="none").tolist()
+    found = training_loss(logits, classes, train_with(), weights)
+    assert found.item() == pytest.approx((2 * first + 0.5 * second) / 2.5)
+    shares = functional.one_hot(classes, 3).float()
+    assert training_loss(logits, shares, train_with(), weights).item() == pytest.approx((2 * first + 0.5 * second) / 2)
+
+
 def test_focal_loss_of_half_precision_is_computed_in_single() -> None:
     logits, classes = logits_and_classes()
     found = training_loss(logits.bfloat16(), classes, train_with(loss="focal"))

@@ -19,6 +19,7 @@ from kw_lightning.callbacks.resume import ResumableDataLoader
 from kw_lightning.errors import RecipeError, RunError
 from kw_lightning.fit.data.batches import batchwise
 from kw_lightning.fit.data.draws import Draws, own_random_numbers, seed_everywhere
+from kw_lightning.fit.data.sampling import BalancedPlaces, targets_of
 from kw_lightning.fit.data.sets import Images, Samples, channels, even_subset, file_of, open_source, whole
 from kw_lightning.fit.data.transforms import transform
 from kw_lightning.preprocessing import Preprocessing
@@ -71,6 +72,7 @@ class ImageData(LightningDataModule):
     Attributes:
         num_classes: the data set's classes.
         classes: their names, in the order of their numbers; none where the data set has no names.
+        class_counts: the training images of each class.
         note: what is to be said of the parts, as that some images are held out.
 
     Raises:
@@ -91,8 +93,15 @@ class ImageData(LightningDataModule):
         evaluation = even_subset(source.evaluation, self.data.eval.get("samples"))
         skip = self.data.broken == "skip"
         self.train_images = Transformed(train, transform(recipe, "train"), self.seed, "data.train.size", skip=skip)
+        if self.data.sampling == "balanced":
+            self.train_images.places = BalancedPlaces(targets_of(train), self.seed)
         self.eval_images = Transformed(evaluation, transform(recipe, "eval", trained), 0, "data.eval.size", skip=skip)
         self.mix = _mix(recipe, self.num_classes)
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Return the training images of each class."""
+        return torch.bincount(targets_of(self.train_images.samples), minlength=self.num_classes).tolist()
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the training images, in an order that follows from seed and epoch; it resumes in mid-epoch."""
@@ -139,6 +148,9 @@ class Transformed(Dataset[Any]):
         seed: of the transform's random numbers.
         size_key: key of the recipe that gives all images one size.
         skip: leave images out that cannot be read, with a warning; a batch then has fewer.
+
+    Attributes:
+        places: which image stands at which place of an epoch, where that is not each at its own.
     """
 
     def __init__(self, samples: Samples, steps: v2.Compose, seed: int, size_key: str, *, skip: bool = False) -> None:
@@ -148,6 +160,7 @@ class Transformed(Dataset[Any]):
         self.size_key = size_key
         self.skip = skip
         self.skipped: set[int] = set()
+        self.places: BalancedPlaces | None = None
         self.batch_steps = batchwise(steps) if isinstance(whole(samples), Images) else None
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that stay alive see it change
 
@@ -171,7 +184,9 @@ class Transformed(Dataset[Any]):
         Raises:
             RunError: an image that cannot be read, **or** images of different size.
         """
-        draws = Draws(self.seed, int(self.epoch), indices)
+        epoch = int(self.epoch)
+        draws = Draws(self.seed, epoch, indices)  # of places: an image that is drawn twice is changed in two ways
+        indices = indices if self.places is None else self.places.at(epoch, indices)
         if self.batch_steps is not None:
             images, targets = self.samples.batch(indices)  # type: ignore[attr-defined]
             for number, step in enumerate(self.batch_steps):
