@@ -41,12 +41,7 @@ class Problem:
 
     def __str__(self) -> str:
         text = ": ".join(str(part) for part in (self.location, self.path, self.message) if part)
-        # One line whatever a recipe holds, and nothing that moves the cursor of a terminal.
-        return text if text.isprintable() else "".join(map(_printable, text))
-
-
-def _printable(character: str) -> str:
-    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        return printable(text)
 
 
 class KWError(Exception):
@@ -71,7 +66,26 @@ class RecipeError(KWError, ValueError):
 
 
 class RunError(KWError, RuntimeError):
-    """A run that failed for a reason outside the recipe: no disk, no data, an interrupted transfer."""
+    """A run that failed for a reason outside the recipe: no disk, no data, an interrupted transfer.
+
+    Args:
+        lines: what is said, one line each whatever a file or a name holds.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*map(printable, lines))
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
+
+
+def printable(text: str) -> str:
+    """Return a text as one line in which nothing moves the cursor of a terminal."""
+    return text if text.isprintable() else "".join(map(_printable, text))
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
 
 
 def mistake(

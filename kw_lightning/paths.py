@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from kw_lightning.errors import RunError
+from kw_lightning.errors import RunError, printable
 
 
 def user_path(given: str | Path) -> Path:
@@ -32,5 +32,4 @@ def user_path(given: str | Path) -> Path:
 def shortened(given: str | Path, length: int = 80) -> str:
     """Return a path as a message shows it: the beginning of one that fills the screen, in printable characters."""
     text = str(given)
-    text = text if len(text) <= length else f"{text[:length]}…"
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+    return printable(text if len(text) <= length else f"{text[:length]}…")

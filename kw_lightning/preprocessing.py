@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from kw_lightning.errors import shown
 from kw_lightning.recipe.types import Model, Recipe
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ class Preprocessing:
         }
         for key, value in values.items():
             if key not in _READ or not _READ[key](value):
-                raise ValueError(f"{str(key)[:80]} cannot be {str(value)[:80]} in the preprocessing of an image")
+                raise ValueError(f"{shown(key)} cannot be {shown(value)} in the preprocessing of an image")
         return cls(**values)
 
     def for_size(self, size: int) -> Preprocessing:

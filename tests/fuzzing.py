@@ -32,11 +32,16 @@ def fuzz(
         try_one: returns the name of the outcome; whatever it raises fails the test, with the smallest case.
         count: of cases.
         seconds: a machine may be busy, so it is the time of the processor.
-        capsys: to print the counts although the test passes.
+        capsys: to draw other cases in each run, and to print the counts although the test passes.
     """
     outcomes: Counter[str] = Counter()
 
-    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=count,
+        database=None,
+        derandomize=capsys is None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(cases)
     def run(case: Any) -> None:
         gc.disable()  # to collect what the cases before this one left takes seconds, and is no cost of this one

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
-from kw_lightning.errors import first_line, mistake, sentence, shown
+from kw_lightning.errors import RunError, first_line, mistake, sentence, shown
 
 
 def test_a_name_that_is_close_to_a_valid_one() -> None:
@@ -58,3 +60,9 @@ def test_values_are_shown_in_the_words_of_yaml(value: object, expected: str) -> 
 )
 def test_the_first_line_of_an_exception_is_never_empty(error: Exception, expected: str) -> None:
     assert first_line(error) == expected
+
+
+def test_the_error_of_a_run_is_one_line_for_each_that_is_given() -> None:
+    error = RunError("a\nb\x1b[31m", "c\x1e")
+    assert str(error) == "a\\nb\\x1b[31m\nc\\x1e"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)  # as it comes from another process

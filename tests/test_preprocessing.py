@@ -173,5 +173,5 @@ def test_it_travels_as_plain_data() -> None:
 )
 def test_a_strangers_preprocessing_is_refused_by_its_key(wrong: dict[str, Any]) -> None:
     (key,) = wrong
-    with pytest.raises(ValueError, match=f"^{key} cannot be"):
+    with pytest.raises(ValueError, match=f'^"{key}" cannot be'):
         Preprocessing.from_dict({"size": 8, **wrong})

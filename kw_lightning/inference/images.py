@@ -55,7 +55,7 @@ def find_images(names: Iterable[str | Path]) -> list[Path]:
             faults.append(f"{path}: {there}")
         found += files
     if faults:
-        raise RunError("\n".join(faults))
+        raise RunError(*faults)
     return found
 
 

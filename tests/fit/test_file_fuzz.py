@@ -22,7 +22,7 @@ from PIL import Image
 from quick_run import QUICK
 
 from kw_lightning.callbacks.exact_checkpoint import KEY as EXACT
-from kw_lightning.errors import KWError
+from kw_lightning.errors import KWError, RecipeError
 from kw_lightning.fit import fit
 from kw_lightning.fit.data import ImageData, data_module
 from kw_lightning.fit.evaluation import load_classifier, read_checkpoint, trained_preprocessing
@@ -78,16 +78,22 @@ def outcome(try_it: Callable[[], object]) -> str:
     try:
         try_it()
     except KWError as error:
-        hold_lines([str(error)])
+        hold_lines(messages(error))
         return "refused"
     return "used"
+
+
+def messages(error: KWError) -> list[str]:
+    """Return what is said of an error: one line of a file, one for each mistake of a recipe inside it."""
+    return [str(problem) for problem in error.problems] if isinstance(error, RecipeError) else [str(error)]
 
 
 def checkpoints(run: Path, folder: Path) -> dict[str, Kind]:
     """Return kinds of checkpoints: with damaged bytes, an altered pickle of the right checksum, and other values."""
     content, file = (run / "checkpoints/last.ckpt").read_bytes(), folder / "damaged.ckpt"
     known = load_classifier(read_checkpoint(run / "checkpoints/last.ckpt"), file)
-    state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    whole = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    state = {key: whole[key] for key in READ}
 
     def use() -> None:
         found = read_checkpoint(file)
@@ -101,8 +107,8 @@ def checkpoints(run: Path, folder: Path) -> dict[str, Kind]:
         file.write_bytes(content)
         return outcome(use)
 
-    def use_state(state: Any) -> str:
-        torch.save(state, file)
+    def use_changed(change: Change) -> str:
+        torch.save(change.of(state), file)
         return outcome(use)
 
     archive = zipfile.ZipFile(io.BytesIO(content))
@@ -115,7 +121,7 @@ def checkpoints(run: Path, folder: Path) -> dict[str, Kind]:
             40,
             3000,
         ),
-        "checkpoints with other values": Kind(changed(state), use_state, 40, 3000),
+        "checkpoints with other values": Kind(changes(state), use_changed, 40, 3000),
     }
 
 
@@ -128,21 +134,37 @@ def put_in(archive: zipfile.ZipFile, name: str, content: bytes) -> bytes:
     return written.getvalue()
 
 
-@st.composite
-def changed(draw: st.DrawFn, state: dict[str, Any]) -> dict[str, Any]:
-    """Return a checkpoint with one value replaced or taken away, somewhere inside what is read before training."""
-    state = copy.deepcopy({key: state[key] for key in READ})
-    place: Any = state
-    while True:
-        key = draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
-        if isinstance(place[key], dict | list) and place[key] and draw(st.integers(0, 3)):
+@dataclass(frozen=True)
+class Change:
+    """A value of a checkpoint, at a path of keys, replaced or taken away."""
+
+    path: tuple[Any, ...]
+    value: Any = None
+    removed: bool = False
+
+    def of(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return a checkpoint with this change."""
+        changed = copy.deepcopy(state)
+        place: Any = changed
+        for key in self.path[:-1]:
             place = place[key]
-        elif draw(st.integers(0, 3)):
-            place[key] = draw(VALUES)
-            return state
+        if self.removed:
+            del place[self.path[-1]]
         else:
-            del place[key]
-            return state
+            place[self.path[-1]] = self.value
+        return changed
+
+
+@st.composite
+def changes(draw: st.DrawFn, state: dict[str, Any]) -> Change:
+    """Return a change somewhere inside what is read of a checkpoint before training."""
+    path: list[Any] = [draw(st.sampled_from(READ))]
+    place = state[path[0]]
+    while isinstance(place, dict | list) and place and draw(st.integers(0, 3)):
+        path.append(draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place)))))
+        place = place[path[-1]]
+    removed = draw(st.integers(0, 3)) == 0
+    return Change(tuple(path), None if removed else draw(VALUES), removed)
 
 
 def tables(run: Path, folder: Path) -> dict[str, Kind]:
@@ -160,7 +182,7 @@ def tables(run: Path, folder: Path) -> dict[str, Kind]:
             (table,) = make_loggers(recipe, RunFolder(folder), {"global_step": 4, "epoch": 1})
             table.log_metrics({"train/loss": 0.5, "epoch": 1}, step=4)
         except KWError as error:
-            hold_lines([str(error)])
+            hold_lines(messages(error))
             return "refused"
         rows, damaged = parse_metrics(file)  # as they were kept
         assert damaged == 0

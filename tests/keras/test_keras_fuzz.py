@@ -61,7 +61,7 @@ def read(recipe: Recipe) -> None:
 
 @given(LISTS, st.dictionaries(st.sampled_from(["block", "other", "Dense"]), st.one_of(BLOCKS, VALUES), max_size=2),
        st.lists(st.integers(1, 9), min_size=1, max_size=4))  # fmt: skip
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 def test_any_data(layers: list[Any], blocks: dict[str, Any], shape: list[int]) -> None:
     read(recipe_of(layers, blocks, tuple(shape)))
 
@@ -70,7 +70,7 @@ SHIPPED = [load_recipe(name) for name in ("digits-resnet", "keras-deit-tiny-kw-4
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 def test_shipped_networks_with_one_value_changed(data: st.DataObject) -> None:
     model = data.draw(st.sampled_from(SHIPPED)).model
     assert model is not None
@@ -83,7 +83,7 @@ FILES = [json.loads(file.read_text()) for file in sorted(keras_models.DATA.glob(
 
 
 @given(st.data())
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 def test_imports_with_one_value_changed(data: st.DataObject) -> None:
     model = copy.deepcopy(data.draw(st.sampled_from(FILES)))
     _change(data, model)

@@ -29,7 +29,7 @@ WINDOWS = ["Conv2D", "DepthwiseConv2D", "MaxPooling2D", "AveragePooling2D"]
 @pytest.mark.parametrize("kind", WINDOWS)
 @given(size=st.tuples(st.integers(1, 11), st.integers(1, 11)), window=SIDES, strides=SIDES,
        dilation=st.integers(1, 2), padding=st.sampled_from(["same", "valid"]))  # fmt: skip
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.filter_too_much])
 def test_windows(kind: str, size: Any, window: Any, strides: Any, dilation: int, padding: str) -> None:
     if kind == "DepthwiseConv2D":  # Keras moves its window by equal steps only
         strides = (strides[0], strides[0])

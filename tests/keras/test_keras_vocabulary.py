@@ -132,7 +132,7 @@ def test_every_layer_is_tried() -> None:
 
 @pytest.mark.parametrize("kind", sorted(CHOICES))
 @given(data=st.data())
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.filter_too_much])
 def test_inferred_shape_is_the_real_one(kind: str, data: st.DataObject) -> None:
     arguments = data.draw(st.fixed_dictionaries(CHOICES[kind]))
     layer = layer_of(kind, **arguments)
@@ -152,7 +152,7 @@ CHAIN = st.sampled_from([kind for kind in CHOICES if LAYERS[kind].least_inputs =
 
 
 @given(data=st.data(), shape=st.lists(SIZES, min_size=1, max_size=4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_chains_of_layers(data: st.DataObject, shape: list[int]) -> None:
     current, x = tuple(shape), torch.rand(2, *shape)
     for _ in range(6):

@@ -68,7 +68,7 @@ def recipes(draw: st.DrawFn) -> tuple[type[nn.Module], dict[str, Any], Any]:
     return network, warehouses, overall
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(recipes())
 def test_refused_or_built_as_planned(drawn: tuple[type[nn.Module], dict[str, Any], Any]) -> None:
     network, warehouses, overall = drawn

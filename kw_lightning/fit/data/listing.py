@@ -179,7 +179,7 @@ class _Faults:
             more = ", …" if len(others) > _SHOWN else ""
             also = f" ({len(others)} more such, line {', '.join(others[:_SHOWN])}{more})" if others else ""
             lines.append(f"{self.table}:{numbers[0]}: {message}{also}")
-        raise RunError("\n".join(lines))
+        raise RunError(*lines)
 
 
 def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:

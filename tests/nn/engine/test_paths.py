@@ -93,7 +93,7 @@ def compare(
     return len(able)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(problems(), st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
 def test_every_path_equals_the_literal_form(
     problem: tuple[Convolution, tuple[int, ...], int, int], dtype: torch.dtype
@@ -103,7 +103,7 @@ def test_every_path_equals_the_literal_form(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(problems(), st.sampled_from([torch.float64, torch.bfloat16, torch.float16]))
 def test_every_path_equals_the_literal_form_on_a_gpu(
     problem: tuple[Convolution, tuple[int, ...], int, int], dtype: torch.dtype
@@ -111,7 +111,7 @@ def test_every_path_equals_the_literal_form_on_a_gpu(
     assert compare(problem, dtype, GPU) >= 2
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(problems(groups=False), st.integers(1, 4000))
 def test_chunks_change_nothing(problem: tuple[Convolution, tuple[int, ...], int, int], limit: int) -> None:
     with workspace(limit):

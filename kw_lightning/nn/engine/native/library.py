@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from kw_lightning.errors import printable
 from kw_lightning.nn.engine import cache
 from kw_lightning.nn.engine.cache import CacheError
 
@@ -235,4 +236,4 @@ def _run(command: Sequence[str], seconds: float, place: Path | None = None) -> s
 def _tell(message: str) -> None:
     # Once a machine, not by each of the processes that train together.
     level = logging.INFO if os.environ.get("LOCAL_RANK", "0") != "0" else logging.WARNING
-    _logger.log(level, "%s", message if message.isprintable() else message.encode("unicode_escape").decode("ascii"))
+    _logger.log(level, "%s", printable(message))

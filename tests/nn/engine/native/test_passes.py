@@ -112,7 +112,7 @@ def problems(draw: st.DrawFn) -> tuple[str, Convolution, tuple[int, ...], int, i
     return order, geometry, size, draw(st.integers(1, 5)), draw(st.integers(1, 40))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(problems(), st.booleans(), st.integers(1, 3))
 def test_every_order_equals_the_literal_form(
     problem: tuple[str, Convolution, tuple[int, ...], int, int], last: bool, count: int
