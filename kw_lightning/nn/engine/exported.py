@@ -1,19 +1,24 @@
-"""The form for export: batched matrix products over shifted copies of the input, for any batch and any size.
+"""The form for export: one batched matrix product over shifted copies of the input, for any batch and any size.
 
-A grouped convolution has its number of groups, and so the batch, written into an exported graph; here batch and size
-stay free, and every runtime knows the operators.
+A grouped convolution has its number of groups, and so the batch, written into an exported graph. Here every kernel
+position's copy of a channel is cut out by an ordinary convolution whose kernels are one-hot, the same for every channel
+of every sample: batch and size stay free, every runtime knows the operators, and a large kernel makes no large graph.
 """
 
 from __future__ import annotations
 
-import itertools
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from kw_lightning.nn.engine.convolution import Convolution
-from kw_lightning.nn.engine.reference import assemble_kernels
+from kw_lightning.nn.engine.reference import join_mixtures
+
+AT_ONCE = 9
+"""Kernel positions that one convolution cuts out; more are cut out dimension by dimension, which is less work."""
 
 
 def convolve(x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolution) -> Tensor:
@@ -27,30 +32,31 @@ def convolve(x: Tensor, attention: Tensor, cells: Tensor, convolution: Convoluti
     Returns:
         [batch, out_channels, *output size].
     """
-    groups, out_channels = convolution.groups, convolution.kernel_shape[0]
-    kernels = assemble_kernels(attention, cells, convolution)
-    size = convolution.output_size(tuple(x.shape[2:]))
-    x = F.pad(x, [side for padding in reversed(convolution.padding) for side in (padding, padding)])
-    copies = torch.stack([_shifted(x, taps, size, convolution) for taps in _taps(convolution)], dim=2)
-    # [batch, groups, in_channels / groups · taps, positions]
-    columns = copies.flatten(3).unflatten(1, (groups, -1)).flatten(2, 3)
-    rows = kernels.flatten(2).unflatten(1, (groups, -1)).flatten(3)
-    y = torch.matmul(rows, columns)
-    return y.reshape(x.shape[0], out_channels, *size)
+    batch, groups, out_channels = x.shape[0], convolution.groups, convolution.kernel_shape[0]
+    mixed = torch.matmul(attention, cells.flatten(1)).unflatten(2, cells.shape[1:])
+    rows = join_mixtures(mixed, convolution).reshape(batch, groups, out_channels // groups, -1)
+    copies, size = _copies(x, convolution)
+    columns = copies.reshape(batch, groups, rows.shape[-1], math.prod(size))
+    return torch.matmul(rows, columns).reshape(batch, out_channels, *size)
 
 
-def _taps(convolution: Convolution) -> list[tuple[int, ...]]:
-    """Return the kernel's positions, in the order of its numbers."""
-    return list(itertools.product(*map(range, convolution.kernel_shape[2:])))
+def _copies(x: Tensor, convolution: Convolution) -> tuple[Tensor, list[int]]:
+    """Return what every kernel position reads, [batch · channels · positions, 1, *output size], and the output size."""
+    kernel, dimensions = convolution.kernel_shape[2:], range(convolution.dimensions)
+    function = (F.conv1d, F.conv2d, F.conv3d)[len(dimensions) - 1]
+    count, size = x.shape[0] * x.shape[1], list(x.shape[2:])
+    for taken in [dimensions] if math.prod(kernel) <= AT_ONCE else [[dimension] for dimension in dimensions]:
+        sides, stride = _only(taken, kernel, 1), _only(taken, convolution.stride, 1)
+        padding, dilation = _only(taken, convolution.padding, 0), _only(taken, convolution.dilation, 1)
+        positions = math.prod(sides)
+        if positions * math.prod(stride) == 1 and not any(padding):  # each position reads itself
+            continue
+        one_hot = torch.eye(positions, dtype=x.dtype, device=x.device).reshape(positions, 1, *sides)
+        x = function(x.reshape(count, 1, *size), one_hot, None, stride, padding, dilation)
+        count, size = count * positions, list(x.shape[2:])
+    return x, size
 
 
-def _shifted(x: Tensor, taps: tuple[int, ...], size: tuple[int, ...], convolution: Convolution) -> Tensor:
-    """Return what one kernel position reads of the padded input [batch, in_channels, *output size]."""
-    places = zip(taps, size, convolution.stride, convolution.dilation, strict=True)
-    for dimension, (tap, length, stride, dilation) in enumerate(places, start=2):
-        start = tap * dilation
-        # A stop of start + stride·length would be right as well, and beyond the end: exporters want it inside.
-        x = x.narrow(dimension, start, stride * (length - 1) + 1)
-        if stride > 1:
-            x = x[(slice(None),) * dimension + (slice(None, None, stride),)]
-    return x
+def _only(taken: Sequence[int], numbers: Sequence[int], neutral: int) -> list[int]:
+    """Return the numbers of the dimensions that are taken, and a neutral one for the others."""
+    return [number if dimension in taken else neutral for dimension, number in enumerate(numbers)]
