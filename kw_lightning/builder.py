@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from kw_lightning import backbones
@@ -17,6 +18,7 @@ from kw_lightning.errors import KWError, RecipeError
 from kw_lightning.nn import KWLayer, KWLinear, attach_warehouse
 from kw_lightning.nn.partial import PartialLayer
 from kw_lightning.planning import LayerPlan, Plan, WarehousePlan, plan
+from kw_lightning.pretrained import load_pretrained
 from kw_lightning.recipe import load_recipe
 from kw_lightning.recipe.types import Recipe
 from kw_lightning.replacement import Static, dynamic_layer, keep_from_fusing, replacement, rows_of
@@ -66,7 +68,11 @@ def make_static(recipe: Recipe, *, allow_python: Sequence[str] = ()) -> nn.Modul
     if recipe.model is not None and recipe.model.layers:
         from kw_lightning.keras import read_network
 
-        return read_network(recipe, allow_python=allow_python).build()
+        network = read_network(recipe, allow_python=allow_python).build()
+        # Weights beside a backbone are the backbone's; on the meta device none are read.
+        if recipe.model.pretrained and recipe.model.backbone is None and not torch.empty(0).is_meta:
+            load_pretrained(recipe, network)
+        return network
     return backbones.create(recipe, allow_python=allow_python)
 
 

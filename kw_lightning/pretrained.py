@@ -23,7 +23,8 @@ FILES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}
 def load_pretrained(recipe: Recipe, network: nn.Module) -> None:
     """Load `model.pretrained` into a network: a weights name, a file (safetensors, or torch's with weights only).
 
-    A classifier of another size than the weights' keeps its start values, when the recipe asks for that size.
+    A classifier of another size than the weights' keeps its start values, when the recipe asks for that size; so does
+    the last layer of a Keras-style network.
 
     Raises:
         RecipeError: no such weights; **or** keys that are missing, unexpected or of another shape, all listed.
@@ -39,7 +40,10 @@ def load_pretrained(recipe: Recipe, network: nn.Module) -> None:
     except Exception as error:
         raise RunError(f"model.pretrained: {source}: cannot read the weights: {first_line(error)}") from error
     own = network.state_dict()
-    fresh = _resized_classifier(network, own, weights) if "num_classes" in recipe.model.args else []
+    fresh = _resized_classifier(network, own, weights)
+    if "num_classes" not in recipe.model.args:
+        last = list(network.named_modules())[-1][0] if recipe.model.layers else None
+        fresh = [key for key in fresh if key.rpartition(".")[0] == last]
     weights = {key: value for key, value in weights.items() if key not in fresh}
     faults = [f"{key}: missing" for key in own if key not in weights and key not in fresh]
     faults += [f"{key}: unexpected" for key in weights if key not in own]
@@ -59,9 +63,8 @@ def load_pretrained(recipe: Recipe, network: nn.Module) -> None:
 def _weights(recipe: Recipe, network: nn.Module, problem: Callable[[str], Problem]) -> dict[str, Tensor]:
     model = recipe.model
     assert model is not None
-    assert model.backbone is not None
     source = model.pretrained
-    library, _, name = model.backbone.partition("/")
+    library, _, name = (model.backbone or "").partition("/")
     path = _existing_file(recipe)
     if path is not None:
         return _read_weights(path)
@@ -85,7 +88,8 @@ def _weights(recipe: Recipe, network: nn.Module, problem: Callable[[str], Proble
             return dict(timm.create_model(tag, pretrained=True).state_dict())
         except RuntimeError as error:
             raise RecipeError(problem(f'timm has no weights "{source}" for {name}: {first_line(error)}')) from error
-    raise RecipeError(problem(mistake(source, "a file of weights, for a python: network")))
+    kind = "a python: network" if model.backbone else "a network of layers"
+    raise RecipeError(problem(mistake(source, f"a file of weights, for {kind}")))
 
 
 def _existing_file(recipe: Recipe) -> Path | None:

@@ -1,4 +1,4 @@
-"""Models that Keras itself writes as JSON, with weights, inputs and outputs.
+"""Models that Keras itself writes as JSON and as files of weights, with inputs and outputs.
 
 `python tests/keras/keras_models.py` writes them to tests/data/keras, so that the tests run without Keras:
 
@@ -203,6 +203,9 @@ def main() -> None:
         model = make()
         (DATA / f"{model.name}.json").write_text(model.to_json() + "\n")
         np.savez_compressed(DATA / f"{model.name}.npz", **evaluated(model, number))
+        model.save_weights(DATA / f"{model.name}.weights.h5")
+        if make is series:
+            model.save(DATA / f"{model.name}.keras")
 
 
 if __name__ == "__main__":

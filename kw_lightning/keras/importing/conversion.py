@@ -53,8 +53,41 @@ class _Tensor:
     moved: bool
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a Keras layer went.
+
+    Attributes:
+        name: the module's.
+        moved: whether its data have Keras's last axis in front.
+    """
+
+    name: str
+    moved: bool
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A Keras model as a recipe.
+
+    Attributes:
+        recipe: plain data for `load_recipe`.
+        model: as read.
+        modules: Keras's name of each layer → its place.
+    """
+
+    recipe: dict[str, Any]
+    model: KerasModel
+    modules: Mapping[str, Place]
+
+
 def import_keras(text: str | bytes, *, file: str = "model.json", name: str | None = None) -> dict[str, Any]:
-    """Return the recipe of a Keras model: plain data for `load_recipe`.
+    """Return the recipe of a Keras model: see `import_model`."""
+    return import_model(text, file=file, name=name).recipe
+
+
+def import_model(text: str | bytes, *, file: str = "model.json", name: str | None = None) -> Imported:
+    """Return a Keras model as a recipe.
 
     Args:
         text: what `model.to_json()` of Keras 3 wrote, of a Sequential or Functional model.
@@ -71,7 +104,7 @@ def import_keras(text: str | bytes, *, file: str = "model.json", name: str | Non
     recipe_name = re.sub(r"[^A-Za-z0-9._-]+", "-", name or model.name).strip(".-_") or "keras-model"
     recipe: dict[str, Any] = {"kw": 1, "name": recipe_name, "description": f'The Keras model "{model.name}".'[:200]}
     recipe["model"] = {"input": list(converter.input.shape), "layers": layers}
-    return recipe
+    return Imported(recipe, model, converter.modules)
 
 
 class _Converter:
@@ -82,6 +115,7 @@ class _Converter:
         self.names: set[str] = {"input"}
         self.tensors: dict[str, _Tensor] = {}
         self.permuted: dict[tuple[str, bool], _Tensor] = {}
+        self.modules: dict[str, Place] = {}
         self.input = self._input()
 
     def run(self) -> list[dict[str, Any]]:
@@ -130,6 +164,8 @@ class _Converter:
         arguments = self._arguments(layer, kind, shape, moved)
         soft = self._softmax_of(layer, arguments, shape, moved)
         tensor = self._emit(layer, kind, arguments, known, layer.name)
+        if tensor is not None:
+            self.modules[layer.name] = Place(tensor.name, moved)
         if tensor is not None and soft is not None:
             tensor = self._emit(layer, LAYERS["Softmax"], {"axis": soft}, [tensor], f"{layer.name}_softmax")
         if tensor is not None:
