@@ -71,7 +71,9 @@ def _static(classifier: ImageClassifier, output: Path, samples: int, allow_pytho
     saved = classifier.saved
     folded = fold(saved, calibration_images(saved, samples, allow_python=allow_python))
     networks = {"dynamic": saved.network, "static": folded.network}
-    found = compare(networks, evaluation_images(saved, allow_python=allow_python), len(saved.classes))
+    found = compare(
+        networks, evaluation_images(saved, allow_python=allow_python), len(saved.classes), several=saved.several
+    )
     table = Table("accuracy", *networks)
     table.add_row("all images", *(f"{found[name].overall:.2%}" for name in networks))
     for index, label in enumerate(saved.classes):

@@ -75,7 +75,8 @@ def new(
     data: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER|TABLE", help="Your images: a folder of class folders, or a CSV path,label[,split]."
+            metavar="FOLDER|TABLE",
+            help="Your images: a folder of class folders, or a CSV path,label[,split]; several labels as a;b.",
         ),
     ] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Start from the network's usual weights.")] = False,

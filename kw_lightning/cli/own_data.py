@@ -17,7 +17,7 @@ temperature: {{start: 1, end: 0, epochs: {annealing}}}
 
 data:
   name: {name}
-{root}  batch_size: {batch_size}
+{root}{labels}  batch_size: {batch_size}
   workers: {workers}
   # Mean, std and interpolation, and in evaluation the crop, are those of the network's weights: `kw plan` shows them.
   # flip takes left and right for the same: set it to false for text, digits or signs.
@@ -27,8 +27,7 @@ train:
   epochs: {epochs}               # for {count:,} training images{start}
   optimizer: {{name: AdamW, lr: {lr}, weight_decay: 0.05, no_decay: vectors}}
   schedule: {{name: cosine, warmup_epochs: {warmup}}}
-  label_smoothing: 0.1
-"""
+{loss}"""
 MULTIPLE = 32
 """Sides of images are chosen in multiples of what most networks shrink them by."""
 
@@ -74,9 +73,11 @@ def data_text(found: Look, given: Path, *, size: int, pretrained: bool) -> str:
     """
     count = len(found.listing.part("train"))
     training = training_for(count, pretrained=pretrained)
+    separator = found.listing.separator
     return _TEXT.format(
         name="csv" if found.listing.source.is_file() else "image_folder",
         root="".join(f"  {line}\n" for line in to_yaml({"root": str(given)}).splitlines()),
+        labels="" if separator is None else _several(separator),
         batch_size=training.batch_size,
         workers=4 if count >= 1000 else 0,
         scale=0.35 if pretrained else 0.2,
@@ -88,4 +89,11 @@ def data_text(found: Look, given: Path, *, size: int, pretrained: bool) -> str:
         count=count,
         start=", from pretrained weights" if pretrained else ", from nothing",
         lr="1.0e-4" if pretrained else "1.0e-3",
+        loss="  label_smoothing: 0.1\n" if separator is None else "  loss: bce                 # or focal\n",
     )
+
+
+def _several(separator: str) -> str:
+    """Return the lines that say that a row has several labels."""
+    lines = to_yaml({"labels": "several", "args": {"separator": separator}}).splitlines()
+    return "".join(f"  {line}\n" for line in lines)

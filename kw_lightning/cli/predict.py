@@ -26,7 +26,23 @@ def predict(
             metavar="IMAGES", help="Files, folders (searched below too), globs, or a CSV with a path column."
         ),
     ],
-    top: Annotated[int, typer.Option(metavar="K", min=1, help="How many classes to name, the likeliest first.")] = 1,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K",
+            min=1,
+            help="How many classes to name, the likeliest first. [default: 1; of several labels an image all]",
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SCORE",
+            min=0,
+            max=1,
+            help="Least score of a class that is named. [default: 0; of several labels an image 0.5 without --top]",
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a table: .csv, .json or .parquet. [default: print]")
     ] = None,
@@ -37,7 +53,7 @@ def predict(
     device: Annotated[str, typer.Option(help="cpu, cuda, mps … [default: a GPU where there is one]")] = "auto",
     allow_python: Annotated[list[str] | None, package_option("Let the recipe run code")] = None,
 ) -> None:
-    """Name the class of each image with a trained network.
+    """Name the class of each image with a trained network, or its classes where it was trained for several labels.
 
     An image that cannot be read is a row with the reason and changes nothing about the others or the exit code.
     """
@@ -49,16 +65,21 @@ def predict(
         writer_of(output)  # before the work, not after it
     paths = find_images(images)
     classifier = load(model, allow_python=tuple(allow_python or ())).to(_device(device))
-    predictions = _with_progress(classifier, paths, top, batch_size, _workers(workers, len(paths)))
-    most = min(top, len(classifier.classes))
+    least = threshold if threshold is not None else 0.5 if classifier.saved.several and top is None else 0.0
+    most = min(top or (len(classifier.classes) if classifier.saved.several else 1), len(classifier.classes))
+    predictions = _with_progress(classifier, paths, most, least, batch_size, _workers(workers, len(paths)))
     if output is not None:
-        write_predictions(predictions, output, most)
+        widest = max((len(prediction.top) for prediction in predictions), default=0)
+        write_predictions(predictions, output, most if top is not None else max(widest, 1))
     else:
         screen = console()
         for prediction in predictions:
             named = "  ".join(f"{label} {score:.4f}" for label, score in prediction.top)
             screen.print(
-                f"{prediction.path}  {named or prediction.problem}", markup=False, highlight=False, soft_wrap=True
+                f"{prediction.path}  {named or prediction.problem or f'no class from {least:g} on'}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
             )
     unread = sum(prediction.problem is not None for prediction in predictions)
     told = f"{len(predictions) - unread} of {len(predictions)} images" + (f" -> {output}" if output else "")
@@ -66,7 +87,7 @@ def predict(
 
 
 def _with_progress(
-    classifier: ImageClassifier, paths: list[Path], top: int, batch_size: int, workers: int
+    classifier: ImageClassifier, paths: list[Path], top: int, threshold: float, batch_size: int, workers: int
 ) -> list[Prediction]:
     """Return the predictions, with a bar on a terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -81,6 +102,7 @@ def _with_progress(
             classifier.stream(
                 paths,
                 top=top,
+                threshold=threshold,
                 batch_size=batch_size,
                 workers=workers,
                 advance=lambda count: progress.advance(task, count),

@@ -31,7 +31,8 @@ class Evaluation:
     Attributes:
         checkpoint: the file.
         epoch: epochs trained, from 1.
-        metrics: `accuracy`, `top5` of more than five classes (0 to 1) and `loss`.
+        metrics: `accuracy`, `top5` of more than five classes (0 to 1) and `loss`; of several labels an image `map`,
+            `f1`, `exact` and `loss`.
     """
 
     checkpoint: Path
@@ -67,7 +68,7 @@ def evaluate(path: str | Path, overrides: Sequence[str] = (), *, allow_python: S
 
 
 def measure(module: Classifier, data: LightningDataModule) -> dict[str, float]:
-    """Return `accuracy`, `top5` of more than five classes, and `loss` over the evaluation data, on one device."""
+    """Return the metrics that `Evaluation` holds, over the evaluation data, on one device."""
     with quiet(), readable_failures():
         trainer = Trainer(
             # the kind of device that trained need not be here
@@ -80,8 +81,8 @@ def measure(module: Classifier, data: LightningDataModule) -> dict[str, float]:
             enable_model_summary=False,
         )
         (metrics,) = trainer.validate(module, data, verbose=False)
-    names = ("accuracy", "top5", "loss") if module.shows_top5 else ("accuracy", "loss")
-    return {name: metrics[f"val/{name}"] for name in names}
+    of_one = ("accuracy", "top5", "loss") if module.shows_top5 else ("accuracy", "loss")
+    return {name: metrics[f"val/{name}"] for name in (("map", "f1", "exact", "loss") if module.several else of_one)}
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -20,7 +20,9 @@ NO_ALPHA = -1.0
 """What torchvision takes for a focal loss whose two answers weigh the same."""
 
 
-def training_loss(logits: Tensor, targets: Tensor, train: Train, weights: Tensor | None = None) -> Tensor:
+def training_loss(
+    logits: Tensor, targets: Tensor, train: Train, weights: Tensor | None = None, *, several: bool = False
+) -> Tensor:
     """Return the loss of a batch: the mean over its images and, of `bce` and `focal`, over the classes.
 
     Cross entropy is torch's weighted mean, divided by the weights of the batch's classes; in the others a class's
@@ -28,9 +30,10 @@ def training_loss(logits: Tensor, targets: Tensor, train: Train, weights: Tensor
 
     Args:
         logits: of the network [b x k].
-        targets: classes [b], or shares of classes [b x k] after mixup.
+        targets: classes [b], or shares of classes [b x k] of several labels and after mixup.
         train: the recipe's loss and label smoothing.
         weights: of the classes [k].
+        several: whether an image may be of several classes: label smoothing then moves each answer towards one half.
     """
     logits = _precise(logits)
     weights = weights if weights is None else weights.to(logits.dtype)
@@ -38,7 +41,8 @@ def training_loss(logits: Tensor, targets: Tensor, train: Train, weights: Tensor
         targets = targets if targets.ndim == 1 else targets.to(logits.dtype)
         return functional.cross_entropy(logits, targets, weights, label_smoothing=train.label_smoothing)
     classes = logits.shape[1]
-    smoothed = (1 - train.label_smoothing) * _shares(targets, classes) + train.label_smoothing / classes
+    even = 1 / 2 if several else 1 / classes
+    smoothed = (1 - train.label_smoothing) * _shares(targets, classes) + train.label_smoothing * even
     return _of_answers(logits, smoothed, train.loss, weights).mean()
 
 
@@ -47,7 +51,7 @@ def measured_loss(logits: Tensor, targets: Tensor, loss: Loss) -> Tensor:  # [b]
 
     Args:
         logits: of the network [b x k].
-        targets: classes [b].
+        targets: classes [b], or of several labels [b x k].
         loss: the recipe's.
     """
     if loss.name == "cross_entropy":

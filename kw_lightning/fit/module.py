@@ -10,12 +10,14 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from kw_lightning.builder import build
 from kw_lightning.callbacks.checkpoint import KEY, describe
+from kw_lightning.errors import RunError
 from kw_lightning.fit.groups import freeze, parameter_groups
+from kw_lightning.fit.label_metrics import label_metrics
 from kw_lightning.fit.losses import measured_loss, training_loss
 from kw_lightning.fit.optimization import make_optimizer, make_schedule
 from kw_lightning.fit.weighting import class_weights
@@ -29,7 +31,7 @@ TOP = 5
 
 
 class Classifier(LightningModule):
-    """Image classification: loss, top-1 and top-5 accuracy, optimizer and schedule of the recipe.
+    """Image classification: loss, accuracy, optimizer and schedule of the recipe.
 
     Its one hyperparameter is the recipe as plain data, so a checkpoint holds all that is needed to build it again:
     `Classifier.load_from_checkpoint(path, weights_only=True)`.
@@ -58,6 +60,7 @@ class Classifier(LightningModule):
         self.plan = source if isinstance(source, Plan) else plan(source, allow_python=allow_python)
         self.recipe = self.plan.recipe
         self.train_settings = self.recipe.train or Train()
+        self.several = self.recipe.several
         self.save_hyperparameters({"recipe": escape(self.recipe.document.data), "pretrained": False}, logger=False)
         self.network = build(self.plan, allow_python=allow_python, pretrained=pretrained)
         freeze(self.recipe, self.network)
@@ -71,6 +74,7 @@ class Classifier(LightningModule):
         self.shows_top5 = True  # of five classes or fewer the best five are all
         # torchmetrics' own top-k wants to know the number of classes here
         self.top5 = MeanMetric(nan_strategy="disable")
+        self.label_metrics: MetricCollection | None = None  # of several labels; they want to know it too
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put what evaluation does to an image into the checkpoint, since a library's defaults may be others later.
@@ -99,9 +103,10 @@ class Classifier(LightningModule):
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        """Return the loss; targets are classes [b], or shares of classes [b x k] after mixup."""
+        """Return the loss; targets are classes [b], or shares of classes [b x k] of several labels and after mixup."""
         images, targets = batch
-        loss = training_loss(self(images), targets, self.train_settings, self.class_weights)
+        self._check_targets(targets)
+        loss = training_loss(self(images), targets, self.train_settings, self.class_weights, several=self.several)
         self.train_loss(loss.detach())
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, prog_bar=True)
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -109,10 +114,18 @@ class Classifier(LightningModule):
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
-        """Count right answers, and the loss without smoothing."""
+        """Count right answers, and the loss without smoothing and weights of classes."""
         images, targets = batch
         logits = self(images).float()
+        self._check_targets(targets)
         self.loss(measured_loss(logits, targets, self.train_settings.loss))
+        if self.several:
+            if self.label_metrics is None:
+                self.label_metrics = label_metrics(logits.shape[1]).to(self.device)
+            # torchmetrics would take logits from 0 to 1 for probabilities
+            self.label_metrics.update(logits.sigmoid(), targets.long())
+            self.log("val/loss", self.loss, on_step=False, on_epoch=True, prog_bar=True)
+            return
         self.accuracy(logits, targets)
         nearest = logits.topk(min(TOP, logits.shape[1])).indices  # [b x 5]
         self.top5((nearest == targets.unsqueeze(1)).any(dim=1).float())
@@ -120,6 +133,23 @@ class Classifier(LightningModule):
         metrics = {"val/loss": self.loss, "val/accuracy": self.accuracy}
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True)
         self.log("val/top5", self.top5, on_step=False, on_epoch=True, prog_bar=self.shows_top5)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of several labels, which torchmetrics has brought together from all processes."""
+        if self.label_metrics is not None:
+            metrics = {f"val/{name}": value for name, value in self.label_metrics.compute().items()}
+            self.log_dict(metrics, prog_bar=True, sync_dist=True)
+            self.label_metrics.reset()
+
+    def _check_targets(self, targets: Tensor) -> None:
+        """Say what targets are needed, of data of one's own.
+
+        Raises:
+            RunError: they are of another shape.
+        """
+        if self.several and targets.ndim != 2:
+            found = list(targets.shape)
+            raise RunError(f"data.labels: several needs targets [batch, classes] of 0 and 1: found the shape {found}")
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return the recipe's optimizer, and its schedule, stepped once an optimizer step."""

@@ -9,7 +9,14 @@ from typing import Any
 
 from rich.table import Table
 
-ROWS = (("accuracy", "top-1 accuracy"), ("top5", "top-5 accuracy"), ("loss", "loss"))
+ROWS = (
+    ("accuracy", "top-1 accuracy"),
+    ("top5", "top-5 accuracy"),
+    ("map", "mean average precision"),
+    ("f1", "F1 score"),
+    ("exact", "every label right"),
+    ("loss", "loss"),
+)
 
 Metrics = Mapping[str, float]
 

@@ -27,7 +27,7 @@ from kw_lightning.fit.optimization import make_optimizer, make_schedule
 from kw_lightning.fit.quiet import quiet
 from kw_lightning.fit.report import json_text
 from kw_lightning.fit.starting import Restoring, Start, start
-from kw_lightning.fit.trainer import MONITORED, OnNan, check_settings, make_trainer
+from kw_lightning.fit.trainer import OnNan, check_settings, make_trainer, monitored
 from kw_lightning.fit.weighting import class_weights
 from kw_lightning.paths import user_path
 from kw_lightning.planning import Plan
@@ -44,7 +44,8 @@ class Result:
 
     Attributes:
         folder: the run folder.
-        last: `accuracy`, `top5` (0 to 1) and `loss` of the trained network; empty in processes but the first.
+        last: `accuracy`, `top5` (0 to 1) and `loss` of the trained network, of several labels an image `map`, `f1`,
+            `exact` and `loss`; empty in processes but the first.
         best: the same of the best checkpoint, chosen by `train.monitor` on the same data: an optimistic figure.
         module: the trained network in its LightningModule.
     """
@@ -219,8 +220,8 @@ def check_training(recipe: Recipe) -> None:
     except RecipeError as error:
         problems += error.problems
     monitor = (recipe.train or Train()).monitor
-    if monitor not in MONITORED:
-        message = mistake(monitor, MONITORED, what="the unknown metric")
+    if monitor not in monitored(recipe):
+        message = mistake(monitor, monitored(recipe), what="the unknown metric")
         problems.append(recipe.document.problem("train.monitor", message))
     try:
         check_settings(recipe)

@@ -24,8 +24,13 @@ from kw_lightning.fit.progress import progress_bar
 from kw_lightning.fit.quiet import quiet
 from kw_lightning.recipe.types import CheckpointEvery, Recipe, Train
 
-MONITORED = {"val/accuracy": "max", "val/top5": "max", "val/loss": "min", "train/loss": "min"}
+MONITORED = {
+    **{f"val/{name}": "max" for name in ("accuracy", "top5", "map", "f1", "exact")},
+    **{"val/loss": "min", "train/loss": "min"},
+}
 """What `train.monitor` may name, and which direction is better."""
+ONE_LABEL, SEVERAL_LABELS = ("val/accuracy", "val/top5"), ("val/map", "val/f1", "val/exact")
+"""Those of images with one label and of images with several; the losses are of both."""
 
 OnNan = Literal["stop", "warn"]
 NAN_HINT = (
@@ -60,6 +65,12 @@ def make_trainer(
         logger=make_loggers(recipe, folder, state),
         plugins=[AtomicCheckpointIO()],
     )
+
+
+def monitored(recipe: Recipe) -> list[str]:
+    """Return what the recipe's `train.monitor` may name."""
+    others = ONE_LABEL if recipe.several else SEVERAL_LABELS
+    return [name for name in MONITORED if name not in others]
 
 
 def check_settings(recipe: Recipe) -> None:

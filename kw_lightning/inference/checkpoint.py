@@ -55,7 +55,7 @@ def read_trained(path: Path, *, planned: Plan | None = None, allow_python: Seque
         raise RunError(f"{path}: damaged, or not of kw-fit: {first_line(error)}") from None
     classes = state.get(CLASSES)
     names = tuple(map(str, classes)) if isinstance(classes, list) else class_names(network)
-    return SavedNetwork(network.eval(), recipe, found or Preprocessing(), names, plan=planned)
+    return SavedNetwork(network.eval(), recipe, found or Preprocessing(), names, recipe.several, planned)
 
 
 def _recipe_of(state: Any, path: Path) -> Mapping[str, Any]:

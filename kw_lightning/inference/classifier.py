@@ -52,7 +52,13 @@ class ImageClassifier(nn.Module):
         return logits
 
     def predict(
-        self, images: ImageInput | Sequence[ImageInput], *, top: int = 5, batch_size: int = 32, workers: int = 0
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        *,
+        top: int = 5,
+        threshold: float = 0.0,
+        batch_size: int = 32,
+        workers: int = 0,
     ) -> Any:
         """Return what the network says of images, whatever mode it is in.
 
@@ -60,6 +66,7 @@ class ImageClassifier(nn.Module):
             images: a path, a PIL image, a tensor [channels, height, width] (uint8, or floating point from 0 to 1), or
                 a list of such.
             top: how many classes to name, the likeliest first.
+            threshold: least score of a class that is named, from 0 to 1.
             batch_size: images that run together; no result depends on it.
             workers: processes that read images.
 
@@ -68,14 +75,15 @@ class ImageClassifier(nn.Module):
             one with a `problem` and without classes.
         """
         if isinstance(images, Sequence) and not isinstance(images, str):
-            return list(self.stream(images, top=top, batch_size=batch_size, workers=workers))
-        return next(self.stream([images], top=top, batch_size=1, workers=0))
+            return list(self.stream(images, top=top, threshold=threshold, batch_size=batch_size, workers=workers))
+        return next(self.stream([images], top=top, threshold=threshold, batch_size=1, workers=0))
 
     def stream(
         self,
         images: Sequence[ImageInput],
         *,
         top: int = 5,
+        threshold: float = 0.0,
         batch_size: int = 32,
         workers: int = 0,
         advance: Callable[[int], object] = lambda count: None,
@@ -102,7 +110,7 @@ class ImageClassifier(nn.Module):
                     if index in problems:
                         yield Prediction(path=path, problem=problems[index])
                     else:
-                        yield Prediction(self._named(scores[index], top), path)
+                        yield Prediction(self._named(scores[index], top, threshold), path)
                 advance(len(problems) + len(scores))
 
     @torch.no_grad()
@@ -112,9 +120,10 @@ class ImageClassifier(nn.Module):
         logits = self(images.to(place.device, place.dtype)).float()
         return (logits.sigmoid() if self.saved.several else logits.softmax(dim=1)).cpu()
 
-    def _named(self, scores: Tensor, top: int) -> tuple[tuple[str, float], ...]:
+    def _named(self, scores: Tensor, top: int, threshold: float) -> tuple[tuple[str, float], ...]:
         values, indices = scores.topk(min(top, len(scores)))
-        return tuple((self.classes[i], value) for i, value in zip(indices.tolist(), values.tolist(), strict=True))
+        named = zip(indices.tolist(), values.tolist(), strict=True)
+        return tuple((self.classes[index], value) for index, value in named if value >= threshold)
 
     def save_pretrained(self, folder: str | Path, *, metrics: Mapping[str, Any] | None = None) -> None:
         """Write the folder that `kw_lightning.load` reads: safetensors, recipe, preprocessing, class names, card.

@@ -18,7 +18,8 @@ class Prediction:
 
     Attributes:
         top: (class name, score), the highest score first; scores are probabilities of one class among all, or of a
-            network for several labels an image each class's own. Empty where the image could not be read.
+            network for several labels an image each class's own. Empty where the image could not be read, **or** no
+            class has the score that was asked for.
         path: the image's file, if it came from one.
         problem: why there is no answer.
     """

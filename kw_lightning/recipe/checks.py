@@ -37,6 +37,7 @@ def check(root: Node) -> list[Problem]:
     problems += _check_normalisation(_child(root, "data"))
     problems += _check_fake(_child(root, "data"))
     problems += _check_sampling(_child(root, "data"))
+    problems += _check_labels(root)
     for section in ("train", "eval"):
         scale = _map(_child(root, "data"), section).get("scale", Node(None))
         match scale.plain():
@@ -74,6 +75,32 @@ def _check_sampling(data: Node) -> list[Problem]:
         return []
     message = sentence("balanced with data of one's own", "each; the data module itself chooses its images")
     return [Problem(message, "data.sampling", sampling.place)]
+
+
+def _check_labels(root: Node) -> list[Problem]:
+    """Return what does not go with one label an image, or with several."""
+    data = _map(root, "data")
+    labels, name = data.get("labels", Node(None)), data.get("name", Node(None)).value
+    if labels.value != "several":
+        separator = _map(_child(root, "data"), "args").get("separator")
+        if separator is None or name != "csv":
+            return []
+        message = sentence("separator with one label an image", "data.labels: several beside it")
+        return [Problem(message, "data.args.separator", separator.place)]
+    problems = []
+    if isinstance(name, str) and name != "csv" and not name.startswith("python:"):
+        problems.append(
+            Problem(sentence(f"several with {name}", "csv or data of one's own"), "data.labels", labels.place)
+        )
+    sampling, loss = data.get("sampling", Node(None)), _map(root, "train").get("loss", Node(None))
+    if sampling.value == "balanced":
+        hint = "try train.class_weights: balanced"
+        message = sentence("balanced with several labels an image", "each", hint)
+        problems.append(Problem(message, "data.sampling", sampling.place))
+    if loss.value == "cross_entropy":
+        message = sentence("cross_entropy with several labels an image", "bce or focal")
+        problems.append(Problem(message, "train.loss", loss.place))
+    return problems
 
 
 def _check_fake(data: Node) -> list[Problem]:

@@ -36,6 +36,7 @@ _OPTIMIZER_ARGUMENTS = ("momentum", "nesterov", "betas", "eps")
 def convert(data: Values, document: Document) -> Recipe:
     """Return the typed recipe of data that the schema and the checks have passed."""
     defaults = data.get("defaults", {})
+    several = data.get("data", {}).get("labels") == "several"
     return Recipe(
         name=data["name"],
         document=document,
@@ -46,7 +47,7 @@ def convert(data: Values, document: Document) -> Recipe:
         temperature=Temperature(**_take(data.get("temperature", {}), start=float, end=float)),
         engine=data.get("engine", Recipe.engine),
         data=Data(**data["data"]) if "data" in data else None,
-        train=_train(data["train"]) if "train" in data else None,
+        train=_train(data.get("train", {}), several=several) if "train" in data or several else None,
         log=_log(data.get("log", {})),
     )
 
@@ -137,7 +138,7 @@ def _group(data: Values) -> ParameterGroup:
     return ParameterGroup((layers,) if isinstance(layers, str) else tuple(layers), **rate)
 
 
-def _train(data: Values) -> Train:
+def _train(data: Values, *, several: bool) -> Train:
     readers: dict[str, Callable[[Any], Any]] = {
         "optimizer": _optimizer,
         "schedule": lambda entry: Schedule(**_take(entry, warmup_epochs=float, final_lr=float)),
@@ -149,7 +150,8 @@ def _train(data: Values) -> Train:
         "checkpoint_every": _or_none(lambda entry: CheckpointEvery(**_take(entry, minutes=float))),
         **dict.fromkeys(("label_smoothing", "mixup", "cutmix"), float),
     }
-    return Train(**_take(data, **readers))
+    usual = {"loss": Loss("bce"), "monitor": "val/map"} if several else {}
+    return Train(**{**usual, **_take(data, **readers)})
 
 
 def _loss(value: Any) -> Loss:

@@ -188,12 +188,14 @@ class Temperature:
 class Data:
     """A data set by name and how it is read; `train` and `eval` are the two transform sections.
 
-    An image file that cannot be read ends a run, or is left out, by `broken`. An epoch trains with each image once, or
+    An image is of one class or of any number of them, by `labels`. An image file that cannot be read ends a run, or is
+    left out, by `broken`. An epoch trains with each image once, or
     with as many images, drawn so that all classes come equally often, by `sampling`.
     """
 
     name: str
     root: str | None = None
+    labels: Literal["one", "several"] = "one"
     batch_size: int = 128
     eval_batch_size: int | None = None
     workers: int = 0
@@ -333,3 +335,8 @@ class Recipe:
     data: Data | None = None
     train: Train | None = None
     log: Log = Log()
+
+    @property
+    def several(self) -> bool:
+        """Return whether an image may be of several classes at once, or of none."""
+        return self.data is not None and self.data.labels == "several"

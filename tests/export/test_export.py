@@ -155,3 +155,10 @@ def test_accuracy_is_counted_per_class() -> None:
     (found,) = compare({"net": Answers()}, [(said, torch.tensor([0, 1, 2, 2]))], 3).values()
     assert found.overall == 0.75
     assert found.classes == pytest.approx((1.0, 1.0, 0.5))
+
+
+def test_answers_of_several_labels_are_counted_one_by_one() -> None:
+    logits = torch.tensor([[0.4, -3.0], [2.0, 0.9]])  # 0.4 is a yes, as a logit
+    several = compare({"net": nn.Identity()}, [(logits, torch.tensor([[1.0, 0], [1, 0]]))], 2, several=True)
+    assert several["net"].overall == 0.75
+    assert several["net"].classes == pytest.approx((1.0, 0.5))

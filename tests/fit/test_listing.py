@@ -9,7 +9,8 @@ from PIL import Image
 from kw_lightning import load_recipe
 from kw_lightning.errors import RecipeError, RunError
 from kw_lightning.fit.data import ImageData, data_module
-from kw_lightning.fit.data.listing import list_folder, list_images, list_table
+from kw_lightning.fit.data.listing import SEPARATORS, list_folder, list_images, list_table, rarest, separator_of
+from kw_lightning.fit.data.sets import even_subset
 
 
 def picture(path: Path, colour: str = "red") -> Path:
@@ -124,6 +125,39 @@ def test_mistakes_of_a_table_are_a_line_for_each_kind(tmp_path: Path) -> None:
         ':8: dog/0.png is "cat" here and "dog" in line 7; an image has one label',
         ":9: dog/0.png stands in line 7 already",
     ]
+
+
+@pytest.mark.parametrize("mark", [";", "|", " / "])
+def test_rows_of_several_labels(tmp_path: Path, mark: str) -> None:
+    rows = ["path,label,split", "cat/0.png,b;a;b,", "cat/1.png,,", "cat/2.png,a ; c,", "dog/0.png,b;c,val"]
+    file = table(tmp_path, "\n".join(rows).replace(";", mark))
+    listing = list_table(file, separator=mark)
+    assert [listing.labels(entry) for entry in listing.entries] == [("b", "a"), (), ("a", "c"), ("b", "c")]
+    assert (listing.classes, listing.counts("train")) == (("a", "b", "c"), {"a": 2, "b": 1, "c": 1})
+    assert separator_of(file) == (mark if mark in SEPARATORS else None)  # of others it has to be told
+    data = {"name": "csv", "root": str(file), "labels": "several", "args": {"separator": mark}, "train": {"size": 8}}
+    images = ImageData(load_recipe({"kw": 1, "data": data}))
+    assert images.class_counts == [2, 1, 1]
+    assert images.train_images.read([0, 1, 2])[1].tolist() == [[1, 1, 0], [0, 0, 0], [1, 0, 1]]
+    assert images.eval_images[0][1].tolist() == [0, 1, 1]
+
+
+def test_images_of_several_labels_are_told_apart_by_their_rarest(tmp_path: Path) -> None:
+    assert rarest([["a", "b"], ["a"], [], ["a", "b"], ["c", "a"]]) == ["b", "a", "", "b", "c"]
+    rows = ["path,label", *(f"cat/{number}.png,a;{'b' if number % 2 else 'c'}" for number in range(3))]
+    file = table(tmp_path, "\n".join([*rows, "dog/0.png,d;c", "dog/1.png,d;b;a"]))
+    data = {"name": "csv", "root": str(file), "labels": "several"}
+    images = ImageData(load_recipe({"kw": 1, "data": data}))
+    assert len(images.eval_images) >= 1  # no two images have the same labels but the first and the third
+    subset = even_subset(images.train_images.samples, 2)
+    assert len(subset) == 2  # type: ignore[arg-type]
+
+
+def test_several_labels_that_cannot_be_used_are_told(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no image to train with has a label"):
+        list_table(table(tmp_path, "path,label\ncat/0.png,;\n"), separator=";")
+    with pytest.raises(RunError, match=r"an image has one row, with all its labels, as a;b$"):
+        list_table(table(tmp_path, "path,label\ncat/0.png,a\ncat/0.png,b\n"), separator=";")
 
 
 @pytest.mark.parametrize(

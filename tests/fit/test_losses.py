@@ -85,6 +85,14 @@ def test_shares_that_are_whole_give_what_classes_give(loss: str) -> None:
     assert mixed > training_loss(logits, shares, train)  # the network is of one mind, the images are not
 
 
+def test_smoothing_of_several_labels_goes_towards_one_half() -> None:
+    logits, _ = logits_and_classes()
+    targets = torch.tensor([[1.0, 0, 1], [0, 0, 0]])
+    found = training_loss(logits, targets, train_with(loss="bce", label_smoothing=0.2), several=True)
+    expected = functional.binary_cross_entropy_with_logits(logits, 0.8 * targets.double() + 0.1)
+    assert found.item() == pytest.approx(expected.item())
+
+
 @pytest.mark.parametrize(("loss", "answer"), [("bce", binary), ("focal", focal)])
 def test_the_weight_of_a_class_is_that_of_its_yes(loss: str, answer: Any) -> None:
     logits, classes = logits_and_classes()

@@ -16,7 +16,7 @@ from kw_lightning.errors import RecipeError, RunError
 from kw_lightning.fit import Classifier, Result, evaluate, fit
 from kw_lightning.fit.data import data_module
 from kw_lightning.fit.evaluation import measure
-from kw_lightning.fit.trainer import MONITORED
+from kw_lightning.fit.trainer import monitored
 from kw_lightning.nn import warehouses
 
 
@@ -176,7 +176,9 @@ def test_every_mistake_of_training_at_once_and_before_a_folder_is_made(tmp_path:
         fit("digits-resnet", [*quick, *wrong], output=tmp_path / "run")
     assert [problem.path for problem in caught.value.problems] == ["train.optimizer.name", "train.monitor"]
     assert caught.value.problems[1].message == (
-        'found the unknown metric "val/acuracy", allowed: ' + ", ".join(MONITORED) + '; did you mean "val/accuracy"?'
+        'found the unknown metric "val/acuracy", allowed: '
+        + ", ".join(monitored(load_recipe("digits-resnet")))
+        + '; did you mean "val/accuracy"?'
     )
     assert not (tmp_path / "run").exists()
 

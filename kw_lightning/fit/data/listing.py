@@ -1,6 +1,7 @@
 """Images of one's own, before any is opened: which files there are, of which class, and in which part of the data.
 
-They lie in class folders, in ROOT/CLASS/… or in ROOT/PART/CLASS/…, or stand in a table `path,label[,split]`.
+They lie in class folders, in ROOT/CLASS/… or in ROOT/PART/CLASS/…, or stand in a table `path,label[,split]`, where an
+image may have several labels: `cat;dog`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import csv
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -30,8 +31,12 @@ _SHOWN = 5
 """Rows that a message about a table counts up."""
 
 
+SEPARATORS = (";", "|")
+"""What is taken for the separator of several labels where none is said; a comma is part of many a class's name."""
+
+
 class Entry(NamedTuple):
-    """An image file, the name of its class and its part; "" where no part is said."""
+    """An image file, the name of its class (or of its classes, in one text) and its part; "" where no part is said."""
 
     file: str
     label: str
@@ -48,6 +53,7 @@ class Listing:
         names: part → what the data calls it, as the folder's name.
         empty: class folders without an image.
         passed_over: files in class folders that do not end as images do.
+        separator: what stands between several labels of an image; None where an image has one.
     """
 
     source: Path
@@ -55,6 +61,7 @@ class Listing:
     names: Mapping[str, str]
     empty: tuple[str, ...] = ()
     passed_over: tuple[str, ...] = ()
+    separator: str | None = None
 
     def part(self, name: str) -> list[Entry]:
         """Return the images of a part; those of no part train."""
@@ -63,17 +70,25 @@ class Listing:
     @property
     def classes(self) -> tuple[str, ...]:
         """Return the classes of the training images in order; by their value where all are whole numbers."""
-        labels = {entry.label for entry in self.part("train")}
+        labels = self.counts("train").keys()
         return tuple(sorted(labels, key=(lambda label: (int(label), label)) if all(map(_is_number, labels)) else str))
+
+    def labels(self, entry: Entry) -> tuple[str, ...]:
+        """Return the classes of an image."""
+        return tuple(filter(None, entry.label.split(self.separator))) if self.separator else (entry.label,)
+
+    def counts(self, part: str) -> Counter[str]:
+        """Return how many images of a part each class has."""
+        return Counter(label for entry in self.part(part) for label in self.labels(entry))
 
 
 def list_images(source: Path) -> Listing:
-    """Return the images of a folder of class folders, or of a table.
+    """Return the images of a folder of class folders, or of a table, which may give an image several labels.
 
     Raises:
         RunError: neither is there, **or** mistakes in a table.
     """
-    return list_table(source) if source.is_file() else list_folder(source)
+    return list_table(source, separator=separator_of(source)) if source.is_file() else list_folder(source)
 
 
 def list_folder(root: Path, given: Mapping[str, str] | None = None, *, training: bool = True) -> Listing:
@@ -117,12 +132,23 @@ def list_folder(root: Path, given: Mapping[str, str] | None = None, *, training:
     return Listing(root, tuple(entries), folders, tuple(empty), tuple(passed_over))
 
 
-def list_table(table: Path, *, training: bool = True) -> Listing:
+def separator_of(table: Path) -> str | None:
+    """Return what seems to stand between several labels of a row; None where no row has several.
+
+    Raises:
+        RunError: a file that is no such table.
+    """
+    labels = {row["label"] or "" for _, row in _rows(table)}
+    return next((mark for mark in SEPARATORS if any(mark in label for label in labels)), None)
+
+
+def list_table(table: Path, *, training: bool = True, separator: str | None = None) -> Listing:
     """Return the images of a table `path,label[,split]`; paths are relative to the table.
 
     Args:
         table: the file.
         training: whether training images are needed.
+        separator: what stands between several labels of a row, which may then have none, too; None for one label.
 
     Raises:
         RunError: every kind of mistake in the table, in a line each, with the lines where it stands.
@@ -130,12 +156,15 @@ def list_table(table: Path, *, training: bool = True) -> Listing:
     faults = _Faults(table)
     entries: list[Entry] = []
     first: dict[str, tuple[int, str]] = {}
+    once = "label" if separator is None else f"row, with all its labels, as a{separator}b"
     for number, row in _rows(table):
         path, label = row["path"], row["label"]
         if None in row.values() or None in row:
             faults.add(number, "another number of values than the first line has names")
             continue
-        if not path or not label:
+        if separator is not None and label:
+            label = separator.join(dict.fromkeys(filter(None, map(str.strip, label.split(separator)))))
+        if not path or (not label and separator is None):
             faults.add(number, f"no {'path' if not path else 'label'}")
             continue
         part = _part(row.get("split") or "")
@@ -148,7 +177,7 @@ def list_table(table: Path, *, training: bool = True) -> Listing:
             faults.add(number, f"there is no file {shortened(file, 300)}", "files that are not there")
         before, other = first.setdefault(file, (number, label))
         if other != label:
-            faults.add(number, f'{path} is "{label}" here and "{other}" in line {before}; an image has one label')
+            faults.add(number, f'{path} is "{label}" here and "{other}" in line {before}; an image has one {once}')
         elif before != number:
             faults.add(number, f"{path} stands in line {before} already", "images that stand there twice")
         entries.append(Entry(file, label, part or ""))
@@ -156,7 +185,10 @@ def list_table(table: Path, *, training: bool = True) -> Listing:
     if not entries or (training and not any((entry.part or "train") == "train" for entry in entries)):
         raise RunError(f"{table}: no row is of an image to train with")
     used = {entry.part or "train" for entry in entries}
-    return Listing(table, tuple(entries), {part: part for part in PARTS if part in used})
+    found = Listing(table, tuple(entries), {part: part for part in PARTS if part in used}, separator=separator)
+    if training and not found.classes:
+        raise RunError(f"{table}: no image to train with has a label")
+    return found
 
 
 class _Faults:
@@ -247,6 +279,7 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdecimal()
 
 
-def counts(entries: Iterable[Entry]) -> Counter[str]:
-    """Return how many images each class has."""
-    return Counter(entry.label for entry in entries)
+def rarest(labels: Sequence[Sequence[str]]) -> list[str]:
+    """Return the class that each image is filed under where classes are told apart: its rarest; "" without any."""
+    often = Counter(label for several in labels for label in several)
+    return [min(several, key=lambda label: (often[label], label), default="") for several in labels]

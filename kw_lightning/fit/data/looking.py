@@ -9,7 +9,7 @@ from statistics import median
 
 from PIL import Image
 
-from kw_lightning.fit.data.listing import Listing, counts
+from kw_lightning.fit.data.listing import Listing
 
 LOOKED_AT = 500
 """Images whose heads are read, evenly chosen; more would not change what is found."""
@@ -59,7 +59,10 @@ class Look:
             found.append(
                 f"looked at {len(self.sizes):,}: {sizes} pixels, shorter side mostly {self.shorter_side}; {modes}"
             )
-        ordered = counts(listing.part("train")).most_common()
+        if listing.separator:
+            several = sum(len(listing.labels(entry)) for entry in listing.entries) / len(listing.entries)
+            found.append(f'several labels an image, separated by "{listing.separator}": {several:.1f} on average')
+        ordered = listing.counts("train").most_common()
         (most, highest), (least, lowest) = ordered[0], ordered[-1]
         equal = f"classes: {highest:,} images of {most}, {lowest:,} of {least}"
         found.append(equal + (f": unequal, {highest / lowest:.1f} times" if highest > UNEQUAL * lowest else ""))

@@ -19,8 +19,8 @@ from kw_lightning.callbacks.resume import ResumableDataLoader
 from kw_lightning.errors import RecipeError, RunError
 from kw_lightning.fit.data.batches import batchwise
 from kw_lightning.fit.data.draws import Draws, own_random_numbers, seed_everywhere
-from kw_lightning.fit.data.sampling import BalancedPlaces, targets_of
-from kw_lightning.fit.data.sets import Images, Samples, channels, even_subset, file_of, open_source, whole
+from kw_lightning.fit.data.sampling import BalancedPlaces
+from kw_lightning.fit.data.sets import Images, Samples, channels, even_subset, file_of, open_source, targets_of, whole
 from kw_lightning.fit.data.transforms import transform
 from kw_lightning.preprocessing import Preprocessing
 from kw_lightning.recipe.types import Recipe
@@ -28,7 +28,7 @@ from kw_lightning.recipe.types import Recipe
 log = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, Tensor]
-"""Images [b, c, h, w] and classes [b], or with mixup the classes' shares [b, classes]."""
+"""Images [b, c, h, w] and classes [b]; with mixup or several labels the classes' shares [b, classes]."""
 
 
 def data_module(
@@ -101,7 +101,9 @@ class ImageData(LightningDataModule):
     @property
     def class_counts(self) -> list[int]:
         """Return the training images of each class."""
-        return torch.bincount(targets_of(self.train_images.samples), minlength=self.num_classes).tolist()
+        targets = targets_of(self.train_images.samples)
+        counts = targets.sum(dim=0) if targets.ndim > 1 else torch.bincount(targets, minlength=self.num_classes)
+        return [int(count) for count in counts]
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the training images, in an order that follows from seed and epoch; it resumes in mid-epoch."""
@@ -167,9 +169,9 @@ class Transformed(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.samples)  # type: ignore[arg-type]
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         images, targets = self.read([index])
-        return images[0], int(targets[0])
+        return images[0], targets[0] if targets.ndim > 1 else int(targets[0])
 
     def __getitems__(self, indices: list[int]) -> Batch | Unreadable:
         """Return a batch; DataLoader asks so for what `__getitem__` would give one by one."""
@@ -202,12 +204,12 @@ class Transformed(Dataset[Any]):
                     continue
                 seed_everywhere(seed)
                 transformed.append(self.steps(image))
-                classes.append(int(target))
+                classes.append(torch.as_tensor(target))
                 read.append(index)
         if not read:
             raise RunError(f"{file_of(self.samples, indices[0])}: no image of this batch can be read")
         self._check_sizes(transformed, read)
-        return torch.stack(transformed), torch.tensor(classes)
+        return torch.stack(transformed), torch.stack(classes)
 
     def first(self) -> Tensor:  # [c x h x w]
         """Return the first image that can be read.

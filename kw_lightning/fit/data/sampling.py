@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils.data import WeightedRandomSampler
 
 from kw_lightning.fit.data.draws import Draws
-from kw_lightning.fit.data.sets import Samples, Subset
 
 STEP = 1 << 33
 """Sets these numbers apart from those of the transforms, which are numbered from 0."""
@@ -42,10 +41,3 @@ class BalancedPlaces:
         (seed,) = Draws(self.seed, epoch, [0]).seeds(STEP)
         generator = torch.Generator().manual_seed(seed)
         return list(WeightedRandomSampler(self.chances, len(self.chances), generator=generator))  # type: ignore[arg-type]
-
-
-def targets_of(samples: Samples) -> Tensor:  # [n]
-    """Return the class of each sample, without reading an image."""
-    if isinstance(samples, Subset):
-        return targets_of(samples.samples)[torch.as_tensor(samples.indices)]
-    return torch.as_tensor(samples.targets)  # type: ignore[attr-defined]

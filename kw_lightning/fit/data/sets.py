@@ -17,14 +17,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from kw_lightning.errors import RecipeError, RunError, first_line, mistake
-from kw_lightning.fit.data.files import ImageFiles, parts_of
+from kw_lightning.fit.data.files import ImageFiles, Target, parts_of
 from kw_lightning.fit.data.hugging_face import PREFIX, open_parts
-from kw_lightning.fit.data.listing import Listing, list_folder, list_table
+from kw_lightning.fit.data.listing import SEPARATORS, Listing, list_folder, list_table, rarest
 from kw_lightning.paths import user_path
 from kw_lightning.recipe.types import Data, Recipe
 
-Samples = Dataset[tuple[Any, int]]
-"""Pairs of an image (a PIL image, or a uint8 tensor [c, h, w]) and its class."""
+Samples = Dataset[tuple[Any, Target]]
+"""Pairs of an image (a PIL image, or a uint8 tensor [c, h, w]) and its class or classes."""
 
 DIGITS_TRAIN = 1200
 """Images of the digits that train; the rest evaluates. See digits.md."""
@@ -90,7 +90,7 @@ def open_source(recipe: Recipe, data: Data, trained: Sequence[str] = ()) -> Sour
     return DATA_SETS[data.name](data, **data.args)  # the schema has checked them
 
 
-class Images(Dataset[tuple[Any, int]]):
+class Images(Dataset[tuple[Any, Target]]):
     """Images in memory: uint8 [n, c, h, w] and their classes; of fewer images than classes, again from the first."""
 
     def __init__(self, images: Tensor, targets: Sequence[int] | Tensor) -> None:
@@ -109,7 +109,7 @@ class Images(Dataset[tuple[Any, int]]):
         return self.images[chosen % len(self.images)], self.targets[chosen]
 
 
-class Subset(Dataset[tuple[Any, int]]):
+class Subset(Dataset[tuple[Any, Target]]):
     """Some samples of a data set."""
 
     def __init__(self, samples: Samples, indices: Sequence[int]) -> None:
@@ -119,7 +119,7 @@ class Subset(Dataset[tuple[Any, int]]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, index: int) -> tuple[Any, Target]:
         return self.samples[self.indices[index]]
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -129,16 +129,30 @@ class Subset(Dataset[tuple[Any, int]]):
 
 
 def even_subset(samples: Samples, count: int | None) -> Samples:
-    """Return the first samples of every class in turn, `count` together; all where no count is given."""
-    targets = [int(target) for target in getattr(samples, "targets", ())]
-    if count is None or count >= len(targets):
+    """Return the first samples of every class in turn, `count` together; all where no count is given.
+
+    A sample of several classes counts as one of its rarest.
+    """
+    if count is None or count >= len(samples):  # type: ignore[arg-type]
         return samples
-    seen: dict[int, int] = defaultdict(int)
+    targets = targets_of(samples).tolist()
+    if targets and isinstance(targets[0], list):
+        targets = rarest([[f"{number:09}" for number, value in enumerate(row) if value] for row in targets])
+    seen: dict[Any, int] = defaultdict(int)
     turns = []
     for index, target in enumerate(targets):
         turns.append((seen[target], target, index))
         seen[target] += 1
     return Subset(samples, sorted(index for _, _, index in sorted(turns)[:count]))
+
+
+def targets_of(samples: Samples) -> Tensor:  # [n], or of several labels [n x k]
+    """Return the targets of all samples, without reading an image."""
+    if isinstance(samples, Subset):
+        return targets_of(samples.samples)[torch.as_tensor(samples.indices)]
+    targets: Any = samples.targets  # type: ignore[attr-defined]
+    several = isinstance(targets, list) and targets and isinstance(targets[0], Tensor)
+    return torch.stack(targets) if several else torch.as_tensor(targets)
 
 
 def whole(samples: Samples) -> Samples:
@@ -193,8 +207,8 @@ def image_folder(data: Data, train: str | None = None, evaluation: str | None = 
 
 
 @data_set
-def csv(data: Data) -> Source:
-    """Return the images of a table `path,label[,split]`, which is the root itself."""
+def csv(data: Data, separator: str = SEPARATORS[0]) -> Source:
+    """Return the images of a table `path,label[,split]`, which is the root itself; with one label or several."""
     return _listed(data)
 
 
@@ -216,7 +230,8 @@ def listing_of(data: Data, *, training: bool = True) -> Listing | None:
         return None
     if root.is_dir():
         raise RunError(f"data: {root} is a folder; data.root of csv is the table itself, as {root / 'images.csv'}")
-    return list_table(root, training=training)
+    separator = data.args.get("separator", SEPARATORS[0]) if data.labels == "several" else None
+    return list_table(root, training=training, separator=separator)
 
 
 def _listed(data: Data, trained: Sequence[str] = ()) -> Source:
