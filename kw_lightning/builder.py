@@ -15,8 +15,9 @@ from torch import nn
 
 from kw_lightning import backbones
 from kw_lightning.errors import KWError, RecipeError
-from kw_lightning.nn import KWLayer, KWLinear, attach_warehouse
+from kw_lightning.nn import KWLayer, KWLinear, attach_warehouse, set_temperature
 from kw_lightning.nn.partial import PartialLayer
+from kw_lightning.nn.warm_start import load_kernels
 from kw_lightning.planning import LayerPlan, Plan, WarehousePlan, plan
 from kw_lightning.pretrained import load_pretrained
 from kw_lightning.recipe import load_recipe
@@ -32,12 +33,14 @@ class Conversion:
 
     Attributes:
         model: the network; another object than before only where the network was a single layer.
-        errors: of a warm start, each dynamic layer's relative error of its kernel at τ = 1: 0 where the budget is 1 or
-            more, since every part of the old kernel then has a cell of its own.
+        errors: of a warm start, each dynamic layer's relative error of its kernel: 0 where the budget is 1 or more,
+            since every part of the old kernel then has a cell of its own.
+        temperature: τ at which the network has the old kernels; 1 where there was no warm start.
     """
 
     model: nn.Module
     errors: Mapping[str, float] = field(default_factory=dict)
+    temperature: float = 1.0
 
 
 def build(source: Recipe | Plan, *, allow_python: Sequence[str] = (), pretrained: bool = True) -> nn.Module:
@@ -59,8 +62,12 @@ def build(source: Recipe | Plan, *, allow_python: Sequence[str] = (), pretrained
     if recipe.model is not None and not pretrained:
         recipe = replace(recipe, model=replace(recipe.model, pretrained=False))
     model = make_static(recipe, allow_python=allow_python)
-    warm = recipe.model is not None and bool(recipe.model.pretrained)
-    return apply_plan(planned, model, warm_start=warm).model
+    return apply_plan(planned, model, warm_start=starts_warm(recipe)).model
+
+
+def starts_warm(recipe: Recipe) -> bool:
+    """Say whether the recipe's network starts from the kernels of a static one."""
+    return recipe.model is not None and bool(recipe.model.pretrained)
 
 
 def make_static(recipe: Recipe, *, allow_python: Sequence[str] = ()) -> nn.Module:
@@ -122,8 +129,9 @@ def apply_plan(planned: Plan, model: nn.Module, *, warm_start: bool = False) -> 
     Args:
         planned: made for this network, or for its like on the meta device.
         model: the static network.
-        warm_start: cut the old kernels into the cells, so that at τ = 1 the output is what it was where the budget is
-            1 or more; under 1 the mixtures that start as the zero cell lose their part.
+        warm_start: start from the old kernels. Where every budget is 1 or more the output at τ = 1 is what it was.
+            With any budget under 1 τ is 0, and the kernels are as near as so few cells can come; see
+            `kw_lightning.nn.warm_start`.
 
     Raises:
         KWError: a network that the plan was not made for, **or** layers of one warehouse on several devices or in
@@ -134,21 +142,32 @@ def apply_plan(planned: Plan, model: nn.Module, *, warm_start: bool = False) -> 
         raise KWError("a warm start needs weights: the network is on the meta device")
     made: dict[str, list[tuple[LayerPlan, KWLayer]]] = {}
     errors: dict[str, float] = {}
+    temperature = warm_temperature(planned) if warm_start else 1.0
     for warehouse in planned.warehouses:
-        for layer, dynamic in zip(warehouse.layers, _make_warehouse(warehouse, statics), strict=True):
+        dynamics = _make_warehouse(warehouse, statics)
+        if warm_start:
+            kernels = [rows_of(statics[layer.layer.name].weight, layer.rows) for layer in warehouse.layers]
+            found = load_kernels(dynamics, kernels, temperature)
+            errors |= {layer.name: error for layer, error in zip(warehouse.layers, found, strict=True)}
+        for layer, dynamic in zip(warehouse.layers, dynamics, strict=True):
             dynamic.engine, dynamic.name = planned.recipe.engine, layer.name
             if isinstance(dynamic, KWLinear):
                 _place_batch(dynamic, layer, warehouse)
             made.setdefault(layer.layer.name, []).append((layer, dynamic))
-            if warm_start:
-                errors[layer.name] = dynamic.load_kernel(rows_of(statics[layer.layer.name].weight, layer.rows))
     replacements = {
         name: replacement(statics[name], [(layer.rows, dynamic) for layer, dynamic in parts])
         for name, parts in made.items()
     }
     if warm_start:
         _report(planned, errors)
-    return Conversion(_swap(model, planned, replacements), errors)
+    network = _swap(model, planned, replacements)
+    set_temperature(network, temperature)
+    return Conversion(network, errors, temperature)
+
+
+def warm_temperature(planned: Plan) -> float:
+    """Return τ at which a warm start reaches the old kernels: 1 where every part has a cell of its own, else 0."""
+    return 1.0 if all(warehouse.budget >= 1 for warehouse in planned.warehouses) else 0.0
 
 
 def _static_layers(planned: Plan, modules: Mapping[str, nn.Module]) -> dict[str, Static]:
@@ -222,23 +241,21 @@ def _swap(model: nn.Module, planned: Plan, replacements: Mapping[str, nn.Module]
 
 
 def _report(planned: Plan, errors: Mapping[str, float]) -> None:
-    inexact = {name: error for name, error in errors.items() if error > 0}
-    if not inexact:
+    if not any(errors.values()):
         log.info("warm start: all %d dynamic layers have the old kernels at temperature 1", len(errors))
         return
     for warehouse in planned.warehouses:
-        found = [inexact[layer.name] for layer in warehouse.layers if layer.name in inexact]
-        if found:
+        found = [errors[layer.name] for layer in warehouse.layers]
+        if any(found):
             log.warning(
-                "warm start: warehouse %r has budget %.3g, so %d of its %d layers lose part of their kernel; "
+                "warm start: warehouse %r has budget %.3g; at temperature 0 its %d layers come near the old kernels: "
                 "relative error %.2f on average, %.2f at most. A budget of 1 or more keeps them.",
                 warehouse.name,
                 float(warehouse.budget),
                 len(found),
-                len(warehouse.layers),
                 math.fsum(found) / len(found),
                 max(found),
             )
 
 
-__all__ = ["Conversion", "apply_plan", "build", "convert", "make_static"]
+__all__ = ["Conversion", "apply_plan", "build", "convert", "make_static", "starts_warm", "warm_temperature"]

@@ -61,7 +61,7 @@ class KWCallback(Callback):
         self.recipe = callback_recipe(recipe)
         self.module = module
         self.warm_start = warm_start
-        self.temperature, self.attention = method_callbacks(self.recipe, module)
+        self.temperature, self.attention = method_callbacks(self.recipe, module, warm_start=warm_start)
         self._undo: list[Callable[[], None]] = []
 
     @property

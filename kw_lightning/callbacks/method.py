@@ -22,17 +22,20 @@ class MethodCallbacks(NamedTuple):
     attention: AttentionStatistics | None
 
 
-def method_callbacks(recipe: Recipe, module: str | None = None, folder: Path | None = None) -> MethodCallbacks:
+def method_callbacks(
+    recipe: Recipe, module: str | None = None, folder: Path | None = None, *, warm_start: bool = False
+) -> MethodCallbacks:
     """Return the callbacks of a recipe with warehouses.
 
     Args:
         recipe: the recipe.
         module: path of the submodule that it is for; None means the whole LightningModule.
         folder: where the statistics' matrices go; `attention` in the logger's folder by default.
+        warm_start: whether the network starts from static kernels.
     """
     annealing, log = recipe.temperature, recipe.log
     temperature = TemperatureAnnealing(
-        annealing.start, annealing.end, annealing.epochs, annealing.steps, annealing.shape, module
+        annealing.start, annealing.end, annealing.epochs, annealing.steps, annealing.shape, module, warm_start
     )
     if not log.attention_every_n_epochs:
         return MethodCallbacks(temperature, None)

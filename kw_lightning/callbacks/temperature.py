@@ -55,11 +55,13 @@ class TemperatureAnnealing(Callback):
     Averages of the network get the same temperature (see `Warehouse`): one of past temperatures would lag behind.
 
     Args:
-        start, end: τ at the start and at the end of the annealing, in [0, 1].
+        start, end: τ at the start and at the end of the annealing, in [0, 1]. By default it starts at 1, and at 0 after
+            a warm start under a budget of 1, which reaches the old kernels there.
         epochs: its length in epochs, 2.5 as well.
         steps: its length in optimizer steps; give this or `epochs`. Without either it takes a tenth of the run.
         shape: "linear", "cosine" or "constant".
         module: path of the submodule whose warehouses are meant; the whole LightningModule by default.
+        warm_start: whether the network started from static kernels.
 
     Attributes:
         copies: paths of copies of that submodule, whose warehouses get the same temperature.
@@ -73,14 +75,15 @@ class TemperatureAnnealing(Callback):
 
     def __init__(
         self,
-        start: float = 1.0,
+        start: float | None = None,
         end: float = 0.0,
         epochs: float | None = None,
         steps: int | None = None,
         shape: Shape = "linear",
         module: str | None = None,
+        warm_start: bool = False,
     ) -> None:
-        for name, value in (("start", start), ("end", end)):
+        for name, value in (("start", 1.0 if start is None else start), ("end", end)):
             if not 0.0 <= value <= 1.0:
                 raise ValueError(mistake(value, "a temperature between 0 and 1", what=name))
         if epochs is not None and steps is not None:
@@ -92,6 +95,7 @@ class TemperatureAnnealing(Callback):
             raise ValueError(mistake(shape, SHAPES, what="the unknown shape"))
         self.start, self.end, self.epochs, self.steps, self.shape = start, end, epochs, steps, shape
         self.module = module
+        self.warm_start = warm_start
         self.copies: tuple[str, ...] = ()
         self.temperature: float | None = None
         self.total_steps: int | None = None
@@ -104,7 +108,10 @@ class TemperatureAnnealing(Callback):
 
     def at(self, step: int, total_steps: int) -> float:
         """Return τ before optimizer step `step` = 1, 2, … of an annealing over `total_steps`."""
-        return temperature_at(step, total_steps, start=self.start, end=self.end, shape=self.shape)
+        start = self.start
+        if start is None:
+            start = 0.0 if self._starts_under_one() else 1.0
+        return temperature_at(step, total_steps, start=start, end=self.end, shape=self.shape)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fix the length of the annealing and set τ: only now has a resumed run its step number back."""
@@ -117,6 +124,7 @@ class TemperatureAnnealing(Callback):
         self.total_steps = annealing_steps(trainer, self.epochs, self.steps) if self.shape != "constant" else 0
         self._warn_of_a_changed_length()
         self._warn_of_a_short_run(trainer)
+        self._warn_of_a_lost_start()
         self._set(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -145,6 +153,16 @@ class TemperatureAnnealing(Callback):
     def _find_warehouses(self, pl_module: LightningModule) -> list[Warehouse]:
         networks = [pl_module.get_submodule(path) for path in (self.module or "", *self.copies)]
         return [module for network in networks for module in network.modules() if isinstance(module, Warehouse)]
+
+    def _starts_under_one(self) -> bool:
+        return self.warm_start and any(len(warehouse.cells) < warehouse.mixtures for warehouse in self._warehouses)
+
+    def _warn_of_a_lost_start(self) -> None:
+        if self.start and self._starts_under_one():
+            rank_zero_warn(
+                "the network started from static kernels under a budget of 1, which it has at τ = 0: with "
+                f"start={self.start:g} it begins elsewhere; leave `temperature.start` out"
+            )
 
     def _warn_of_a_changed_length(self) -> None:
         saved, self._saved_total_steps = self._saved_total_steps, None

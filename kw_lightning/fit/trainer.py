@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
+from kw_lightning.builder import starts_warm
 from kw_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
 from kw_lightning.callbacks.exact_checkpoint import KEY as EXACT
 from kw_lightning.callbacks.exact_checkpoint import ExactCheckpoint
@@ -130,7 +131,8 @@ def make_callbacks(recipe: Recipe, folder: RunFolder, on_nan: OnNan = "stop") ->
         progress_bar(),
     ]
     if recipe.warehouses or recipe.stages:
-        callbacks += filter(None, method_callbacks(recipe, folder=folder.path / "attention"))
+        statistics = folder.path / "attention"
+        callbacks += filter(None, method_callbacks(recipe, folder=statistics, warm_start=starts_warm(recipe)))
     if train.freeze:
         callbacks.append(Freezing(train.freeze, train.freeze_epochs))
     if train.ema is not None:

@@ -18,6 +18,8 @@ from kw_lightning.nn.partition import LayerPartition
 from kw_lightning.nn.precision import autocast_type
 
 LARGEST_MEAN = 1e15  # of an input channel; its square has room in float32
+SMALLEST_SIZE = 1e-3  # added to Σ|z|, as published
+LARGEST_SUM = 1 / (1 + SMALLEST_SIZE)  # of |α| over a mixture's cells where Σ|z| = 1
 MINIMUM_WIDTH = 16  # of the hidden layer and of the low-rank form's basis
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
@@ -91,6 +93,22 @@ class ContrastingAttention(nn.Module):
             nn.init.zeros_(self.basis_bias)
         self.norm.reset_parameters()
 
+    @torch.no_grad()
+    def start_from(self, weights: Tensor) -> None:
+        """Start z so that at τ = 0 every sample gets the same weights; training makes them differ.
+
+        The zero cell takes what the weights leave of Σ|z| = 1. As in a low-rank update that starts at zero, the last
+        linear layer's weight is 0 and its input is not, so that it learns from the first step.
+
+        Args:
+            weights: α [mixtures, cells] at the start, with Σ_j |α_ij| ≤ `LARGEST_SUM`.
+        """
+        z = weights / LARGEST_SUM
+        z = torch.cat([z, 1 - z.abs().sum(dim=-1, keepdim=True)], dim=-1)
+        bias = self.expand.bias if self.basis_bias is None else self.basis_bias
+        nn.init.zeros_(self.expand.weight)
+        bias.copy_(z.view_as(bias))
+
     def forward(self, x: Tensor, temperature: Tensor) -> Tensor:
         """Return α of the samples of x.
 
@@ -145,7 +163,7 @@ class ContrastingAttention(nn.Module):
     def _anneal(self, z: Tensor, temperature: Tensor) -> Tensor:
         # Small maps leave a layer little else to do than this: few operations, each on all mixtures.
         size = torch.linalg.vector_norm(z, ord=1, dim=-1, keepdim=True)
-        scale = (1 - temperature).to(z.dtype) / (size + 1e-3)
+        scale = (1 - temperature).to(z.dtype) / (size + SMALLEST_SIZE)
         # The published code keeps β in float32; τβ is rounded alike, else its numbers hold to 1e-8 only.
         return torch.addcmul((self._start_on(z.device) * temperature.to(torch.float32)).to(z.dtype), z[..., :-1], scale)
 

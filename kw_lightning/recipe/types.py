@@ -175,9 +175,12 @@ class Model:
 
 @dataclass(frozen=True)
 class Temperature:
-    """The annealing of the attention's temperature; over `epochs` or `steps`, whichever is set."""
+    """The annealing of the attention's temperature; over `epochs` or `steps`, whichever is set.
 
-    start: float = 1.0
+    Without `start` it is from 1, and from 0 after a warm start under a budget of 1.
+    """
+
+    start: float | None = None
     end: float = 0.0
     epochs: float | None = None
     steps: int | None = None

@@ -159,6 +159,17 @@ def test_warm_start_keeps_the_function(tmp_path: Path) -> None:
     torch.testing.assert_close(model(x), expected)
 
 
+def test_a_warm_start_under_budget_1_begins_at_temperature_0(tmp_path: Path) -> None:
+    recipe: dict[str, Any] = {"kw": 1, "warehouses": {"a": {"layers": ["net.conv*"], "budget": "1/2"}}}
+    callback = KWCallback(recipe, warm_start=True)
+    trainer(tmp_path, callbacks=[callback]).fit(Classifier(), loader())
+    assert callback.temperature.temperature == 0
+    started = KWCallback({**recipe, "temperature": {"start": 1, "steps": 1000}}, warm_start=True)
+    with pytest.warns(UserWarning, match=r"has at τ = 0: with start=1 it begins elsewhere"):
+        trainer(tmp_path, callbacks=[started]).fit(Classifier(), loader())
+    assert started.temperature.temperature > 0.9
+
+
 def test_sections_of_the_trainer_are_ignored_with_one_warning() -> None:
     sections: dict[str, Any] = {
         "model": {"backbone": "torchvision/resnet18", "pretrained": True},

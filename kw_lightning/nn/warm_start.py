@@ -1,0 +1,89 @@
+"""Starting the layers of a warehouse from static kernels.
+
+Under a budget of 1 there are fewer cells than parts of kernels, and β gives some mixtures the zero cell. No choice of
+cells helps those at τ = 1; at τ = 0 every mixture may draw on all cells. There the best n cells are known: the rows of
+the kernels' parts [mixtures, cell numbers] projected on their n leading right singular vectors (Eckart and Young,
+1936: no other n cells leave a smaller error, whatever the attention).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kw_lightning.nn.attention import LARGEST_SUM
+from kw_lightning.nn.layers import KWLayer, split_kernel
+
+
+@torch.no_grad()
+def load_kernels(layers: Sequence[KWLayer], kernels: Sequence[Tensor], temperature: float) -> list[float]:
+    """Start all layers of one warehouse from static kernels.
+
+    At τ = 1 a budget of 1 or more gives every part of a kernel a cell of its own, and the layers compute what the
+    static ones did; what happens while τ falls is left to training. At τ = 0 the attention starts at the weights of
+    the best mixtures, alike for all samples, and no annealing is wanted.
+
+    Args:
+        layers: all layers of a warehouse, in its order.
+        kernels: their kernels, each [out_channels, in_channels / groups, *kernel_size].
+        temperature: τ at which the layers are to have the kernels, 1 or 0.
+
+    Returns:
+        Each layer's relative error of its kernel; 0 where the budget is 1 or more.
+    """
+    if temperature == 1:
+        return [layer.load_kernel(kernel) for layer, kernel in zip(layers, kernels, strict=True)]
+    warehouse = layers[0].warehouse
+    assert warehouse is not None
+    cells = warehouse.cells
+    if len(cells) >= warehouse.mixtures:
+        for layer, kernel in zip(layers, kernels, strict=True):
+            layer.load_kernel(kernel / LARGEST_SUM)
+            assert layer.attention is not None
+            layer.attention.start_from(layer.attention.start * LARGEST_SUM)
+        return [0.0] * len(layers)
+    parts = [_parts(layer, kernel.to(cells)) for layer, kernel in zip(layers, kernels, strict=True)]
+    sizes = [len(part) for part in parts]
+    wanted = torch.cat(parts).double()
+    best, weights = best_cells(wanted, len(cells))
+    cells.copy_(best.view_as(cells))
+    for layer, start in zip(layers, weights.split(sizes), strict=True):
+        assert layer.attention is not None
+        layer.attention.start_from(start)
+    lost = (wanted - weights @ best).split(sizes)
+    return [relative_error(rest, part) for rest, part in zip(lost, parts, strict=True)]
+
+
+def best_cells(parts: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the cells whose linear mixtures are nearest to the parts of kernels, and the mixtures' weights.
+
+    Args:
+        parts: [mixtures, numbers of a cell], in float64.
+        count: n, how many cells.
+
+    Returns:
+        The cells [n, numbers of a cell], and weights [mixtures, n] with Σ_j |weight_ij| ≤ `LARGEST_SUM`, which the
+        attention can give at τ = 0: cells are as large as that needs.
+    """
+    left, values, right = torch.linalg.svd(parts, full_matrices=False)
+    rank = min(count, len(values))
+    left, cells = left[:, :rank], values[:rank, None] * right[:rank]
+    scale = left.abs().sum(dim=1).max().clamp_min(torch.finfo(left.dtype).tiny) / LARGEST_SUM
+    unused = count - rank
+    return F.pad(scale * cells, (0, 0, 0, unused)), F.pad(left / scale, (0, unused))
+
+
+def relative_error(lost: Tensor, kernel: Tensor) -> float:
+    """Return ‖lost‖ / ‖kernel‖, 0 for a kernel of zeros."""
+    return float(torch.linalg.vector_norm(lost) / torch.linalg.vector_norm(kernel).clamp_min(1e-30))
+
+
+def _parts(layer: KWLayer, kernel: Tensor) -> Tensor:
+    assert layer.partition is not None
+    return split_kernel(kernel, layer.partition).flatten(1)
+
+
+__all__ = ["best_cells", "load_kernels", "relative_error"]
