@@ -22,11 +22,13 @@ def evaluate(
     # slow to import: torch and lightning
     from kw_lightning.cli.output import console
     from kw_lightning.fit.evaluation import evaluate as measure
-    from kw_lightning.fit.report import json_text, metrics_table
+    from kw_lightning.fit.report import classes_table, json_text, metrics_table
 
     evaluation = measure(checkpoint, overrides or (), allow_python=tuple(allow_python or ()))
     if json:
         found = {"checkpoint": str(evaluation.checkpoint), "epoch": evaluation.epoch}
-        typer.echo(json_text({**evaluation.metrics, **found}))
+        typer.echo(json_text({**evaluation.metrics, **found, "classes": evaluation.classes}))
     else:
         console().print(metrics_table({evaluation.checkpoint.name: evaluation.metrics}))
+        if evaluation.classes:
+            console().print(classes_table(evaluation.classes))

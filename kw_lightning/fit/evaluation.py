@@ -13,6 +13,7 @@ from torch import Tensor
 from kw_lightning.callbacks.checkpoint_io import read
 from kw_lightning.callbacks.layout import listed, misfits
 from kw_lightning.errors import RunError
+from kw_lightning.fit.by_class import ClassMetrics
 from kw_lightning.fit.data import data_module
 from kw_lightning.fit.failures import readable_failures
 from kw_lightning.fit.folder import checkpoint_of
@@ -33,11 +34,13 @@ class Evaluation:
         epoch: epochs trained, from 1.
         metrics: `accuracy`, `top5` of more than five classes (0 to 1) and `loss`; of several labels an image `map`,
             `f1`, `exact` and `loss`.
+        classes: of each class `name`, `images`, `recall` and `precision`, of several labels `average_precision`.
     """
 
     checkpoint: Path
     epoch: int
     metrics: dict[str, float]
+    classes: tuple[ClassMetrics, ...] = ()
 
 
 def evaluate(path: str | Path, overrides: Sequence[str] = (), *, allow_python: Sequence[str] = ()) -> Evaluation:
@@ -64,7 +67,9 @@ def evaluate(path: str | Path, overrides: Sequence[str] = (), *, allow_python: S
     names = state.get(CLASSES)
     classes = [str(name) for name in names] if isinstance(names, list) else ()
     data = data_module(module.recipe, allow_python=allow_python, trained=trained, classes=classes)
-    return Evaluation(checkpoint, state["epoch"] + 1, measure(module, data))
+    metrics = measure(module, data)
+    by_class = tuple(module.by_class(getattr(data, "classes", None) or classes))
+    return Evaluation(checkpoint, state["epoch"] + 1, metrics, by_class)
 
 
 def measure(module: Classifier, data: LightningDataModule) -> dict[str, float]:

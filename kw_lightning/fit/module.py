@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
@@ -16,6 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from kw_lightning.builder import build
 from kw_lightning.callbacks.checkpoint import KEY, describe
 from kw_lightning.errors import RunError
+from kw_lightning.fit.by_class import ClassMetrics, class_counters, class_metrics
 from kw_lightning.fit.groups import freeze, parameter_groups
 from kw_lightning.fit.label_metrics import label_metrics
 from kw_lightning.fit.losses import measured_loss, training_loss
@@ -75,6 +77,7 @@ class Classifier(LightningModule):
         # torchmetrics' own top-k wants to know the number of classes here
         self.top5 = MeanMetric(nan_strategy="disable")
         self.label_metrics: MetricCollection | None = None  # of several labels; they want to know it too
+        self.class_counters: MetricCollection | None = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put what evaluation does to an image into the checkpoint, since a library's defaults may be others later.
@@ -114,30 +117,60 @@ class Classifier(LightningModule):
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
-        """Count right answers, and the loss without smoothing and weights of classes."""
+        """Count right answers, and the loss without smoothing and weights of classes, as `val/…`."""
+        self._measure(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+        """Do the same as `test/…`."""
+        self._measure(batch, "test")
+
+    def _measure(self, batch: tuple[Tensor, Tensor], part: str) -> None:
         images, targets = batch
         logits = self(images).float()
         self._check_targets(targets)
         self.loss(measured_loss(logits, targets, self.train_settings.loss))
+        answers = logits.sigmoid() if self.several else logits  # torchmetrics would take logits from 0 to 1 as they are
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            if self.class_counters is None:
+                self.class_counters = class_counters(logits.shape[1], several=self.several).to(self.device)
+            self.class_counters.update(answers, targets.long())
         if self.several:
             if self.label_metrics is None:
                 self.label_metrics = label_metrics(logits.shape[1]).to(self.device)
-            # torchmetrics would take logits from 0 to 1 for probabilities
-            self.label_metrics.update(logits.sigmoid(), targets.long())
-            self.log("val/loss", self.loss, on_step=False, on_epoch=True, prog_bar=True)
+            self.label_metrics.update(answers, targets.long())
+            self.log(f"{part}/loss", self.loss, on_step=False, on_epoch=True, prog_bar=True)
             return
         self.accuracy(logits, targets)
         nearest = logits.topk(min(TOP, logits.shape[1])).indices  # [b x 5]
         self.top5((nearest == targets.unsqueeze(1)).any(dim=1).float())
         self.shows_top5 = logits.shape[1] > TOP
-        metrics = {"val/loss": self.loss, "val/accuracy": self.accuracy}
+        metrics = {f"{part}/loss": self.loss, f"{part}/accuracy": self.accuracy}
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True)
-        self.log("val/top5", self.top5, on_step=False, on_epoch=True, prog_bar=self.shows_top5)
+        self.log(f"{part}/top5", self.top5, on_step=False, on_epoch=True, prog_bar=self.shows_top5)
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin to count anew, class by class."""
+        self.class_counters = None
+
+    def on_test_epoch_start(self) -> None:
+        """Do the same."""
+        self.class_counters = None
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of several labels, which torchmetrics has brought together from all processes."""
+        self._log_label_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Do the same."""
+        self._log_label_metrics("test")
+
+    def by_class(self, names: Sequence[str] = ()) -> list[ClassMetrics]:
+        """Return how well each class is told, after an evaluation that was no part of training; see `class_metrics`."""
+        return class_metrics(self.class_counters, names) if self.class_counters is not None else []
+
+    def _log_label_metrics(self, part: str) -> None:
         if self.label_metrics is not None:
-            metrics = {f"val/{name}": value for name, value in self.label_metrics.compute().items()}
+            metrics = {f"{part}/{name}": value for name, value in self.label_metrics.compute().items()}
             self.log_dict(metrics, prog_bar=True, sync_dist=True)
             self.label_metrics.reset()
 

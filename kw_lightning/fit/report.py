@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from json import dumps
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
+
+from kw_lightning.fit.by_class import ClassMetrics, worst
 
 ROWS = (
     ("accuracy", "top-1 accuracy"),
@@ -17,6 +20,9 @@ ROWS = (
     ("exact", "every label right"),
     ("loss", "loss"),
 )
+
+SHOWN_CLASSES = 10
+"""Classes that a table shows at the most."""
 
 Metrics = Mapping[str, float]
 
@@ -31,6 +37,20 @@ def metrics_table(columns: Mapping[str, Metrics]) -> Table:
             continue
         cells = [f"{metrics[key]:.4f}" if key == "loss" else f"{metrics[key]:.2%}" for metrics in columns.values()]
         table.add_row(label, *cells)
+    return table
+
+
+def classes_table(classes: Sequence[ClassMetrics]) -> Table:
+    """Return a table with a row for each class, or for the ten that are told worst where there are more."""
+    shown = classes if len(classes) <= SHOWN_CLASSES else worst(classes, SHOWN_CLASSES)
+    head = "class" if len(shown) == len(classes) else f"worst {len(shown)} of {len(classes):,} classes"
+    table = Table(head)
+    measured = [key for key in ("average_precision", "recall", "precision") if classes and key in classes[0]]
+    for name in ("images", *measured):
+        table.add_column(name.replace("_", " "), justify="right")
+    for entry in shown:
+        values = ("–" if entry[key] is None else f"{entry[key]:.2%}" for key in measured)
+        table.add_row(escape(entry["name"]), f"{entry['images']:,}", *values)
     return table
 
 

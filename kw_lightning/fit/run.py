@@ -191,12 +191,13 @@ def finish(
     if not trainer.is_global_zero:
         return Result(folder.path, {}, {}, module)
     measured = {}
-    for name, path in (("last", folder.last), ("best", folder.best if folder.best.exists() else folder.last)):
-        measured[name] = measure(
-            load_classifier(read_checkpoint(path), path, planned=module.plan, allow_python=allow_python), data
-        )
+    classes = []
+    for name, path in (("best", folder.best if folder.best.exists() else folder.last), ("last", folder.last)):
+        trained = load_classifier(read_checkpoint(path), path, planned=module.plan, allow_python=allow_python)
+        measured[name] = measure(trained, data)
+        classes = trained.by_class(getattr(data, "classes", None) or ())
     parameters = sum(parameter.numel() for parameter in module.network.parameters())
-    folder.write("result.json", json_text({"parameters": parameters, **measured}, indent=2) + "\n")
+    folder.write("result.json", json_text({"parameters": parameters, **measured, "classes": classes}, indent=2) + "\n")
     from kw_lightning.inference.checkpoint import (
         load_trained,
     )  # it reads images by `fit.data`: at the top this would be a circle

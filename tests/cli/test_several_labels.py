@@ -80,6 +80,11 @@ def test_a_network_learns_several_labels_and_evaluates_as_it_ended(here: Path) -
     assert {name: again[name] for name in ("map", "f1", "exact", "loss")} == pytest.approx(
         {name: result["last"][name] for name in ("map", "f1", "exact", "loss")}
     )
+    assert [entry["name"] for entry in result["classes"]] == sorted(COLOURS)
+    assert {(entry["images"], entry["recall"], entry["average_precision"]) for entry in result["classes"]} == {
+        (4, 1, 1)
+    }
+    assert "average precision" in kw("evaluate", "runs/small-1").stdout
     (prediction,) = kw_lightning.load("runs/small-1").predict(["pictures/3-101.png"], threshold=0.5)
     assert {label for label, _ in prediction.top} == {"red", "blue"}
 

@@ -67,6 +67,12 @@ def test_evaluate_gives_the_same_from_the_checkpoint_alone(finished: Result, tmp
     again = evaluate(finished.folder)
     assert (again.metrics, again.epoch, again.checkpoint.name) == (finished.last, 2, "last.ckpt")
     assert evaluate(finished.folder / "checkpoints/best.ckpt").metrics == finished.best
+    written = json.loads((finished.folder / "result.json").read_text())["classes"]
+    assert list(again.classes) == written
+    assert [entry["name"] for entry in written] == [str(digit) for digit in range(10)]
+    images = sum(entry["images"] for entry in written)
+    hits = sum(entry["images"] * entry["recall"] for entry in written)
+    assert (images, hits / images) == (40, pytest.approx(finished.last["accuracy"]))
 
 
 def test_lightning_loads_the_checkpoint(finished: Result) -> None:
