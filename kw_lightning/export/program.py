@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import operator
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 
 from kw_lightning.errors import RunError, first_line
 from kw_lightning.export.description import KEY, describe
+from kw_lightning.export.norms import fold_norms
 from kw_lightning.inference.saving import SavedNetwork
 from kw_lightning.planning import plan
 
@@ -61,6 +63,7 @@ def write_onnx(saved: SavedNetwork, path: Path) -> str:
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
+            custom_translation_table={operator.floordiv: _floor_division()},
         )
         assert made is not None
         made.model.metadata_props[KEY] = describe(saved)
@@ -75,7 +78,7 @@ def exported(saved: SavedNetwork) -> tuple[ExportedProgram, str]:
         RunError: a network that cannot be traced.
     """
     sample = _sample(saved)
-    network = saved.network.eval()
+    network, _ = fold_norms(saved.network.eval())
     sizes = dict.fromkeys(range(2, sample.dim()), Dim.DYNAMIC)
     failure = ""
     for free, words in (({0: Dim.DYNAMIC, **sizes}, "batch and size"), ({0: Dim.DYNAMIC}, "batch")):
@@ -87,9 +90,21 @@ def exported(saved: SavedNetwork) -> tuple[ExportedProgram, str]:
     raise RunError(f"the network cannot be exported: {failure}")
 
 
+def _floor_division() -> Callable[..., Any]:
+    """Return Python's division of whole numbers in ONNX, whose own rounds towards zero."""
+    from onnxscript import INT64, opset18
+
+    def floor_division(dividend: INT64, divisor: INT64) -> INT64:
+        return opset18.Div(opset18.Sub(dividend, opset18.Mod(dividend, divisor)), divisor)
+
+    # The exporter looks for the types themselves.
+    floor_division.__annotations__ = {"dividend": INT64, "divisor": INT64, "return": INT64}
+    return floor_division
+
+
 def _sample(saved: SavedNetwork) -> Tensor:
     """Return two samples as the network takes them; one would be taken for the only batch there is."""
-    shape = plan(saved.recipe).input_shape
+    shape = (saved.plan or plan(saved.recipe)).input_shape
     if shape is None:
         raise RunError("the shape of the network's input is not known; give it by model.input")
     place = next(iter(saved.network.parameters()), torch.empty(0))

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from kw_lightning.nn.partition import LayerPartition
-from kw_lightning.nn.precision import autocast_type
+from kw_lightning.nn.precision import autocast_type, in_type
 
 LARGEST_MEAN = 1e15  # of an input channel; its square has room in float32
 SMALLEST_SIZE = 1e-3  # added to Σ|z|, as published
@@ -130,7 +130,7 @@ class ContrastingAttention(nn.Module):
         dtype = torch.promote_types(x.dtype, torch.float32)
         positions = list(range(1, x.dim() - 1)) if self.channels_last else list(range(2, x.dim()))
         if not positions:
-            return x.to(dtype)
+            return in_type(x, dtype)
         if 0 in x.shape[1:]:  # the mean of no positions is not a number, and so would all gradients be
             return x.sum(dim=positions, dtype=dtype)
         return x.mean(dim=positions, dtype=dtype)
@@ -142,12 +142,12 @@ class ContrastingAttention(nn.Module):
     def _normalise(self, hidden: Tensor) -> Tensor:
         norm = self.norm
         # A network turned to half precision as a whole has a norm in half precision, which takes only its own type.
-        x = hidden if hidden.dtype == norm.weight.dtype else hidden.to(norm.weight.dtype)
+        x = in_type(hidden, norm.weight.dtype)
         if isinstance(norm, nn.BatchNorm1d) and norm.training and x.shape[0] <= 1:
             x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
         else:
             x = norm(x)
-        return x if x.dtype == hidden.dtype else x.to(hidden.dtype)
+        return in_type(x, hidden.dtype)
 
     def _expand(self, hidden: Tensor) -> Tensor:
         z = _linear(hidden, self.expand)
@@ -158,14 +158,15 @@ class ContrastingAttention(nn.Module):
         own, compact, zero = z.split([self.own_cells, rank, 1], dim=-1)
         other = _linear(compact, self.basis)
         before, after = other[..., : self.first_cell], other[..., self.first_cell :]
-        return torch.cat([before, own, after, zero], dim=-1) + self.basis_bias.to(z.dtype)
+        return torch.cat([before, own, after, zero], dim=-1) + in_type(self.basis_bias, z.dtype)
 
     def _anneal(self, z: Tensor, temperature: Tensor) -> Tensor:
         # Small maps leave a layer little else to do than this: few operations, each on all mixtures.
         size = torch.linalg.vector_norm(z, ord=1, dim=-1, keepdim=True)
-        scale = (1 - temperature).to(z.dtype) / (size + SMALLEST_SIZE)
+        scale = in_type(1 - temperature, z.dtype) / (size + SMALLEST_SIZE)
         # The published code keeps β in float32; τβ is rounded alike, else its numbers hold to 1e-8 only.
-        return torch.addcmul((self._start_on(z.device) * temperature.to(torch.float32)).to(z.dtype), z[..., :-1], scale)
+        start = self._start_on(z.device) * in_type(temperature, torch.float32)
+        return torch.addcmul(in_type(start, z.dtype), z[..., :-1], scale)
 
     def _start_on(self, device: torch.device) -> Tensor:
         """Return β on a device: weights may have come there without `_apply`, by assignment for one."""

@@ -19,7 +19,7 @@ from kw_lightning.nn.attention import ContrastingAttention
 from kw_lightning.nn.engine import Convolution, dynamic_convolution, dynamic_linear
 from kw_lightning.nn.engine.reference import assemble_kernels
 from kw_lightning.nn.partition import LayerPartition, Shape
-from kw_lightning.nn.precision import compute_type
+from kw_lightning.nn.precision import compute_type, in_type
 from kw_lightning.nn.warehouse import Warehouse
 from kw_lightning.nn.weight import DynamicWeight, over_rows
 
@@ -162,6 +162,18 @@ class KWLayer(nn.Module):
             "or torch.jit.trace(network, example)"
         )
 
+    def _finish(self, y: Tensor, dimensions: int) -> Tensor:
+        """Return an output times the scale, plus the bias, where there are such; its channels stand at -dimensions."""
+        scale, bias = (
+            None if factors is None else over_rows(in_type(factors, y.dtype), dimensions)
+            for factors in (self.output_scale, self.bias)
+        )
+        if scale is not None and bias is not None:
+            return torch.addcmul(bias, y, scale)
+        if scale is not None:
+            return y * scale
+        return y if bias is None else y + bias
+
     def _make_bias(self, channels: int, bias: bool, factory: dict[str, Any]) -> None:
         self.bias = nn.Parameter(torch.empty(channels, **factory)) if bias else None
 
@@ -232,16 +244,13 @@ class _KWConvNd(KWLayer):
         warehouse, _, attention = self._attached()
         dtype = compute_type(x, warehouse.cells)
         alpha = attention(x, warehouse.temperature)
-        x = x.to(dtype)
+        x = in_type(x, dtype)
         if self._pad_first:
             x = F.pad(x, self._pad, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
         convolution = self._convolution()
         convolution.check_size(tuple(x.shape[2:]))
         y = dynamic_convolution(x, alpha, warehouse.cells, convolution, self.engine)
-        if self.output_scale is not None:
-            y = y * over_rows(self.output_scale.to(y.dtype), self.dimensions + 1)
-        if self.bias is not None:
-            y = y + over_rows(self.bias.to(y.dtype), self.dimensions + 1)
+        y = self._finish(y, self.dimensions + 1)
         return y.squeeze(0) if single else y
 
     @property
@@ -368,13 +377,10 @@ class KWLinear(KWLayer):
         cells = self._attached()[0].cells
         dtype = compute_type(x, cells)
         attention = self.attend(x)
-        tokens = x.to(dtype).unsqueeze(1) if x.dim() == 2 else x.to(dtype).flatten(1, -2)
+        tokens = in_type(x, dtype)
+        tokens = tokens.unsqueeze(1) if x.dim() == 2 else tokens.flatten(1, -2)
         y = dynamic_linear(tokens, attention, cells, self._convolution(), self.engine)
-        if self.output_scale is not None:
-            y = y * self.output_scale.to(y.dtype)
-        if self.bias is not None:
-            y = y + self.bias.to(y.dtype)
-        return y.reshape(*x.shape[:-1], self.out_features)
+        return self._finish(y, 1).reshape(*x.shape[:-1], self.out_features)
 
     def _doubt_batch(self, x: Tensor) -> None:
         warehouse = self._attached()[0]

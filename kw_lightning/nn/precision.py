@@ -14,6 +14,11 @@ def autocast_type(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind)
 
 
+def in_type(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor in a type; a conversion to its own type is left out, which an exported graph would hold."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 def compute_type(x: Tensor, weight: Tensor) -> torch.dtype:
     """Return the type in which to compute.
 

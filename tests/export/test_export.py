@@ -162,3 +162,23 @@ def test_answers_of_several_labels_are_counted_one_by_one() -> None:
     several = compare({"net": nn.Identity()}, [(logits, torch.tensor([[1.0, 0], [1, 0]]))], 2, several=True)
     assert several["net"].overall == 0.75
     assert several["net"].classes == pytest.approx((1.0, 0.5))
+
+
+def test_whole_numbers_are_divided_as_python_divides_them(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+
+    class Shorter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.start = nn.Parameter(torch.ones(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.new_ones(x.shape[0], 20 + (3 - x.shape[2]) // 2) * self.start
+
+    recipe = load_recipe({**RECIPE, "model": {**RECIPE["model"], "input": [3, 12, 12]}})
+    write_onnx(SavedNetwork(Shorter(), recipe, Preprocessing(), ("a",)), tmp_path / "shorter.onnx")
+    session = runtime.InferenceSession(str(tmp_path / "shorter.onnx"))
+    for side in (3, 4, 8, 9):
+        (found,) = session.run(None, {"images": np.zeros((2, 3, side, side), np.float32)})
+        assert found.shape == (2, 20 + (3 - side) // 2)

@@ -11,6 +11,7 @@ from kw_lightning.nn.engine import exported, operators, reference, work
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.planner import ENGINES, check_engine, refusal
 from kw_lightning.nn.engine.workspace import workspace
+from kw_lightning.nn.precision import in_type
 
 __all__ = ["ENGINES", "Convolution", "dynamic_convolution", "dynamic_linear", "refusal", "work", "workspace"]
 
@@ -41,7 +42,7 @@ def dynamic_convolution(
         check_engine(engine, convolution)
         return reference.convolve(x, attention.to(x.dtype), cells.to(x.dtype), convolution)
     if torch.compiler.is_exporting():
-        return exported.convolve(x, attention.to(x.dtype), cells.to(x.dtype), convolution)
+        return exported.convolve(x, in_type(attention, x.dtype), in_type(cells, x.dtype), convolution)
     y: Tensor = operators.dynamic_convolution(
         x,
         attention,
@@ -72,7 +73,7 @@ def dynamic_linear(
         [batch, tokens, out_features].
     """
     if engine == "reference" or _taken_apart() or torch.compiler.is_exporting():
-        return reference.apply_linear(x, attention.to(x.dtype), cells.to(x.dtype), convolution)
+        return reference.apply_linear(x, in_type(attention, x.dtype), in_type(cells, x.dtype), convolution)
     y = dynamic_convolution(x.transpose(1, 2), attention, cells.unsqueeze(-1), convolution.over_tokens(), engine)
     return y.transpose(1, 2)
 

@@ -34,9 +34,10 @@ def convolve(x: Tensor, attention: Tensor, cells: Tensor, convolution: Convoluti
     """
     batch, groups, out_channels = x.shape[0], convolution.groups, convolution.kernel_shape[0]
     mixed = torch.matmul(attention, cells.flatten(1)).unflatten(2, cells.shape[1:])
-    rows = join_mixtures(mixed, convolution).reshape(batch, groups, out_channels // groups, -1)
     copies, size = _copies(x, convolution)
-    columns = copies.reshape(batch, groups, rows.shape[-1], math.prod(size))
+    length = math.prod(convolution.kernel_shape[1:])
+    rows = join_mixtures(mixed, convolution).reshape(batch, groups, out_channels // groups, length)
+    columns = copies.reshape(batch, groups, length, math.prod(size))
     return torch.matmul(rows, columns).reshape(batch, out_channels, *size)
 
 
