@@ -36,7 +36,7 @@ def training_loss(
         several: whether an image may be of several classes: label smoothing then moves each answer towards one half.
     """
     logits = _precise(logits)
-    weights = weights if weights is None else weights.to(logits.dtype)
+    weights = weights if weights is None else weights.to(logits)
     if train.loss.name == "cross_entropy":
         targets = targets if targets.ndim == 1 else targets.to(logits.dtype)
         return functional.cross_entropy(logits, targets, weights, label_smoothing=train.label_smoothing)

@@ -66,8 +66,8 @@ class Classifier(LightningModule):
         self.save_hyperparameters({"recipe": escape(self.recipe.document.data), "pretrained": False}, logger=False)
         self.network = build(self.plan, allow_python=allow_python, pretrained=pretrained)
         freeze(self.recipe, self.network)
-        self.class_weights: Tensor | None
-        self.register_buffer("class_weights", None, persistent=False)  # they follow from the data
+        # no buffer: they follow from the data, and an average of the weights has the buffers that the module began with
+        self.class_weights: Tensor | None = None
         # "disable": a loss that is not a number is to be seen, and torchmetrics would leave it out of the mean
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.loss = MeanMetric(nan_strategy="disable")

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -17,6 +19,9 @@ from typer.testing import CliRunner
 import kw_lightning
 from kw_lightning import load_recipe
 from kw_lightning.cli import application
+from kw_lightning.errors import RunError
+from kw_lightning.fit import fit
+from kw_lightning.fit.module import Classifier
 
 COLOURS = ("red", "green", "blue")
 SHORTER = ["train.accelerator=cpu", "log.tensorboard=false"]
@@ -130,6 +135,32 @@ def test_classes_from_one_half_on_are_named_unless_another_threshold_is_given(he
         assert len(model.predict("pictures/0-110.png", threshold=threshold).top) == count
     nothing = kw("predict", "runs/small-1", "pictures/0-110.png", "--threshold", 1)
     assert (nothing.exit_code, nothing.stdout.strip()) == (0, "pictures/0-110.png  no class from 1 on")
+
+
+def test_a_run_of_several_labels_goes_on_to_the_bit(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["train.epochs=2", "train.ema.decay=0.9", "data.train.noise=0.1", "train.mixup=0.2", *SHORTER]
+    unbroken = fit("small.yaml", options, output="unbroken")
+    original = Classifier.training_step
+
+    def interrupted(self: Classifier, batch: Any, index: int) -> torch.Tensor:
+        if self.trainer.global_step == 3:  # of the second epoch, after an evaluation
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, batch, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "training_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit("small.yaml", options, output="broken")
+    resumed = fit("small.yaml", options, resume="broken")
+    first, second = unbroken.module.network.state_dict(), resumed.module.network.state_dict()
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+    assert resumed.last == unbroken.last
+
+
+def test_targets_of_ones_own_data_have_a_place_for_each_class(here: Path) -> None:
+    recipe = {**SMALL, "model": {"input": [3, 8, 8], "layers": ["Flatten", {"Dense": {"units": 3}}]}}
+    with pytest.raises(RunError, match=r"several needs targets \[batch, classes\] of 0 and 1: found the shape \[2\]"):
+        Classifier(recipe).training_step((torch.zeros(2, 3, 8, 8), torch.tensor([0, 1])), 0)
 
 
 def test_what_goes_with_one_label_only_is_refused_with_its_place(here: Path) -> None:

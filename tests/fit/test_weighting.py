@@ -62,7 +62,7 @@ def test_what_cannot_be_weighed_is_told_with_its_place() -> None:
 def test_a_run_weighs_its_classes_and_evaluates_without_weights(
     tmp_path: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = [*quick, "log.tensorboard=false", "train.epochs=1", "train.class_weights.3=5"]
+    options = [*quick, "log.tensorboard=false", "train.epochs=1", "train.class_weights.3=5", "train.ema.decay=0.9"]
     with pytest.raises(RecipeError, match=r'train\.class_weights\.10: found the unknown class "10", allowed: 0, 1, 2'):
         fit("digits-resnet", [*options, "train.class_weights.10=2"], output=tmp_path / "wrong")
     assert not (tmp_path / "wrong").exists()
