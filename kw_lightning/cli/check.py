@@ -96,7 +96,8 @@ def problems_of_data(recipe: Recipe) -> list[Problem]:
     except KWError as error:
         return [Problem(line) for line in str(error).splitlines()]
     if listing is None:
-        typer.echo(f"{recipe.name}: {len(source.train):,} training images, not in files", err=True)  # type: ignore[arg-type]
+        count = len(source.parts["train"])  # type: ignore[arg-type]
+        typer.echo(f"{recipe.name}: {count:,} training images, not in files", err=True)
         return []
     screen = error_console()
     columns = (TextColumn("opening"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -15,20 +15,27 @@ def evaluate(
     overrides: Annotated[
         list[str] | None, override_argument("Changes to the recipe inside, as data.root=/elsewhere.")
     ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(metavar="train|val|test", help="Part of the data. \\[default: test, or val where there is none]"),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
     allow_python: Annotated[list[str] | None, package_option("Let the recipe run code")] = None,
 ) -> None:
-    """Measure a checkpoint on its recipe's evaluation data; of a run folder, the last checkpoint."""
+    """Measure a checkpoint on a part of its recipe's data; of a run folder, the chosen checkpoint.
+
+    Chosen is the best one by train.monitor, or the last where no images validate.
+    """
     # slow to import: torch and lightning
     from kw_lightning.cli.output import console
     from kw_lightning.fit.evaluation import evaluate as measure
     from kw_lightning.fit.report import classes_table, json_text, metrics_table
 
-    evaluation = measure(checkpoint, overrides or (), allow_python=tuple(allow_python or ()))
+    evaluation = measure(checkpoint, overrides or (), split=split, allow_python=tuple(allow_python or ()))
     if json:
-        found = {"checkpoint": str(evaluation.checkpoint), "epoch": evaluation.epoch}
+        found = {"checkpoint": str(evaluation.checkpoint), "split": evaluation.split, "epoch": evaluation.epoch}
         typer.echo(json_text({**evaluation.metrics, **found, "classes": evaluation.classes}))
     else:
-        console().print(metrics_table({evaluation.checkpoint.name: evaluation.metrics}))
+        console().print(metrics_table({f"{evaluation.split}, {evaluation.checkpoint.name}": evaluation.metrics}))
         if evaluation.classes:
             console().print(classes_table(evaluation.classes))

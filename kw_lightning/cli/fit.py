@@ -71,6 +71,7 @@ def fit(
         warn_of_contradictions(loaded)
         return
     result = train(planned, resume=resume, init=init, output=output, allow_python=packages, on_nan=on_nan.value)
-    if result.last:
-        screen.print(metrics_table({"last": result.last, "best": result.best}))
+    columns = {"val, last": result.last, "val, best": result.best, "test, chosen": result.test}
+    if any(columns.values()):
+        screen.print(metrics_table({name: metrics for name, metrics in columns.items() if metrics}))
     screen.print(f"run folder: {result.folder}", highlight=False, soft_wrap=True)

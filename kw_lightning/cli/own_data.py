@@ -17,7 +17,7 @@ temperature: {{start: 1, end: 0, epochs: {annealing}}}
 
 data:
   name: {name}
-{root}{labels}  batch_size: {batch_size}
+{root}{labels}{validation}  batch_size: {batch_size}
   workers: {workers}
   # Mean, std and interpolation, and in evaluation the crop, are those of the network's weights: `kw plan` shows them.
   # flip takes left and right for the same: set it to false for text, digits or signs.
@@ -28,6 +28,7 @@ train:
   optimizer: {{name: AdamW, lr: {lr}, weight_decay: 0.05, no_decay: vectors}}
   schedule: {{name: cosine, warmup_epochs: {warmup}}}
 {loss}"""
+VALIDATION = "  validation: 0.1           # of the training images, evenly from every class\n"
 MULTIPLE = 32
 """Sides of images are chosen in multiples of what most networks shrink them by."""
 
@@ -78,6 +79,7 @@ def data_text(found: Look, given: Path, *, size: int, pretrained: bool) -> str:
         name="csv" if found.listing.source.is_file() else "image_folder",
         root="".join(f"  {line}\n" for line in to_yaml({"root": str(given)}).splitlines()),
         labels="" if separator is None else _several(separator),
+        validation="" if found.listing.part("validation") else VALIDATION,
         batch_size=training.batch_size,
         workers=4 if count >= 1000 else 0,
         scale=0.35 if pretrained else 0.2,

@@ -98,13 +98,22 @@ def _result(folder: RunFolder) -> Finding:
     if isinstance(result, str):
         hint = "; the run has not ended: kw-fit RECIPE --resume goes on" if result == "is not there" else ""
         return Finding("result.json", f"{result}{hint}", amiss=True)
-    last = result.get("last")
-    if not isinstance(last, dict):
-        return Finding("result.json", "damaged: it holds no metrics", amiss=True)
-    wrong = [key for key, value in last.items() if not _is_finite(value)]
+    if not isinstance(result.get("parameters"), int):
+        return Finding("result.json", "damaged: it does not hold what kw-fit writes", amiss=True)
+    found = dict(_figures(result))
+    wrong = [key for key, value in found.items() if not _is_finite(value)]
     if wrong:
         return Finding("result.json", f"not finite, or no number: {_some(wrong)}", amiss=True)
-    return Finding("result.json", ", ".join(f"{key} {value:.4g}" for key, value in last.items()))
+    return Finding("result.json", ", ".join(f"{key} {value:.4g}" for key, value in found.items()) or "nothing measured")
+
+
+def _figures(result: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield `val/accuracy, best` and the like with its value."""
+    for part in ("val", "test"):
+        checkpoints = result.get(part, {})
+        for name, metrics in checkpoints.items() if isinstance(checkpoints, Mapping) else ():
+            for key, value in metrics.items() if isinstance(metrics, Mapping) else ():
+                yield f"{part}/{key} of {name}", value
 
 
 def _checkpoint(name: str, file: Path, recipe: Recipe | None, allow_python: Sequence[str]) -> Iterator[Finding]:

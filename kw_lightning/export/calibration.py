@@ -22,7 +22,7 @@ def calibration_images(saved: SavedNetwork, count: int, *, allow_python: Sequenc
     Raises:
         RunError: the recipe names no images, **or** they are not there.
     """
-    samples = even_subset(_images(saved, allow_python).train_images.samples, count)
+    samples = even_subset(_images(saved, allow_python).parts["train"].samples, count)
     transform = evaluation_transform(saved.preprocessing)
     indices = range(min(count, len(samples)))  # type: ignore[arg-type]
     for start in range(0, len(indices), BATCH):
@@ -30,8 +30,16 @@ def calibration_images(saved: SavedNetwork, count: int, *, allow_python: Sequenc
 
 
 def evaluation_images(saved: SavedNetwork, *, allow_python: Sequence[str] = ()) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of evaluation images, as the recipe evaluates, and their classes."""
-    yield from _images(saved, allow_python).val_dataloader()
+    """Yield batches of validation images, or of test images where none validate, and their classes.
+
+    Raises:
+        RunError: the recipe names no images, they are not there, **or** there are neither.
+    """
+    data = _images(saved, allow_python)
+    part = next((part for part in ("val", "test") if part in data.parts), None)
+    if part is None:
+        raise RunError(f"the data of {saved.recipe.name} has neither a validation nor a test part to compare on")
+    yield from data.evaluation_loader(part)
 
 
 def _images(saved: SavedNetwork, allow_python: Sequence[str]) -> ImageData:

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from kw_lightning.callbacks.checkpoint_io import read
 from kw_lightning.callbacks.layout import listed, misfits
-from kw_lightning.errors import RunError
+from kw_lightning.errors import RunError, mistake
 from kw_lightning.fit.by_class import ClassMetrics
-from kw_lightning.fit.data import data_module
+from kw_lightning.fit.data import ImageData, data_module
+from kw_lightning.fit.data.splitting import NOTHING, SPLIT, split_of
 from kw_lightning.fit.failures import readable_failures
 from kw_lightning.fit.folder import checkpoint_of
 from kw_lightning.fit.module import Classifier
@@ -24,13 +26,16 @@ from kw_lightning.planning import Plan
 from kw_lightning.preprocessing import CLASSES, PREPROCESSING, Preprocessing
 from kw_lightning.recipe import load_recipe
 
+PARTS = ("train", "val", "test")
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a checkpoint reaches on its evaluation data.
+    """What a checkpoint reaches on a part of its data.
 
     Attributes:
         checkpoint: the file.
+        split: the part, "train", "val" or "test".
         epoch: epochs trained, from 1.
         metrics: `accuracy`, `top5` of more than five classes (0 to 1) and `loss`; of several labels an image `map`,
             `f1`, `exact` and `loss`.
@@ -38,25 +43,34 @@ class Evaluation:
     """
 
     checkpoint: Path
+    split: str
     epoch: int
     metrics: dict[str, float]
     classes: tuple[ClassMetrics, ...] = ()
 
 
-def evaluate(path: str | Path, overrides: Sequence[str] = (), *, allow_python: Sequence[str] = ()) -> Evaluation:
-    """Evaluate a checkpoint file, or the last checkpoint of a run folder.
+def evaluate(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    split: str | None = None,
+    allow_python: Sequence[str] = (),
+) -> Evaluation:
+    """Evaluate a checkpoint file, or the chosen checkpoint of a run folder.
 
     Args:
         path: the file or folder.
         overrides: changes to the recipe inside, as `data.root=/elsewhere`; of `data.eval`, images are prepared anew.
+        split: "train", "val" or "test"; by default "test" where there is one, else "val". Images that validated are
+            those of the run.
         allow_python: packages whose code the recipe may name.
 
     Raises:
         RunError: there is no checkpoint, it is not one of `kw-fit`, its weights do not fit the changed recipe,
-            **or** the data is not there.
+            **or** the data, or that part of it, is not there.
         RecipeError: an override that cannot be used, **or** a Python package that is not allowed.
     """
-    checkpoint = checkpoint_of(user_path(path))
+    checkpoint = checkpoint_of(user_path(path), chosen=True)
     state = without_download(read_checkpoint(checkpoint))
     trained = trained_preprocessing(state)
     if overrides:
@@ -66,14 +80,44 @@ def evaluate(path: str | Path, overrides: Sequence[str] = (), *, allow_python: S
     module = load_classifier(state, checkpoint, allow_python=allow_python)
     names = state.get(CLASSES)
     classes = [str(name) for name in names] if isinstance(names, list) else ()
-    data = data_module(module.recipe, allow_python=allow_python, trained=trained, classes=classes)
-    metrics = measure(module, data)
+    drawn = (split_of(state) or NOTHING) if SPLIT in state else None
+    data = data_module(module.recipe, allow_python=allow_python, trained=trained, classes=classes, split=drawn)
+    part = _part(split, parts_of(data))
+    metrics = measure(module, data, part)
     by_class = tuple(module.by_class(getattr(data, "classes", None) or classes))
-    return Evaluation(checkpoint, state["epoch"] + 1, metrics, by_class)
+    return Evaluation(checkpoint, part, state["epoch"] + 1, metrics, by_class)
 
 
-def measure(module: Classifier, data: LightningDataModule) -> dict[str, float]:
-    """Return the metrics that `Evaluation` holds, over the evaluation data, on one device."""
+def parts_of(data: LightningDataModule) -> tuple[str, ...]:
+    """Return which of "train", "val" and "test" a data module has; of one's own those that it has loaders for."""
+    if isinstance(data, ImageData):
+        return tuple(part for part in PARTS if part in data.parts)
+    return tuple(part for part in PARTS if is_overridden(f"{part}_dataloader", data))
+
+
+def _part(asked: str | None, there: Sequence[str]) -> str:
+    """Return the part to measure on.
+
+    Raises:
+        RunError: it is not there.
+    """
+    if asked is None:
+        found = next((part for part in ("test", "val") if part in there), None)
+        if found is not None:
+            return found
+        raise RunError("the data has neither a test nor a validation part; --split train measures on what trains")
+    if asked not in PARTS:
+        raise RunError(mistake(asked, PARTS, what="the unknown split"))
+    if asked not in there:
+        raise RunError(f"the data has no {asked} part: found --split {asked}, allowed: {', '.join(there) or 'none'}")
+    return asked
+
+
+def measure(module: Classifier, data: LightningDataModule, part: str) -> dict[str, float]:
+    """Return the metrics that `Evaluation` holds, over a part of the data, on one device.
+
+    Images that trained are measured as they are evaluated, not augmented.
+    """
     with quiet(), readable_failures():
         trainer = Trainer(
             # the kind of device that trained need not be here
@@ -85,9 +129,23 @@ def measure(module: Classifier, data: LightningDataModule) -> dict[str, float]:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        (metrics,) = trainer.validate(module, data, verbose=False)
+        run = trainer.test if part == "test" else trainer.validate
+        (metrics,) = run(module, _source(data, part), verbose=False)
     of_one = ("accuracy", "top5", "loss") if module.shows_top5 else ("accuracy", "loss")
-    return {name: metrics[f"val/{name}"] for name in (("map", "f1", "exact", "loss") if module.several else of_one)}
+    names = ("map", "f1", "exact", "loss") if module.several else of_one
+    prefix = "test" if part == "test" else "val"
+    return {name: metrics[f"{prefix}/{name}"] for name in names}
+
+
+def _source(data: LightningDataModule, part: str) -> Any:
+    """Return what a Trainer takes for the images of a part."""
+    if isinstance(data, ImageData):
+        return data.evaluation_loader(part)
+    if part != "train":
+        return data
+    data.prepare_data()
+    data.setup("fit")
+    return data.train_dataloader()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -21,11 +21,13 @@ from kw_lightning.versions import package_versions
 
 RUNS = Path("runs")
 RECIPE_FILE = "recipe.lock.yaml"
+SPLIT_FILE = "split.json"
 OWN = {
     ".lock",
     RECIPE_FILE,
     "versions.json",
     "metrics.csv",
+    "split.json",
     "result.json",
     "tensorboard",
     "attention",
@@ -62,6 +64,11 @@ class RunFolder:
     def best(self) -> Path:
         """Return the checkpoint with the best monitored metric."""
         return self.checkpoints / "best.ckpt"
+
+    @property
+    def chosen(self) -> Path:
+        """Return the checkpoint that is used where a run is: the best one, the last where none was chosen."""
+        return self.best if self.best.is_file() else self.last
 
     def claim(self, *, resume: bool) -> None:
         """Make the folder and keep other processes out of it until `release` or the end of this process.
@@ -148,16 +155,21 @@ def newest_folder(name: str, runs: Path = RUNS) -> RunFolder | None:
     return None
 
 
-def checkpoint_of(path: Path) -> Path:
-    """Return the checkpoint that a path means: the file itself, or the last one of a run folder.
+def checkpoint_of(path: Path, *, chosen: bool = False) -> Path:
+    """Return the checkpoint that a path means: the file itself, or one of a run folder.
+
+    Args:
+        path: the file or folder.
+        chosen: of a run folder the chosen one, to be used, in place of the last, to be gone on from.
 
     Raises:
         RunError: there is none.
     """
     if path.is_file():
         return path
-    if RunFolder(path).last.is_file():
-        return RunFolder(path).last
+    found = RunFolder(path).chosen if chosen else RunFolder(path).last
+    if found.is_file():
+        return found
     there = "no such file or folder" if not path.exists() else "no checkpoints/last.ckpt in this folder"
     raise RunError(f"{path}: {there}; a run folder or a checkpoint file is needed")
 

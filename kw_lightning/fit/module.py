@@ -18,6 +18,7 @@ from kw_lightning.builder import build
 from kw_lightning.callbacks.checkpoint import KEY, describe
 from kw_lightning.errors import RunError
 from kw_lightning.fit.by_class import ClassMetrics, class_counters, class_metrics
+from kw_lightning.fit.data.splitting import SPLIT
 from kw_lightning.fit.groups import freeze, parameter_groups
 from kw_lightning.fit.label_metrics import label_metrics
 from kw_lightning.fit.losses import measured_loss, training_loss
@@ -82,16 +83,19 @@ class Classifier(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put what evaluation does to an image into the checkpoint, since a library's defaults may be others later.
 
-        The names of the classes go there too, where the data module has any (`classes`), and what KWCallback writes.
+        The names of the classes go there too, and which images validate, where the data module has any (`classes`,
+        `split`), and what KWCallback writes.
         """
         if self.plan.warehouses:
             checkpoint.setdefault(KEY, []).append(describe(self.recipe, "network", self.network))
         steps = preprocessing(self.recipe)
         checkpoint[PREPROCESSING] = steps.to_dict() if steps is not None else None
-        classes = None
+        data = None
         with suppress(RuntimeError):  # no Trainer: a checkpoint that is put together by hand
-            classes = getattr(getattr(self.trainer, "datamodule", None), "classes", None)
+            data = getattr(self.trainer, "datamodule", None)
+        classes, split = getattr(data, "classes", None), getattr(data, "split", None)
         checkpoint[CLASSES] = [str(name) for name in classes] if classes else None
+        checkpoint[SPLIT] = split.to_dict() if split is not None else None
 
     def on_fit_start(self) -> None:
         """Weigh the classes, and compile the network where the recipe says so: in place, the state's keys stay."""

@@ -19,6 +19,8 @@ NOISE = (
     r"Starting from v1\.9\.0, `tensorboardX` has been removed",  # TensorBoard is a dependency
     r"You are using a CUDA device .* Tensor Cores",  # a tip
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own call
+    r"Total length of `list` across ranks is zero",  # no validation images, which is said in other words
+    r"You defined a `validation_step` but have no `val_dataloader`",  # the same
     r"GPU available but not used",  # the recipe decides
     r"Image size .* exceeds limit",  # images of one's own may be large; twice that is refused, with the file's name
 )

@@ -17,9 +17,18 @@ from kw_lightning.errors import Problem, RecipeError, RunError, first_line, mist
 from kw_lightning.fit.changes import Relay, changed, in_words, is_relaid
 from kw_lightning.fit.classes import resolved
 from kw_lightning.fit.data import ImageData, data_module
-from kw_lightning.fit.evaluation import load_classifier, measure, read_checkpoint
+from kw_lightning.fit.data.splitting import split_of
+from kw_lightning.fit.evaluation import load_classifier, measure, parts_of, read_checkpoint
 from kw_lightning.fit.failures import readable_failures
-from kw_lightning.fit.folder import RECIPE_FILE, RunFolder, checkpoint_of, folder_of, readable_errors, versions
+from kw_lightning.fit.folder import (
+    RECIPE_FILE,
+    SPLIT_FILE,
+    RunFolder,
+    checkpoint_of,
+    folder_of,
+    readable_errors,
+    versions,
+)
 from kw_lightning.fit.groups import parameter_groups
 from kw_lightning.fit.interruption import interruptible
 from kw_lightning.fit.module import Classifier
@@ -44,15 +53,17 @@ class Result:
 
     Attributes:
         folder: the run folder.
-        last: `accuracy`, `top5` (0 to 1) and `loss` of the trained network, of several labels an image `map`, `f1`,
-            `exact` and `loss`; empty in processes but the first.
-        best: the same of the best checkpoint, chosen by `train.monitor` on the same data: an optimistic figure.
+        last: `accuracy`, `top5` (0 to 1) and `loss` of the trained network on the validation images, of several labels
+            an image `map`, `f1`, `exact` and `loss`; empty where there are none, and in processes but the first.
+        best: the same of the best checkpoint, chosen by `train.monitor` on the same images: an optimistic figure.
+        test: the same of the chosen checkpoint, the best one or else the last, on the test images, if there are any.
         module: the trained network in its LightningModule.
     """
 
     folder: Path
     last: dict[str, float]
     best: dict[str, float]
+    test: dict[str, float]
     module: Classifier
 
 
@@ -87,7 +98,7 @@ def fit(
 
     Example:
         >>> result = fit("digits-resnet", ["train.epochs=1"])
-        >>> result.last["accuracy"]
+        >>> result.test["accuracy"]
     """
     if not isinstance(recipe, Plan | Recipe):
         recipe = load_recipe(recipe, overrides)
@@ -104,8 +115,6 @@ def fit(
         make_optimizer(recipe, parameter_groups(recipe, module.network))  # its mistakes, before a folder is made
         check_shapes(recipe, module, data)
         class_weights(recipe, data)
-    if isinstance(data, ImageData) and data.note:
-        log.warning("data: %s", data.note)
     warn_of_contradictions(recipe)
     if init is not None and resume not in (None, "auto"):
         raise RunError("--init begins a new run and --resume goes on with one: give one of them")
@@ -114,16 +123,42 @@ def fit(
     try:
         with quiet(), readable_errors(folder.path), interruptible(folder):
             with restoring.readable(), readable_failures():
+                data = with_split(recipe, data, begun)
                 more = [*prepare(recipe, module, begun, init), restoring]
-                trainer = make_trainer(recipe, folder, begun.state, on_nan=on_nan, more=more)
+                validates = "val" in parts_of(data)
+                trainer = make_trainer(recipe, folder, begun.state, on_nan=on_nan, more=more, validates=validates)
                 if trainer.is_global_zero:
-                    if begun.state is None:
-                        folder.write(RECIPE_FILE, lock_text(recipe))
-                    folder.write("versions.json", versions())
+                    write_beginning(recipe, data, begun)
                 trainer.fit(module, data, ckpt_path=begun.checkpoint, weights_only=True)
             return finish(trainer, module, data, folder, allow_python)
     finally:
         folder.release()
+
+
+def with_split(recipe: Recipe, data: LightningDataModule, begun: Start) -> LightningDataModule:
+    """Return the data of a run, in one that goes on with the very images that validated before; say what is to be said.
+
+    Raises:
+        RunError: the checkpoint does not say which ones, **or** the data is not there.
+    """
+    if not isinstance(data, ImageData):
+        return data
+    before = split_of(begun.state or {})
+    if before is not None and before != data.split:
+        data = ImageData(recipe, split=before)
+    for note in data.notes:
+        log.warning(note)
+    return data
+
+
+def write_beginning(recipe: Recipe, data: LightningDataModule, begun: Start) -> None:
+    """Write what the run folder holds from the beginning: recipe, split and versions."""
+    folder = begun.folder
+    if begun.state is None:
+        folder.write(RECIPE_FILE, lock_text(recipe))
+    if isinstance(data, ImageData) and data.split is not None:
+        folder.write(SPLIT_FILE, json_text(data.split.to_dict()) + "\n")
+    folder.write("versions.json", versions())
 
 
 def prepare(recipe: Recipe, module: Classifier, begun: Start, init: str | Path | None) -> list[Callback]:
@@ -183,29 +218,45 @@ def lock_history(folder: RunFolder) -> list[dict[str, Any]]:
 def finish(
     trainer: Trainer, module: Classifier, data: LightningDataModule, folder: RunFolder, allow_python: Sequence[str]
 ) -> Result:
-    """Evaluate the checkpoints, so that `kw evaluate` gives the same, and write `result.json` and `model/`."""
+    """Measure the checkpoints, so that `kw evaluate` gives the same, and write `result.json` and `model/`.
+
+    The test part is opened here, once, for the checkpoint that is chosen by then.
+    """
     if not folder.last.exists():  # no epoch was trained
         trainer.save_checkpoint(folder.last)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # from here on the first process works alone
     if not trainer.is_global_zero:
-        return Result(folder.path, {}, {}, module)
-    measured = {}
-    classes = []
-    for name, path in (("best", folder.best if folder.best.exists() else folder.last), ("last", folder.last)):
-        trained = load_classifier(read_checkpoint(path), path, planned=module.plan, allow_python=allow_python)
-        measured[name] = measure(trained, data)
-        classes = trained.by_class(getattr(data, "classes", None) or ())
+        return Result(folder.path, {}, {}, {}, module)
+    last, chosen = (
+        load_classifier(read_checkpoint(path), path, planned=module.plan, allow_python=allow_python)
+        for path in (folder.last, folder.chosen)
+    )
+    parts = parts_of(data)
+    name = folder.chosen.stem
+    measured: dict[str, dict[str, dict[str, float]]] = {}
+    if "val" in parts:
+        measured["val"] = {"last": measure(last, data, "val"), "best": measure(chosen, data, "val")}
+    if "test" in parts:
+        measured["test"] = {name: measure(chosen, data, "test")}
+        logged = {f"test/{key}": value for key, value in measured["test"][name].items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(logged, step=max(trainer.global_step - 1, 0))
+            logger.save()
     parameters = sum(parameter.numel() for parameter in module.network.parameters())
-    folder.write("result.json", json_text({"parameters": parameters, **measured, "classes": classes}, indent=2) + "\n")
+    classes = chosen.by_class(getattr(data, "classes", None) or ())
+    found = {"parameters": parameters, "checkpoint": folder.chosen.name, **measured, "classes": classes}
+    folder.write("result.json", json_text(found, indent=2) + "\n")
     from kw_lightning.inference.checkpoint import (
         load_trained,
     )  # it reads images by `fit.data`: at the top this would be a circle
 
-    load_trained(folder.last, planned=module.plan, allow_python=allow_python).save_pretrained(
-        folder.path / "model", metrics={"evaluation": measured["last"]}
+    validated, tested = measured.get("val", {}), measured.get("test", {}).get(name, {})
+    own = {"val": validated.get("best", {}), "test": tested}
+    load_trained(folder.chosen, planned=module.plan, allow_python=allow_python).save_pretrained(
+        folder.path / "model", metrics={part: metrics for part, metrics in own.items() if metrics}
     )
-    return Result(folder.path, measured["last"], measured["best"], module)
+    return Result(folder.path, validated.get("last", {}), validated.get("best", {}), tested, module)
 
 
 def check_training(recipe: Recipe) -> None:
@@ -241,7 +292,7 @@ def check_shapes(recipe: Recipe, module: Classifier, data: LightningDataModule) 
     """
     if not isinstance(data, ImageData):
         return
-    image = data.eval_images.first()
+    image = data.first()
     shape = list(image.shape)
     try:
         with readable_failures(), torch.inference_mode():

@@ -47,6 +47,7 @@ def make_trainer(
     *,
     on_nan: OnNan = "stop",
     more: Sequence[Callback] = (),
+    validates: bool = True,
 ) -> Trainer:
     """Return the Trainer that trains a recipe into a run folder.
 
@@ -56,13 +57,14 @@ def make_trainer(
         state: the checkpoint that the run goes on from.
         on_nan: what happens at a loss that is not a number.
         more: further callbacks.
+        validates: whether there are validation images.
 
     Raises:
         RecipeError: settings that Lightning refuses.
     """
     return _trainer(
         recipe,
-        callbacks=[*make_callbacks(recipe, folder, on_nan), *more],
+        callbacks=[*make_callbacks(recipe, folder, on_nan, validates=validates), *more],
         logger=make_loggers(recipe, folder, state),
         plugins=[AtomicCheckpointIO()],
     )
@@ -112,16 +114,20 @@ def _trainer(recipe: Recipe, **parts: Any) -> Trainer:
         raise RecipeError(recipe.document.problem("train", message)) from error
 
 
-def make_callbacks(recipe: Recipe, folder: RunFolder, on_nan: OnNan = "stop") -> list[Callback]:
+def make_callbacks(
+    recipe: Recipe, folder: RunFolder, on_nan: OnNan = "stop", *, validates: bool = True
+) -> list[Callback]:
     """Return the callbacks of a recipe: checkpoints, learning rate, temperature, statistics, average, progress."""
     train = recipe.train or Train()
     every = train.checkpoint_every or CheckpointEvery()
+    chooses = validates or train.monitor.startswith("train/")
     callbacks: list[Callback] = [
         ModelCheckpoint(
             folder.checkpoints,
             filename="best",
             monitor=train.monitor,
             mode=MONITORED[train.monitor],
+            save_top_k=int(chooses),  # without validation none is better than another
             enable_version_counter=False,
         ),
         ExactCheckpoint(folder.last, steps=every.steps, minutes=every.minutes),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kw_lightning.errors import RunError
+from kw_lightning.fit.folder import RunFolder
 from kw_lightning.inference import hub
 from kw_lightning.inference.checkpoint import load_trained
 from kw_lightning.inference.classifier import ImageClassifier
@@ -16,7 +17,7 @@ from kw_lightning.paths import user_path
 MODEL = "model"
 """The saved network's folder inside a run folder."""
 LAST = Path("checkpoints", "last.ckpt")
-"""The newest checkpoint inside a run folder."""
+"""The newest checkpoint inside a run folder, for messages."""
 
 
 def load(source: str | Path, *, allow_python: Sequence[str] = (), **options: Any) -> ImageClassifier:
@@ -46,7 +47,8 @@ def load(source: str | Path, *, allow_python: Sequence[str] = (), **options: Any
         from kw_lightning.export.reading import read_onnx  # slow to import: onnxruntime
 
         return ImageClassifier(read_onnx(path))
-    if not path.is_file() and not (path / LAST).is_file():
+    checkpoint = path if path.is_file() else RunFolder(path).chosen
+    if not checkpoint.is_file():
         there = "no such file or folder" if not path.exists() else f"neither a saved network nor {LAST} in this folder"
         raise RunError(f"{path}: {there}; a run, a checkpoint, a saved network or hf://… can be loaded")
-    return load_trained(path / LAST if path.is_dir() else path, allow_python=allow_python)
+    return load_trained(checkpoint, allow_python=allow_python)

@@ -194,6 +194,9 @@ class Data:
     An image is of one class or of any number of them, by `labels`. An image file that cannot be read ends a run, or is
     left out, by `broken`. An epoch trains with each image once, or
     with as many images, drawn so that all classes come equally often, by `sampling`.
+
+    Attributes:
+        validation: share of the training images that validates, where the data has no validation part; None takes none.
     """
 
     name: str
@@ -202,6 +205,7 @@ class Data:
     batch_size: int = 128
     eval_batch_size: int | None = None
     workers: int = 0
+    validation: Fraction | None = Fraction(1, 10)
     broken: Literal["refuse", "skip"] = "refuse"
     sampling: Literal["each", "balanced"] = "each"
     args: Mapping[str, Any] = field(default_factory=dict)

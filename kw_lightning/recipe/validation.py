@@ -43,7 +43,11 @@ def sort(problems: Iterable[Problem]) -> list[Problem]:
 @cache
 def validator() -> Validator:
     """Return the validator of the language; fractions have their own keywords for their range."""
-    keywords = {"fractionExclusiveMinimum": _fraction_over, "fractionMaximum": _fraction_at_most}
+    keywords = {
+        "fractionExclusiveMinimum": _fraction_over,
+        "fractionMaximum": _fraction_at_most,
+        "fractionExclusiveMaximum": _fraction_under,
+    }
     made: Validator = extend(Draft202012Validator, keywords)(language.schema())  # type: ignore[no-untyped-call]
     return made
 
@@ -55,6 +59,11 @@ def _fraction_over(_: Validator, bound: int, value: object, __: Any) -> Iterator
 
 def _fraction_at_most(_: Validator, bound: int, value: object, __: Any) -> Iterator[ValidationError]:
     if (fraction := _fraction(value)) is not None and fraction > bound:
+        yield ValidationError("too large")
+
+
+def _fraction_under(_: Validator, bound: int, value: object, __: Any) -> Iterator[ValidationError]:
+    if (fraction := _fraction(value)) is not None and fraction >= bound:
         yield ValidationError("too large")
 
 

@@ -41,7 +41,7 @@ def main() -> None:
     model = kw_lightning.convert(Model(), recipe)  # before the optimizer, and before setup wraps the network
     net, optimizer = fabric.setup(model.net, torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.05))
     data = data_module(kw_lightning.load_recipe("digits-resnet"))
-    batches, test = fabric.setup_dataloaders(data.train_dataloader(), data.val_dataloader())
+    batches, validation = fabric.setup_dataloaders(data.train_dataloader(), data.evaluation_loader("val"))
 
     annealing = recipe.temperature
     total_steps = round((annealing.epochs or 0) * len(batches))
@@ -59,9 +59,9 @@ def main() -> None:
         statistics.listen(model)
         net.eval()
         with torch.no_grad():
-            right = sum(int((net(images).argmax(dim=1) == labels).sum()) for images, labels in test)
+            right = sum(int((net(images).argmax(dim=1) == labels).sum()) for images, labels in validation)
         similarity = {name: round(summary.similarity, 3) for name, summary in statistics.summaries().items()}
-        fabric.print(f"epoch {epoch}: accuracy {right / len(data.eval_images):.4f}, similarity {similarity}")
+        fabric.print(f"epoch {epoch}: accuracy {right / len(data.parts['val']):.4f}, similarity {similarity}")
 
     fabric.save(options.folder / "last.ckpt", {"model": model.net, "optimizer": optimizer, "step": step})
 

@@ -64,15 +64,15 @@ def main() -> None:
 
 
 def run(network: str, setting: str, seed: int, epochs: int | None) -> dict[str, Any]:
-    """Train one network and return its parameters and its test metrics after the last epoch."""
+    """Train one network on all training images and return its parameters and its test metrics after the last epoch."""
     recipe, *changes = NETWORKS[network]
-    changes = [*changes, *SETTINGS[setting], f"train.seed={seed}", "log.tensorboard=false"]
+    changes = [*changes, *SETTINGS[setting], f"train.seed={seed}", "data.validation=none", "log.tensorboard=false"]
     if epochs is not None:
         changes.append(f"train.epochs={epochs}")
     with tempfile.TemporaryDirectory() as folder:
         result = fit(recipe, changes, output=Path(folder) / "run")
     parameters = sum(parameter.numel() for parameter in result.module.network.parameters())
-    return {"parameters": parameters, **result.last}
+    return {"parameters": parameters, **result.test}
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -46,11 +46,12 @@ def test_three_lines_from_pictures_to_predictions(here: Path, data: str) -> None
     assert found[0] == f"{data}: 18 images, 3 classes: cat, dog, eel"
     assert "looked at 18: 20×24 to 31×24 pixels" in found[2]
     assert ("unequal, 4.0 times" in found[3]) is (data == "pets")
-    assert ("held out" in found[1]) is (data == "pets")
+    assert ("a tenth of training validates" in found[1]) is (data == "pets")
     recipe = load_recipe("pets.yaml")
     assert recipe.model is not None
     assert recipe.model.args == {"num_classes": "auto"}
     assert recipe.model.input == (3, 32, 32)  # as small as the pictures
+    assert ("validation: 0.1" in (here / "pets.yaml").read_text()) is (data == "pets")
     trained = kw("fit", "pets.yaml", *SHORTER)
     assert trained.exit_code == 0, trained.output
     predicted = kw("predict", "runs/pets-1", "pictures", "--top", 3, "--output", "predictions.csv")

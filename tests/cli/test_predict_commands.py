@@ -37,7 +37,7 @@ def pictures(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     """Return a folder with the images that the run was evaluated on, and their classes."""
     folder = tmp_path_factory.mktemp("pictures")
     data = data_module(load_recipe(run / "recipe.lock.yaml"))
-    samples = data.eval_images.samples
+    samples = data.parts["test"].samples
     targets = []
     for index in range(len(samples)):
         image, target = samples[index]

@@ -162,8 +162,8 @@ def test_a_batch_without_random_steps_is_what_its_images_are_alone() -> None:
     )
     data = data_module(recipe)
     assert isinstance(data, ImageData)
-    batch, targets = data.eval_images.__getitems__([3, 5, 8])  # type: ignore[misc]
+    batch, targets = data.parts["test"].__getitems__([3, 5, 8])  # type: ignore[misc]
     for position, index in enumerate([3, 5, 8]):
-        image, target = data.eval_images.samples[index]
-        assert torch.equal(batch[position], data.eval_images.steps(image))
+        image, target = data.parts["test"].samples[index]
+        assert torch.equal(batch[position], data.parts["test"].steps(image))
         assert targets[position] == target

@@ -30,12 +30,12 @@ def images(data: Any) -> torch.Tensor:
 
 def test_digits_are_the_published_ones() -> None:
     source = digits(Data("digits"))
-    assert (len(source.train), len(source.evaluation), source.num_classes) == (1200, 597, 10)  # type: ignore[arg-type]
+    train, test = source.parts["train"], source.parts["test"]
     assert source.classes == ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
-    train, evaluation = source.train, source.evaluation
     assert isinstance(train, Images)
-    assert isinstance(evaluation, Images)
-    counts = torch.bincount(torch.cat([train.targets, evaluation.targets])).tolist()
+    assert isinstance(test, Images)
+    assert (len(train), len(test), source.num_classes) == (1200, 597, 10)
+    counts = torch.bincount(torch.cat([train.targets, test.targets])).tolist()
     assert counts == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]  # as UCI describes the file
     assert train.targets[:10].tolist() == list(range(10))
     assert train.images.shape == (1200, 1, 8, 8)
@@ -58,13 +58,13 @@ def test_evaluation_noise_and_shifts_are_the_same_every_time() -> None:
     }
     first, second = (ImageData(recipe_with(options)) for _ in range(2))
     torch.manual_seed(1)
-    a = images(first.eval_images)
+    a = images(first.parts["val"])
     torch.manual_seed(2)
-    assert torch.equal(a, images(second.eval_images))
-    assert not torch.equal(a, images(ImageData(recipe_with({"name": "digits", "eval": {"samples": 20}})).eval_images))
-    before = images(first.train_images)
-    first.train_images.epoch.fill_(1)
-    assert not torch.equal(before, images(first.train_images))  # training draws anew in every epoch
+    assert torch.equal(a, images(second.parts["val"]))
+    assert not torch.equal(a, images(ImageData(recipe_with({"name": "digits", "eval": {"samples": 20}})).parts["val"]))
+    before = images(first.parts["train"])
+    first.parts["train"].epoch.fill_(1)
+    assert not torch.equal(before, images(first.parts["train"]))  # training draws anew in every epoch
 
 
 def test_seeded_evaluation_leaves_the_global_random_numbers_alone() -> None:
@@ -72,7 +72,7 @@ def test_seeded_evaluation_leaves_the_global_random_numbers_alone() -> None:
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
-    images(data.eval_images)
+    images(data.parts["val"])
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -117,7 +117,7 @@ def test_image_folder_reads_class_folders(tmp_path: Path) -> None:
     data = data_module(recipe_with({"name": "image_folder", "root": str(tmp_path), "train": section, "eval": section}))
     assert isinstance(data, ImageData)
     assert (data.num_classes, data.classes) == (2, ("cat", "dog"))
-    image, target = data.eval_images[1]
+    image, target = data.parts["val"][1]
     assert (image.shape, target) == ((3, 8, 8), 1)
     assert torch.all(image == 1)
 
@@ -182,7 +182,7 @@ def test_mean_and_std_have_a_value_for_each_channel_of_the_images() -> None:
 def test_fake_data_has_the_shape_asked_for() -> None:
     data = data_module(recipe_with({"name": "fake", "args": {"shape": [3, 16, 16], "classes": 7, "train": 100}}))
     assert isinstance(data, ImageData)
-    assert (len(data.train_images), data.train_images[99][0].shape, data.num_classes) == (100, (3, 16, 16), 7)
+    assert (len(data.parts["train"]), data.parts["train"][99][0].shape, data.num_classes) == (100, (3, 16, 16), 7)
 
 
 def test_python_data_needs_permission() -> None:
@@ -202,7 +202,7 @@ def test_evaluation_of_a_checkpoint_reads_images_as_it_was_trained() -> None:
     ours, theirs = data_module(recipe), data_module(recipe, trained=trained)
     assert isinstance(ours, ImageData)
     assert isinstance(theirs, ImageData)
-    assert torch.allclose(theirs.eval_images[0][0], (ours.eval_images[0][0] * 0.25 + 0.5) / 2)
+    assert torch.allclose(theirs.parts["val"][0][0], (ours.parts["val"][0][0] * 0.25 + 0.5) / 2)
 
 
 def test_evaluation_takes_normalisation_from_training() -> None:

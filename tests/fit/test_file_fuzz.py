@@ -216,7 +216,7 @@ def images(folder: Path) -> dict[str, Kind]:
             (folder / part / "a" / "0.png").write_bytes(content)
 
         def use() -> None:
-            for part in (data.train_images, data.eval_images):
+            for part in (data.parts["train"], data.parts["val"]):
                 image, target = part[0]
                 assert image.shape == (3, 8, 8)
                 assert image.isfinite().all()

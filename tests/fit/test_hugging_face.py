@@ -9,7 +9,7 @@ from PIL import Image as Picture
 import kw_lightning
 from kw_lightning import load_recipe
 from kw_lightning.errors import RecipeError, RunError
-from kw_lightning.fit import fit
+from kw_lightning.fit import evaluate, fit
 from kw_lightning.fit.data import ImageData, data_module
 
 datasets = pytest.importorskip("datasets")
@@ -35,14 +35,15 @@ def recipe(folder: Path, **args: str) -> Any:
 
 
 def test_a_data_set_on_disk_trains(tmp_path: Path) -> None:
-    parts = {"train": rows([0, 1] * 4, ["cat", "dog"]), "validation": rows([1], ["cat", "dog"])}
+    parts = {part: rows([0, 1] * n, ["cat", "dog"]) for part, n in (("train", 4), ("validation", 1), ("test", 2))}
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "pets")
     data = data_module(recipe(tmp_path / "pets"))
     assert isinstance(data, ImageData)
-    assert (data.classes, len(data.train_images), len(data.eval_images)) == (("cat", "dog"), 8, 1)
-    image, target = data.train_images.samples[3]
+    assert (data.classes, len(data.parts["train"]), len(data.parts["val"])) == (("cat", "dog"), 8, 2)
+    image, target = data.parts["train"].samples[3]
     assert (image.getpixel((0, 0)), target) == ((3, 0, 0), 1)
     result = fit(recipe(tmp_path / "pets"), output=tmp_path / "run")
+    assert evaluate(result.folder).metrics == result.test
     assert tuple(kw_lightning.load(result.folder).classes) == ("cat", "dog")
 
 
@@ -50,9 +51,9 @@ def test_without_splits_some_of_every_class_is_held_out(tmp_path: Path) -> None:
     rows(["eel"] * 4 + ["ant"] * 4).save_to_disk(tmp_path / "pets")
     data = data_module(recipe(tmp_path / "pets", label="animal"))
     assert isinstance(data, ImageData)
-    assert (data.classes, len(data.train_images), len(data.eval_images)) == (("ant", "eel"), 6, 2)
-    assert sorted(target for _, target in data.eval_images) == [0, 1]  # type: ignore[attr-defined]
-    assert "2 of its 8 training images" in data.note
+    assert (data.classes, len(data.parts["train"]), len(data.parts["val"])) == (("ant", "eel"), 6, 2)
+    assert sorted(target for _, target in data.parts["val"]) == [0, 1]  # type: ignore[attr-defined]
+    assert "2 of the 8 training images validate" in data.notes[0]
 
 
 def test_mistakes_say_what_is_there(tmp_path: Path) -> None:

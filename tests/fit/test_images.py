@@ -109,7 +109,7 @@ from kw_lightning.fit.data import data_module
 from kw_lightning.fit.failures import readable_failures
 recipe = {"kw": 1, "model": {"input": [3, 8, 8]}}
 data = data_module(load_recipe({**recipe, "data": {"name": "image_folder", "root": sys.argv[1], "workers": 1}}))
-data.train_images.samples.loader = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+data.parts["train"].samples.loader = lambda path: os.kill(os.getpid(), signal.SIGKILL)
 try:
     with readable_failures():
         list(data.train_dataloader())

@@ -45,12 +45,17 @@ def test_a_folder_of_class_folders_holds_some_of_every_class_out(tmp_path: Path)
     picture(tmp_path / ".hidden" / "1.png")
     data = data_of("image_folder", tmp_path)
     assert data.classes == ("cat", "dog", "eel")
-    assert (len(data.train_images), len(data.eval_images)) == (22, 3)
-    held = [data.eval_images.samples[index][1] for index in range(3)]
+    assert (len(data.parts["train"]), len(data.parts["val"])) == (22, 3)
+    held = [data.parts["val"].samples[index][1] for index in range(3)]
     assert held == [0, 0, 1]  # two of the cats, a dog, and not the only eel
-    again = data_of("image_folder", tmp_path)
-    assert again.eval_images.samples.samples == data.eval_images.samples.samples  # type: ignore[attr-defined]
-    assert "3 of its 25 training images" in data.note
+    assert data.split is not None
+    assert all(str(name).startswith(("cat/", "dog/")) for name in data.split.validation)
+    assert data_of("image_folder", tmp_path).split == data.split
+    assert [note.removeprefix(f"data: {tmp_path}: ") for note in data.notes] == [
+        "of a class with a single image none validates: eel",
+        "no validation part: 3 of the 25 training images validate, evenly from every class; "
+        "data.validation says how many",
+    ]
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation"])
@@ -59,8 +64,8 @@ def test_parts_are_found_by_their_usual_names(tmp_path: Path, name: str) -> None
     picture(tmp_path / "train/dog/1.png")
     picture(tmp_path / name / "dog/1.png")  # not every class needs to be evaluated
     data = data_of("image_folder", tmp_path)
-    assert (len(data.train_images), len(data.eval_images), data.note) == (2, 1, "")
-    assert data.eval_images[0][1] == 1
+    assert (len(data.parts["train"]), len(data.parts["val"]), data.notes) == (2, 1, ())
+    assert data.parts["val"][0][1] == 1
 
 
 def test_a_class_that_training_has_not_is_refused(tmp_path: Path) -> None:
@@ -96,8 +101,8 @@ def test_a_table_names_images_labels_and_parts(tmp_path: Path, name: str, betwee
     assert [entry.part for entry in listing.entries] == ["train", "", "validation", "test"]
     data = data_of("csv", file)
     assert data.classes == ("9", "10")  # numbers in the order of their values
-    assert (len(data.train_images), len(data.eval_images)) == (2, 1)
-    assert data.eval_images[0][1] == 0
+    assert [(part, len(images)) for part, images in data.parts.items()] == [("train", 2), ("test", 1), ("val", 1)]
+    assert (data.parts["val"][0][1], data.parts["test"][0][1]) == (0, 1)
 
 
 def test_mistakes_of_a_table_are_a_line_for_each_kind(tmp_path: Path) -> None:
@@ -138,8 +143,8 @@ def test_rows_of_several_labels(tmp_path: Path, mark: str) -> None:
     data = {"name": "csv", "root": str(file), "labels": "several", "args": {"separator": mark}, "train": {"size": 8}}
     images = ImageData(load_recipe({"kw": 1, "data": data}))
     assert images.class_counts == [2, 1, 1]
-    assert images.train_images.read([0, 1, 2])[1].tolist() == [[1, 1, 0], [0, 0, 0], [1, 0, 1]]
-    assert images.eval_images[0][1].tolist() == [0, 1, 1]
+    assert images.parts["train"].read([0, 1, 2])[1].tolist() == [[1, 1, 0], [0, 0, 0], [1, 0, 1]]
+    assert images.parts["val"][0][1].tolist() == [0, 1, 1]
 
 
 def test_images_of_several_labels_are_told_apart_by_their_rarest(tmp_path: Path) -> None:
@@ -148,8 +153,8 @@ def test_images_of_several_labels_are_told_apart_by_their_rarest(tmp_path: Path)
     file = table(tmp_path, "\n".join([*rows, "dog/0.png,d;c", "dog/1.png,d;b;a"]))
     data = {"name": "csv", "root": str(file), "labels": "several"}
     images = ImageData(load_recipe({"kw": 1, "data": data}))
-    assert len(images.eval_images) >= 1  # no two images have the same labels but the first and the third
-    subset = even_subset(images.train_images.samples, 2)
+    assert len(images.parts["val"]) >= 1  # no two images have the same labels but the first and the third
+    subset = even_subset(images.parts["train"].samples, 2)
     assert len(subset) == 2  # type: ignore[arg-type]
 
 

@@ -45,7 +45,8 @@ def test_run_folder(finished: Result) -> None:
     assert load_recipe(finished.folder / "recipe.lock.yaml").train == finished.module.recipe.train
     assert json.loads((finished.folder / "versions.json").read_text())["torch"] == torch.__version__.split("+")[0]
     result = json.loads((finished.folder / "result.json").read_text())
-    assert result["last"] == finished.last
+    assert result["val"] == {"last": finished.last, "best": finished.best}
+    assert (result["test"], result["checkpoint"]) == ({"best": finished.test}, "best.ckpt")
     assert json.loads((finished.folder / "model/classes.json").read_text()) == [str(digit) for digit in range(10)]
     assert result["parameters"] == sum(parameter.numel() for parameter in finished.module.network.parameters())
 
@@ -55,6 +56,9 @@ def test_metrics_and_temperature_are_logged(finished: Result) -> None:
     accuracies = [float(row["val/accuracy"]) for row in logged if row["val/accuracy"]]
     assert len(accuracies) == 2
     assert accuracies[-1] == pytest.approx(finished.last["accuracy"])
+    assert max(accuracies) == pytest.approx(finished.best["accuracy"])
+    assert [row["test/accuracy"] for row in logged[:-1]] == [""] * 5  # the test part is opened once, at the end
+    assert float(logged[-1]["test/accuracy"]) == finished.test["accuracy"]
     temperatures = [float(row["temperature"]) for row in logged if row["temperature"]]
     assert temperatures == pytest.approx([2 / 3, 1 / 3, 0, 0, 0, 0])  # 3 of 6 steps: (T − t)/T before step t
     assert {float(warehouse.temperature) for warehouse in warehouses(finished.module.network).values()} == {0.0}
@@ -63,21 +67,21 @@ def test_metrics_and_temperature_are_logged(finished: Result) -> None:
 def test_evaluate_gives_the_same_from_the_checkpoint_alone(finished: Result, tmp_path: Path) -> None:
     alone = tmp_path / "copy.ckpt"
     alone.write_bytes((finished.folder / "checkpoints/last.ckpt").read_bytes())
-    assert evaluate(alone).metrics == finished.last
+    assert evaluate(alone, split="val").metrics == finished.last
     again = evaluate(finished.folder)
-    assert (again.metrics, again.epoch, again.checkpoint.name) == (finished.last, 2, "last.ckpt")
-    assert evaluate(finished.folder / "checkpoints/best.ckpt").metrics == finished.best
+    assert (again.metrics, again.split, again.checkpoint.name) == (finished.test, "test", "best.ckpt")
+    assert evaluate(finished.folder, split="val").metrics == finished.best
     written = json.loads((finished.folder / "result.json").read_text())["classes"]
     assert list(again.classes) == written
     assert [entry["name"] for entry in written] == [str(digit) for digit in range(10)]
     images = sum(entry["images"] for entry in written)
     hits = sum(entry["images"] * entry["recall"] for entry in written)
-    assert (images, hits / images) == (40, pytest.approx(finished.last["accuracy"]))
+    assert (images, hits / images) == (40, pytest.approx(finished.test["accuracy"]))
 
 
 def test_lightning_loads_the_checkpoint(finished: Result) -> None:
     module = Classifier.load_from_checkpoint(finished.folder / "checkpoints/last.ckpt", weights_only=True)
-    assert measure(module, data_module(module.recipe)) == finished.last
+    assert measure(module, data_module(module.recipe), "val") == finished.last
 
 
 def test_a_folder_that_holds_a_run_is_refused(finished: Result, quick: list[str]) -> None:
@@ -148,7 +152,7 @@ def test_everything_at_once(tmp_path: Path, quick: list[str]) -> None:
         "train.monitor=val/loss",
     ]
     result = fit("digits-resnet-half", [*quick, *options], output=tmp_path / "run")
-    assert evaluate(tmp_path / "run").metrics == result.last
+    assert evaluate(tmp_path / "run").metrics == result.test
     assert list((tmp_path / "run/attention").glob("*.npz"))
     state = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
     assert state["global_step"] == 4  # 3 batches make 2 optimizer steps, twice
@@ -168,12 +172,12 @@ def test_average_that_starts_late_is_the_network_before(tmp_path: Path, quick: l
 def test_static_network(tmp_path: Path, quick: list[str]) -> None:
     result = fit("digits-resnet-static", quick, output=tmp_path / "run")
     assert not warehouses(result.module.network)
-    assert evaluate(tmp_path / "run").metrics == result.last
+    assert evaluate(tmp_path / "run").metrics == result.test
 
 
 def test_no_epochs_still_ends_in_a_checkpoint(tmp_path: Path, quick: list[str]) -> None:
     result = fit("digits-resnet", [*quick, "train.epochs=0"], output=tmp_path / "run")
-    assert evaluate(tmp_path / "run").metrics == result.last
+    assert evaluate(tmp_path / "run").metrics == result.test
 
 
 def test_every_mistake_of_training_at_once_and_before_a_folder_is_made(tmp_path: Path, quick: list[str]) -> None:

@@ -82,7 +82,7 @@ def test_data_of_ones_own_chooses_its_images_itself() -> None:
     with pytest.raises(RecipeError, match=r"^data\.sampling: found balanced with data of one's own, allowed: each"):
         load_recipe({"kw": 1, "data": {"name": "python:team:data", "sampling": "balanced"}})
     recipe = load_recipe({"kw": 1, "data": {"name": "digits", "sampling": "balanced", "train": {"samples": 60}}})
-    assert ImageData(recipe).train_images.places is not None
+    assert ImageData(recipe).parts["train"].places is not None
 
 
 def test_a_balanced_run_goes_on_to_the_bit(tmp_path: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

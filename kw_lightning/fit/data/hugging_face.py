@@ -8,7 +8,6 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from kw_lightning.errors import RunError, first_line, mistake
-from kw_lightning.fit.data.files import HELD_OUT, hold_out
 from kw_lightning.fit.data.images import read_image
 from kw_lightning.fit.data.listing import PARTS
 from kw_lightning.paths import user_path
@@ -51,50 +50,43 @@ def open_parts(
     label: str | None = None,
     train: str | None = None,
     evaluation: str | None = None,
-) -> tuple[HuggingFaceImages, HuggingFaceImages, tuple[str, ...], str]:
-    """Return training images, evaluation images, the names of the classes, and what is to be said of the parts.
+    test: str | None = None,
+) -> tuple[dict[str, HuggingFaceImages], tuple[str, ...]]:
+    """Return the parts that a data set has, by name, and the names of the classes.
 
     Args:
         name: of the data set on the Hub, or a folder.
         config: of the data set, where it has several.
         image, label: columns; found by their type where they are not given.
-        train, evaluation: splits; found by their usual names.
+        train, evaluation, test: splits; found by their usual names.
 
     Raises:
         RunError: the extra `hf` is not installed, no such data, columns or splits that are not there, **or** classes
-            of evaluation that training does not have.
+            of another part that training does not have.
     """
     splits = _load(name, config)
     training = _split(name, splits, "train", train)
-    held = _split(name, splits, "validation", evaluation)
+    others = {part: _split(name, splits, part, given) for part, given in (("validation", evaluation), ("test", test))}
     if training is None:
         raise RunError(f"data: {name}: no split to train with; found {', '.join(splits)}; name one by data.args.train")
     columns = training.features
     image = _column(name, "image", image, columns, lambda kind: type(kind).__name__ == "Image")
     label = _column(name, "label", label, columns, lambda kind: type(kind).__name__ == "ClassLabel")
-    note = ""
-    labels = training[label]
-    if held is None:
-        kept, out = hold_out([str(value) for value in labels], HELD_OUT)
-        if not out:
-            raise RunError(f"data: {name} has no validation split, and no class has two images to make one of")
-        training, held = training.select(kept), training.select(out)
-        note = (
-            f"{name} has no validation split: {len(out):,} of its {len(labels):,} training images are held out for it"
-        )
     values = getattr(columns[label], "names", None)
-    order = list(range(len(values))) if values else sorted(set(labels))
+    order = list(range(len(values))) if values else sorted(set(training[label]))
     numbers = {value: number for number, value in enumerate(order)}
     from datasets import Image
 
-    parts = []
-    for rows in (training, held):
+    parts = {}
+    for part, rows in {"train": training, **others}.items():
+        if rows is None or not len(rows):
+            continue
         unknown = sorted({str(value) for value in rows[label]} - {str(value) for value in order})
         if unknown:
-            raise RunError(f"data: {name}: labels that are no class of training: {', '.join(unknown[:5])}")
+            raise RunError(f"data: {name}: labels of {part} that are no class of training: {', '.join(unknown[:5])}")
         undecoded = rows.cast_column(image, Image(decode=False)).select_columns([image])
-        parts.append(HuggingFaceImages(undecoded, image, [numbers[value] for value in rows[label]], name))
-    return parts[0], parts[1], tuple(map(str, values or order)), note
+        parts[part] = HuggingFaceImages(undecoded, image, [numbers[value] for value in rows[label]], name)
+    return parts, tuple(map(str, values or order))
 
 
 def _load(name: str, config: str | None) -> dict[str, Any]:

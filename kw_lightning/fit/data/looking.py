@@ -49,9 +49,7 @@ class Look:
         found = [
             f"{listing.source}: {_number(len(listing.entries), 'image')}, {_number(len(classes), 'class')}: {named}"
         ]
-        found.append(
-            f"parts: {told}" + ("" if parts["validation"] else "; a tenth of training is held out to validate")
-        )
+        found.append(f"parts: {told}" + ("" if parts["validation"] else "; a tenth of training validates"))
         if self.sizes:
             small, large = min(self.sizes, key=_area), max(self.sizes, key=_area)
             sizes = "×".join(map(str, small)) + ("" if small == large else " to " + "×".join(map(str, large)))

@@ -18,9 +18,11 @@ from kw_lightning.backbones import import_callable
 from kw_lightning.callbacks.resume import ResumableDataLoader
 from kw_lightning.errors import RecipeError, RunError
 from kw_lightning.fit.data.batches import batchwise
+from kw_lightning.fit.data.division import divided
 from kw_lightning.fit.data.draws import Draws, own_random_numbers, seed_everywhere
 from kw_lightning.fit.data.sampling import BalancedPlaces
 from kw_lightning.fit.data.sets import Images, Samples, channels, even_subset, file_of, open_source, targets_of, whole
+from kw_lightning.fit.data.splitting import Split
 from kw_lightning.fit.data.transforms import transform
 from kw_lightning.preprocessing import Preprocessing
 from kw_lightning.recipe.types import Recipe
@@ -37,6 +39,7 @@ def data_module(
     allow_python: Sequence[str] = (),
     trained: Preprocessing | None = None,
     classes: Sequence[str] = (),
+    split: Split | None = None,
 ) -> LightningDataModule:
     """Return the data module of a recipe.
 
@@ -45,6 +48,7 @@ def data_module(
         allow_python: packages whose code the recipe may name.
         trained: what the network of a checkpoint was evaluated with; the recipe's own without it.
         classes: of a network that is only evaluated, in its order: no training images are needed then.
+        split: the training images that validate in a run that is gone on from; drawn without it.
 
     Raises:
         RecipeError: the recipe names no data, **or** data, arguments or a Python package that cannot be used.
@@ -57,7 +61,7 @@ def data_module(
             )
         )
     if not recipe.data.name.startswith("python:"):
-        return ImageData(recipe, trained, classes)
+        return ImageData(recipe, trained, classes, split)
     make = import_callable(recipe.data.name, allow_python, partial(recipe.document.problem, "data.name"))
     module = make(**recipe.data.args)
     if not isinstance(module, LightningDataModule):
@@ -70,16 +74,25 @@ class ImageData(LightningDataModule):
     """Images of a named data set, with their transforms.
 
     Attributes:
+        parts: "train", "val" and "test", those that there are; a share of the training images validates where the data
+            has no part for it.
+        split: the training images that validate; None where the data has a part of its own, or there is to be none.
         num_classes: the data set's classes.
         classes: their names, in the order of their numbers; none where the data set has no names.
         class_counts: the training images of each class.
-        note: what is to be said of the parts, as that some images are held out.
+        notes: what is to be said of the parts, a line each.
 
     Raises:
         RecipeError: mean or std of another number of channels than the images have.
     """
 
-    def __init__(self, recipe: Recipe, trained: Preprocessing | None = None, classes: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        trained: Preprocessing | None = None,
+        classes: Sequence[str] = (),
+        split: Split | None = None,
+    ) -> None:
         super().__init__()
         assert recipe.data is not None
         self.data = recipe.data
@@ -87,32 +100,61 @@ class ImageData(LightningDataModule):
         source = open_source(recipe, self.data, classes)
         self.num_classes = source.num_classes
         self.classes = source.classes
-        self.note = source.note
-        _check_channels(recipe, channels(source.train))
-        train = even_subset(source.train, self.data.train.get("samples"))
-        evaluation = even_subset(source.evaluation, self.data.eval.get("samples"))
-        skip = self.data.broken == "skip"
-        self.train_images = Transformed(train, transform(recipe, "train"), self.seed, "data.train.size", skip=skip)
-        if self.data.sampling == "balanced":
-            self.train_images.places = BalancedPlaces(targets_of(train), self.seed)
-        self.eval_images = Transformed(evaluation, transform(recipe, "eval", trained), 0, "data.eval.size", skip=skip)
+        samples, self.split, self.notes = divided(recipe, source, split)
+        _check_channels(recipe, channels(next(iter(samples.values()))))
+        self.parts: dict[str, Transformed] = {}
+        self._steps = {"train": transform(recipe, "train"), "eval": transform(recipe, "eval", trained)}
+        for part, images in samples.items():
+            section = "train" if part == "train" else "eval"
+            chosen = even_subset(images, (self.data.train if part == "train" else self.data.eval).get("samples"))
+            self.parts[part] = self._transformed(chosen, section)
+        if self.data.sampling == "balanced" and "train" in self.parts:
+            self.parts["train"].places = BalancedPlaces(targets_of(self.parts["train"].samples), self.seed)
         self.mix = _mix(recipe, self.num_classes)
+
+    def _transformed(self, samples: Samples, section: str) -> Transformed:
+        seed = self.seed if section == "train" else 0
+        skip = self.data.broken == "skip"
+        return Transformed(samples, self._steps[section], seed, f"data.{section}.size", skip=skip)
 
     @property
     def class_counts(self) -> list[int]:
         """Return the training images of each class."""
-        targets = targets_of(self.train_images.samples)
+        targets = targets_of(self.parts["train"].samples)
         counts = targets.sum(dim=0) if targets.ndim > 1 else torch.bincount(targets, minlength=self.num_classes)
         return [int(count) for count in counts]
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the training images, in an order that follows from seed and epoch; it resumes in mid-epoch."""
-        order = EpochSampler(self.train_images, self.seed)
-        return ImageLoader(self.train_images, self.data.batch_size, sampler=order, **self._loading())
+        images = self.parts["train"]
+        order = EpochSampler(images, self.seed)
+        return ImageLoader(images, self.data.batch_size, sampler=order, **self._loading())
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Return the evaluation images, in their own order."""
-        return ImageLoader(self.eval_images, self.data.eval_batch_size or self.data.batch_size, **self._loading())
+    def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        """Return the validation images, in their own order; an empty list where there are none."""
+        return self.evaluation_loader("val") if "val" in self.parts else []
+
+    def test_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        """Return the test images, in their own order; an empty list where there are none."""
+        return self.evaluation_loader("test") if "test" in self.parts else []
+
+    def evaluation_loader(self, part: str) -> DataLoader[Any]:
+        """Return the images of a part as they are evaluated, in their own order, those of training too.
+
+        Raises:
+            KeyError: there is no such part.
+        """
+        images = self.parts[part] if part != "train" else self._transformed(self.parts[part].samples, "eval")
+        return ImageLoader(images, self.data.eval_batch_size or self.data.batch_size, **self._loading())
+
+    def first(self) -> Tensor:  # [c x h x w]
+        """Return the first image that evaluation sees and that can be read.
+
+        Raises:
+            RunError: there is none, **or** one that cannot be read and is not to be left out.
+        """
+        part = next(part for part in ("val", "test", "train") if part in self.parts)
+        return self.parts[part].first()
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Mix the images of a training batch, on the device where the network runs."""

@@ -1,10 +1,10 @@
-"""The data sets by name. Each is one function: the recipe's `data` in, training and evaluation images out."""
+"""The data sets by name. Each is one function: the recipe's `data` in, its parts out."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +20,7 @@ from kw_lightning.errors import RecipeError, RunError, first_line, mistake
 from kw_lightning.fit.data.files import ImageFiles, Target, parts_of
 from kw_lightning.fit.data.hugging_face import PREFIX, open_parts
 from kw_lightning.fit.data.listing import SEPARATORS, Listing, list_folder, list_table, rarest
+from kw_lightning.fit.data.splitting import Name
 from kw_lightning.paths import user_path
 from kw_lightning.recipe.types import Data, Recipe
 
@@ -27,8 +28,7 @@ Samples = Dataset[tuple[Any, Target]]
 """Pairs of an image (a PIL image, or a uint8 tensor [c, h, w]) and its class or classes."""
 
 DIGITS_TRAIN = 1200
-"""Images of the digits that train; the rest evaluates. See digits.md."""
-
+"""Images of the digits that train; the rest tests. See digits.md."""
 
 NOISE = 1 << 28
 """Most bytes of the noise of `fake`, unless one image has more."""
@@ -36,20 +36,18 @@ NOISE = 1 << 28
 
 @dataclass(frozen=True)
 class Source:
-    """The two parts of a data set.
+    """A data set with the parts that it comes with.
 
     Attributes:
-        train, evaluation: the parts.
+        parts: "train", "validation" and "test", those that it has; only a network that is trained already does
+            without "train".
         num_classes: how many classes it has.
         classes: their names in the order of their numbers, if they have any.
-        note: what is to be said of the parts, as that some images are held out.
     """
 
-    train: Samples
-    evaluation: Samples
+    parts: Mapping[str, Samples]
     num_classes: int
     classes: tuple[str, ...] = ()
-    note: str = ""
 
 
 DATA_SETS: dict[str, Callable[..., Source]] = {}
@@ -80,8 +78,8 @@ def open_source(recipe: Recipe, data: Data, trained: Sequence[str] = ()) -> Sour
         RunError: the data is not there.
     """
     if data.name.startswith(PREFIX):
-        train, evaluation, classes, note = open_parts(data.name.removeprefix(PREFIX), **data.args)
-        return Source(train, evaluation, len(classes), classes, note)
+        parts, classes = open_parts(data.name.removeprefix(PREFIX), **data.args)
+        return Source(parts, len(classes), classes)
     if data.name not in DATA_SETS:
         message = mistake(data.name, DATA_SETS, what="the unknown data set")
         raise RecipeError(recipe.document.problem("data.name", message))
@@ -110,11 +108,12 @@ class Images(Dataset[tuple[Any, Target]]):
 
 
 class Subset(Dataset[tuple[Any, Target]]):
-    """Some samples of a data set."""
+    """Some samples of a data set; of a subset, its data set's."""
 
     def __init__(self, samples: Samples, indices: Sequence[int]) -> None:
-        self.samples = samples
-        self.indices = indices
+        inner = samples if isinstance(samples, Subset) else None
+        self.samples: Samples = inner.samples if inner is not None else samples
+        self.indices: Sequence[int] = [inner.indices[index] for index in indices] if inner is not None else indices
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -128,6 +127,11 @@ class Subset(Dataset[tuple[Any, Target]]):
         return self.samples.batch([self.indices[index] for index in indices])
 
 
+def names_of(samples: Samples) -> Sequence[Name]:
+    """Return what each sample is known by: its file, or its place where it has none."""
+    return samples.names if isinstance(samples, ImageFiles) else range(len(samples))  # type: ignore[arg-type]
+
+
 def even_subset(samples: Samples, count: int | None) -> Samples:
     """Return the first samples of every class in turn, `count` together; all where no count is given.
 
@@ -135,12 +139,9 @@ def even_subset(samples: Samples, count: int | None) -> Samples:
     """
     if count is None or count >= len(samples):  # type: ignore[arg-type]
         return samples
-    targets = targets_of(samples).tolist()
-    if targets and isinstance(targets[0], list):
-        targets = rarest([[f"{number:09}" for number, value in enumerate(row) if value] for row in targets])
-    seen: dict[Any, int] = defaultdict(int)
+    seen: dict[int, int] = defaultdict(int)
     turns = []
-    for index, target in enumerate(targets):
+    for index, target in enumerate(strata_of(samples)):
         turns.append((seen[target], target, index))
         seen[target] += 1
     return Subset(samples, sorted(index for _, _, index in sorted(turns)[:count]))
@@ -153,6 +154,15 @@ def targets_of(samples: Samples) -> Tensor:  # [n], or of several labels [n x k]
     targets: Any = samples.targets  # type: ignore[attr-defined]
     several = isinstance(targets, list) and targets and isinstance(targets[0], Tensor)
     return torch.stack(targets) if several else torch.as_tensor(targets)
+
+
+def strata_of(samples: Samples) -> list[int]:
+    """Return the class that each sample counts as one of: of several its rarest, of none -1."""
+    targets: list[Any] = targets_of(samples).tolist()
+    if not targets or not isinstance(targets[0], list):
+        return targets
+    named = rarest([[f"{number:09}" for number, value in enumerate(row) if value] for row in targets])
+    return [int(name or -1) for name in named]
 
 
 def whole(samples: Samples) -> Samples:
@@ -180,10 +190,9 @@ def digits(data: Data) -> Source:
         grey = torch.from_numpy(archive["images"].astype(np.int32))  # 0 to 16
         labels = archive["labels"].tolist()
     images = (grey * 255 // 16).to(torch.uint8).unsqueeze(1)
-    train, evaluation = (
-        Images(images[part], labels[part]) for part in (slice(DIGITS_TRAIN), slice(DIGITS_TRAIN, None))
-    )
-    return Source(train, evaluation, 10, tuple("0123456789"))
+    slices = {"train": slice(DIGITS_TRAIN), "test": slice(DIGITS_TRAIN, None)}
+    parts = {part: Images(images[chosen], labels[chosen]) for part, chosen in slices.items()}
+    return Source(parts, 10, tuple("0123456789"))
 
 
 @data_set
@@ -193,16 +202,15 @@ def fake(
     """Return noise with made-up classes, for measuring speed: nothing is read and nothing can be learnt from it."""
     count = max(1, min(64, NOISE // math.prod(shape)))
     noise = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return Source(
-        Images(noise, torch.arange(train) % classes),
-        Images(noise, torch.arange(evaluation) % classes),
-        classes,
-    )
+    counts = {"train": train, "validation": evaluation}
+    return Source({part: Images(noise, torch.arange(count) % classes) for part, count in counts.items()}, classes)
 
 
 @data_set
-def image_folder(data: Data, train: str | None = None, evaluation: str | None = None) -> Source:
-    """Return the images of ROOT/train/CLASS/… and ROOT/val/CLASS/…, as ImageNet is laid out, or of ROOT/CLASS/…."""
+def image_folder(
+    data: Data, train: str | None = None, evaluation: str | None = None, test: str | None = None
+) -> Source:
+    """Return the images of ROOT/train/CLASS/…, of `val` and `test` beside it if they are there, or of ROOT/CLASS/…."""
     return _listed(data)
 
 
@@ -224,7 +232,8 @@ def listing_of(data: Data, *, training: bool = True) -> Listing | None:
     """
     root = _root(data)
     if data.name == "image_folder":
-        given = {"train": data.args.get("train"), "validation": data.args.get("evaluation")}
+        keys = {"train": "train", "validation": "evaluation", "test": "test"}
+        given = {part: data.args.get(key) for part, key in keys.items()}
         return list_folder(root, {part: name for part, name in given.items() if name is not None}, training=training)
     if data.name != "csv":
         return None
@@ -237,8 +246,8 @@ def listing_of(data: Data, *, training: bool = True) -> Listing | None:
 def _listed(data: Data, trained: Sequence[str] = ()) -> Source:
     listing = listing_of(data, training=not trained)
     assert listing is not None
-    train, evaluation, classes, note = parts_of(listing, trained)
-    return Source(train, evaluation, len(classes), classes, note)
+    parts, classes = parts_of(listing, trained)
+    return Source(parts, len(classes), classes)
 
 
 @data_set
@@ -268,7 +277,7 @@ def fashion_mnist(data: Data, download: bool = False) -> Source:
 def _torchvision(dataset: Callable[..., Any], data: Data, num_classes: int, download: bool) -> Source:
     root = _root(data)
     try:
-        parts = [dataset(root=str(root), train=part, download=download) for part in (True, False)]
+        parts = {name: dataset(root=str(root), train=name == "train", download=download) for name in ("train", "test")}
     except (RuntimeError, OSError) as error:  # torchvision raises RuntimeError where files are missing or damaged
         if download:
             raise RunError(f"data: {data.name} could not be downloaded to {root}: {first_line(error)}") from error
@@ -276,7 +285,8 @@ def _torchvision(dataset: Callable[..., Any], data: Data, num_classes: int, down
             f"data: {data.name} is not in {root}. Put it there as torchvision expects it, "
             "or let torchvision fetch it: data.args.download=true"
         ) from error
-    return Source(_held(parts[0]), _held(parts[1]), num_classes, tuple(parts[0].classes))
+    held = {name: _held(part) for name, part in parts.items()}
+    return Source(held, num_classes, tuple(parts["train"].classes))
 
 
 def _held(part: Any) -> Images:
