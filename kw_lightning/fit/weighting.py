@@ -7,6 +7,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from kw_lightning.errors import RecipeError, mistake
+from kw_lightning.recipe.nodes import join
 from kw_lightning.recipe.types import Recipe, Train
 
 SHOWN = 20
@@ -39,7 +40,7 @@ def class_weights(recipe: Recipe, data: LightningDataModule | None) -> Tensor | 
     allowed = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
     problems = [
         recipe.document.problem(
-            f"train.class_weights.{name}", mistake(name, allowed, what="the unknown class", names=names)
+            join("train.class_weights", name), mistake(name, allowed, what="the unknown class", names=names)
         )
         for name in wanted
         if name not in names

@@ -51,6 +51,8 @@ Recipe `recipe.lock.yaml`, content hash `{hash}`. The licence of the weights is 
 lines of this file.
 """
 
+SEVERAL = "\n\nAn image may be of several of them at once, or of none; each has a score of its own from 0 to 1."
+
 
 def model_card(saved: SavedNetwork, metrics: Mapping[str, Any]) -> str:
     """Return the card of a saved network.
@@ -76,7 +78,7 @@ def model_card(saved: SavedNetwork, metrics: Mapping[str, Any]) -> str:
         size=f"{planned.parameters.kw:,} parameters, {ratio}.",
         warehouses=_warehouses(planned),
         metrics=_metrics(metrics, recipe.data.name if recipe.data else "unknown data"),
-        classes=_classes(saved.classes),
+        classes=_classes(saved.classes) + (SEVERAL if saved.several else ""),
         versions=", ".join(f"{name} {version}" for name, version in package_versions().items()),
         hash=content_hash(dict(recipe.document.data)),
     )

@@ -89,6 +89,7 @@ def test_a_network_learns_several_labels_and_evaluates_as_it_ended(here: Path) -
     assert [(entry["name"], entry["images"], entry["average_precision"]) for entry in written] == [
         (colour, 4, 1) for colour in sorted(COLOURS)
     ]
+    assert "An image may be of several of them at once" in (here / "runs/small-1/model/README.md").read_text()
     assert "average precision" in kw("evaluate", "runs/small-1").stdout
     model = kw_lightning.load("runs/small-1/checkpoints/last.ckpt")
     (prediction,) = model.predict(["pictures/3-101.png"], threshold=0.5)
