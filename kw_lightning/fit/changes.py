@@ -20,7 +20,7 @@ from kw_lightning.recipe.types import Document, Recipe, Train
 RELAID = ("train.epochs", "train.max_steps", "train.optimizer.lr", "train.optimizer.weight_decay", "train.schedule*")
 """The learning rate is laid out anew for the whole run, and goes on from where the run is."""
 APPLIED = (
-    *("train.loss*", "train.class_weights*"),
+    *("train.loss*", "train.class_weights*", "train.distill*"),
     *("train.label_smoothing", "train.mixup", "train.cutmix", "train.gradient_clip", "train.monitor"),
     *("temperature*", "data.train.rand_augment*", "data.train.random_erasing*", "data.train.noise", "data.train.shift"),
     *("train.accelerator", "train.devices", "train.nodes", "train.strategy", "train.precision"),

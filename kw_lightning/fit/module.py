@@ -19,6 +19,7 @@ from kw_lightning.callbacks.checkpoint import KEY, describe
 from kw_lightning.errors import RunError
 from kw_lightning.fit.by_class import ClassMetrics, class_counters, class_metrics
 from kw_lightning.fit.data.splitting import SPLIT
+from kw_lightning.fit.distillation import Teacher, distillation_loss, find_teacher
 from kw_lightning.fit.groups import freeze, parameter_groups
 from kw_lightning.fit.label_metrics import label_metrics
 from kw_lightning.fit.losses import measured_loss, training_loss
@@ -48,6 +49,7 @@ class Classifier(LightningModule):
         plan: what was built.
         recipe: the recipe.
         network: the KernelWarehouse network, or the static one of a recipe without warehouses.
+        teacher: what it learns from besides the data, from the start of training on, where the recipe names one.
 
     Notation:
         - b: images in the batch, c: channels, h, w: height and width, k: classes
@@ -69,6 +71,8 @@ class Classifier(LightningModule):
         freeze(self.recipe, self.network)
         # no buffer: they follow from the data, and an average of the weights has the buffers that the module began with
         self.class_weights: Tensor | None = None
+        self.teacher: Teacher | None = None
+        self.allow_python = tuple(allow_python)
         # "disable": a loss that is not a number is to be seen, and torchmetrics would leave it out of the mean
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.loss = MeanMetric(nan_strategy="disable")
@@ -98,9 +102,12 @@ class Classifier(LightningModule):
         checkpoint[SPLIT] = split.to_dict() if split is not None else None
 
     def on_fit_start(self) -> None:
-        """Weigh the classes, and compile the network where the recipe says so: in place, the state's keys stay."""
-        weights = class_weights(self.recipe, getattr(self.trainer, "datamodule", None))
+        """Weigh the classes, find the teacher, and compile the network, in place: the state's keys stay as they are."""
+        data = getattr(self.trainer, "datamodule", None)
+        weights = class_weights(self.recipe, data)
         self.class_weights = weights if weights is None else weights.to(self.device)
+        teacher = self.teacher or find_teacher(self.recipe, data, allow_python=self.allow_python)
+        self.teacher = teacher if teacher is None else teacher.to(self.device)
         if self.train_settings.compile:
             self.network.compile()
 
@@ -113,7 +120,12 @@ class Classifier(LightningModule):
         """Return the loss; targets are classes [b], or shares of classes [b x k] of several labels and after mixup."""
         images, targets = batch
         self._check_targets(targets)
-        loss = training_loss(self(images), targets, self.train_settings, self.class_weights, several=self.several)
+        logits = self(images)
+        loss = training_loss(logits, targets, self.train_settings, self.class_weights, several=self.several)
+        if self.teacher is not None and (distill := self.train_settings.distill) is not None:
+            single = self.train_settings.loss.name != "cross_entropy"
+            taught = distillation_loss(logits, self.teacher(images), distill, single=single)
+            loss = (1 - distill.weight) * loss + distill.weight * taught
         self.train_loss(loss.detach())
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, prog_bar=True)
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]

@@ -18,6 +18,7 @@ from kw_lightning.fit.changes import Relay, changed, in_words, is_relaid
 from kw_lightning.fit.classes import resolved
 from kw_lightning.fit.data import ImageData, data_module
 from kw_lightning.fit.data.splitting import split_of
+from kw_lightning.fit.distillation import find_teacher
 from kw_lightning.fit.evaluation import load_classifier, measure, parts_of, read_checkpoint
 from kw_lightning.fit.failures import readable_failures
 from kw_lightning.fit.folder import (
@@ -115,6 +116,7 @@ def fit(
         make_optimizer(recipe, parameter_groups(recipe, module.network))  # its mistakes, before a folder is made
         check_shapes(recipe, module, data)
         class_weights(recipe, data)
+        module.teacher = find_teacher(recipe, data, allow_python=allow_python)
     warn_of_contradictions(recipe)
     if init is not None and resume not in (None, "auto"):
         raise RunError("--init begins a new run and --resume goes on with one: give one of them")

@@ -266,6 +266,21 @@ class Loss:
 
 
 @dataclass(frozen=True)
+class Distillation:
+    """A trained network whose answers are targets too.
+
+    Attributes:
+        teacher: a run, a checkpoint or a saved network.
+        weight: share of its part in the loss; the rest is that of the data.
+        temperature: by which the answers of both networks are softened.
+    """
+
+    teacher: str
+    weight: float = 0.5
+    temperature: float = 2.0
+
+
+@dataclass(frozen=True)
 class Average:
     """An exponential moving average of the weights (Lightning's EMAWeightAveraging)."""
 
@@ -297,6 +312,7 @@ class Train:
     schedule: Schedule = Schedule()
     loss: Loss = Loss()
     class_weights: Literal["balanced"] | Mapping[str, float] | None = None
+    distill: Distillation | None = None
     freeze: tuple[str, ...] = ()
     freeze_epochs: int | None = None
     label_smoothing: float = 0.0
