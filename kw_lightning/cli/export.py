@@ -13,7 +13,8 @@ from kw_lightning.errors import RunError, mistake
 if TYPE_CHECKING:
     from kw_lightning.inference import ImageClassifier
 
-FORMS = ("onnx", "torch", "static", "official")
+FOLDED = ("static", "int8")
+FORMS = ("onnx", "torch", "openvino", "executorch", *FOLDED, "official")
 
 
 def export(
@@ -23,20 +24,29 @@ def export(
     to: Annotated[str, typer.Option("--to", metavar="FORM", help=f"What to write: {', '.join(FORMS)}.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="A new file; of static a new folder.")],
     samples: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Of static: training images over which attention is averaged.")
+        int,
+        typer.Option(metavar="N", min=1, help="Of static and int8: training images over which attention is averaged."),
     ] = 512,
+    epochs: Annotated[
+        int, typer.Option("--fit", metavar="N", min=0, help="Of static and int8: epochs of training after folding.")
+    ] = 0,
     allow_python: Annotated[list[str] | None, package_option("Let the recipe run code")] = None,
 ) -> None:
     """Write a trained network as a file that another program reads.
 
     onnx: for onnxruntime and others, batch and size free, preprocessing and class names in its metadata.
     torch: PyTorch's exported program (.pt2), which needs nothing of this package either.
+    openvino: OpenVINO's model (.xml and .bin), as ONNX.
+    executorch: a program (.pte) for ExecuTorch, for one image of the usual size; the metadata beside it as .json.
     static: a saved network of ordinary layers, each with its kernel at the mean attention; the accuracy that this
-    costs on the recipe's evaluation images is printed.
+    costs on the recipe's evaluation images is printed. --fit trains it on, at a tenth of the learning rate.
+    int8: the static network as ONNX in whole numbers of eight bits; size and accuracy are printed beside the others'.
     official: a checkpoint in the layout of the paper's authors, for their networks.
     """
     if to not in FORMS:
         raise RunError(f"--to: {mistake(to, FORMS)}")
+    if epochs and to not in FOLDED:
+        raise RunError(f"--fit trains a folded network: --to {' or '.join(FOLDED)}")
     if output.exists():
         raise RunError(f"{output} is there already; give a path that is not")
     # slow to import: torch
@@ -44,39 +54,62 @@ def export(
 
     packages = tuple(allow_python or ())
     classifier = load(model, allow_python=packages)
+    free = ""
     if to == "official":
         from kw_lightning.inference.published import export_checkpoint
 
         export_checkpoint(classifier, output)
-        free = ""
-    elif to == "static":
-        _static(classifier, output, samples, packages)
-        free = ""
+    elif to in FOLDED:
+        _folded(classifier, output, samples, epochs, packages, eight_bits=to == "int8")
     else:
-        from kw_lightning.export import write_onnx, write_program
+        from kw_lightning.export import write_executorch, write_onnx, write_openvino, write_program
 
-        free = f"; free in it: {(write_onnx if to == 'onnx' else write_program)(classifier.saved, output)}"
+        write = {"onnx": write_onnx, "torch": write_program, "openvino": write_openvino, "executorch": write_executorch}
+        free = f"; free in it: {write[to](classifier.saved, output)}"
     typer.echo(f"Wrote {output}{free}", err=True)
 
 
-def _static(classifier: ImageClassifier, output: Path, samples: int, allow_python: tuple[str, ...]) -> None:
+def _folded(
+    classifier: ImageClassifier,
+    output: Path,
+    samples: int,
+    epochs: int,
+    allow_python: tuple[str, ...],
+    *,
+    eight_bits: bool,
+) -> None:
     """Fold a network over its recipe's training images, write it, and print what that costs."""
     from rich.table import Table
 
     from kw_lightning.cli.output import console
-    from kw_lightning.export import compare, fold
+    from kw_lightning.export import compare, fold, is_dynamic, read_onnx, tensor_bytes, tune, write_int8
     from kw_lightning.export.calibration import calibration_images, evaluation_images
     from kw_lightning.inference import ImageClassifier
 
     saved = classifier.saved
-    folded = fold(saved, calibration_images(saved, samples, allow_python=allow_python))
-    networks = {"dynamic": saved.network, "static": folded.network}
-    found = compare(
-        networks, evaluation_images(saved, allow_python=allow_python), len(saved.classes), several=saved.several
-    )
+    networks = {"dynamic": saved.network}
+    folded = saved
+    if is_dynamic(saved.network) or not eight_bits:
+        folded = fold(saved, calibration_images(saved, samples, allow_python=allow_python))
+        networks["static"] = folded.network
+    else:
+        networks = {"static": saved.network}
+    if epochs:
+        folded = tune(folded, epochs, allow_python=allow_python)
+        networks[f"static, {epochs} epoch{'s' if epochs > 1 else ''} on"] = folded.network
+    sizes = {name: tensor_bytes(network) for name, network in networks.items()}
+    if eight_bits:
+        write_int8(folded, calibration_images(saved, samples, allow_python=allow_python), output)
+        networks["int8"], sizes["int8"] = read_onnx(output).network, output.stat().st_size
+    images = evaluation_images(saved, allow_python=allow_python)
+    found = compare(networks, images, len(saved.classes), several=saved.several)
     table = Table("accuracy", *networks)
     table.add_row("all images", *(f"{found[name].overall:.2%}" for name in networks))
     for index, label in enumerate(saved.classes):
         table.add_row(label, *(f"{found[name].classes[index]:.2%}" for name in networks))
+    table.add_section()
+    table.add_row("size", *(f"{sizes[name] / 1e6:.2f} MB" for name in networks))
     console().print(table)
-    ImageClassifier(folded).save_pretrained(output, metrics={"evaluation": {"accuracy": found["static"].overall}})
+    if not eight_bits:
+        last = found[list(networks)[-1]]
+        ImageClassifier(folded).save_pretrained(output, metrics={"evaluation": {"accuracy": last.overall}})

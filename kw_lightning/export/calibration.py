@@ -22,7 +22,7 @@ def calibration_images(saved: SavedNetwork, count: int, *, allow_python: Sequenc
     Raises:
         RunError: the recipe names no images, **or** they are not there.
     """
-    samples = even_subset(_images(saved, allow_python).parts["train"].samples, count)
+    samples = even_subset(images_of(saved, allow_python).parts["train"].samples, count)
     transform = evaluation_transform(saved.preprocessing)
     indices = range(min(count, len(samples)))  # type: ignore[arg-type]
     for start in range(0, len(indices), BATCH):
@@ -35,14 +35,14 @@ def evaluation_images(saved: SavedNetwork, *, allow_python: Sequence[str] = ()) 
     Raises:
         RunError: the recipe names no images, they are not there, **or** there are neither.
     """
-    data = _images(saved, allow_python)
+    data = images_of(saved, allow_python)
     part = next((part for part in ("val", "test") if part in data.parts), None)
     if part is None:
         raise RunError(f"the data of {saved.recipe.name} has neither a validation nor a test part to compare on")
     yield from data.evaluation_loader(part)
 
 
-def _images(saved: SavedNetwork, allow_python: Sequence[str]) -> ImageData:
+def images_of(saved: SavedNetwork, allow_python: Sequence[str]) -> ImageData:
     data = data_module(saved.recipe, allow_python=allow_python, trained=saved.preprocessing)
     if not isinstance(data, ImageData):
         raise RunError(f"the recipe {saved.recipe.name} has a data module of its own; a named data set is needed here")

@@ -34,7 +34,7 @@ def write_program(saved: SavedNetwork, path: Path) -> str:
         RunError: a network that cannot be exported, **or** a file that cannot be written.
     """
     program, free = exported(saved)
-    with _readable(path), _quiet():
+    with readable(path), quiet_export():
         torch.export.save(program, path, extra_files={f"{KEY}.json": describe(saved)})
     return free
 
@@ -54,7 +54,7 @@ def write_onnx(saved: SavedNetwork, path: Path) -> str:
     except ImportError:
         raise RunError("ONNX needs onnx and onnxscript: pip install 'kw-lightning[onnx]'") from None
     program, free = exported(saved)
-    with _readable(path), _quiet():
+    with readable(path), quiet_export():
         made = torch.onnx.export(
             program,
             (),
@@ -77,13 +77,13 @@ def exported(saved: SavedNetwork) -> tuple[ExportedProgram, str]:
     Raises:
         RunError: a network that cannot be traced.
     """
-    sample = _sample(saved)
+    sample = sample_of(saved)
     network, _ = fold_norms(saved.network.eval())
     sizes = dict.fromkeys(range(2, sample.dim()), Dim.DYNAMIC)
     failure = ""
     for free, words in (({0: Dim.DYNAMIC, **sizes}, "batch and size"), ({0: Dim.DYNAMIC}, "batch")):
         try:
-            with _quiet(), torch.no_grad():
+            with quiet_export(), torch.no_grad():
                 return torch.export.export(network, (sample,), dynamic_shapes=(free,)), words
         except Exception as error:  # what tracing makes of a stranger's forward pass
             failure = first_line(error)
@@ -102,7 +102,7 @@ def _floor_division() -> Callable[..., Any]:
     return floor_division
 
 
-def _sample(saved: SavedNetwork) -> Tensor:
+def sample_of(saved: SavedNetwork) -> Tensor:
     """Return two samples as the network takes them; one would be taken for the only batch there is."""
     shape = (saved.plan or plan(saved.recipe)).input_shape
     if shape is None:
@@ -112,7 +112,7 @@ def _sample(saved: SavedNetwork) -> Tensor:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -120,7 +120,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_export() -> Iterator[None]:
     """Keep the exporter's notices off the screen."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")]
     levels = [logger.level for logger in loggers]

@@ -53,6 +53,17 @@ def fold(saved: SavedNetwork, batches: Iterable[Tensor]) -> SavedNetwork:
     return replace(saved, network=folded.eval(), recipe=recipe)
 
 
+def is_dynamic(network: nn.Module) -> bool:
+    """Return whether a network has a dynamic layer."""
+    return any(isinstance(module, KWLayer) for module in network.modules())
+
+
+def tensor_bytes(network: nn.Module) -> int:
+    """Return the bytes of a network's parameters and buffers, shared ones once."""
+    tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
 def static_layer(layer: KWLayer, attention: Tensor) -> nn.Module:
     """Return torch's own layer with the kernel that an attention [mixtures, cells] mixes."""
     kernel = layer.kernels(attention.unsqueeze(0))[0].detach().clone()

@@ -62,7 +62,7 @@ def make_trainer(
     Raises:
         RecipeError: settings that Lightning refuses.
     """
-    return _trainer(
+    return plain_trainer(
         recipe,
         callbacks=[*make_callbacks(recipe, folder, on_nan, validates=validates), *more],
         logger=make_loggers(recipe, folder, state),
@@ -83,10 +83,10 @@ def check_settings(recipe: Recipe) -> None:
         RecipeError: it does not.
     """
     with quiet():
-        _trainer(recipe, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        plain_trainer(recipe, logger=False, enable_checkpointing=False, enable_progress_bar=False)
 
 
-def _trainer(recipe: Recipe, **parts: Any) -> Trainer:
+def plain_trainer(recipe: Recipe, **parts: Any) -> Trainer:
     train = recipe.train or Train()
     settings = {
         "accelerator": train.accelerator,

@@ -24,7 +24,8 @@ def load(source: str | Path, *, allow_python: Sequence[str] = (), **options: Any
     """Return a trained network with its preprocessing and class names; no code of the source is run.
 
     Args:
-        source: a run folder, a checkpoint file, a saved network's folder, an ONNX file of `kw export`, or
+        source: a run folder, a checkpoint file, a saved network's folder, an ONNX or OpenVINO file of `kw export`,
+            or
             `hf://organisation/name@revision`.
         allow_python: packages whose code the recipe may name.
         **options: for the Hub, see `ImageClassifier.from_pretrained`.
@@ -47,6 +48,10 @@ def load(source: str | Path, *, allow_python: Sequence[str] = (), **options: Any
         from kw_lightning.export.reading import read_onnx  # slow to import: onnxruntime
 
         return ImageClassifier(read_onnx(path))
+    if path.suffix.lower() == ".xml" and path.is_file():
+        from kw_lightning.export.openvino import read_openvino  # slow to import: openvino
+
+        return ImageClassifier(read_openvino(path))
     checkpoint = path if path.is_file() else RunFolder(path).chosen
     if not checkpoint.is_file():
         there = "no such file or folder" if not path.exists() else f"neither a saved network nor {LAST} in this folder"

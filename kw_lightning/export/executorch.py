@@ -1,0 +1,44 @@
+"""A network for ExecuTorch, PyTorch's runtime for phones and small boards: batch and size are fixed in its file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kw_lightning.errors import RunError, first_line
+from kw_lightning.export.description import describe
+from kw_lightning.export.norms import fold_norms
+from kw_lightning.export.program import quiet_export, readable, sample_of
+from kw_lightning.inference.saving import SavedNetwork
+
+
+def write_executorch(saved: SavedNetwork, path: Path) -> str:
+    """Write a network for ExecuTorch's portable kernels, and its description beside it as `.json`.
+
+    The runtime plans its memory beforehand, so the file is for one image of the network's usual size.
+
+    Returns:
+        What is fixed in it, in words.
+
+    Raises:
+        RunError: executorch is not installed, a network that cannot be exported, **or** a file that cannot be written.
+    """
+    try:
+        from executorch.exir import to_edge
+    except ImportError as error:
+        raise RunError(
+            f"ExecuTorch needs executorch: pip install 'kw-lightning[executorch]' ({first_line(error)})"
+        ) from None
+    network, _ = fold_norms(saved.network.eval())
+    image = sample_of(saved)[:1]
+    try:
+        with quiet_export(), torch.no_grad():
+            made: Any = to_edge(torch.export.export(network, (image,))).to_executorch()
+    except Exception as error:  # what lowering makes of a stranger's operators
+        raise RunError(f"the network cannot be exported for ExecuTorch: {first_line(error)}") from error
+    with readable(path):
+        path.write_bytes(made.buffer)
+        path.with_suffix(".json").write_text(describe(saved), encoding="utf-8")
+    return f"nothing: it takes {list(image.shape)}"
