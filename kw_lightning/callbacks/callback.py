@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveragi
 from lightning.pytorch.utilities import rank_zero_info
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from kw_lightning.callbacks.checkpoint import KEY, describe, refuse_other_weights
+from kw_lightning.callbacks.checkpoint import KEY, class_names_of, describe, refuse_other_weights
 from kw_lightning.callbacks.conversion import (
     after_configure_model,
     builds_layers_late,
@@ -24,6 +24,7 @@ from kw_lightning.callbacks.layout import dynamic_layers
 from kw_lightning.callbacks.method import method_callbacks
 from kw_lightning.callbacks.strategies import check_sharding, check_strategy
 from kw_lightning.errors import KWError
+from kw_lightning.preprocessing import CLASSES
 
 
 class KWCallback(Callback):
@@ -117,9 +118,10 @@ class KWCallback(Callback):
             self.attention.teardown(trainer, pl_module, stage)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put the recipe and the layout of the warehouses into the checkpoint."""
+        """Put the recipe, the layout of the warehouses and the data module's `classes` into the checkpoint."""
         entry = describe(self.recipe, self.module, submodule(pl_module, self.module), self.temperature.copies)
         checkpoint.setdefault(KEY, []).append(entry)
+        checkpoint.setdefault(CLASSES, class_names_of(trainer))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the annealing and of the statistics."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from kw_lightning.callbacks.conversion import Source, callback_recipe, make_dynamic
@@ -31,6 +31,12 @@ def describe(recipe: Recipe, path: str | None, network: nn.Module, copies: Seque
     """
     entry = {"recipe": escape(recipe.document.data), "module": path, "layout": layout(network)}
     return {**entry, "copies": list(copies)} if copies else entry
+
+
+def class_names_of(trainer: Trainer) -> list[str] | None:
+    """Return the names of the classes, where the Trainer's data module has any (`classes`)."""
+    classes = getattr(getattr(trainer, "datamodule", None), "classes", None)
+    return [str(name) for name in classes] if isinstance(classes, list | tuple) and classes else None
 
 
 def load_from_checkpoint(

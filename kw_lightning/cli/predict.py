@@ -51,6 +51,13 @@ def predict(
         int | None, typer.Option(metavar="N", min=0, help="Processes that read images. [default: as many as help]")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps … [default: a GPU where there is one]")] = "auto",
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe of a checkpoint (may be repeated)."),
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Names of a checkpoint's classes, one a line, in their order.")
+    ] = None,
     allow_python: Annotated[list[str] | None, package_option("Let the recipe run code")] = None,
 ) -> None:
     """Name the class of each image with a trained network, or its classes where it was trained for several labels.
@@ -64,7 +71,9 @@ def predict(
     if output is not None:
         writer_of(output)  # before the work, not after it
     paths = find_images(images)
-    classifier = load(model, allow_python=tuple(allow_python or ())).to(_device(device))
+    classifier = load(
+        model, overrides=changes or (), classes=_names(classes), allow_python=tuple(allow_python or ())
+    ).to(_device(device))
     least = threshold if threshold is not None else 0.5 if classifier.saved.several and top is None else 0.0
     most = min(top or (len(classifier.classes) if classifier.saved.several else 1), len(classifier.classes))
     predictions = _with_progress(classifier, paths, most, least, batch_size, _workers(workers, len(paths)))
@@ -108,6 +117,18 @@ def _with_progress(
                 advance=lambda count: progress.advance(task, count),
             )
         )
+
+
+def _names(file: Path | None) -> list[str]:
+    from kw_lightning.errors import RunError
+
+    if file is None:
+        return []
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise RunError(f"--classes {file}: {reason}") from error
 
 
 def _workers(wanted: int | None, images: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,23 +10,27 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import Tensor
+from torch import Tensor, nn
 
+from kw_lightning.callbacks.checkpoint import KEY
 from kw_lightning.callbacks.checkpoint_io import read
-from kw_lightning.callbacks.layout import listed, misfits
+from kw_lightning.callbacks.layout import differences, layout, listed, misfits
 from kw_lightning.errors import RunError, mistake
 from kw_lightning.fit.by_class import ClassMetrics
 from kw_lightning.fit.data import ImageData, data_module
 from kw_lightning.fit.data.splitting import NOTHING, SPLIT, split_of
 from kw_lightning.fit.failures import readable_failures
 from kw_lightning.fit.folder import checkpoint_of
+from kw_lightning.fit.foreign import as_of_kw_fit, guessed_preparation, is_foreign, without_download
 from kw_lightning.fit.module import Classifier
 from kw_lightning.fit.quiet import quiet
+from kw_lightning.fit.shapes import check_shapes
 from kw_lightning.paths import user_path
 from kw_lightning.planning import Plan
-from kw_lightning.preprocessing import CLASSES, PREPROCESSING, Preprocessing
+from kw_lightning.preprocessing import CLASSES, PREPROCESSING, Preprocessing, preprocessing
 from kw_lightning.recipe import load_recipe
 
+log = logging.getLogger(__name__)
 PARTS = ("train", "val", "test")
 
 
@@ -59,29 +64,40 @@ def evaluate(
     """Evaluate a checkpoint file, or the chosen checkpoint of a run folder.
 
     Args:
-        path: the file or folder.
+        path: the file or folder; of `kw-fit`, **or** of a LightningModule with KWCallback that is a classifier.
         overrides: changes to the recipe inside, as `data.root=/elsewhere`; of `data.eval`, images are prepared anew.
+            A recipe for KWCallback may name neither network nor data, which are given so.
         split: "train", "val" or "test"; by default "test" where there is one, else "val". Images that validated are
             those of the run.
         allow_python: packages whose code the recipe may name.
 
     Raises:
-        RunError: there is no checkpoint, it is not one of `kw-fit`, its weights do not fit the changed recipe,
-            **or** the data, or that part of it, is not there.
-        RecipeError: an override that cannot be used, **or** a Python package that is not allowed.
+        RunError: there is no checkpoint, it has no recipe, its weights do not fit the changed recipe, **or** the data,
+            or that part of it, is not there.
+        RecipeError: an override that cannot be used, a network that does not fit the data, **or** a Python package that
+            is not allowed.
     """
     checkpoint = checkpoint_of(user_path(path), chosen=True)
-    state = without_download(read_checkpoint(checkpoint))
-    trained = trained_preprocessing(state)
-    if overrides:
-        changed = load_recipe(state["hyper_parameters"]["recipe"], overrides)
+    found = read(checkpoint)
+    if is_foreign(found):
+        state = checked(as_of_kw_fit(found, checkpoint, overrides, allow_python=allow_python), checkpoint)
+    else:
+        state = checked(found, checkpoint)
+        recipe = without_download(state["hyper_parameters"]["recipe"])
+        changed = load_recipe(recipe, overrides) if overrides else recipe
         state = {**state, "hyper_parameters": {**state["hyper_parameters"], "recipe": changed}}
-        trained = None if any(override.startswith("data.eval.") for override in overrides) else trained
+    anew = any(override.startswith("data.eval.") for override in overrides)
+    trained = None if anew else trained_preprocessing(state)
     module = load_classifier(state, checkpoint, allow_python=allow_python)
+    if module.recipe.data is None:
+        raise RunError(f"{checkpoint}: its recipe names no data: give it, as data.name=image_folder data.root=FOLDER")
+    if is_foreign(found) and (guessed := guessed_preparation(state, module.recipe, preprocessing(module.recipe))):
+        log.warning("%s does not say %s: data.eval", checkpoint, guessed)
     names = state.get(CLASSES)
     classes = [str(name) for name in names] if isinstance(names, list) else ()
     drawn = (split_of(state) or NOTHING) if SPLIT in state else None
     data = data_module(module.recipe, allow_python=allow_python, trained=trained, classes=classes, split=drawn)
+    check_shapes(module.recipe, module, data)
     part = _part(split, parts_of(data))
     metrics = measure(module, data, part)
     by_class = tuple(module.by_class(getattr(data, "classes", None) or classes))
@@ -154,7 +170,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         RunError: it cannot be read, **or** `kw-fit` did not write it.
     """
-    state = read(path)
+    return checked(read(path), path)
+
+
+def checked(state: Any, path: Path) -> dict[str, Any]:
+    """Return what was read as a checkpoint of `kw-fit`.
+
+    Raises:
+        RunError: it is none.
+    """
     parameters = state.get("hyper_parameters") if isinstance(state, dict) else None
     # A text would be the name of a file, and the file of the checkpoint's choice.
     if not isinstance(parameters, Mapping) or not isinstance(parameters.get("recipe"), Mapping):
@@ -179,18 +203,6 @@ def trained_preprocessing(state: Mapping[str, Any]) -> Preprocessing | None:
         raise RunError(f"the checkpoint is damaged, or not of kw-fit: {error}") from None
 
 
-def without_download(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a checkpoint whose recipe fetches no data: that is asked for where the checkpoint is used, not inside."""
-    parameters = state["hyper_parameters"]
-    data = parameters["recipe"].get("data")
-    args = data.get("args") if isinstance(data, Mapping) else None
-    if not isinstance(args, Mapping) or "download" not in args:
-        return state
-    kept = {key: value for key, value in args.items() if key != "download"}
-    recipe = {**parameters["recipe"], "data": {**data, "args": kept}}
-    return {**state, "hyper_parameters": {**parameters, "recipe": recipe}}
-
-
 def load_classifier(
     state: dict[str, Any], path: Path, *, planned: Plan | None = None, allow_python: Sequence[str] = ()
 ) -> Classifier:
@@ -203,11 +215,27 @@ def load_classifier(
         allow_python: packages whose code the recipe may name.
 
     Raises:
-        RunError: the weights do not fit the network.
+        RunError: the weights do not fit the network, **or** its warehouses are shared out otherwise.
     """
     module = Classifier(planned or state["hyper_parameters"]["recipe"], allow_python=allow_python, pretrained=False)
     found = misfits(module, state["state_dict"])
     if found:
         raise RunError(f"{path}: the weights do not fit the recipe inside: {listed(found)}")
+    check_layout(state, path, module.network)
     module.load_state_dict(state["state_dict"])
     return module
+
+
+def check_layout(state: Mapping[str, Any], path: Path, network: nn.Module) -> None:
+    """Compare which cells the layers of a network draw with what the checkpoint says, which shapes alone do not tell.
+
+    Raises:
+        RunError: they are others.
+    """
+    try:
+        expected = state[KEY][0]["layout"] if state.get(KEY) else None
+        found = differences(expected, layout(network)) if expected else []
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{path}: damaged, or not of kw-fit: its layout of the warehouses cannot be read") from error
+    if found:
+        raise RunError(f"{path}: the warehouses are not those of the recipe inside: {listed(found)}")

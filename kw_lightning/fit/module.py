@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from kw_lightning.builder import build
-from kw_lightning.callbacks.checkpoint import KEY, describe
+from kw_lightning.callbacks.checkpoint import KEY, class_names_of, describe
 from kw_lightning.errors import RunError
 from kw_lightning.fit.by_class import ClassMetrics, class_counters, class_metrics
 from kw_lightning.fit.data.splitting import SPLIT
@@ -94,12 +94,11 @@ class Classifier(LightningModule):
             checkpoint.setdefault(KEY, []).append(describe(self.recipe, "network", self.network))
         steps = preprocessing(self.recipe)
         checkpoint[PREPROCESSING] = steps.to_dict() if steps is not None else None
-        data = None
+        checkpoint[CLASSES], checkpoint[SPLIT] = None, None
         with suppress(RuntimeError):  # no Trainer: a checkpoint that is put together by hand
-            data = getattr(self.trainer, "datamodule", None)
-        classes, split = getattr(data, "classes", None), getattr(data, "split", None)
-        checkpoint[CLASSES] = [str(name) for name in classes] if classes else None
-        checkpoint[SPLIT] = split.to_dict() if split is not None else None
+            split = getattr(getattr(self.trainer, "datamodule", None), "split", None)
+            checkpoint[CLASSES] = class_names_of(self.trainer)
+            checkpoint[SPLIT] = split.to_dict() if split is not None else None
 
     def on_fit_start(self) -> None:
         """Weigh the classes, find the teacher, and compile the network, in place: the state's keys stay as they are."""

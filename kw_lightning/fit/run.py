@@ -13,7 +13,7 @@ import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 
 from kw_lightning.callbacks.layout import listed, misfits
-from kw_lightning.errors import Problem, RecipeError, RunError, first_line, mistake
+from kw_lightning.errors import Problem, RecipeError, RunError, mistake
 from kw_lightning.fit.changes import Relay, changed, in_words, is_relaid
 from kw_lightning.fit.classes import resolved
 from kw_lightning.fit.data import ImageData, data_module
@@ -36,6 +36,7 @@ from kw_lightning.fit.module import Classifier
 from kw_lightning.fit.optimization import make_optimizer, make_schedule
 from kw_lightning.fit.quiet import quiet
 from kw_lightning.fit.report import json_text
+from kw_lightning.fit.shapes import check_shapes
 from kw_lightning.fit.starting import Restoring, Start, start
 from kw_lightning.fit.trainer import OnNan, check_settings, make_trainer, monitored
 from kw_lightning.fit.weighting import class_weights
@@ -283,44 +284,6 @@ def check_training(recipe: Recipe) -> None:
         problems += error.problems
     if problems:
         raise RecipeError(problems)
-
-
-def check_shapes(recipe: Recipe, module: Classifier, data: LightningDataModule) -> None:
-    """Show the network one image before anything is written, so that a mismatch is one message.
-
-    Raises:
-        RecipeError: the network does not take such images, **or** has other outputs than the data has classes.
-        RunError: the memory is too small for one image.
-    """
-    if not isinstance(data, ImageData):
-        return
-    image = data.first()
-    shape = list(image.shape)
-    try:
-        with readable_failures(), torch.inference_mode():
-            logits = module.eval()(image.unsqueeze(0))
-    except RunError:  # memory that is too small is no fault of the images
-        raise
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        message = f"the network does not take the images of the data, {shape}: {first_line(error)}"
-        raise RecipeError(recipe.document.problem("model", message)) from error
-    finally:
-        module.train()
-    if logits.ndim != 2 or logits.shape[1] != data.num_classes:
-        found = f"{logits.shape[1]} outputs" if logits.ndim == 2 else f"an output of {list(logits.shape[1:])} a sample"
-        path, cure = _where_classes_are_set(recipe, data.num_classes)
-        message = f"the network has {found} and the data has {data.num_classes} classes: {cure}"
-        raise RecipeError(recipe.document.problem(path, message))
-
-
-def _where_classes_are_set(recipe: Recipe, classes: int) -> tuple[str, str]:
-    """Return the key path of the network's number of outputs, and what to write there."""
-    model = recipe.model
-    if model is not None and model.layers:
-        return "model.layers", f"give the last layer of model.layers {classes} units"
-    if model is not None and (model.backbone or "").startswith("python:") and "num_classes" not in model.args:
-        return "model.args", f"give its constructor the {classes} classes by model.args"
-    return "model.args.num_classes", f"set model.args.num_classes to {classes}"
 
 
 def check_fits(module: Classifier, state: Mapping[str, Any], checkpoint: Path) -> None:

@@ -2,90 +2,130 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from kw_lightning.callbacks.checkpoint import KEY
 from kw_lightning.callbacks.checkpoint_io import read
 from kw_lightning.errors import RunError, first_line
+from kw_lightning.fit.evaluation import check_layout
+from kw_lightning.fit.foreign import NETWORK, as_of_kw_fit, guessed_preparation, is_foreign
 from kw_lightning.inference.classifier import ImageClassifier
 from kw_lightning.inference.saving import SavedNetwork, build_network, class_names, load_weights
 from kw_lightning.planning import Plan, plan
 from kw_lightning.preprocessing import CLASSES, PREPROCESSING, Preprocessing, preprocessing
 from kw_lightning.recipe import load_recipe
+from kw_lightning.recipe.types import Recipe
+
+log = logging.getLogger(__name__)
 
 
-def load_trained(path: Path, *, planned: Plan | None = None, allow_python: Sequence[str] = ()) -> ImageClassifier:
+def load_trained(
+    path: Path,
+    *,
+    planned: Plan | None = None,
+    overrides: Sequence[str] = (),
+    classes: Sequence[str] = (),
+    allow_python: Sequence[str] = (),
+) -> ImageClassifier:
     """Return the network of a checkpoint ready to predict, see `read_trained`."""
-    return ImageClassifier(read_trained(path, planned=planned, allow_python=allow_python))
+    trained = read_trained(path, planned=planned, overrides=overrides, classes=classes, allow_python=allow_python)
+    return ImageClassifier(trained)
 
 
-def read_trained(path: Path, *, planned: Plan | None = None, allow_python: Sequence[str] = ()) -> SavedNetwork:
+def read_trained(
+    path: Path,
+    *,
+    planned: Plan | None = None,
+    overrides: Sequence[str] = (),
+    classes: Sequence[str] = (),
+    allow_python: Sequence[str] = (),
+) -> SavedNetwork:
     """Return the network of a checkpoint with what belongs to it.
 
-    Of a LightningModule with KWCallback the network is found by its weights' names; its recipe has to name the network
-    (`model`), which KWCallback itself does not need.
+    Of a LightningModule with KWCallback the network is found by its layers' names; its recipe has to name the network
+    (`model`), which KWCallback itself does not need, or `overrides` name it.
 
     Args:
         path: the checkpoint.
         planned: the plan of its recipe, where there is one.
+        overrides: changes to the recipe inside, as `data.eval.mean=[0.5]`.
+        classes: names of the network's outputs, in place of those inside.
         allow_python: packages whose code the recipe may name.
 
     Raises:
-        RunError: a file that is no checkpoint, that has no recipe, **or** whose weights fit its recipe nowhere.
-        RecipeError: a recipe that cannot be used here.
+        RunError: a file that is no checkpoint, that has no recipe, whose weights fit its recipe nowhere, **or** another
+            number of names than of outputs.
+        RecipeError: a recipe or an override that cannot be used here.
     """
     state = read(path)
-    recipe = planned.recipe if planned is not None else load_recipe(_recipe_of(state, path))
-    if recipe.model is None or not (recipe.model.backbone or recipe.model.layers):
-        raise RunError(
-            f"{path}: its recipe names no network (model.backbone), since it is the LightningModule's; "
-            "load it with kw_lightning.callbacks.load_from_checkpoint(YourModule, path)"
-        )
+    foreign = is_foreign(state)
+    if foreign:
+        state, overrides = as_of_kw_fit(state, path, overrides, allow_python=allow_python), ()
+    recipe = planned.recipe if planned is not None else load_recipe(_recipe_of(state, path), overrides)
     planned = planned or plan(recipe, allow_python=allow_python)
     network = build_network(planned, allow_python=allow_python)
-    load_weights(network, _weights_of(network, state, path), path)
+    load_weights(network, _weights_of(state, path), path)
+    check_layout(state, path, network)
+    steps, names = _steps_of(state, recipe, overrides, path), state.get(CLASSES)
+    outputs = class_names(network)
+    if classes and len(classes) != len(outputs):
+        raise RunError(f"{path}: {len(classes)} names of classes are given, and the network has {len(outputs)} outputs")
+    if foreign:
+        _tell_what_is_missing(state, recipe, steps, classes, path)
+    named = classes or (names if isinstance(names, list) else outputs)
+    return SavedNetwork(
+        network.eval(), recipe, steps or Preprocessing(), tuple(map(str, named)), recipe.several, planned
+    )
+
+
+def _tell_what_is_missing(
+    state: Mapping[str, Any], recipe: Recipe, steps: Preprocessing | None, classes: Sequence[str], path: Path
+) -> None:
+    """Say what a LightningModule's checkpoint does not say, what is done in its place, and how it is given.
+
+    Raises:
+        RunError: nothing is known of how images are prepared.
+    """
+    guessed, how = (
+        guessed_preparation(state, recipe, steps),
+        "data.name and data.eval (kw predict with --set before each)",
+    )
+    if guessed and steps is None:
+        raise RunError(f"{path}: it does not say how images are prepared: give it, by {how}")
+    missing = [f"{guessed}: {how}"] if guessed else []
+    if not classes and not isinstance(state.get(CLASSES), list):
+        missing.append("the names of the classes, so they are numbers or ImageNet's: --classes FILE, a name a line")
+    if missing:
+        log.warning("%s does not say %s", path, "; nor ".join(missing))
+
+
+def _steps_of(state: Mapping[str, Any], recipe: Recipe, overrides: Sequence[str], path: Path) -> Preprocessing | None:
+    """Return how images are prepared: as the checkpoint says, or as its recipe does where that was changed."""
     steps = state.get(PREPROCESSING)
+    if not isinstance(steps, Mapping) or any(override.startswith("data.eval") for override in overrides):
+        return preprocessing(recipe)
     try:
-        found = Preprocessing.from_dict(steps) if isinstance(steps, Mapping) else preprocessing(recipe)
+        return Preprocessing.from_dict(steps)
     except ValueError as error:
         raise RunError(f"{path}: damaged, or not of kw-fit: {first_line(error)}") from None
-    classes = state.get(CLASSES)
-    names = tuple(map(str, classes)) if isinstance(classes, list) else class_names(network)
-    return SavedNetwork(network.eval(), recipe, found or Preprocessing(), names, recipe.several, planned)
 
 
 def _recipe_of(state: Any, path: Path) -> Mapping[str, Any]:
     """Return the recipe inside: only a map, since a text would be the name of a file of the checkpoint's choice."""
-    if isinstance(state, Mapping):
-        parameters = state.get("hyper_parameters")
-        entries = state.get(KEY)
-        found = parameters.get("recipe") if isinstance(parameters, Mapping) else None
-        if (
-            not isinstance(found, Mapping)
-            and isinstance(entries, list)
-            and len(entries) == 1
-            and isinstance(entries[0], Mapping)
-        ):
-            found = entries[0].get("recipe")
-        if isinstance(found, Mapping):
-            return found
-    raise RunError(f"{path}: no recipe inside; only checkpoints of kw-fit and of KWCallback can be used here")
+    parameters = state.get("hyper_parameters") if isinstance(state, Mapping) else None
+    found = parameters.get("recipe") if isinstance(parameters, Mapping) else None
+    if not isinstance(found, Mapping):
+        raise RunError(f"{path}: no recipe inside; only checkpoints of kw-fit and of KWCallback can be used here")
+    return found
 
 
-def _weights_of(network: nn.Module, state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """Return the weights under the network's own names, whatever the LightningModule calls the network."""
+def _weights_of(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """Return the weights under the network's own names."""
     weights = state.get("state_dict")
     if not isinstance(weights, Mapping):
         raise RunError(f"{path}: no weights inside")
-    own = network.state_dict().keys()
-    first = next(iter(own))
-    prefixes = [key.removesuffix(first) for key in weights if key == first or key.endswith(f".{first}")]
-    fitting = [prefix for prefix in prefixes if all(f"{prefix}{key}" in weights for key in own)]
-    if len(fitting) != 1:
-        where = f"{len(fitting)} times" if fitting else "nowhere"
-        raise RunError(f"{path}: the network of the recipe inside is {where} among the weights, and once is needed")
-    return {key: weights[f"{fitting[0]}{key}"] for key in own}
+    return {str(key).removeprefix(NETWORK): value for key, value in weights.items()}

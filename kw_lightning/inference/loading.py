@@ -20,13 +20,23 @@ LAST = Path("checkpoints", "last.ckpt")
 """The newest checkpoint inside a run folder, for messages."""
 
 
-def load(source: str | Path, *, allow_python: Sequence[str] = (), **options: Any) -> ImageClassifier:
+def load(
+    source: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    classes: Sequence[str] = (),
+    allow_python: Sequence[str] = (),
+    **options: Any,
+) -> ImageClassifier:
     """Return a trained network with its preprocessing and class names; no code of the source is run.
 
     Args:
         source: a run folder, a checkpoint file, a saved network's folder, an ONNX or OpenVINO file of `kw export`,
             or
             `hf://organisation/name@revision`.
+        overrides: changes to the recipe of a checkpoint, as `model.backbone=torchvision/resnet18` of one of a
+            LightningModule with KWCallback whose recipe names no network.
+        classes: names of the outputs, of a checkpoint that has none.
         allow_python: packages whose code the recipe may name.
         **options: for the Hub, see `ImageClassifier.from_pretrained`.
 
@@ -38,6 +48,13 @@ def load(source: str | Path, *, allow_python: Sequence[str] = (), **options: Any
         >>> kw_lightning.load("runs/pets-1").predict("cat.jpg").label
         'cat'
     """
+    if overrides or classes:
+        path = user_path(source)
+        if not path.is_file() and (path / LAST).is_file():
+            path = path / LAST
+        if not path.is_file() or path.suffix.lower() == ".onnx":
+            raise RunError(f"{source}: changes and names of classes are for checkpoints; what is saved has its own")
+        return load_trained(path, overrides=overrides, classes=classes, allow_python=allow_python)
     if str(source).startswith(hub.PREFIX):
         return ImageClassifier.from_pretrained(str(source), allow_python=allow_python, **options)
     path = user_path(source)
