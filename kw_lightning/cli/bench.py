@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,10 +30,22 @@ def bench(
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Networks and input channels last.")] = False,
     layers: Annotated[bool, typer.Option(help="Measure every dynamic layer too.")] = True,
     reference: Annotated[bool, typer.Option(help="Measure the published form too: slow, and large.")] = True,
+    exported: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="In place of recipes: ONNX and OpenVINO files of kw export, beside their network."
+        ),
+    ] = None,
     json: JsonOption = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
 ) -> None:
-    """Measure networks with warehouses: time in training and inference, bytes kept, achieved GFLOP/s."""
+    """Measure networks with warehouses: time in training and inference, bytes kept, achieved GFLOP/s.
+
+    With --exported: the time of inference of files in their runtimes, beside the static and the dynamic network.
+    """
+    if exported:
+        _exported(exported, recipes, batch, size, repeats, threads, json=json, in_markdown=markdown)
+        return
     from kw_lightning.recipe import load_recipe
 
     loaded = [load_recipe(source) for source in recipes or ["resnet18-kw-1x"]]
@@ -63,3 +76,40 @@ def bench(
         if report.layers:
             typer.echo(f"\n{report.title}, layers: forward and backward\n")
             typer.echo(form(LAYER_HEAD, layer_rows(report.layers)))
+
+
+def _exported(
+    files: list[Path],
+    recipes: list[str] | None,
+    batch: int,
+    size: int | None,
+    repeats: int,
+    threads: int | None,
+    *,
+    json: bool,
+    in_markdown: bool,
+) -> None:
+    from kw_lightning.errors import RunError
+
+    if recipes:
+        raise RunError("--exported takes the network from the file: give it, or recipes")
+    # slow to import: torch
+    from json import dumps
+
+    import torch
+
+    from kw_lightning.bench import describe_machine
+    from kw_lightning.bench.exported import bench_exported
+    from kw_lightning.bench.table import aligned, markdown, milliseconds
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    shape, found = bench_exported(files, batch=batch, size=size, repeats=repeats)
+    machine = describe_machine(torch.device("cpu"), torch.float32)
+    if json:
+        latencies = [latency.to_dict() for latency in found]
+        typer.echo(dumps({"machine": machine.to_dict(), "input": list(shape), "exported": latencies}))
+        return
+    rows = [(latency.name, milliseconds(latency.seconds), f"{latency.ratio:.2f} ×") for latency in found]
+    typer.echo(f"{machine}\n\ninference of {'×'.join(map(str, shape))}\n")
+    typer.echo((markdown if in_markdown else aligned)(("runtime", "time", "to static"), rows))

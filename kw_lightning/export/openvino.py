@@ -40,8 +40,11 @@ def write_openvino(saved: SavedNetwork, path: Path) -> str:
     return free
 
 
-def read_openvino(path: Path) -> SavedNetwork:
+def read_openvino(path: Path, *, threads: int | None = None) -> SavedNetwork:
     """Return the network of a file with its preprocessing and class names.
+
+    Args:
+        threads: that a call may use; None leaves it to OpenVINO.
 
     Raises:
         RunError: openvino is not installed, **or** a file that it does not read or `kw export` did not write.
@@ -51,7 +54,8 @@ def read_openvino(path: Path) -> SavedNetwork:
     try:
         model = core.read_model(path)
         text = str(model.get_rt_info([KEY]).value) if model.has_rt_info([KEY]) else None
-        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        settings = {"INFERENCE_PRECISION_HINT": "f32", **({"INFERENCE_NUM_THREADS": threads} if threads else {})}
+        compiled = core.compile_model(model, "CPU", settings)
     except RuntimeError as error:
         raise RunError(f"{path}: not a file of OpenVINO, or a damaged one: {first_line(error)}") from error
     return described(text, OpenvinoNetwork(compiled), str(path))

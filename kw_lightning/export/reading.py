@@ -10,8 +10,11 @@ from kw_lightning.export.program import OnnxNetwork
 from kw_lightning.inference.saving import SavedNetwork
 
 
-def read_onnx(path: Path) -> SavedNetwork:
+def read_onnx(path: Path, *, threads: int | None = None) -> SavedNetwork:
     """Return the network of a file with its preprocessing and class names.
+
+    Args:
+        threads: that a call may use; None leaves it to onnxruntime.
 
     Raises:
         RunError: onnxruntime is not installed, **or** a file that it does not read or `kw export` did not write.
@@ -22,6 +25,7 @@ def read_onnx(path: Path) -> SavedNetwork:
         raise RunError(f"{path}: ONNX needs onnxruntime: pip install 'kw-lightning[onnx]'") from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads or 0
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a family of errors of its own

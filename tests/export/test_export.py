@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +13,11 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from typer.testing import CliRunner, Result
 
 import kw_lightning
 from kw_lightning.builder import build
+from kw_lightning.cli import application
 from kw_lightning.errors import KWError, RunError
 from kw_lightning.export import compare, fold, write_onnx, write_program
 from kw_lightning.inference import ImageClassifier, SavedNetwork
@@ -86,6 +90,27 @@ def test_onnx_predicts_as_the_network_does(saved: SavedNetwork, onnx_file: Path,
     assert found.classes == saved.classes
     expected = ImageClassifier(saved).predict(tmp_path / "image.png", top=4)
     assert dict(found.predict(tmp_path / "image.png", top=4).top) == pytest.approx(dict(expected.top), abs=1e-5)
+
+
+def test_latency_of_a_file_stands_beside_its_networks(onnx_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+
+    def bench(*arguments: str | Path) -> Result:
+        return CliRunner().invoke(application(), ["bench", *map(str, arguments), "--repeats", "1", "--batch", "2"])
+
+    printed = bench("--exported", onnx_file, "--json")
+    assert printed.exit_code == 0, printed.output
+    found = json.loads(printed.stdout)
+    assert found["input"] == [2, 3, 12, 12]
+    names = [row["name"] for row in found["exported"]]
+    assert names == ["PyTorch, static", "PyTorch, this engine", f"onnxruntime, {onnx_file.name}"]
+    assert found["exported"][0]["ratio"] == 1
+    assert all(row["seconds"] > 0 for row in found["exported"])
+    table = bench("--exported", onnx_file, "--size", "15").stdout
+    assert "inference of 2×3×15×15" in table
+    assert re.search(r"onnxruntime, small\.onnx +[\d.]+ ms +[\d.]+ ×", table)
+    assert "found a file that ends in" in bench("--exported", tmp_path / "net.pt2").output
+    assert "give it, or recipes" in bench("resnet18-kw-1x", "--exported", onnx_file).output
 
 
 def test_another_onnx_file_is_one_message(tmp_path: Path) -> None:
