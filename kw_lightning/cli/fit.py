@@ -73,5 +73,5 @@ def fit(
     result = train(planned, resume=resume, init=init, output=output, allow_python=packages, on_nan=on_nan.value)
     columns = {"val, last": result.last, "val, best": result.best, "test, chosen": result.test}
     if any(columns.values()):
-        screen.print(metrics_table({name: metrics for name, metrics in columns.items() if metrics}))
+        screen.print(metrics_table({name: metrics for name, metrics in columns.items() if metrics}, result.note))
     screen.print(f"run folder: {result.folder}", highlight=False, soft_wrap=True)

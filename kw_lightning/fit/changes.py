@@ -22,6 +22,7 @@ RELAID = ("train.epochs", "train.max_steps", "train.optimizer.lr", "train.optimi
 APPLIED = (
     *("train.loss*", "train.class_weights*", "train.distill*"),
     *("train.label_smoothing", "train.mixup", "train.cutmix", "train.gradient_clip", "train.monitor"),
+    "train.early_stop*",
     *("temperature*", "data.train.rand_augment*", "data.train.random_erasing*", "data.train.noise", "data.train.shift"),
     *("train.accelerator", "train.devices", "train.nodes", "train.strategy", "train.precision"),
 )

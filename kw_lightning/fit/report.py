@@ -27,9 +27,9 @@ SHOWN_CLASSES = 10
 Metrics = Mapping[str, float]
 
 
-def metrics_table(columns: Mapping[str, Metrics]) -> Table:
-    """Return a table with a row for each metric and a column for each checkpoint."""
-    table = Table("evaluation")
+def metrics_table(columns: Mapping[str, Metrics], note: str | None = None) -> Table:
+    """Return a table with a row for each metric and a column for each checkpoint, and a note below it."""
+    table = Table("evaluation", caption=note, caption_justify="left")
     for name in columns:
         table.add_column(name, justify="right")
     for key, label in ROWS:

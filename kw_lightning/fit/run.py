@@ -19,6 +19,7 @@ from kw_lightning.fit.classes import resolved
 from kw_lightning.fit.data import ImageData, data_module
 from kw_lightning.fit.data.splitting import split_of
 from kw_lightning.fit.distillation import find_teacher
+from kw_lightning.fit.early_stopping import check_stopping, stopping_note
 from kw_lightning.fit.evaluation import load_classifier, measure, parts_of, read_checkpoint
 from kw_lightning.fit.failures import readable_failures
 from kw_lightning.fit.folder import (
@@ -60,6 +61,7 @@ class Result:
         best: the same of the best checkpoint, chosen by `train.monitor` on the same images: an optimistic figure.
         test: the same of the chosen checkpoint, the best one or else the last, on the test images, if there are any.
         module: the trained network in its LightningModule.
+        note: in a line, that the run ended early and where its learning rate stood; None where it did not.
     """
 
     folder: Path
@@ -67,6 +69,7 @@ class Result:
     best: dict[str, float]
     test: dict[str, float]
     module: Classifier
+    note: str | None = None
 
 
 def fit(
@@ -117,6 +120,7 @@ def fit(
         make_optimizer(recipe, parameter_groups(recipe, module.network))  # its mistakes, before a folder is made
         check_shapes(recipe, module, data)
         class_weights(recipe, data)
+        check_stopping(recipe, parts_of(data))
         module.teacher = find_teacher(recipe, data, allow_python=allow_python)
     warn_of_contradictions(recipe)
     if init is not None and resume not in (None, "auto"):
@@ -256,10 +260,11 @@ def finish(
 
     validated, tested = measured.get("val", {}), measured.get("test", {}).get(name, {})
     own = {"val": validated.get("best", {}), "test": tested}
+    note = stopping_note(trainer)
     load_trained(folder.chosen, planned=module.plan, allow_python=allow_python).save_pretrained(
         folder.path / "model", metrics={part: metrics for part, metrics in own.items() if metrics}
     )
-    return Result(folder.path, validated.get("last", {}), validated.get("best", {}), tested, module)
+    return Result(folder.path, validated.get("last", {}), validated.get("best", {}), tested, module, note)
 
 
 def check_training(recipe: Recipe) -> None:

@@ -18,6 +18,7 @@ from kw_lightning.callbacks.finite import FiniteLoss
 from kw_lightning.callbacks.method import method_callbacks
 from kw_lightning.callbacks.resume import RandomState, RunningMetrics
 from kw_lightning.errors import RecipeError, first_line
+from kw_lightning.fit.early_stopping import StopsEarly
 from kw_lightning.fit.folder import RunFolder
 from kw_lightning.fit.freezing import Freezing
 from kw_lightning.fit.metrics import MetricsTable
@@ -136,6 +137,9 @@ def make_callbacks(
         FiniteLoss(on_nan, NAN_HINT.format(folder.last)),
         progress_bar(),
     ]
+    if train.early_stop is not None:
+        mode, finite = MONITORED[train.monitor], on_nan == "stop"
+        callbacks.append(StopsEarly(train.early_stop, train.monitor, mode, check_finite=finite))
     if recipe.warehouses or recipe.stages:
         statistics = folder.path / "attention"
         callbacks += filter(None, method_callbacks(recipe, folder=statistics, warm_start=starts_warm(recipe)))

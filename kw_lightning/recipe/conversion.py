@@ -16,6 +16,7 @@ from kw_lightning.recipe.types import (
     Data,
     Distillation,
     Document,
+    EarlyStop,
     Log,
     Loss,
     Model,
@@ -150,6 +151,7 @@ def _train(data: Values, *, several: bool) -> Train:
         "gradient_clip": _or_none(float),
         "ema": _or_none(lambda entry: Average(**_take(entry, decay=float))),
         "checkpoint_every": _or_none(lambda entry: CheckpointEvery(**_take(entry, minutes=float))),
+        "early_stop": _or_none(lambda entry: EarlyStop(**_take(entry, min_delta=float))),
         **dict.fromkeys(("label_smoothing", "mixup", "cutmix"), float),
     }
     usual = {"loss": Loss("bce"), "monitor": "val/map"} if several else {}

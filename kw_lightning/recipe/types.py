@@ -289,6 +289,14 @@ class Average:
 
 
 @dataclass(frozen=True)
+class EarlyStop:
+    """The end of a run whose monitored metric has not got better by more than `min_delta` for `patience` epochs."""
+
+    patience: int = 10
+    min_delta: float = 0.0
+
+
+@dataclass(frozen=True)
 class CheckpointEvery:
     """How often `last.ckpt` is written inside an epoch, by minutes **or** optimizer steps, whichever is set."""
 
@@ -331,6 +339,7 @@ class Train:
     seed: int = 0
     monitor: str = "val/accuracy"
     checkpoint_every: CheckpointEvery | None = None
+    early_stop: EarlyStop | None = None
 
 
 @dataclass(frozen=True)
