@@ -88,9 +88,9 @@ def _check_labels(root: Node) -> list[Problem]:
         message = sentence("separator with one label an image", "data.labels: several beside it")
         return [Problem(message, "data.args.separator", separator.place)]
     problems = []
-    if isinstance(name, str) and name != "csv" and not name.startswith("python:"):
+    if isinstance(name, str) and name != "csv" and not name.startswith(("python:", "hf/")):
         problems.append(
-            Problem(sentence(f"several with {name}", "csv or data of one's own"), "data.labels", labels.place)
+            Problem(sentence(f"several with {name}", "csv, hf/… or data of one's own"), "data.labels", labels.place)
         )
     sampling, loss = data.get("sampling", Node(None)), _map(root, "train").get("loss", Node(None))
     if sampling.value == "balanced":

@@ -174,6 +174,6 @@ def test_what_goes_with_one_label_only_is_refused_with_its_place(here: Path) -> 
     assert monitor.exit_code == 2
     assert 'train.monitor: found the unknown metric "val/accuracy", allowed: val/map, val/f1' in monitor.stderr
     elsewhere = kw("fit", "digits-resnet", "data.labels=several")
-    assert "data.labels: found several with digits, allowed: csv or data of one's own" in elsewhere.stderr
+    assert "data.labels: found several with digits, allowed: csv, hf/… or data of one's own" in elsewhere.stderr
     single = kw("fit", "small.yaml", "data.labels=one", "data.args.separator=|")
     assert "data.args.separator: found separator with one label an image" in single.stderr

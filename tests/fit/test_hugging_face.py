@@ -56,6 +56,28 @@ def test_without_splits_some_of_every_class_is_held_out(tmp_path: Path) -> None:
     assert "2 of the 8 training images validate" in data.notes[0]
 
 
+def test_a_column_of_lists_gives_an_image_several_labels(tmp_path: Path) -> None:
+    labels = [[0, 1], [], [1], [0]] * 3
+    pictures = [Picture.new("RGB", (8, 8), (number, 0, 0)) for number in range(12)]
+    kind = datasets.Sequence(datasets.ClassLabel(names=["cat", "dog"]))
+    features = datasets.Features({"picture": datasets.Image(), "animals": kind})
+    table = datasets.Dataset.from_dict({"picture": pictures, "animals": labels}, features=features)
+    table.save_to_disk(tmp_path / "pets")
+    found = recipe(tmp_path / "pets")
+    several = load_recipe({**found.document.data, "data": {**found.document.data["data"], "labels": "several"}})
+    data = data_module(several)
+    assert isinstance(data, ImageData)
+    assert data.classes == ("cat", "dog")
+    assert data.parts["train"].samples[0][1].tolist() == [1, 1]
+    assert set(fit(several, output=tmp_path / "run").last) == {"map", "f1", "exact", "loss"}
+    with pytest.raises(RunError, match=r"animals has several to a row, and data\.labels is one$"):
+        data_module(recipe(tmp_path / "pets", label="animals"))
+    rows([0, 1], ["cat", "dog"]).save_to_disk(tmp_path / "single")
+    single = {**several.document.data["data"], "name": f"hf/{tmp_path / 'single'}", "args": {"label": "animal"}}
+    with pytest.raises(RunError, match=r"animal has one to a row, and data\.labels is several$"):
+        data_module(load_recipe({**several.document.data, "data": single}))
+
+
 def test_mistakes_say_what_is_there(tmp_path: Path) -> None:
     rows(["eel"] * 4).save_to_disk(tmp_path / "pets")
     with pytest.raises(RunError, match=r"which column is the label\? Say it by data\.args\.label: picture, animal"):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
+import torch
 from torch.utils.data import Dataset
 
 from kw_lightning.errors import RunError, first_line, mistake
+from kw_lightning.fit.data.files import Target
 from kw_lightning.fit.data.images import read_image
 from kw_lightning.fit.data.listing import PARTS
 from kw_lightning.paths import user_path
@@ -16,7 +19,7 @@ PREFIX = "hf/"
 """Begins the name of such a data set in a recipe."""
 
 
-class HuggingFaceImages(Dataset[tuple[Any, int]]):
+class HuggingFaceImages(Dataset[tuple[Any, Target]]):
     """Rows of a table with a column of images, and their classes.
 
     Attributes:
@@ -26,7 +29,7 @@ class HuggingFaceImages(Dataset[tuple[Any, int]]):
         name: of the data set, for messages.
     """
 
-    def __init__(self, rows: Any, column: str, targets: Sequence[int], name: str) -> None:
+    def __init__(self, rows: Any, column: str, targets: Sequence[Target], name: str) -> None:
         self.rows = rows
         self.column = column
         self.targets = list(targets)
@@ -35,7 +38,7 @@ class HuggingFaceImages(Dataset[tuple[Any, int]]):
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, index: int) -> tuple[Any, Target]:
         image = self.rows[index][self.column]
         if image is None:
             raise RunError(f"{self.name}, row {index}: no image")
@@ -51,6 +54,8 @@ def open_parts(
     train: str | None = None,
     evaluation: str | None = None,
     test: str | None = None,
+    *,
+    several: bool = False,
 ) -> tuple[dict[str, HuggingFaceImages], tuple[str, ...]]:
     """Return the parts that a data set has, by name, and the names of the classes.
 
@@ -59,6 +64,7 @@ def open_parts(
         config: of the data set, where it has several.
         image, label: columns; found by their type where they are not given.
         train, evaluation, test: splits; found by their usual names.
+        several: whether a row has a list of labels.
 
     Raises:
         RunError: the extra `hf` is not installed, no such data, columns or splits that are not there, **or** classes
@@ -71,9 +77,12 @@ def open_parts(
         raise RunError(f"data: {name}: no split to train with; found {', '.join(splits)}; name one by data.args.train")
     columns = training.features
     image = _column(name, "image", image, columns, lambda kind: type(kind).__name__ == "Image")
-    label = _column(name, "label", label, columns, lambda kind: type(kind).__name__ == "ClassLabel")
-    values = getattr(columns[label], "names", None)
-    order = list(range(len(values))) if values else sorted(set(training[label]))
+    label = _column(name, "label", label, columns, lambda kind: type(_inside(kind, several)).__name__ == "ClassLabel")
+    if hasattr(columns[label], "feature") != several:
+        found, other = ("one", "several") if several else ("several", "one")
+        raise RunError(f"data: {name}: {label} has {found} to a row, and data.labels is {other}")
+    values = getattr(_inside(columns[label], several), "names", None)
+    order = list(range(len(values))) if values else sorted(set(_single(training[label], several)))
     numbers = {value: number for number, value in enumerate(order)}
     from datasets import Image
 
@@ -81,12 +90,30 @@ def open_parts(
     for part, rows in {"train": training, **others}.items():
         if rows is None or not len(rows):
             continue
-        unknown = sorted({str(value) for value in rows[label]} - {str(value) for value in order})
+        unknown = sorted({str(value) for value in _single(rows[label], several)} - {str(value) for value in order})
         if unknown:
             raise RunError(f"data: {name}: labels of {part} that are no class of training: {', '.join(unknown[:5])}")
         undecoded = rows.cast_column(image, Image(decode=False)).select_columns([image])
-        parts[part] = HuggingFaceImages(undecoded, image, [numbers[value] for value in rows[label]], name)
+        targets = [_target(value, numbers) for value in rows[label]]
+        parts[part] = HuggingFaceImages(undecoded, image, targets, name)
     return parts, tuple(map(str, values or order))
+
+
+def _inside(kind: Any, several: bool) -> Any:
+    """Return the type of a label, which of several labels is that of a list's values."""
+    return getattr(kind, "feature", None) if several else kind
+
+
+def _single(labels: Iterable[Any], several: bool) -> Iterable[Any]:
+    return chain.from_iterable(labels) if several else labels
+
+
+def _target(label: Any, numbers: Mapping[Any, int]) -> Target:
+    if not isinstance(label, list):
+        return numbers[label]
+    target = torch.zeros(len(numbers))
+    target[[numbers[value] for value in label]] = 1
+    return target
 
 
 def _load(name: str, config: str | None) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def open_source(recipe: Recipe, data: Data, trained: Sequence[str] = ()) -> Sour
         RunError: the data is not there.
     """
     if data.name.startswith(PREFIX):
-        parts, classes = open_parts(data.name.removeprefix(PREFIX), **data.args)
+        parts, classes = open_parts(data.name.removeprefix(PREFIX), several=data.labels == "several", **data.args)
         return Source(parts, len(classes), classes)
     if data.name not in DATA_SETS:
         message = mistake(data.name, DATA_SETS, what="the unknown data set")
