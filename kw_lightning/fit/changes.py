@@ -22,7 +22,8 @@ RELAID = ("train.epochs", "train.max_steps", "train.optimizer.lr", "train.optimi
 APPLIED = (
     *("train.loss*", "train.class_weights*", "train.distill*"),
     *("train.label_smoothing", "train.mixup", "train.cutmix", "train.gradient_clip", "train.monitor"),
-    "train.early_stop*",
+    *("train.early_stop*", "trainer.gradient_clip_algorithm", "trainer.limit_val_batches", "trainer.max_time"),
+    *("trainer.check_val_every_n_epoch", "trainer.min_epochs", "trainer.min_steps"),
     *("temperature*", "data.train.rand_augment*", "data.train.random_erasing*", "data.train.noise", "data.train.shift"),
     *("train.accelerator", "train.devices", "train.nodes", "train.strategy", "train.precision"),
 )
@@ -30,6 +31,8 @@ APPLIED = (
 FREE = (
     *("kw", "name", "description", "engine", "log*", "train.checkpoint_every*", "train.compile", "train.deterministic"),
     *("data.workers", "data.root", "data.eval_batch_size"),
+    *("trainer.benchmark", "trainer.detect_anomaly", "trainer.profiler", "trainer.inference_mode"),
+    *("trainer.limit_test_batches", "trainer.limit_predict_batches", "trainer.enable_autolog_hparams"),
 )
 """Has no part in what is computed, but for rounding."""
 

@@ -31,6 +31,7 @@ class StopsEarly(EarlyStopping):
             wanted.patience,
             mode=mode,
             check_finite=check_finite,
+            strict=False,  # an epoch may have no validation, by trainer.check_val_every_n_epoch
             check_on_train_epoch_end=True,  # the validation pass is inside the epoch
         )
 

@@ -215,6 +215,8 @@ class Classifier(LightningModule):
         trainer = self.trainer
         try:
             batches = math.ceil(len(trainer.datamodule.train_dataloader()) / trainer.world_size)  # type: ignore[attr-defined]
+            limit = trainer.limit_train_batches
+            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         except (AttributeError, TypeError):  # loaders without a data module, **or** without a length
             return max(int(trainer.estimated_stepping_batches), 1), float(trainer.num_training_batches)
         per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)

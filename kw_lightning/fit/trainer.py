@@ -24,6 +24,7 @@ from kw_lightning.fit.freezing import Freezing
 from kw_lightning.fit.metrics import MetricsTable
 from kw_lightning.fit.progress import progress_bar
 from kw_lightning.fit.quiet import quiet
+from kw_lightning.fit.trainer_arguments import trainer_arguments
 from kw_lightning.recipe.types import CheckpointEvery, Recipe, Train
 
 MONITORED = {
@@ -89,16 +90,17 @@ def check_settings(recipe: Recipe) -> None:
 
 def plain_trainer(recipe: Recipe, **parts: Any) -> Trainer:
     train = recipe.train or Train()
-    settings = {
+    settings: dict[str, Any] = {
         "accelerator": train.accelerator,
         "devices": train.devices,
         "strategy": train.strategy,
         "num_nodes": train.nodes,
         "precision": train.precision,
+        **trainer_arguments(recipe),
     }
     try:
         return Trainer(
-            **settings,  # type: ignore[arg-type]
+            **settings,
             max_epochs=train.epochs,
             max_steps=train.max_steps or -1,
             gradient_clip_val=train.gradient_clip,

@@ -50,6 +50,7 @@ def convert(data: Values, document: Document) -> Recipe:
         engine=data.get("engine", Recipe.engine),
         data=Data(**_take(data["data"], validation=_or_none(read_ratio))) if "data" in data else None,
         train=_train(data.get("train", {}), several=several) if "train" in data or several else None,
+        trainer=data.get("trainer", {}),
         log=_log(data.get("log", {})),
     )
 

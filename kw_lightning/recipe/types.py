@@ -366,6 +366,7 @@ class Recipe:
     engine: str = "auto"
     data: Data | None = None
     train: Train | None = None
+    trainer: Mapping[str, Any] = field(default_factory=dict)
     log: Log = Log()
 
     @property
