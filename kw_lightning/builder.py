@@ -20,6 +20,7 @@ from kw_lightning.nn.partial import PartialLayer
 from kw_lightning.nn.warm_start import load_kernels
 from kw_lightning.planning import LayerPlan, Plan, WarehousePlan, plan
 from kw_lightning.pretrained import load_pretrained
+from kw_lightning.published import WORD, load_placed
 from kw_lightning.recipe import load_recipe
 from kw_lightning.recipe.types import Recipe
 from kw_lightning.replacement import Static, dynamic_layer, keep_from_fusing, replacement, rows_of
@@ -59,15 +60,25 @@ def build(source: Recipe | Plan, *, allow_python: Sequence[str] = (), pretrained
     """
     planned = source if isinstance(source, Plan) else plan(source, allow_python=allow_python)
     recipe = planned.recipe
-    if recipe.model is not None and not pretrained:
+    placed = pretrained and starts_published(recipe)
+    if recipe.model is not None and (placed or not pretrained):
         recipe = replace(recipe, model=replace(recipe.model, pretrained=False))
     model = make_static(recipe, allow_python=allow_python)
-    return apply_plan(planned, model, warm_start=starts_warm(recipe)).model
+    network = apply_plan(planned, model, warm_start=starts_warm(recipe)).model
+    if placed and not torch.empty(0).is_meta:
+        assert recipe.model is not None
+        load_placed(network, str(recipe.model.backbone), recipe.name)
+    return network
 
 
 def starts_warm(recipe: Recipe) -> bool:
     """Say whether the recipe's network starts from the kernels of a static one."""
-    return recipe.model is not None and bool(recipe.model.pretrained)
+    return recipe.model is not None and bool(recipe.model.pretrained) and not starts_published(recipe)
+
+
+def starts_published(recipe: Recipe) -> bool:
+    """Say whether the recipe's network starts from a checkpoint of the authors, cells and attention included."""
+    return recipe.model is not None and recipe.model.pretrained == WORD
 
 
 def make_static(recipe: Recipe, *, allow_python: Sequence[str] = ()) -> nn.Module:
@@ -258,4 +269,13 @@ def _report(planned: Plan, errors: Mapping[str, float]) -> None:
             )
 
 
-__all__ = ["Conversion", "apply_plan", "build", "convert", "make_static", "starts_warm", "warm_temperature"]
+__all__ = [
+    "Conversion",
+    "apply_plan",
+    "build",
+    "convert",
+    "make_static",
+    "starts_published",
+    "starts_warm",
+    "warm_temperature",
+]

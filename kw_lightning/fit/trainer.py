@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -10,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from kw_lightning.builder import starts_warm
+from kw_lightning.builder import starts_published, starts_warm
 from kw_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
 from kw_lightning.callbacks.exact_checkpoint import KEY as EXACT
 from kw_lightning.callbacks.exact_checkpoint import ExactCheckpoint
@@ -144,7 +145,10 @@ def make_callbacks(
         callbacks.append(StopsEarly(train.early_stop, train.monitor, mode, check_finite=finite))
     if recipe.warehouses or recipe.stages:
         statistics = folder.path / "attention"
-        callbacks += filter(None, method_callbacks(recipe, folder=statistics, warm_start=starts_warm(recipe)))
+        annealed = recipe
+        if starts_published(recipe):  # whose annealing is over
+            annealed = replace(recipe, temperature=replace(recipe.temperature, start=0.0, end=0.0))
+        callbacks += filter(None, method_callbacks(annealed, folder=statistics, warm_start=starts_warm(recipe)))
     if train.freeze:
         callbacks.append(Freezing(train.freeze, train.freeze_epochs))
     if train.ema is not None:

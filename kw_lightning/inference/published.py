@@ -7,11 +7,11 @@ from pathlib import Path
 from kw_lightning.builder import build
 from kw_lightning.errors import RunError
 from kw_lightning.inference.classifier import ImageClassifier
+from kw_lightning.inference.fitting import fitting_recipe
 from kw_lightning.inference.saving import SavedNetwork, class_names
 from kw_lightning.preprocessing import Preprocessing, preprocessing
 from kw_lightning.published import (
     backbone_tensors,
-    fitting_recipe,
     load_published,
     misfit,
     published_entries,

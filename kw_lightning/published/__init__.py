@@ -8,15 +8,16 @@ from kw_lightning.published.checkpoint import (
     to_published,
     write_published,
 )
-from kw_lightning.published.fitting import PUBLISHED, fitting_recipe
 from kw_lightning.published.keys import published_entries
+from kw_lightning.published.placed import WORD, load_placed, placed_folder
 
 __all__ = [
-    "PUBLISHED",
+    "WORD",
     "backbone_tensors",
-    "fitting_recipe",
+    "load_placed",
     "load_published",
     "misfit",
+    "placed_folder",
     "published_entries",
     "read_published",
     "to_published",

@@ -158,7 +158,7 @@ class Model:
     Attributes:
         backbone: `torchvision/NAME`, `timm/NAME`, `python:pkg.module:callable`, or None.
         args: keyword arguments of the backbone's constructor.
-        pretrained: False, True, a weights name or a path.
+        pretrained: False, True, a weights name, a path, or "published" for the authors' checkpoint.
         input: [channels, *size] of one sample; None means the backbone's usual one.
         layers, blocks: the Keras-style network as plain data (read by `kw_lightning.keras`).
         budget: a budget for all warehouses together, or None.

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from kw_lightning.builder import build
 from kw_lightning.errors import RunError
+from kw_lightning.inference.fitting import PUBLISHED, fitting_recipe
 from kw_lightning.nn import warehouses
 from kw_lightning.published import (
-    PUBLISHED,
     backbone_tensors,
-    fitting_recipe,
     load_published,
     published_entries,
     read_published,
