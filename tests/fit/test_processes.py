@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from quick_run import QUICK
 from test_stopping import assert_same, everything
+
+from kw_lightning.fit.evaluation import read_checkpoint
 
 COMMAND = [sys.executable, str(Path(__file__).with_name("fit_script.py")), "digits-resnet", *QUICK]
 TWO = ["train.accelerator=cpu", "train.devices=2", "data.batch_size=10"]
@@ -65,6 +69,45 @@ def test_two_processes_stop_together_with_one_message_and_one_checkpoint(
     assert "Traceback" not in errors
     assert "go on with --resume out" in errors
     assert [path.name for path in (tmp_path / "out/checkpoints").glob("last*")] == ["last.ckpt"]
+
+
+def take_memory(process: subprocess.Popen[str]) -> None:
+    """Let a process have no more memory than it has already."""
+    pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[0])
+    resource.prlimit(process.pid, resource.RLIMIT_AS, (pages * resource.getpagesize(), resource.RLIM_INFINITY))
+
+
+def kill_workers(process: subprocess.Popen[str]) -> None:
+    """End the processes that read images."""
+    for number in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        os.kill(int(number), signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (take_memory, "the computer's memory is too small for this run; make data.batch_size smaller"),
+        (kill_workers, "a process that reads images was ended from outside"),
+    ],
+)
+def test_a_run_without_memory_or_workers_ends_in_one_line_and_loses_no_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[[subprocess.Popen[str]], None], message: str
+) -> None:
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # every larger tensor asks the system for memory
+    process = started(tmp_path, "train.epochs=1000", "data.batch_size=60", "data.workers=1", "--output", "out")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 2/"):
+            break
+    fault(process)
+    epochs, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, errors
+    (line,) = errors.splitlines()
+    assert line.startswith(message)
+    told = 2 + epochs.count("epoch ")  # of one step each; an epoch is told just before it is saved
+    assert read_checkpoint(tmp_path / "out/checkpoints/last.ckpt")["global_step"] in (told - 1, told)
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 @pytest.mark.slow
