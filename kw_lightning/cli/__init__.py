@@ -50,14 +50,14 @@ def command(name: str) -> Callable[..., Any]:
         try:
             return function(*args, **kwargs)
         except KWError as error:
-            error_console().print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+            error_console().print(str(error), style="red", highlight=False, soft_wrap=True)
             raise typer.Exit(error.exit_code) from None
         except BrokenPipeError:
             forget_output()
             raise typer.Exit(UNREAD) from None
         except KeyboardInterrupt as interruption:
             said = str(interruption) or "Interrupted."
-            error_console().print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            error_console().print(said, style="yellow", highlight=False, soft_wrap=True)
             raise typer.Exit(INTERRUPTED) from None
 
     return guarded

@@ -40,7 +40,7 @@ def doctor(
             style = "red" if finding.amiss else ""
             table.add_row("amiss" if finding.amiss else "ok", finding.subject, finding.found, style=style)
         screen = console()
-        screen.print(table, highlight=False, markup=False)
+        screen.print(table, highlight=False)
         screen.print(f"{len(amiss)} of {len(findings)} amiss" if amiss else "nothing amiss", highlight=False)
     if amiss:
         raise typer.Exit(AMISS)

@@ -26,7 +26,7 @@ def error_console() -> Console:
 def warn(message: str | None) -> None:
     """Print what the user should know on standard error, in one line; nothing where there is nothing to say."""
     if message is not None:
-        error_console().print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        error_console().print(f"warning: {message}", style="yellow", highlight=False, soft_wrap=True)
 
 
 def write_any_text() -> None:
@@ -44,7 +44,8 @@ def forget_output() -> None:
 
 
 def _console(stream: IO[str]) -> Console:
-    return _Console(file=stream, width=None if stream.isatty() else PIPED_WIDTH)
+    # Brackets are a part of names, as of selectors and folders; rich would take them for its markup.
+    return _Console(file=stream, width=None if stream.isatty() else PIPED_WIDTH, markup=False)
 
 
 class _Console(Console):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
 from kw_lightning.errors import Location, Problem, RecipeError, mistake, sentence
-from kw_lightning.recipe.limits import MAX_DEPTH, MAX_VALUES
+from kw_lightning.recipe.limits import MAX_DEPTH, MAX_DIGITS, MAX_VALUES
 from kw_lightning.recipe.scalars import Scalar, is_unicode
 
 TEXT_OF_A_VALUE = 256
@@ -98,7 +99,8 @@ def from_python(value: object) -> Node:
     """Return the nodes of plain Python data: a recipe given as a mapping.
 
     Raises:
-        RecipeError: data no YAML file could hold: other types, keys that are no text, cycles, or too much of it.
+        RecipeError: data no YAML file could hold: other types, numbers that are not finite, keys that are no text,
+            cycles, or too much of it.
     """
     return _Reader().read(value, "", 0)
 
@@ -124,7 +126,23 @@ class _Reader:
             return Node([self.read(item, join(path, index), depth + 1) for index, item in enumerate(value)])
         if isinstance(value, Fraction):
             return Node(str(value))
-        if value is None or isinstance(value, str | int | float | bool):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return Node(_number(value, path))
+        if value is None or isinstance(value, str | bool):
             return Node(value)
         name = type(value).__name__
         raise RecipeError(Problem(sentence(f"a Python {name}", "text, number, true, false, list, map"), path))
+
+
+def _number(value: float, path: str) -> int | float:
+    """Return a number as plain Python has it, NumPy's too.
+
+    Raises:
+        RecipeError: the language has no such number.
+    """
+    plain = int(value) if isinstance(value, int) else float(value)
+    if isinstance(plain, int) and abs(plain) >= 10**MAX_DIGITS:
+        raise RecipeError(Problem(sentence("a longer number", f"at most {MAX_DIGITS} digits"), path))
+    if isinstance(plain, float) and not math.isfinite(plain):
+        raise RecipeError(Problem(mistake(plain, "a finite number"), path))
+    return plain

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from kw_lightning.cli.output import console
 from kw_lightning.errors import RecipeError
 from kw_lightning.fit import fit
+from kw_lightning.fit.report import metrics_table
 
 LONG = "a" * 300
 FIT = "from kw_lightning.cli import fit_main; fit_main()"
@@ -55,6 +57,15 @@ def test_odd_names_are_one_line(tmp_path: Path, arguments: list[str | bytes], me
 def test_odd_names_of_runs_are_one_line(tmp_path: Path, arguments: list[str]) -> None:
     result = run(tmp_path, "kw", *arguments)
     assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (1, "", 1)
+
+
+def test_names_in_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = console()
+    screen.print("run folder: runs/[red]x")
+    screen.print(metrics_table({"[/last]": {"accuracy": 0.5}}))
+    shown = capsys.readouterr().out
+    assert "runs/[red]x" in shown
+    assert "[/last]" in shown
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])

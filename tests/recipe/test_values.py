@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kw_lightning.errors import RecipeError
@@ -161,6 +163,22 @@ def test_recipe_is_frozen_and_the_given_mapping_is_left_alone() -> None:
     assert given == {"kw": 1, "warehouses": {"a": {"layers": ["x"]}}}
     with pytest.raises(dataclasses.FrozenInstanceError):
         recipe.name = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("number", "found"),
+    [(math.nan, "NaN, allowed: a finite number"), (-math.inf, "-Infinity, allowed"), (10**5000, "a longer number")],
+    ids=["nan", "infinity", "long"],
+)
+def test_numbers_that_no_file_can_hold_are_refused_in_a_mapping(number: float, found: str) -> None:
+    with pytest.raises(RecipeError, match=rf"^model\.args\.a\[0\]: found {found}"):
+        load_recipe({"kw": 1, "model": {"args": {"a": [number]}}})
+
+
+def test_numbers_of_numpy_are_plain_ones() -> None:
+    recipe = load_recipe({"kw": 1, "model": {"args": {"a": np.float64(0.5)}}})
+    assert recipe.model is not None
+    assert type(recipe.model.args["a"]) is float
 
 
 def test_keys_without_a_value_are_not_there() -> None:
