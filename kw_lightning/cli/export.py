@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,10 +13,12 @@ from kw_lightning.cli.arguments import package_option
 from kw_lightning.errors import RunError, mistake
 
 if TYPE_CHECKING:
-    from kw_lightning.inference import ImageClassifier
+    from torch import nn
+
+    from kw_lightning.inference import ImageClassifier, SavedNetwork
 
 FOLDED = ("static", "int8")
-FORMS = ("onnx", "torch", "openvino", "executorch", *FOLDED, "official")
+FORMS = ("onnx", "torch", "openvino", "executorch", *FOLDED, "int8-weights", "official")
 
 
 def export(
@@ -22,7 +26,10 @@ def export(
         str, typer.Argument(metavar="MODEL", help="A run folder, a checkpoint, a saved network or hf://ORG/NAME@REV.")
     ],
     to: Annotated[str, typer.Option("--to", metavar="FORM", help=f"What to write: {', '.join(FORMS)}.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="A new file; of static a new folder.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="PATH", help="A new file; of static, int8-weights a folder."),
+    ],
     samples: Annotated[
         int,
         typer.Option(metavar="N", min=1, help="Of static and int8: training images over which attention is averaged."),
@@ -41,6 +48,8 @@ def export(
     static: a saved network of ordinary layers, each with its kernel at the mean attention; the accuracy that this
     costs on the recipe's evaluation images is printed. --fit trains it on, at a tenth of the learning rate.
     int8: the static network as ONNX in whole numbers of eight bits; size and accuracy are printed beside the others'.
+    int8-weights: a saved network whose cells, attention and other matrices take eight bits in the file, computed with
+    in single precision; size and accuracy are printed.
     official: a checkpoint in the layout of the paper's authors, for their networks.
     """
     if to not in FORMS:
@@ -59,6 +68,8 @@ def export(
         from kw_lightning.inference.published import export_checkpoint
 
         export_checkpoint(classifier, output)
+    elif to == "int8-weights":
+        _packed(classifier, output, packages)
     elif to in FOLDED:
         _folded(classifier, output, samples, epochs, packages, eight_bits=to == "int8")
     else:
@@ -79,11 +90,8 @@ def _folded(
     eight_bits: bool,
 ) -> None:
     """Fold a network over its recipe's training images, write it, and print what that costs."""
-    from rich.table import Table
-
-    from kw_lightning.cli.output import console
-    from kw_lightning.export import compare, fold, is_dynamic, read_onnx, tensor_bytes, tune, write_int8
-    from kw_lightning.export.calibration import calibration_images, evaluation_images
+    from kw_lightning.export import fold, is_dynamic, read_onnx, tensor_bytes, tune, write_int8
+    from kw_lightning.export.calibration import calibration_images
     from kw_lightning.inference import ImageClassifier
 
     saved = classifier.saved
@@ -101,6 +109,36 @@ def _folded(
     if eight_bits:
         write_int8(folded, calibration_images(saved, samples, allow_python=allow_python), output)
         networks["int8"], sizes["int8"] = read_onnx(output).network, output.stat().st_size
+    accuracies = _compared(saved, networks, sizes, allow_python)
+    if not eight_bits:
+        metrics = {"evaluation": {"accuracy": accuracies[-1]}}
+        ImageClassifier(folded).save_pretrained(output, metrics=metrics)
+
+
+def _packed(classifier: ImageClassifier, output: Path, allow_python: tuple[str, ...]) -> None:
+    """Write a network with its weights in eight bits, and print what that saves and costs."""
+    from kw_lightning.inference import load
+    from kw_lightning.inference.saving import WEIGHTS
+
+    whole, small = "float32", "int8 weights"
+    classifier.save_pretrained(output, eight_bits=True)
+    networks = {whole: classifier.network, small: load(output, allow_python=allow_python).network}
+    with TemporaryDirectory() as folder:
+        classifier.save_pretrained(folder)
+        sizes = {name: (Path(place) / WEIGHTS).stat().st_size for name, place in ((whole, folder), (small, output))}
+    _compared(classifier.saved, networks, sizes, allow_python)
+
+
+def _compared(
+    saved: SavedNetwork, networks: Mapping[str, nn.Module], sizes: Mapping[str, int], allow_python: tuple[str, ...]
+) -> list[float]:
+    """Print networks side by side, by their accuracy and size; return their accuracies."""
+    from rich.table import Table
+
+    from kw_lightning.cli.output import console
+    from kw_lightning.export import compare
+    from kw_lightning.export.calibration import evaluation_images
+
     images = evaluation_images(saved, allow_python=allow_python)
     found = compare(networks, images, len(saved.classes), several=saved.several)
     table = Table("accuracy", *networks)
@@ -110,6 +148,4 @@ def _folded(
     table.add_section()
     table.add_row("size", *(f"{sizes[name] / 1e6:.2f} MB" for name in networks))
     console().print(table)
-    if not eight_bits:
-        last = found[list(networks)[-1]]
-        ImageClassifier(folded).save_pretrained(output, metrics={"evaluation": {"accuracy": last.overall}})
+    return [found[name].overall for name in networks]

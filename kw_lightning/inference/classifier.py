@@ -125,17 +125,20 @@ class ImageClassifier(nn.Module):
         named = zip(indices.tolist(), values.tolist(), strict=True)
         return tuple((self.classes[index], value) for index, value in named if value >= threshold)
 
-    def save_pretrained(self, folder: str | Path, *, metrics: Mapping[str, Any] | None = None) -> None:
+    def save_pretrained(
+        self, folder: str | Path, *, metrics: Mapping[str, Any] | None = None, eight_bits: bool = False
+    ) -> None:
         """Write the folder that `kw_lightning.load` reads: safetensors, recipe, preprocessing, class names, card.
 
         Args:
             folder: made if it is not there.
             metrics: what the card says that was measured, by name, and on what; see `model_card`.
+            eight_bits: write cells, attention and other matrices in eight bits: a quarter of the size, and rounded.
 
         Raises:
             RunError: the folder cannot be written.
         """
-        write_folder(self.saved, Path(folder), model_card(self.saved, metrics or {}))
+        write_folder(self.saved, Path(folder), model_card(self.saved, metrics or {}), eight_bits=eight_bits)
 
     @classmethod
     def from_pretrained(

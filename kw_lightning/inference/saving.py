@@ -23,6 +23,7 @@ from torchvision.models import ResNet18_Weights
 from kw_lightning.builder import build
 from kw_lightning.callbacks.layout import listed, misfits
 from kw_lightning.errors import RunError, first_line, mistake
+from kw_lightning.inference.packing import packed, unpacked
 from kw_lightning.nn import KWLinear
 from kw_lightning.planning import Plan, plan
 from kw_lightning.preprocessing import Preprocessing
@@ -63,8 +64,11 @@ class SavedNetwork:
     plan: Plan | None = field(default=None, compare=False)
 
 
-def write_folder(saved: SavedNetwork, folder: Path, card: str) -> None:
+def write_folder(saved: SavedNetwork, folder: Path, card: str, *, eight_bits: bool = False) -> None:
     """Write a network to a folder, which is made; files of an earlier one there are replaced.
+
+    Args:
+        eight_bits: write weights in eight bits, see `packed`.
 
     Raises:
         RunError: the folder cannot be written.
@@ -72,7 +76,8 @@ def write_folder(saved: SavedNetwork, folder: Path, card: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).unlink(missing_ok=True)  # what is half written is refused
-        save_file(_tensors(saved.network), folder / WEIGHTS, metadata={"format": "pt"})
+        tensors = _tensors(saved.network)
+        save_file(packed(tensors) if eight_bits else tensors, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / RECIPE).write_text(lock_text(saved.recipe), encoding="utf-8")
         _write_json(folder / PREPROCESSING, saved.preprocessing.to_dict())
         _write_json(folder / CLASSES, list(saved.classes))
@@ -157,7 +162,7 @@ def _tensors(network: nn.Module) -> dict[str, Tensor]:
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
-        return dict(load_file(path))
+        return unpacked(load_file(path))
     except (SafetensorError, OSError) as error:
         raise RunError(f"{path}: not a safetensors file, or a damaged one: {first_line(error)}") from error
 

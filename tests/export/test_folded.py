@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import kw_lightning
@@ -21,7 +22,7 @@ RECIPE = {
     "model": {
         "input": [1, 8, 8],
         "layers": [
-            {"Conv2D": {"filters": 16, "kernel_size": 3, "padding": "same", "use_bias": False, "warehouse": "stage"}},
+            {"Conv2D": {"filters": 32, "kernel_size": 3, "padding": "same", "use_bias": False, "warehouse": "stage"}},
             {"BatchNormalization": {}},
             {"ReLU": {}},
             {"MaxPooling2D": {}},
@@ -103,3 +104,29 @@ def test_fit_belongs_to_folded_networks(untrained: Path, tmp_path: Path) -> None
     )
     assert result.exit_code == 1
     assert "--fit trains a folded network: --to static or int8" in result.output
+
+
+@torch.no_grad()
+def test_cells_and_attention_take_eight_bits_in_a_file(untrained: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        application(), ["export", str(untrained), "--to", "int8-weights", "-o", str(tmp_path / "small")]
+    )
+    assert result.exit_code == 0, result.output
+    assert all(share < 40 for share in shares(result.output))
+    whole, small = ((folder / "model.safetensors").stat().st_size for folder in (untrained, tmp_path / "small"))
+    assert small < 0.5 * whole  # names and small tensors weigh much in so small a network
+    tensors = load_file(tmp_path / "small" / "model.safetensors")
+    packed = [key for key, tensor in tensors.items() if tensor.dtype == torch.int8]
+    assert any("attention" in key for key in packed)
+    assert [key for key in packed if key.endswith("warehouse.cells")] != []
+    before, after = kw_lightning.load(untrained), kw_lightning.load(tmp_path / "small")
+    exact = before.network.state_dict()
+    for key, tensor in after.network.state_dict().items():
+        if key in packed:
+            step = exact[key].flatten(1).abs().amax(1, keepdim=True) / 127
+            assert ((tensor - exact[key]).flatten(1).abs() <= 0.501 * step).all()
+            assert not torch.equal(tensor, exact[key])
+        else:
+            assert torch.equal(tensor, exact[key])
+    x = torch.randn(4, 1, 8, 8)
+    assert torch.allclose(after(x), before(x), atol=0.05 * float(before(x).std()))
