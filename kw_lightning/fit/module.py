@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -107,11 +108,17 @@ class Classifier(LightningModule):
         self.class_weights = weights if weights is None else weights.to(self.device)
         teacher = self.teacher or find_teacher(self.recipe, data, allow_python=self.allow_python)
         self.teacher = teacher if teacher is None else teacher.to(self.device)
+        if self.train_settings.channels_last:
+            for parameter in self.network.parameters():
+                if parameter.ndim == 4:  # cells of warehouses have a dimension more
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         if self.train_settings.compile:
             self.network.compile()
 
     def forward(self, images: Tensor) -> Tensor:  # [b x c x h x w] -> [b x k]
         """Return the logits."""
+        if self.train_settings.channels_last and images.ndim == 4:
+            images = images.to(memory_format=torch.channels_last)
         logits: Tensor = self.network(images)
         return logits
 

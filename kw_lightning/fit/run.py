@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 
 from kw_lightning.callbacks.layout import listed, misfits
 from kw_lightning.errors import Problem, RecipeError, RunError, mistake
+from kw_lightning.fit.batch_size import is_open, sized
 from kw_lightning.fit.changes import Relay, changed, in_words, is_relaid
 from kw_lightning.fit.classes import resolved
 from kw_lightning.fit.data import ImageData, data_module
@@ -38,7 +39,7 @@ from kw_lightning.fit.optimization import make_optimizer, make_schedule
 from kw_lightning.fit.quiet import quiet
 from kw_lightning.fit.report import json_text
 from kw_lightning.fit.shapes import check_shapes
-from kw_lightning.fit.starting import Restoring, Start, start
+from kw_lightning.fit.starting import Restoring, Start, goes_on_from, start
 from kw_lightning.fit.trainer import OnNan, check_settings, make_trainer, monitored
 from kw_lightning.fit.weighting import class_weights
 from kw_lightning.paths import user_path
@@ -115,6 +116,9 @@ def fit(
     with readable_failures():
         recipe = resolved(recipe, allow_python=allow_python)
         planned = source if isinstance(source, Plan) else recipe
+        if is_open(recipe):
+            planned = sized(planned, goes_on_from(recipe, resume, output)[2], allow_python=allow_python)
+            recipe = planned.recipe if isinstance(planned, Plan) else planned
         module = Classifier(planned, allow_python=allow_python, pretrained=init is None)
         data = data_module(recipe, allow_python=allow_python)
         make_optimizer(recipe, parameter_groups(recipe, module.network))  # its mistakes, before a folder is made

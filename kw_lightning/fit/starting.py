@@ -46,16 +46,7 @@ def start(recipe: Recipe, resume: str | Path | None, output: str | Path | None) 
     Raises:
         RunError: no such checkpoint, a damaged one, **or** a folder that cannot be used.
     """
-    folder = RunFolder(user_path(output)) if output else None
-    checkpoint, state = None, None
-    if resume == "auto":
-        found = folder if folder is not None else newest_folder(recipe.name)
-        if found is not None and (good := last_good(found)) is not None:
-            folder, (checkpoint, state) = found, good
-    elif resume is not None:
-        checkpoint = checkpoint_of(user_path(resume))
-        state = read_checkpoint(checkpoint)
-        folder = folder or folder_of(checkpoint)
+    folder, checkpoint, state = goes_on_from(recipe, resume, output)
     if not is_first_process():  # started by Lightning or by torchrun for another device: writes nothing
         path = os.environ.get(FOLDER_VARIABLE, RUNS / recipe.name)
         return Start(folder or RunFolder(Path(path)), checkpoint, state)
@@ -69,6 +60,25 @@ def start(recipe: Recipe, resume: str | Path | None, output: str | Path | None) 
             begin_again(folder, recipe)
     os.environ[FOLDER_VARIABLE] = str(folder.path)
     return Start(folder, checkpoint, state)
+
+
+def goes_on_from(
+    recipe: Recipe, resume: str | Path | None, output: str | Path | None
+) -> tuple[RunFolder | None, Path | None, dict[str, Any] | None]:
+    """Return the folder, where that is known already, the checkpoint to go on from and what is in it.
+
+    Raises:
+        RunError: no such checkpoint, **or** a damaged one.
+    """
+    folder = RunFolder(user_path(output)) if output else None
+    if resume == "auto":
+        found = folder if folder is not None else newest_folder(recipe.name)
+        good = last_good(found) if found is not None else None
+        return (folder, None, None) if good is None else (found, *good)
+    if resume is None:
+        return folder, None, None
+    checkpoint = checkpoint_of(user_path(resume))
+    return folder or folder_of(checkpoint), checkpoint, read_checkpoint(checkpoint)
 
 
 def last_good(folder: RunFolder) -> tuple[Path, dict[str, Any]] | None:

@@ -311,6 +311,7 @@ class Train:
     Attributes:
         class_weights: how much each class counts in the loss: by name, 1 where it is not named, **or** so that all
             classes count the same together; None for 1.
+        batch_size: "auto" finds `data.batch_size`; None takes it as it is.
         freeze: globs of layers that stay as they are, for `freeze_epochs` or, where that is None, the whole run.
     """
 
@@ -340,6 +341,8 @@ class Train:
     monitor: str = "val/accuracy"
     checkpoint_every: CheckpointEvery | None = None
     early_stop: EarlyStop | None = None
+    channels_last: bool = False
+    batch_size: Literal["auto"] | None = None
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,7 @@ class ImageData(LightningDataModule):
         super().__init__()
         assert recipe.data is not None
         self.data = recipe.data
+        self.batch_size = recipe.data.batch_size  # Lightning's Tuner changes it
         self.seed = recipe.train.seed if recipe.train else 0
         source = open_source(recipe, self.data, classes)
         self.num_classes = source.num_classes
@@ -128,7 +129,7 @@ class ImageData(LightningDataModule):
         """Return the training images, in an order that follows from seed and epoch; it resumes in mid-epoch."""
         images = self.parts["train"]
         order = EpochSampler(images, self.seed)
-        return ImageLoader(images, self.data.batch_size, sampler=order, **self._loading())
+        return ImageLoader(images, self.batch_size, sampler=order, **self._loading())
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         """Return the validation images, in their own order; an empty list where there are none."""
@@ -145,7 +146,7 @@ class ImageData(LightningDataModule):
             KeyError: there is no such part.
         """
         images = self.parts[part] if part != "train" else self._transformed(self.parts[part].samples, "eval")
-        return ImageLoader(images, self.data.eval_batch_size or self.data.batch_size, **self._loading())
+        return ImageLoader(images, self.data.eval_batch_size or self.batch_size, **self._loading())
 
     def first(self) -> Tensor:  # [c x h x w]
         """Return the first image that evaluation sees and that can be read.
