@@ -141,8 +141,8 @@ def apply_plan(planned: Plan, model: nn.Module, *, warm_start: bool = False) -> 
         planned: made for this network, or for its like on the meta device.
         model: the static network.
         warm_start: start from the old kernels. Where every budget is 1 or more the output at τ = 1 is what it was.
-            With any budget under 1 τ is 0, and the kernels are as near as so few cells can come; see
-            `kw_lightning.nn.warm_start`.
+            With any budget under 1, or where the recipe's `temperature.start` is 0, τ is 0, and the kernels are as
+            near as so few cells can come; see `kw_lightning.nn.warm_start`.
 
     Raises:
         KWError: a network that the plan was not made for, **or** layers of one warehouse on several devices or in
@@ -170,15 +170,21 @@ def apply_plan(planned: Plan, model: nn.Module, *, warm_start: bool = False) -> 
         for name, parts in made.items()
     }
     if warm_start:
-        _report(planned, errors)
+        _report(planned, errors, temperature)
     network = _swap(model, planned, replacements)
     set_temperature(network, temperature)
     return Conversion(network, errors, temperature)
 
 
 def warm_temperature(planned: Plan) -> float:
-    """Return τ at which a warm start reaches the old kernels: 1 where every part has a cell of its own, else 0."""
-    return 1.0 if all(warehouse.budget >= 1 for warehouse in planned.warehouses) else 0.0
+    """Return τ at which a warm start has the old kernels, 1 or 0: where the recipe's annealing starts.
+
+    Unless that is said it is 1 where every part of a kernel has a cell of its own, else 0.
+    """
+    start = planned.recipe.temperature.start
+    if start is None:
+        return 1.0 if all(warehouse.budget >= 1 for warehouse in planned.warehouses) else 0.0
+    return 1.0 if start == 1 else 0.0
 
 
 def _static_layers(planned: Plan, modules: Mapping[str, nn.Module]) -> dict[str, Static]:
@@ -251,31 +257,25 @@ def _swap(model: nn.Module, planned: Plan, replacements: Mapping[str, nn.Module]
     return model
 
 
-def _report(planned: Plan, errors: Mapping[str, float]) -> None:
+def _report(planned: Plan, errors: Mapping[str, float], temperature: float) -> None:
     if not any(errors.values()):
-        log.info("warm start: all %d dynamic layers have the old kernels at temperature 1", len(errors))
+        log.info("warm start: all %d dynamic layers have the old kernels at temperature %g", len(errors), temperature)
         return
+    better = "" if temperature == 0 else "temperature.start: 0 comes nearer, and "
     for warehouse in planned.warehouses:
         found = [errors[layer.name] for layer in warehouse.layers]
         if any(found):
             log.warning(
-                "warm start: warehouse %r has budget %.3g; at temperature 0 its %d layers come near the old kernels: "
-                "relative error %.2f on average, %.2f at most. A budget of 1 or more keeps them.",
+                "warm start: the %d layers of warehouse %r, with budget %.3g, come near their old kernels at "
+                "temperature %g: relative error %.2f on average, %.2f at most; %sa budget of 1 or more keeps them",
+                len(found),
                 warehouse.name,
                 float(warehouse.budget),
-                len(found),
+                temperature,
                 math.fsum(found) / len(found),
                 max(found),
+                better,
             )
 
 
-__all__ = [
-    "Conversion",
-    "apply_plan",
-    "build",
-    "convert",
-    "make_static",
-    "starts_published",
-    "starts_warm",
-    "warm_temperature",
-]
+__all__ = ["Conversion", "apply_plan", "build", "convert", "make_static", "starts_published", "starts_warm"]

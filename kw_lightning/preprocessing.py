@@ -203,6 +203,8 @@ def contradictions(recipe: Recipe) -> list[str]:
     own, chosen = own_preprocessing(recipe), preprocessing(recipe)
     if recipe.model is None or not recipe.model.pretrained or own is None or chosen is None:
         return []
+    if own.source == _USUAL.source:  # a guess, not what the weights were trained with
+        return []
     found = []
     for key in _KEYS:
         theirs, ours, place = getattr(own, key), getattr(chosen, key), _place(recipe, key)

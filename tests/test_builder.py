@@ -211,20 +211,38 @@ def test_warm_start_keeps_the_output(budget: Any) -> None:
     assert not torch.allclose(model(x), y)
 
 
-def test_warm_start_under_budget_1_says_what_is_lost(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("start", "least", "most"), [(None, 0, 0.6), (1, 0.6, 0.8), (0, 0, 0.6)])
+def test_warm_start_under_budget_1_says_what_is_lost(
+    caplog: pytest.LogCaptureFixture, start: float | None, least: float, most: float
+) -> None:
     torch.manual_seed(0)
     model = TinyResNet().eval()
     old = {name: module.weight.detach().clone() for name, module in model.named_modules() if name.endswith("conv2")}
-    asked = recipe({"a": {"layers": ["*.conv2"], "budget": "1/2"}})
+    asked = recipe(
+        {"a": {"layers": ["*.conv2"], "budget": "1/2"}}, temperature={"start": start} if start in (0, 1) else {}
+    )
     with caplog.at_level(logging.WARNING):
         conversion = apply_plan(plan(asked, model), model, warm_start=True)
-    assert "warehouse 'a' has budget 0.5; at temperature 0 its 4 layers come near the old kernels" in caplog.text
-    assert conversion.temperature == 0
+    temperature = 1 if start == 1 else 0
+    assert conversion.temperature == temperature
+    told = f"the 4 layers of warehouse 'a', with budget 0.5, come near their old kernels at temperature {temperature}:"
+    assert told in caplog.text
+    assert ("temperature.start: 0 comes nearer" in caplog.text) == (start == 1)
     for name, error in conversion.errors.items():
         layer = model.get_submodule(name)
         kernel = layer.kernels(layer.attend(torch.zeros(1, layer.in_channels, 4, 4)))[0].detach()
         assert error == pytest.approx(float((kernel - old[name]).norm() / old[name].norm()), rel=1e-5)
-        assert 0 < error < 0.6  # without the attention's start it was sqrt(1/2): half of the mixtures began as zeros
+        assert least < error < most  # at τ = 1 half of the mixtures begin as the zero cell: sqrt(1/2)
+
+
+def test_warm_start_at_temperature_0_keeps_the_output_of_any_budget_over_1() -> None:
+    torch.manual_seed(0)
+    model = TinyResNet().double().eval()
+    x = torch.randn(4, 1, 8, 8, dtype=torch.float64)
+    y = model(x)
+    asked = recipe({**BLOCKS, "head": ["fc"]}, defaults={"budget": 2}, temperature={"start": 0})
+    assert apply_plan(plan(asked, model), model, warm_start=True).temperature == 0
+    assert torch.allclose(model(x), y, rtol=1e-12, atol=1e-12)
 
 
 def test_part_of_a_layer() -> None:

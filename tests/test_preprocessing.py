@@ -175,3 +175,10 @@ def test_a_strangers_preprocessing_is_refused_by_its_key(wrong: dict[str, Any]) 
     (key,) = wrong
     with pytest.raises(ValueError, match=f'^"{key}" cannot be'):
         Preprocessing.from_dict({"size": 8, **wrong})
+
+
+def test_weights_of_a_network_of_ones_own_are_not_said_to_want_anything() -> None:
+    layers = [{"Conv2D": {"filters": 4, "kernel_size": 3}}, "GlobalAveragePooling2D", {"Dense": {"units": 10}}]
+    model = {"input": [1, 8, 8], "layers": layers, "pretrained": "static.safetensors"}
+    data = {"name": "digits", "train": {"mean": [0.3], "std": [0.4]}}
+    assert contradictions(load_recipe({"kw": 1, "model": model, "data": data})) == []

@@ -124,7 +124,6 @@ class TemperatureAnnealing(Callback):
         self.total_steps = annealing_steps(trainer, self.epochs, self.steps) if self.shape != "constant" else 0
         self._warn_of_a_changed_length()
         self._warn_of_a_short_run(trainer)
-        self._warn_of_a_lost_start()
         self._set(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -156,13 +155,6 @@ class TemperatureAnnealing(Callback):
 
     def _starts_under_one(self) -> bool:
         return self.warm_start and any(len(warehouse.cells) < warehouse.mixtures for warehouse in self._warehouses)
-
-    def _warn_of_a_lost_start(self) -> None:
-        if self.start and self._starts_under_one():
-            rank_zero_warn(
-                "the network started from static kernels under a budget of 1, which it has at τ = 0: with "
-                f"start={self.start:g} it begins elsewhere; leave `temperature.start` out"
-            )
 
     def _warn_of_a_changed_length(self) -> None:
         saved, self._saved_total_steps = self._saved_total_steps, None

@@ -46,7 +46,7 @@ defaults:
 {warehouses}
 {training}"""
 _TRAINING = """\
-temperature: {{start: 1, end: 0, epochs: 20}}
+temperature: {{end: 0, epochs: 20}}
 
 data:
   name: image_folder        # or csv, digits, cifar10, cifar100, mnist, fashion_mnist, fake

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kw_lightning.fit.data.looking import Look
 
 _TEXT = """\
-temperature: {{start: 1, end: 0, epochs: {annealing}}}
+temperature: {{end: 0, epochs: {annealing}}}
 
 data:
   name: {name}

@@ -1,0 +1,111 @@
+"""Where a network that was trained with static kernels goes on from: 10 networks, 5 seeds, on the handwritten digits.
+
+    python recipes/studies/warm_start.py            # all of it: a quarter of an hour on one idle core
+    python recipes/studies/warm_start.py --seeds 1 --epochs 1   # a look, in two minutes
+
+For each seed a static network is trained on the digits, moved and noisy. From its weights, or from fresh ones ("from
+scratch"), every row then trains for as many epochs again, at the same rate, on the same images in the same order; what
+follows from the order of the rows is the difference to the static network that goes on. Nothing is chosen by these
+figures: settings are those of the recipes. Writes to `warm_start.json` beside it, goes on where it stopped, and prints
+a table: mean ± sample standard deviation over the seeds, and the mean difference with its 95 % interval (Student's t).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from kw_lightning.fit import fit
+
+SETTING = ["data.train.shift=1", "data.train.noise=0.5", "data.eval.shift=1", "data.eval.noise=0.5"]
+ANNEALED, AT_ONCE = "temperature.start=1", "temperature.start=0"
+REFERENCE = "static, goes on"
+NETWORKS: dict[str, tuple[str, bool, list[str]]] = {
+    REFERENCE: ("digits-resnet-static", True, []),
+    "1/2×, warm": ("digits-resnet-half", True, [AT_ONCE]),
+    "1/2×, warm, annealed (half of the mixtures begin as zeros)": ("digits-resnet-half", True, [ANNEALED]),
+    "1/2×, from scratch": ("digits-resnet-half", False, []),
+    "1×, warm, annealed": ("digits-resnet", True, [ANNEALED]),
+    "1×, warm, at τ = 0 from the start": ("digits-resnet", True, [AT_ONCE]),
+    "1×, from scratch": ("digits-resnet", False, []),
+    "4×, warm, annealed": ("digits-resnet-4x", True, [ANNEALED]),
+    "4×, warm, at τ = 0 from the start": ("digits-resnet-4x", True, [AT_ONCE]),
+    "4×, from scratch": ("digits-resnet-4x", False, []),
+}
+T_95 = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # by degrees of freedom
+
+
+def main() -> None:
+    """Run what is not there yet and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--results", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=20, help="of the static network, and of each row after it")
+    options = parser.parse_args()
+    results: list[dict[str, Any]] = json.loads(options.results.read_text()) if options.results.exists() else []
+    for seed in range(options.seeds):
+        missing = [name for name in NETWORKS if not any((r["network"], r["seed"]) == (name, seed) for r in results)]
+        if not missing:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "static"
+            train("digits-resnet-static", seed, options.epochs, source)
+            for name in missing:
+                recipe, warm, changes = NETWORKS[name]
+                if warm:
+                    changes = [*changes, f"model.pretrained={source / 'model' / 'model.safetensors'}"]
+                found = train(recipe, 100 + seed, options.epochs, Path(folder) / f"row-{missing.index(name)}", *changes)
+                results.append({"network": name, "seed": seed, "epochs": options.epochs, **found})
+                options.results.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    print(table(results))
+
+
+def train(recipe: str, seed: int, epochs: int, output: Path, *changes: str) -> dict[str, Any]:
+    """Train one network and return its parameters and its metrics after the last epoch."""
+    options = [*SETTING, *changes, f"train.seed={seed}", f"train.epochs={epochs}", "log.tensorboard=false"]
+    result = fit(recipe, options, output=output)
+    return {"parameters": sum(parameter.numel() for parameter in result.module.network.parameters()), **result.last}
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Return the results as a Markdown table, over the seeds that every network has been trained with."""
+    by_name = {name: {r["seed"]: 100 * r["accuracy"] for r in results if r["network"] == name} for name in NETWORKS}
+    seeds = sorted(set.intersection(*(set(found) for found in by_name.values())))
+    lines = [
+        f"| network, {len(seeds)} seeds | parameters | accuracy | against the first row |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for name, found in by_name.items():
+        parameters = next((r["parameters"] for r in results if r["network"] == name), 0)
+        differences = [found[seed] - by_name[REFERENCE][seed] for seed in seeds]
+        spread = spread_of([found[seed] for seed in seeds])
+        beside = "" if name == REFERENCE else interval(differences)
+        lines.append(f"| {name} | {parameters:,} | {spread} | {beside} |")
+    return "\n".join(lines)
+
+
+def spread_of(values: list[float]) -> str:
+    """Return the mean and, of several values, the sample standard deviation."""
+    if not values:
+        return ""
+    return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def interval(differences: list[float]) -> str:
+    """Return the mean difference and, of 2 to 10, its 95 % interval."""
+    if not differences:
+        return ""
+    mean, freedom = statistics.mean(differences), len(differences) - 1
+    if not 0 < freedom < len(T_95):
+        return f"{mean:+.2f}"
+    half = T_95[freedom] * statistics.stdev(differences) / math.sqrt(len(differences))
+    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
+
+
+if __name__ == "__main__":
+    main()
