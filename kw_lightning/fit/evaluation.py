@@ -32,6 +32,7 @@ from kw_lightning.recipe import load_recipe
 
 log = logging.getLogger(__name__)
 PARTS = ("train", "val", "test")
+NEITHER = "the data has neither a test nor a validation part; --split train measures on what trains"
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,11 @@ def evaluate(
     drawn = (split_of(state) or NOTHING) if SPLIT in state else None
     data = data_module(module.recipe, allow_python=allow_python, trained=trained, classes=classes, split=drawn)
     check_shapes(module.recipe, module, data)
-    part = _part(split, parts_of(data))
-    metrics = measure(module, data, part)
-    by_class = tuple(module.by_class(getattr(data, "classes", None) or classes))
-    return Evaluation(checkpoint, part, state["epoch"] + 1, metrics, by_class)
+    for part in _asked(split, parts_of(data)):
+        if metrics := measure(module, data, part):
+            by_class = tuple(module.by_class(getattr(data, "classes", None) or classes))
+            return Evaluation(checkpoint, part, state["epoch"] + 1, metrics, by_class)
+    raise RunError(f"the data has no {split} part: there are no images in it" if split is not None else NEITHER)
 
 
 def parts_of(data: LightningDataModule) -> tuple[str, ...]:
@@ -111,26 +113,23 @@ def parts_of(data: LightningDataModule) -> tuple[str, ...]:
     return tuple(part for part in PARTS if is_overridden(f"{part}_dataloader", data))
 
 
-def _part(asked: str | None, there: Sequence[str]) -> str:
-    """Return the part to measure on.
+def _asked(asked: str | None, there: Sequence[str]) -> tuple[str, ...]:
+    """Return the part to measure on; where none is asked for those of which the first with images serves.
 
     Raises:
         RunError: it is not there.
     """
     if asked is None:
-        found = next((part for part in ("test", "val") if part in there), None)
-        if found is not None:
-            return found
-        raise RunError("the data has neither a test nor a validation part; --split train measures on what trains")
+        return tuple(part for part in ("test", "val") if part in there)
     if asked not in PARTS:
         raise RunError(mistake(asked, PARTS, what="the unknown split"))
     if asked not in there:
         raise RunError(f"the data has no {asked} part: found --split {asked}, allowed: {', '.join(there) or 'none'}")
-    return asked
+    return (asked,)
 
 
 def measure(module: Classifier, data: LightningDataModule, part: str) -> dict[str, float]:
-    """Return the metrics that `Evaluation` holds, over a part of the data, on one device.
+    """Return the metrics that `Evaluation` holds, over a part of the data, on one device; none where it has no images.
 
     Images that trained are measured as they are evaluated, not augmented.
     """
@@ -146,7 +145,10 @@ def measure(module: Classifier, data: LightningDataModule, part: str) -> dict[st
             enable_model_summary=False,
         )
         run = trainer.test if part == "test" else trainer.validate
-        (metrics,) = run(module, _source(data, part), verbose=False)
+        results = run(module, _source(data, part), verbose=False)
+    if not results:  # data of one's own may have an empty list of loaders
+        return {}
+    metrics = results[0]
     of_one = ("accuracy", "top5", "loss") if module.shows_top5 else ("accuracy", "loss")
     names = ("map", "f1", "exact", "loss") if module.several else of_one
     prefix = "test" if part == "test" else "val"

@@ -21,6 +21,7 @@ NOISE = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own call
     r"Total length of `list` across ranks is zero",  # no validation images, which is said in other words
     r"You defined a `validation_step` but have no `val_dataloader`",  # the same
+    r"Your `IterableDataset` has `__len__` defined",  # as the shards of the examples have, and it is right
     r"GPU available but not used",  # the recipe decides
     r"Image size .* exceeds limit",  # images of one's own may be large; twice that is refused, with the file's name
 )

@@ -246,18 +246,18 @@ def finish(
     parts = parts_of(data)
     name = folder.chosen.stem
     measured: dict[str, dict[str, dict[str, float]]] = {}
-    if "val" in parts:
-        measured["val"] = {"last": measure(last, data, "val"), "best": measure(chosen, data, "val")}
-    if "test" in parts:
-        measured["test"] = {name: measure(chosen, data, "test")}
+    if "val" in parts and (found := measure(last, data, "val")):
+        measured["val"] = {"last": found, "best": measure(chosen, data, "val")}
+    if "test" in parts and (found := measure(chosen, data, "test")):
+        measured["test"] = {name: found}
         logged = {f"test/{key}": value for key, value in measured["test"][name].items()}
         for logger in trainer.loggers:
             logger.log_metrics(logged, step=max(trainer.global_step - 1, 0))
             logger.save()
     parameters = sum(parameter.numel() for parameter in module.network.parameters())
     classes = chosen.by_class(getattr(data, "classes", None) or ())
-    found = {"parameters": parameters, "checkpoint": folder.chosen.name, **measured, "classes": classes}
-    folder.write("result.json", json_text(found, indent=2) + "\n")
+    written = {"parameters": parameters, "checkpoint": folder.chosen.name, **measured, "classes": classes}
+    folder.write("result.json", json_text(written, indent=2) + "\n")
     from kw_lightning.inference.checkpoint import (
         load_trained,
     )  # it reads images by `fit.data`: at the top this would be a circle

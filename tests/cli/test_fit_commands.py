@@ -103,9 +103,9 @@ def test_fit_then_evaluate(tmp_path: Path) -> None:
     found = run(tmp_path, "kw", "evaluate", "out", "--json")
     assert found.returncode == 0, found.stderr
     measured = json.loads(found.stdout)
-    wanted = json.loads((tmp_path / "out/result.json").read_text())["last"]
+    wanted = json.loads((tmp_path / "out/result.json").read_text())["test"]["best"]
     assert {key: measured[key] for key in wanted} == wanted
-    assert measured["epoch"] == 1
+    assert (measured["split"], measured["epoch"]) == ("test", 1)
     refused = run(tmp_path, "kw", "evaluate", "nothing")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr == "nothing: no such file or folder; a run folder or a checkpoint file is needed\n"
