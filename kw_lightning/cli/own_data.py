@@ -29,6 +29,7 @@ train:
   schedule: {{name: cosine, warmup_epochs: {warmup}}}
 {loss}"""
 VALIDATION = "  validation: 0.1           # of the training images, evenly from every class\n"
+UNEQUAL = "  # class_weights: balanced  # the classes are unequal: lets each count the same in the loss\n"
 MULTIPLE = 32
 """Sides of images are chosen in multiples of what most networks shrink them by."""
 
@@ -91,7 +92,8 @@ def data_text(found: Look, given: Path, *, size: int, pretrained: bool) -> str:
         count=count,
         start=", from pretrained weights" if pretrained else ", from nothing",
         lr="1.0e-4" if pretrained else "1.0e-3",
-        loss="  label_smoothing: 0.1\n" if separator is None else "  loss: bce                 # or focal\n",
+        loss=("  label_smoothing: 0.1\n" if separator is None else "  loss: bce                 # or focal\n")
+        + (UNEQUAL if found.unequal else ""),
     )
 
 

@@ -40,6 +40,12 @@ class Look:
         """Return the median of the images' shorter sides, in pixels; 0 where no image could be read."""
         return int(median(min(size) for size in self.sizes)) if self.sizes else 0
 
+    @property
+    def unequal(self) -> bool:
+        """Tell whether the classes have so different numbers of training images that it is to be said."""
+        counts = self.listing.counts("train").values()
+        return max(counts) > UNEQUAL * min(counts)
+
     def lines(self) -> list[str]:
         """Return what was found, for people."""
         listing, classes = self.listing, self.listing.classes
@@ -63,7 +69,7 @@ class Look:
         ordered = listing.counts("train").most_common()
         (most, highest), (least, lowest) = ordered[0], ordered[-1]
         equal = f"classes: {highest:,} images of {most}, {lowest:,} of {least}"
-        found.append(equal + (f": unequal, {highest / lowest:.1f} times" if highest > UNEQUAL * lowest else ""))
+        found.append(equal + (f": unequal, {highest / lowest:.1f} times" if self.unequal else ""))
         found += [f"no images in {folder}" for folder in listing.empty[:_NAMED]]
         found += [f"no image: {file}" for file in self.unread[:_NAMED]]
         return found
