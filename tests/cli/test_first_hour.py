@@ -47,7 +47,7 @@ def test_three_lines_from_pictures_to_predictions(here: Path, data: str) -> None
     assert "looked at 18: 20×24 to 31×24 pixels" in found[2]
     assert ("unequal, 4.0 times" in found[3]) is (data == "pets")
     assert ("a tenth of training validates" in found[1]) is (data == "pets")
-    assert ("# class_weights: balanced" in (here / "pets.yaml").read_text()) is (data == "pets")
+    assert "# class_weights: balanced" in (here / "pets.yaml").read_text()
     recipe = load_recipe("pets.yaml")
     assert recipe.model is not None
     assert recipe.model.args == {"num_classes": "auto"}

@@ -101,6 +101,7 @@ def test_a_table_of_several_labels_gives_a_recipe_that_trains_as_it_stands(here:
     assert new.exit_code == 0, new.output
     assert "32 images, 3 classes: blue, green, red" in new.stderr
     assert 'several labels an image, separated by ";": 1.5 on average' in new.stderr
+    assert "class_weights" not in Path("colours.yaml").read_text()  # the colours are equally often bright
     recipe = load_recipe("colours.yaml")
     assert recipe.several
     assert recipe.train is not None
