@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import kw_lightning
 from kw_lightning.builder import build
 from kw_lightning.cli import application
+from kw_lightning.export.calibration import evaluation_images
 from kw_lightning.inference import ImageClassifier, SavedNetwork
 from kw_lightning.preprocessing import preprocessing
 from kw_lightning.recipe import load_recipe
@@ -56,10 +57,10 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(untrained: Path) -> tuple[Path, str]:
-    """Return the folded network after two epochs, and what the command printed."""
+    """Return the folded network after some epochs, and what the command printed."""
     target = untrained.parent / "static"
     result = CliRunner().invoke(
-        application(), ["export", str(untrained), "--to", "static", "--fit", "2", "--samples", "64", "-o", str(target)]
+        application(), ["export", str(untrained), "--to", "static", "--fit", "4", "--samples", "64", "-o", str(target)]
     )
     assert result.exit_code == 0, result.output
     return target, result.output
@@ -72,7 +73,7 @@ def shares(output: str) -> list[float]:
 
 def test_a_folded_network_is_trained_on(trained: tuple[Path, str]) -> None:
     folder, printed = trained
-    assert "static, 2 epochs on" in printed
+    assert "static, 4 epochs on" in printed
     dynamic, static, tuned = shares(printed)
     assert max(dynamic, static) < 40 < 80 < tuned
     found = kw_lightning.load(folder)
@@ -88,14 +89,17 @@ def test_a_folded_network_in_eight_bits(trained: tuple[Path, str], tmp_path: Pat
     file = tmp_path / "small.onnx"
     result = CliRunner().invoke(application(), ["export", str(folder), "--to", "int8", "-o", str(file)])
     assert result.exit_code == 0, result.output
-    static, eight = shares(result.output)
-    assert abs(static - eight) <= 2
+    assert all(share > 80 for share in shares(result.output))
     graph = onnx.load(str(file)).graph
     assert {tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 4} == {onnx.TensorProto.INT8}
     assert [node.op_type for node in graph.node if node.op_type == "BatchNormalization"] == []
     found = kw_lightning.load(file)  # its description came through
     assert found.classes == tuple(map(str, range(10)))
-    assert found(torch.zeros(3, 1, 8, 8)).shape == (3, 10)
+    whole = kw_lightning.load(folder)
+    images, _ = next(evaluation_images(whole.saved))
+    with torch.no_grad():
+        exact, rounded = whole(images), found(images)
+    assert (rounded - exact).abs().mean() <= 0.1 * exact.std()
 
 
 def test_fit_belongs_to_folded_networks(untrained: Path, tmp_path: Path) -> None:
