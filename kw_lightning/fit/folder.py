@@ -33,6 +33,10 @@ OWN = {
     "attention",
     "checkpoints",
     "model",
+    "trackers.json",
+    "wandb",
+    "mlflow",
+    "mlflow.db",
 }
 """What a run writes into its folder."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

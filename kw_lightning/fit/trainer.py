@@ -25,6 +25,7 @@ from kw_lightning.fit.freezing import Freezing
 from kw_lightning.fit.metrics import MetricsTable
 from kw_lightning.fit.progress import progress_bar
 from kw_lightning.fit.quiet import quiet
+from kw_lightning.fit.trackers import check_trackers, make_trackers
 from kw_lightning.fit.trainer_arguments import trainer_arguments
 from kw_lightning.recipe.types import CheckpointEvery, Recipe, Train
 
@@ -83,8 +84,10 @@ def check_settings(recipe: Recipe) -> None:
     """Ask Lightning whether it takes the settings of a recipe on this machine, before there is a folder.
 
     Raises:
-        RecipeError: it does not.
+        RecipeError: it does not, **or** a tracker does not.
+        RunError: a tracker that is not installed.
     """
+    check_trackers(recipe)
     with quiet():
         plain_trainer(recipe, logger=False, enable_checkpointing=False, enable_progress_bar=False)
 
@@ -157,7 +160,7 @@ def make_callbacks(
 
 
 def make_loggers(recipe: Recipe, folder: RunFolder, state: Mapping[str, Any] | None = None) -> list[Logger]:
-    """Return the loggers of a recipe: `metrics.csv`, and TensorBoard's events in `tensorboard/`.
+    """Return the loggers of a recipe: `metrics.csv`, TensorBoard's events in `tensorboard/`, and its trackers.
 
     What a killed run logged after its checkpoint is dropped, because it is logged again.
     """
@@ -170,7 +173,7 @@ def make_loggers(recipe: Recipe, folder: RunFolder, state: Mapping[str, Any] | N
     loggers: list[Logger] = [table]
     if recipe.log.tensorboard:
         loggers.append(TensorBoardLogger(folder.path, name="", version="tensorboard", purge_step=steps or None))
-    return loggers
+    return [*loggers, *make_trackers(recipe, folder)]
 
 
 class Average(EMAWeightAveraging):

@@ -32,6 +32,7 @@ from kw_lightning.recipe.types import (
 )
 
 Values = Mapping[str, Any]
+_TRACKERS = ("wandb", "mlflow", "trackio")
 _OPTIMIZER_ARGUMENTS = ("momentum", "nesterov", "betas", "eps")
 
 
@@ -172,6 +173,6 @@ def _class_weights(value: Any) -> Any:
 
 
 def _log(data: Values) -> Log:
-    own = {key: value for key, value in data.items() if key != "attention"}
+    own = {key: value for key, value in data.items() if key not in ("attention", *_TRACKERS)}
     attention = {f"attention_{key}": value for key, value in data.get("attention", {}).items()}
-    return Log(**own, **attention)
+    return Log(**own, **attention, trackers=_only(data, *_TRACKERS))

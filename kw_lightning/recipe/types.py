@@ -347,11 +347,12 @@ class Train:
 
 @dataclass(frozen=True)
 class Log:
-    """What a run writes besides its metrics."""
+    """What a run writes besides its metrics; `trackers` are `wandb`, `mlflow` and `trackio` with their arguments."""
 
     attention_every_n_epochs: int = 0
     attention_figures: bool = False
     tensorboard: bool = True
+    trackers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     every_n_steps: int = 50
 
 

@@ -1,0 +1,85 @@
+"""Trackers besides metrics.csv: their arguments, missing packages, and each offline where it is installed."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kw_lightning.errors import RecipeError, RunError
+from kw_lightning.fit import fit
+from kw_lightning.fit.folder import RunFolder
+from kw_lightning.fit.trackers import CLASSES, IDENTITIES, check_trackers, make_trackers
+from kw_lightning.fit.trainer import check_settings
+from kw_lightning.recipe import load_recipe
+from kw_lightning.recipe.types import Recipe
+
+OFFLINE: dict[str, dict[str, Any]] = {
+    "wandb": {"offline": True, "project": "pets"},
+    "mlflow": {},
+    "trackio": {"project": "pets"},
+}
+
+
+def recipe(**trackers: object) -> Recipe:
+    return load_recipe({"kw": 1, "extends": "digits-resnet", "log": trackers})
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_package_that_is_missing_is_named_with_what_installs_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kw_lightning.fit.trackers.find_spec", lambda _: None)
+    with pytest.raises(RunError, match=rf"log\.{name} needs {name}: pip install 'kw-lightning\[{name}\]'"):
+        check_settings(recipe(**{name: {}}))
+
+
+def test_unknown_arguments_are_told_together() -> None:
+    with pytest.raises(RecipeError) as caught:
+        check_trackers(recipe(wandb={"projekt": "a", "save_dir": "/"}, mlflow={"run_nam": "b"}, trackio={"space": "c"}))
+    told = [str(problem) for problem in caught.value.problems]
+    assert 'log.wandb.projekt: found the unknown argument "projekt"' in told[0]
+    assert 'did you mean "project"?' in told[0]
+    assert "log.wandb.save_dir: " in told[1]
+    assert 'did you mean "run_name"?' in told[2]
+    assert 'allowed: project, space_id, name; did you mean "space_id"?' in told[3]
+
+
+def test_a_tracker_that_fails_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise ConnectionError("no route to the host\nand more")
+
+    monkeypatch.setattr("kw_lightning.fit.trackers.MLFlowLogger", fail)
+    with pytest.raises(RunError, match=r"^log\.mlflow: ConnectionError: no route to the host$"):
+        make_trackers(recipe(mlflow={}), RunFolder(tmp_path))
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_run_is_tracked_offline_and_gone_on_with(
+    name: str, tmp_path: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    options = [
+        *quick,
+        "log.tensorboard=false",
+        f"log.{name}={json.dumps(OFFLINE[name])}",
+        "train.schedule.name=constant",
+    ]
+    fit("digits-resnet", [*options, "train.epochs=1"], output=tmp_path / "run")
+    before = json.loads((tmp_path / "run" / IDENTITIES).read_text())[name]
+    assert before
+    fit("digits-resnet", options, resume=tmp_path / "run")
+    assert json.loads((tmp_path / "run" / IDENTITIES).read_text())[name] == before
+    if name == "mlflow":
+        from mlflow.tracking import MlflowClient
+
+        history = MlflowClient(f"sqlite:///{tmp_path / 'run' / 'mlflow.db'}").get_metric_history(before, "val/accuracy")
+        assert [metric.step for metric in history] == [2, 5]
+    elif name == "wandb":
+        assert len(list((tmp_path / "run/wandb").glob(f"offline-run-*{before}"))) >= 1
+    else:
+        assert list((tmp_path / "trackio").rglob("pets*"))
