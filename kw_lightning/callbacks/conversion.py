@@ -30,7 +30,7 @@ def callback_recipe(source: Source) -> Recipe:
         RecipeError: a recipe that cannot be used.
     """
     recipe = source if isinstance(source, Recipe) else load_recipe(source)
-    ignored = [name for name in ("model", "data", "train", "trainer") if getattr(recipe, name)]
+    ignored = [name for name in ("model", "data", "train", "trainer", "callbacks") if getattr(recipe, name)]
     if not ignored:
         return recipe
     rank_zero_warn(
@@ -40,7 +40,7 @@ def callback_recipe(source: Source) -> Recipe:
     model = recipe.model
     if model is not None:
         model = replace(model, backbone=None, args={}, pretrained=False, layers=(), blocks={})
-    return replace(recipe, model=model, data=None, train=None, trainer={})
+    return replace(recipe, model=model, data=None, train=None, trainer={}, callbacks=())
 
 
 def submodule(pl_module: nn.Module, path: str | None) -> nn.Module:

@@ -22,6 +22,7 @@ RELAID = ("train.epochs", "train.max_steps", "train.optimizer.lr", "train.optimi
 APPLIED = (
     *("train.loss*", "train.class_weights*", "train.distill*"),
     *("train.label_smoothing", "train.mixup", "train.cutmix", "train.gradient_clip", "train.monitor"),
+    "callbacks*",
     *("train.early_stop*", "trainer.gradient_clip_algorithm", "trainer.limit_val_batches", "trainer.max_time"),
     *("trainer.check_val_every_n_epoch", "trainer.min_epochs", "trainer.min_steps"),
     *("temperature*", "data.train.rand_augment*", "data.train.random_erasing*", "data.train.noise", "data.train.shift"),

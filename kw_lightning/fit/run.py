@@ -36,6 +36,7 @@ from kw_lightning.fit.groups import parameter_groups
 from kw_lightning.fit.interruption import interruptible
 from kw_lightning.fit.module import Classifier
 from kw_lightning.fit.optimization import make_optimizer, make_schedule
+from kw_lightning.fit.own_callbacks import own_callbacks
 from kw_lightning.fit.quiet import quiet
 from kw_lightning.fit.report import json_text
 from kw_lightning.fit.shapes import check_shapes
@@ -124,6 +125,7 @@ def fit(
         make_optimizer(recipe, parameter_groups(recipe, module.network))  # its mistakes, before a folder is made
         check_shapes(recipe, module, data)
         class_weights(recipe, data)
+        own = own_callbacks(recipe, allow_python=allow_python)
         check_stopping(recipe, parts_of(data))
         module.teacher = find_teacher(recipe, data, allow_python=allow_python)
     warn_of_contradictions(recipe)
@@ -135,7 +137,7 @@ def fit(
         with quiet(), readable_errors(folder.path), interruptible(folder):
             with restoring.readable(), readable_failures():
                 data = with_split(recipe, data, begun)
-                more = [*prepare(recipe, module, begun, init), restoring]
+                more = [*prepare(recipe, module, begun, init), restoring, *own]
                 validates = "val" in parts_of(data)
                 trainer = make_trainer(recipe, folder, begun.state, on_nan=on_nan, more=more, validates=validates)
                 if trainer.is_global_zero:

@@ -23,9 +23,10 @@ KEYS = {
     "deterministic": "train.deterministic",
     "log_every_n_steps": "log.every_n_steps",
     "logger": "log",
+    "callbacks": "callbacks",
 }
 """Arguments that a recipe gives by keys of its own."""
-OBJECTS = ("callbacks", "plugins")
+OBJECTS = ("plugins",)
 """Those that are Python objects."""
 DECIDED = (
     *("enable_checkpointing", "enable_progress_bar", "enable_model_summary", "num_sanity_val_steps"),

@@ -21,6 +21,7 @@ from kw_lightning.recipe.types import (
     Loss,
     Model,
     Optimizer,
+    OwnCallback,
     ParameterGroup,
     Recipe,
     Schedule,
@@ -52,6 +53,7 @@ def convert(data: Values, document: Document) -> Recipe:
         data=Data(**_take(data["data"], validation=_or_none(read_ratio))) if "data" in data else None,
         train=_train(data.get("train", {}), several=several) if "train" in data or several else None,
         trainer=data.get("trainer", {}),
+        callbacks=tuple(map(_callback, data.get("callbacks", ()))),
         log=_log(data.get("log", {})),
     )
 
@@ -170,6 +172,13 @@ def _class_weights(value: Any) -> Any:
     if isinstance(value, str):
         return None if value == "none" else value
     return {name: float(weight) for name, weight in value.items()}
+
+
+def _callback(value: Any) -> OwnCallback:
+    if isinstance(value, str):
+        return OwnCallback(value)
+    ((name, args),) = value.items()
+    return OwnCallback(name, args)
 
 
 def _log(data: Values) -> Log:

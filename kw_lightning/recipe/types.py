@@ -346,6 +346,14 @@ class Train:
 
 
 @dataclass(frozen=True)
+class OwnCallback:
+    """A callback of one's own: `python:package.module:callable` and its keyword arguments."""
+
+    name: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Log:
     """What a run writes besides its metrics; `trackers` are `wandb`, `mlflow` and `trackio` with their arguments."""
 
@@ -371,6 +379,7 @@ class Recipe:
     data: Data | None = None
     train: Train | None = None
     trainer: Mapping[str, Any] = field(default_factory=dict)
+    callbacks: tuple[OwnCallback, ...] = ()
     log: Log = Log()
 
     @property

@@ -31,10 +31,10 @@ def test_arguments_reach_the_trainer() -> None:
 
 def test_every_mistake_is_told_with_the_key_or_name_that_is_meant() -> None:
     with pytest.raises(RecipeError) as caught:
-        trainer_arguments(recipe(max_epochs=3, callbacks=[], limit_val_batch=1, fast_dev_run=True, accelerater="cpu"))
+        trainer_arguments(recipe(max_epochs=3, plugins=[], limit_val_batch=1, fast_dev_run=True, accelerater="cpu"))
     told = [str(problem) for problem in caught.value.problems]
     assert 'trainer.max_epochs: "max_epochs" is the key train.epochs of a recipe: write it there' in told[0]
-    assert '"callbacks" takes Python objects' in told[1]
+    assert '"plugins" takes Python objects' in told[1]
     assert 'found the unknown argument of the Trainer "limit_val_batch", allowed: ' in told[2]
     assert 'did you mean "limit_val_batches"?' in told[2]
     assert '"fast_dev_run" is decided by kw-fit' in told[3]
