@@ -41,6 +41,7 @@ from kw_lightning.fit.quiet import quiet
 from kw_lightning.fit.report import json_text
 from kw_lightning.fit.shapes import check_shapes
 from kw_lightning.fit.starting import Restoring, Start, goes_on_from, start
+from kw_lightning.fit.trackers import end_trackers
 from kw_lightning.fit.trainer import OnNan, check_settings, make_trainer, monitored
 from kw_lightning.fit.weighting import class_weights
 from kw_lightning.paths import user_path
@@ -145,6 +146,7 @@ def fit(
                 trainer.fit(module, data, ckpt_path=begun.checkpoint, weights_only=True)
             return finish(trainer, module, data, folder, allow_python)
     finally:
+        end_trackers(recipe)
         folder.release()
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 from argparse import Namespace
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 from uuid import uuid4
@@ -128,6 +130,15 @@ def make_trackers(recipe: Recipe, folder: RunFolder) -> list[Logger]:
     if loggers and is_first_process():
         folder.write(IDENTITIES, json.dumps(known, indent=2) + "\n")
     return loggers
+
+
+def end_trackers(recipe: Recipe) -> None:
+    """End what Lightning leaves open: in a notebook the next run would go on in it."""
+    for name in recipe.log.trackers.keys() & {"wandb", "trackio"}:
+        module: Any = sys.modules.get(name)
+        with suppress(RuntimeError):  # Trackio's own, where nothing is open
+            if module is not None:
+                module.finish()
 
 
 def _make(tracker: str, given: dict[str, Any], folder: RunFolder, before: str | None) -> tuple[Logger, str | None]:
