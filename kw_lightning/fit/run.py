@@ -33,7 +33,7 @@ from kw_lightning.fit.folder import (
     versions,
 )
 from kw_lightning.fit.groups import parameter_groups
-from kw_lightning.fit.interruption import interruptible
+from kw_lightning.fit.interruption import interruptible, is_first_process
 from kw_lightning.fit.module import Classifier
 from kw_lightning.fit.optimization import make_optimizer, make_schedule
 from kw_lightning.fit.own_callbacks import own_callbacks
@@ -161,7 +161,7 @@ def with_split(recipe: Recipe, data: LightningDataModule, begun: Start) -> Light
     before = split_of(begun.state or {})
     if before is not None and before != data.split:
         data = ImageData(recipe, split=before)
-    for note in data.notes:
+    for note in data.notes if is_first_process() else ():
         log.warning(note)
     return data
 

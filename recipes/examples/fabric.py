@@ -44,13 +44,14 @@ def main() -> None:
     batches, validation = fabric.setup_dataloaders(data.train_dataloader(), data.evaluation_loader("val"))
 
     annealing = recipe.temperature
+    start = 1.0 if annealing.start is None else annealing.start
     total_steps = round((annealing.epochs or 0) * len(batches))
     step = 0
     for epoch in range(options.epochs):
         net.train()
         for images, labels in batches:
             step += 1
-            set_temperature(model, temperature_at(step, total_steps, start=annealing.start, end=annealing.end))
+            set_temperature(model, temperature_at(step, total_steps, start=start, end=annealing.end))
             optimizer.zero_grad()
             fabric.backward(F.cross_entropy(net(images), labels))
             optimizer.step()

@@ -132,7 +132,9 @@ def test_ctrl_c_leaves_a_checkpoint_that_goes_on_to_the_bit(
     resumed = fit("digits-resnet", quick, resume=tmp_path / "broken")
     assert resumed.folder == tmp_path / "broken"
     assert all(torch.equal(value, weights(unbroken.folder)[key]) for key, value in weights(resumed.folder).items())
-    assert resumed.last == unbroken.last
+    assert (resumed.last, resumed.best, resumed.test) == (unbroken.last, unbroken.best, unbroken.test)
+    splits = [json.loads((folder / "split.json").read_text()) for folder in (resumed.folder, unbroken.folder)]
+    assert splits[0] == splits[1] == state["kw_lightning_split"]
 
 
 def test_everything_at_once(tmp_path: Path, quick: list[str]) -> None:
