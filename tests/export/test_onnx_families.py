@@ -30,15 +30,18 @@ BATCHES = (1, 2, 7)
 WORDS = 20  # that the network of tokens knows
 Sizes = Sequence[tuple[int, ...]]
 
-SMALL: dict[str, Sizes] = {"series": [(20,)], "volumes": [(6, 7, 8), (8, 8, 9)]}
-"""Keras's models → sizes; where there is one, a layer fixes it."""
+SMALL: dict[int, Sizes] = {1: [(9,), (12,)], 3: [(6, 7, 8), (8, 8, 9)]}
+"""Dimensions → sizes."""
 OTHERS: dict[str, Sizes] = {
+    "series": [(20,)],
+    "volumes": [(6, 7, 8), (8, 8, 9)],
     "channels_first_images": [(10, 9)],
     "residual_images": [(16, 15), (21, 18)],
     "separable_images": [(12, 9)],
     "sequential_images": [(11, 14)],
     "tokens": [()],
 }
+"""Keras's models → sizes; where there is one, a layer fixes it."""
 TEN = {"num_classes": 10}
 ZOO: dict[str, tuple[dict[str, Any], Sizes]] = {
     **{
@@ -112,9 +115,16 @@ def check(recipe: dict[str, Any], sizes: Sizes, path: Path) -> None:
             assert np.abs(found - expected).max() <= 1e-4 * max(1.0, float(np.abs(expected).max()))
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_small_networks_of_one_and_three_dimensions(name: str, tmp_path: Path) -> None:
-    check(keras_recipe(name), SMALL[name], tmp_path / "net.onnx")
+@pytest.mark.parametrize("dimensions", SMALL)
+def test_small_networks_of_one_and_three_dimensions(dimensions: int, tmp_path: Path) -> None:
+    layers = [
+        {f"Conv{dimensions}D": {"filters": 4, "kernel_size": 2, "strides": 2, "warehouse": "all"}},
+        {f"GlobalAveragePooling{dimensions}D": {}},
+        {"Dense": {"units": 3}},
+    ]
+    model = {"input": [2, *SMALL[dimensions][0]], "layers": layers}
+    recipe = {"kw": 1, "name": "small", "model": model, "warehouses": {"all": {"budget": 1}}}
+    check(recipe, SMALL[dimensions], tmp_path / "net.onnx")
 
 
 @pytest.mark.slow
