@@ -66,9 +66,10 @@ def stopping_note(trainer: Trainer) -> str | None:
     done = progress.processed
     if found is None or found.wait_count < found.patience or done >= (trainer.max_epochs or 0):
         return None
+    since = f"{found.wait_count} {'epoch' if found.wait_count == 1 else 'epochs'}"
     rate = trainer.optimizers[0].param_groups[0]["lr"]
     return (
         f"stopped early, after epoch {done} of {trainer.max_epochs}: {found.monitor} was best, "
-        f"{float(found.best_score):.4f}, {found.wait_count} epochs before; the schedule of the learning rate did not "
+        f"{float(found.best_score):.4f}, {since} before; the schedule of the learning rate did not "
         f"come to its end, it stood at {rate:.3g}"
     )

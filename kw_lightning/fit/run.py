@@ -41,7 +41,7 @@ from kw_lightning.fit.quiet import quiet
 from kw_lightning.fit.report import json_text
 from kw_lightning.fit.shapes import check_shapes
 from kw_lightning.fit.starting import Restoring, Start, goes_on_from, start
-from kw_lightning.fit.trackers import end_trackers
+from kw_lightning.fit.trackers import check_installed, end_trackers
 from kw_lightning.fit.trainer import OnNan, check_settings, make_trainer, monitored
 from kw_lightning.fit.weighting import class_weights
 from kw_lightning.paths import user_path
@@ -115,6 +115,7 @@ def fit(
     source, recipe = recipe, recipe.recipe if isinstance(recipe, Plan) else recipe
     seed_everything((recipe.train or Train()).seed, workers=True, verbose=False)
     check_training(recipe)
+    check_installed(recipe)
     with readable_failures():
         recipe = resolved(recipe, allow_python=allow_python)
         planned = source if isinstance(source, Plan) else recipe

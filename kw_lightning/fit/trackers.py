@@ -87,11 +87,10 @@ CLASSES: dict[str, type[Logger]] = {"wandb": WandbLogger, "mlflow": MLFlowLogger
 
 
 def check_trackers(recipe: Recipe) -> None:
-    """Check that the trackers of a recipe are installed and take the arguments given.
+    """Check that the trackers of a recipe take the arguments given.
 
     Raises:
         RecipeError: an argument that a logger does not have.
-        RunError: a package that is not installed.
     """
     problems = []
     for name, arguments in recipe.log.trackers.items():
@@ -104,6 +103,14 @@ def check_trackers(recipe: Recipe) -> None:
         ]
     if problems:
         raise RecipeError(problems)
+
+
+def check_installed(recipe: Recipe) -> None:
+    """Check that the trackers of a recipe are installed.
+
+    Raises:
+        RunError: a package that is not.
+    """
     for name in recipe.log.trackers:
         if find_spec(name) is None:
             raise RunError(f"log.{name} needs {name}: pip install 'kw-lightning[{name}]'")

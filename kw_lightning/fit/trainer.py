@@ -85,11 +85,10 @@ def check_settings(recipe: Recipe) -> None:
 
     Raises:
         RecipeError: it does not, **or** a tracker does not.
-        RunError: a tracker that is not installed.
     """
-    check_trackers(recipe)
     with quiet():
         plain_trainer(recipe, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    check_trackers(recipe)
 
 
 def plain_trainer(recipe: Recipe, **parts: Any) -> Trainer:

@@ -13,7 +13,6 @@ from kw_lightning.errors import RecipeError, RunError
 from kw_lightning.fit import fit
 from kw_lightning.fit.folder import RunFolder
 from kw_lightning.fit.trackers import CLASSES, IDENTITIES, check_trackers, make_trackers
-from kw_lightning.fit.trainer import check_settings
 from kw_lightning.recipe import load_recipe
 from kw_lightning.recipe.types import Recipe
 
@@ -29,10 +28,15 @@ def recipe(**trackers: object) -> Recipe:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_package_that_is_missing_is_named_with_what_installs_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_missing_is_named_with_what_installs_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("kw_lightning.fit.trackers.find_spec", lambda _: None)
     with pytest.raises(RunError, match=rf"log\.{name} needs {name}: pip install 'kw-lightning\[{name}\]'"):
-        check_settings(recipe(**{name: {}}))
+        fit(recipe(**{name: {}}), output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(RecipeError, match="AdamX"):  # mistakes of the recipe come first
+        fit("digits-resnet", [f"log.{name}={{}}", "train.optimizer.name=AdamX"], output=tmp_path / "run")
 
 
 def test_unknown_arguments_are_told_together() -> None:
