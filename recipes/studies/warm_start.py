@@ -22,7 +22,13 @@ from typing import Any
 
 from kw_lightning.fit import fit
 
-SETTING = ["data.train.shift=1", "data.train.noise=0.5", "data.eval.shift=1", "data.eval.noise=0.5"]
+SETTING = [
+    "data.validation=none",
+    "data.train.shift=1",
+    "data.train.noise=0.5",
+    "data.eval.shift=1",
+    "data.eval.noise=0.5",
+]
 ANNEALED, AT_ONCE = "temperature.start=1", "temperature.start=0"
 REFERENCE = "static, goes on"
 NETWORKS: dict[str, tuple[str, bool, list[str]]] = {
@@ -66,10 +72,10 @@ def main() -> None:
 
 
 def train(recipe: str, seed: int, epochs: int, output: Path, *changes: str) -> dict[str, Any]:
-    """Train one network and return its parameters and its metrics after the last epoch."""
+    """Train one network and return its parameters and its test metrics after the last epoch."""
     options = [*SETTING, *changes, f"train.seed={seed}", f"train.epochs={epochs}", "log.tensorboard=false"]
     result = fit(recipe, options, output=output)
-    return {"parameters": sum(parameter.numel() for parameter in result.module.network.parameters()), **result.last}
+    return {"parameters": sum(parameter.numel() for parameter in result.module.network.parameters()), **result.test}
 
 
 def table(results: list[dict[str, Any]]) -> str:
