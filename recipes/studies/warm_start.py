@@ -1,4 +1,4 @@
-"""Where a network that was trained with static kernels goes on from: 10 networks, 5 seeds, on the handwritten digits.
+"""Where a network that was trained with static kernels goes on from: 12 starts, 5 seeds, on the handwritten digits.
 
     python recipes/studies/warm_start.py            # all of it: a quarter of an hour on one idle core
     python recipes/studies/warm_start.py --seeds 1 --epochs 1   # a look, in two minutes
@@ -15,12 +15,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
 from kw_lightning.fit import fit
+from kw_lightning.nn import KWLayer, warehouses
 
 SETTING = [
     "data.validation=none",
@@ -31,6 +36,37 @@ SETTING = [
 ]
 ANNEALED, AT_ONCE = "temperature.start=1", "temperature.start=0"
 REFERENCE = "static, goes on"
+
+
+class OtherCells(Callback):
+    """Starts the cells that no mixture starts as otherwise than at random.
+
+    Args:
+        start: "copies" of the cells that mixtures start as, with a tenth of their spread as noise, **or** the
+            "differences" of two such cells drawn at random.
+    """
+
+    def __init__(self, start: str) -> None:
+        self.start = start
+
+    @torch.no_grad()
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the cells."""
+        layers = [layer for layer in pl_module.modules() if isinstance(layer, KWLayer)]
+        for warehouse in warehouses(pl_module).values():
+            partitions = [layer.partition for layer in layers if layer.warehouse is warehouse and layer.partition]
+            used = sorted({cell for partition in partitions for cell in partition.initial_cells})
+            others = sorted(set(range(len(warehouse.cells))) - set(used))
+            first, second = (warehouse.cells[random.choices(used, k=len(others))] for _ in range(2))
+            noise = 0.1 * first.std() * torch.randn_like(first)
+            warehouse.cells[others] = first + noise if self.start == "copies" else first - second
+
+
+def other_cells(start: str) -> str:
+    """Return the change to a recipe that starts the other cells so."""
+    return f"callbacks=[{{'python:warm_start:OtherCells': {{start: {start}}}}}]"
+
+
 NETWORKS: dict[str, tuple[str, bool, list[str]]] = {
     REFERENCE: ("digits-resnet-static", True, []),
     "1/2×, warm": ("digits-resnet-half", True, [AT_ONCE]),
@@ -40,6 +76,8 @@ NETWORKS: dict[str, tuple[str, bool, list[str]]] = {
     "1×, warm, at τ = 0 from the start": ("digits-resnet", True, [AT_ONCE]),
     "1×, from scratch": ("digits-resnet", False, []),
     "4×, warm, annealed": ("digits-resnet-4x", True, [ANNEALED]),
+    "4×, warm, annealed, other cells copies with noise": ("digits-resnet-4x", True, [ANNEALED, other_cells("copies")]),
+    "4×, warm, annealed, other cells differences": ("digits-resnet-4x", True, [ANNEALED, other_cells("differences")]),
     "4×, warm, at τ = 0 from the start": ("digits-resnet-4x", True, [AT_ONCE]),
     "4×, from scratch": ("digits-resnet-4x", False, []),
 }
@@ -74,7 +112,7 @@ def main() -> None:
 def train(recipe: str, seed: int, epochs: int, output: Path, *changes: str) -> dict[str, Any]:
     """Train one network and return its parameters and its test metrics after the last epoch."""
     options = [*SETTING, *changes, f"train.seed={seed}", f"train.epochs={epochs}", "log.tensorboard=false"]
-    result = fit(recipe, options, output=output)
+    result = fit(recipe, options, output=output, allow_python=["warm_start"])
     return {"parameters": sum(parameter.numel() for parameter in result.module.network.parameters()), **result.test}
 
 
