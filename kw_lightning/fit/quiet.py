@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 
 # Beginnings (regular expressions) of warnings, and why each is noise here.
 NOISE = (
@@ -27,18 +29,38 @@ NOISE = (
 )
 
 
+OWN = Path(__file__).parents[1]
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep notices below warnings, and the warnings that are noise, off the screen."""
+    """Keep notices below warnings, and the warnings that are noise, off the screen; show ours without a place."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
     levels = [logger.level for logger in loggers]
+    written = warnings.formatwarning
     for logger in loggers:
         logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
             for beginning in NOISE:
                 warnings.filterwarnings("ignore", message=beginning)
+            warnings.formatwarning = partial(_format, written)
             yield
     finally:
+        warnings.formatwarning = written
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _format(
+    others: Callable[..., str],
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """Write a warning of ours as its sentence: the file of the package that says it tells the user nothing."""
+    if Path(filename).is_relative_to(OWN):
+        return f"{message}\n"
+    return others(message, category, filename, lineno, line)
