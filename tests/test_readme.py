@@ -70,6 +70,8 @@ def test_command(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         arguments = ["fit", *arguments, *([] if "--dry-run" in arguments else SHORTER)]
     if arguments[0] == "bench":
         arguments += ["--batch", "2", "--repeats", "1", "--no-reference"]
+        if "--size" not in arguments and "deit-tiny-kw-1x" not in arguments:  # whose images have one size
+            arguments += ["--size", "64"]
     result = CliRunner().invoke(application(), arguments)
     assert result.exit_code == 0, result.output
 

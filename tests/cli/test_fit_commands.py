@@ -129,7 +129,7 @@ def test_ctrl_c_ends_with_130_and_a_checkpoint(tmp_path: Path) -> None:
     assert re.fullmatch(
         r"Interrupted after step \d+; its state is in out/checkpoints/last\.ckpt: go on with --resume out\n", errors
     )
-    assert json.loads(run(tmp_path, "kw", "evaluate", "out", "--json").stdout)["epoch"] >= 2
+    assert json.loads(run(tmp_path, "kw", "evaluate", "out/checkpoints/last.ckpt", "--json").stdout)["epoch"] >= 2
 
 
 def test_full_disk_is_one_message(tmp_path: Path) -> None:
