@@ -18,7 +18,7 @@ from kw_lightning.fit.batch_size import is_open, sized
 from kw_lightning.fit.changes import Relay, changed, in_words, is_relaid
 from kw_lightning.fit.classes import resolved
 from kw_lightning.fit.data import ImageData, data_module
-from kw_lightning.fit.data.splitting import split_of
+from kw_lightning.fit.data.splitting import Split, split_of
 from kw_lightning.fit.distillation import find_teacher
 from kw_lightning.fit.early_stopping import check_stopping, stopping_note
 from kw_lightning.fit.evaluation import load_classifier, measure, parts_of, read_checkpoint
@@ -138,7 +138,7 @@ def fit(
     try:
         with quiet(), readable_errors(folder.path), interruptible(folder):
             with restoring.readable(), readable_failures():
-                data = with_split(recipe, data, begun)
+                data = with_split(recipe, data, begun, init)
                 more = [*prepare(recipe, module, begun, init), restoring, *own]
                 validates = "val" in parts_of(data)
                 trainer = make_trainer(recipe, folder, begun.state, on_nan=on_nan, more=more, validates=validates)
@@ -151,20 +151,34 @@ def fit(
         folder.release()
 
 
-def with_split(recipe: Recipe, data: LightningDataModule, begun: Start) -> LightningDataModule:
-    """Return the data of a run, in one that goes on with the very images that validated before; say what is to be said.
+def with_split(recipe: Recipe, data: LightningDataModule, begun: Start, init: str | Path | None) -> LightningDataModule:
+    """Return the data of a run, with the very images that validated before; say what is to be said.
+
+    Before is in the run that goes on, **or** in the one whose weights a new run begins with, of the same data:
+    an image that they were trained on must not validate them.
 
     Raises:
         RunError: the checkpoint does not say which ones, **or** the data is not there.
     """
     if not isinstance(data, ImageData):
         return data
-    before = split_of(begun.state or {})
+    before = split_of(begun.state) if begun.state is not None else split_of_weights(recipe, init)
     if before is not None and before != data.split:
         data = ImageData(recipe, split=before)
     for note in data.notes if is_first_process() else ():
         log.warning(note)
     return data
+
+
+def split_of_weights(recipe: Recipe, init: str | Path | None) -> Split | None:
+    """Return which images validated in the run of `init`; None where its data was another, or divided otherwise."""
+    if init is None:
+        return None
+    state = read_checkpoint(checkpoint_of(user_path(init)))
+    found = (state["hyper_parameters"]["recipe"].get("data"), recipe.document.data.get("data"))
+    theirs, own = (data if isinstance(data, Mapping) else {} for data in found)
+    same = all(theirs.get(key) == own.get(key) for key in ("name", "root", "args", "validation"))
+    return split_of(state) if same else None
 
 
 def write_beginning(recipe: Recipe, data: LightningDataModule, begun: Start) -> None:
