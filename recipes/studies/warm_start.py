@@ -1,6 +1,6 @@
 """Where a network that was trained with static kernels goes on from: 12 starts, 5 seeds, on the handwritten digits.
 
-    python recipes/studies/warm_start.py            # all of it: a quarter of an hour on one idle core
+    python recipes/studies/warm_start.py            # all of it: about half an hour on one idle core
     python recipes/studies/warm_start.py --seeds 1 --epochs 1   # a look, in two minutes
 
 For each seed a static network is trained on the digits, moved and noisy. From its weights, or from fresh ones ("from
