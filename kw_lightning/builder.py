@@ -15,7 +15,7 @@ from torch import nn
 
 from kw_lightning import backbones
 from kw_lightning.errors import KWError, RecipeError
-from kw_lightning.nn import KWLayer, KWLinear, attach_warehouse, set_temperature
+from kw_lightning.nn import KWLayer, KWLinear, attach_warehouse
 from kw_lightning.nn.partial import PartialLayer
 from kw_lightning.nn.warm_start import load_kernels
 from kw_lightning.planning import LayerPlan, Plan, WarehousePlan, plan
@@ -171,9 +171,7 @@ def apply_plan(planned: Plan, model: nn.Module, *, warm_start: bool = False) -> 
     }
     if warm_start:
         _report(planned, errors, temperature)
-    network = _swap(model, planned, replacements)
-    set_temperature(network, temperature)
-    return Conversion(network, errors, temperature)
+    return Conversion(_swap(model, planned, replacements), errors, temperature)
 
 
 def warm_temperature(planned: Plan) -> float:

@@ -138,8 +138,8 @@ def fit(
     try:
         with quiet(), readable_errors(folder.path), interruptible(folder):
             with restoring.readable(), readable_failures():
-                data = with_split(recipe, data, begun, init)
-                more = [*prepare(recipe, module, begun, init), restoring, *own]
+                data, changes = begin(recipe, module, data, begun, init)
+                more = [*changes, restoring, *own]
                 validates = "val" in parts_of(data)
                 trainer = make_trainer(recipe, folder, begun.state, on_nan=on_nan, more=more, validates=validates)
                 if trainer.is_global_zero:
@@ -151,34 +151,52 @@ def fit(
         folder.release()
 
 
-def with_split(recipe: Recipe, data: LightningDataModule, begun: Start, init: str | Path | None) -> LightningDataModule:
-    """Return the data of a run, with the very images that validated before; say what is to be said.
+def begin(
+    recipe: Recipe, module: Classifier, data: LightningDataModule, begun: Start, init: str | Path | None
+) -> tuple[LightningDataModule, list[Callback]]:
+    """Fill the network where `init` asks for it, and return the data as it was divided before.
 
     Before is in the run that goes on, **or** in the one whose weights a new run begins with, of the same data:
     an image that they were trained on must not validate them.
 
+    Returns:
+        The data, and callbacks for what a resumed run does otherwise than before.
+
     Raises:
-        RunError: the checkpoint does not say which ones, **or** the data is not there.
+        RunError: a checkpoint that cannot be read, weights of another network, a change that a resume cannot make, a
+            checkpoint that does not say which images validated, **or** data that is not there.
+    """
+    if begun.state is not None:
+        return with_split(recipe, data, split_of(begun.state)), prepare(recipe, module, begun)
+    if init is None:
+        return with_split(recipe, data, None), []
+    checkpoint = checkpoint_of(user_path(init))
+    state = read_checkpoint(checkpoint)
+    check_fits(module, state, checkpoint)
+    module.load_state_dict(state["state_dict"])
+    return with_split(recipe, data, split_of(state) if _of_same_data(state, recipe) else None), []
+
+
+def _of_same_data(state: Mapping[str, Any], recipe: Recipe) -> bool:
+    """Tell whether a checkpoint's run had the data of a recipe, and divided it alike."""
+    found = (state["hyper_parameters"]["recipe"].get("data"), recipe.document.data.get("data"))
+    theirs, own = (data if isinstance(data, Mapping) else {} for data in found)
+    return all(theirs.get(key) == own.get(key) for key in ("name", "root", "args", "validation"))
+
+
+def with_split(recipe: Recipe, data: LightningDataModule, before: Split | None) -> LightningDataModule:
+    """Return the data of a run, with the very images that validated before; say what is to be said.
+
+    Raises:
+        RunError: the data is not there.
     """
     if not isinstance(data, ImageData):
         return data
-    before = split_of(begun.state) if begun.state is not None else split_of_weights(recipe, init)
     if before is not None and before != data.split:
         data = ImageData(recipe, split=before)
     for note in data.notes if is_first_process() else ():
         log.warning(note)
     return data
-
-
-def split_of_weights(recipe: Recipe, init: str | Path | None) -> Split | None:
-    """Return which images validated in the run of `init`; None where its data was another, or divided otherwise."""
-    if init is None:
-        return None
-    state = read_checkpoint(checkpoint_of(user_path(init)))
-    found = (state["hyper_parameters"]["recipe"].get("data"), recipe.document.data.get("data"))
-    theirs, own = (data if isinstance(data, Mapping) else {} for data in found)
-    same = all(theirs.get(key) == own.get(key) for key in ("name", "root", "args", "validation"))
-    return split_of(state) if same else None
 
 
 def write_beginning(recipe: Recipe, data: LightningDataModule, begun: Start) -> None:
@@ -191,22 +209,17 @@ def write_beginning(recipe: Recipe, data: LightningDataModule, begun: Start) -> 
     folder.write("versions.json", versions())
 
 
-def prepare(recipe: Recipe, module: Classifier, begun: Start, init: str | Path | None) -> list[Callback]:
-    """Check what a run begins with, and fill the network where `init` asks for it.
+def prepare(recipe: Recipe, module: Classifier, begun: Start) -> list[Callback]:
+    """Check what a run goes on from.
 
     Returns:
-        Callbacks for what a resumed run does otherwise than before.
+        Callbacks for what it does otherwise than before.
 
     Raises:
         RunError: weights of another network, **or** a change that a resume cannot make.
     """
-    if begun.state is None or begun.checkpoint is None:
-        if init is not None:
-            checkpoint = checkpoint_of(user_path(init))
-            state = read_checkpoint(checkpoint)
-            check_fits(module, state, checkpoint)
-            module.load_state_dict(state["state_dict"])
-        return []
+    assert begun.state is not None
+    assert begun.checkpoint is not None
     check_fits(module, begun.state, begun.checkpoint)
     changes = changed(begun.state, begun.checkpoint, recipe)
     if not changes:

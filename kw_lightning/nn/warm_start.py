@@ -29,7 +29,7 @@ def load_kernels(layers: Sequence[KWLayer], kernels: Sequence[Tensor], temperatu
     Args:
         layers: all layers of a warehouse, in its order.
         kernels: their kernels, each [out_channels, in_channels / groups, *kernel_size].
-        temperature: τ at which the layers are to have the kernels, 1 or 0.
+        temperature: τ at which the layers are to have the kernels, 1 or 0; the warehouse gets it.
 
     Returns:
         Each layer's relative error of its kernel; 0 where the budget is 1 or more.
@@ -38,6 +38,7 @@ def load_kernels(layers: Sequence[KWLayer], kernels: Sequence[Tensor], temperatu
         return [layer.load_kernel(kernel) for layer, kernel in zip(layers, kernels, strict=True)]
     warehouse = layers[0].warehouse
     assert warehouse is not None
+    warehouse.set_temperature(temperature)
     cells = warehouse.cells
     if len(cells) >= warehouse.mixtures:
         for layer, kernel in zip(layers, kernels, strict=True):

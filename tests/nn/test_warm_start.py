@@ -83,6 +83,7 @@ def test_beside_a_smaller_warehouse_a_large_one_has_its_kernels_at_temperature_0
     share_warehouse([layer], budget=2, out_ratio=0.25, dtype=torch.float64)
     kernel = torch.randn(24, 8, dtype=torch.float64)
     assert load_kernels([layer], [kernel], 0) == [0]
-    set_temperature(layer, 0.0)
+    assert layer.warehouse is not None
+    assert layer.warehouse.temperature == 0
     x = torch.randn(5, 8, dtype=torch.float64)
     torch.testing.assert_close(layer(x), x @ kernel.T, rtol=1e-10, atol=1e-10)
