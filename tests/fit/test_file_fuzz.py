@@ -100,12 +100,14 @@ def checkpoints(run: Path, folder: Path) -> dict[str, Kind]:
         trained_preprocessing(found)
         load_classifier(found, file)
         with Restoring(file).readable():
-            prepare(known.recipe, known, Start(RunFolder(folder), file, found), None)
+            prepare(known.recipe, known, Start(RunFolder(folder), file, found))
             make_loggers(known.recipe, RunFolder(folder), found)
 
     def use_bytes(content: bytes) -> str:
         file.write_bytes(content)
         return outcome(use)
+
+    assert use_bytes(content) == "used"
 
     def use_changed(change: Change) -> str:
         torch.save(change.of(state), file)

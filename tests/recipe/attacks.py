@@ -90,7 +90,6 @@ def attacks(folder: Path) -> Iterator[tuple[str, str | bytes]]:
 
 def main() -> None:
     """Load every attack with both of PyYAML's parsers; print name → [seconds, error], and the memory at most."""
-    from kw_lightning.errors import RecipeError
     from kw_lightning.recipe import load_recipe, reading
 
     load_recipe({"kw": 1})  # reads the schema
@@ -102,14 +101,25 @@ def main() -> None:
             for attack, content in attacks(folder):
                 file = folder / "attack.yaml"
                 file.write_bytes(content.encode() if isinstance(content, str) else content)
-                start = time.process_time()
-                try:
-                    load_recipe(file)
-                    error = None
-                except RecipeError as caught:
-                    error = str(caught)
-                results[f"{attack} ({parser.__name__})"] = (time.process_time() - start, error)
+                tries = [loaded(file)]
+                while tries[-1][0] > 0.3 and len(tries) < 3:  # others at work only lengthen a time
+                    tries.append(loaded(file))
+                results[f"{attack} ({parser.__name__})"] = min(tries)
     print(json.dumps({"results": results, "memory": peak_bytes(), "speed": million_additions()}))
+
+
+def loaded(file: Path) -> tuple[float, str | None]:
+    """Return the processor's seconds for loading a file, and why it was refused."""
+    from kw_lightning.errors import RecipeError
+    from kw_lightning.recipe import load_recipe
+
+    start = time.process_time()
+    try:
+        load_recipe(file)
+        error = None
+    except RecipeError as caught:
+        error = str(caught)
+    return time.process_time() - start, error
 
 
 def million_additions() -> float:
