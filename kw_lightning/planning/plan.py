@@ -160,7 +160,9 @@ def _geometries(
         try:
             geometry = measure(warehouse, choices)
         except PartitionError as error:
-            problems.append(recipe.document.problem(warehouse.path, f"{error}; layers: {_kernels(choices)}"))
+            apart = "; stages.split: kernel_size keeps them apart" if _sizes_differ(warehouse, choices) else ""
+            message = f"{error}; layers: {_kernels(choices)}{apart}"
+            problems.append(recipe.document.problem(warehouse.path, message))
             continue
         geometries.append(geometry)
         mixtures += geometry.mixtures
@@ -179,6 +181,11 @@ def _geometries(
         message = sentence(cell, f"at most {MAX_MIXTURES:,}", without_it(largest.spec, largest.choices))
         raise TooLargeError([*problems, recipe.document.problem(largest.spec.path, message)])
     return geometries, problems
+
+
+def _sizes_differ(warehouse: Warehouse, choices: Sequence[Choice]) -> bool:
+    """Return whether a warehouse of `stages` has kernels of several sizes."""
+    return warehouse.path == "stages" and len({choice.layer.kernel_size for choice in choices}) > 1
 
 
 def _kernels(choices: Sequence[Choice]) -> str:

@@ -10,13 +10,15 @@ small a common divisor that its attention would outgrow its cells, the stage is 
 helps stay static: see `sharing.py`. Layers on pooled features (squeeze and excitation) stay static. Linear layers over
 positions or tokens that change the width (the MLP layers of ConvNeXt and of vision transformers) and the value third of
 fused `qkv` projections are grouped by the number of tokens, apart from convolutions.
+
+With `stages.sharing` warehouses reach as far as it says, and nothing is divided or left out: see `reach.py`.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import NamedTuple
@@ -25,6 +27,7 @@ from torch import nn
 
 from kw_lightning.errors import KWError, Problem, mistake
 from kw_lightning.planning.network import ALLOWED, Layer, Network, survey
+from kw_lightning.planning.reach import CONTAINERS, Group, ancestors, regrouped
 from kw_lightning.planning.selection import Choice, matcher, select
 from kw_lightning.planning.sharing import Share, least_attention, share
 from kw_lightning.planning.tracing import Call, Trace, trace
@@ -143,25 +146,19 @@ def _why_none(network: Network, forward: Trace, static: Mapping[str, str]) -> st
     return f"no layer is left for one ({'; '.join(counted)})"
 
 
-@dataclass
-class _Group:
-    """The layers of one feature-map size, the stem's first."""
-
-    size: tuple[int, ...]
-    layers: list[Layer]
-
-
 def _stages(
     network: Network, model: nn.Module, forward: Trace, wanted: Stages, taken: Iterable[str]
 ) -> tuple[tuple[Stage, ...], dict[str, str]]:
     """Return the stages, and why layers that could belong to one do not, by name."""
-    groups = _convolution_groups(network, model, forward, wanted.handover)
+    reach = wanted.sharing or "stage"
+    groups = _convolution_groups(network, model, forward, wanted.handover and reach == "stage")
     for tokens in _token_groups(network, forward):
         beside = next((group for group in groups if group.size == tokens.size), None)
         if beside is None:
             groups.append(tokens)
         else:
             beside.layers += tokens.layers
+    groups = regrouped(groups, reach, model)
     left_out = set(taken)
     stages: list[Stage] = []
     static: dict[str, str] = {}
@@ -173,7 +170,7 @@ def _stages(
         number += bool(shares)
         for found in shares:
             names = tuple(_written(choice.layer) for choice in found.choices)
-            name = f"stage{number}{found.suffix}"
+            name = f"{group.name or f'stage{number}'}{found.suffix}"
             stages.append(Stage(name, names, group.size, found.cell, found.attention))
     return tuple(stages), static
 
@@ -186,7 +183,7 @@ def _why_static(choice: Choice, wanted: Stages) -> str:
     return f"its attention would outweigh it: {attention:,} parameters beside {math.prod(choice.kernel_shape):,}"
 
 
-def _convolution_groups(network: Network, model: nn.Module, forward: Trace, handover: bool) -> list[_Group]:
+def _convolution_groups(network: Network, model: nn.Module, forward: Trace, handover: bool) -> list[Group]:
     convolutions = [
         layer
         for layer in network.layers
@@ -194,7 +191,7 @@ def _convolution_groups(network: Network, model: nn.Module, forward: Trace, hand
     ]
     blocks = _Blocks(model, convolutions, forward)
     stem: list[Layer] = []
-    groups: list[_Group] = []
+    groups: list[Group] = []
     opening = ""
     for layer in convolutions:
         block = blocks.of(layer)
@@ -205,7 +202,7 @@ def _convolution_groups(network: Network, model: nn.Module, forward: Trace, hand
         call = _call(forward, layer)
         size = (forward.calls[block][0] if block else call).outputs[2:]
         if not groups or groups[-1].size != size:
-            groups.append(_Group(size, []))
+            groups.append(Group(size, []))
             opening = block
         leads = bool(block) and block == opening and _leads(forward.calls[block][0], call)
         target = groups[-1].layers
@@ -224,30 +221,23 @@ class _Blocks:
     """The block of a layer: its innermost module, no mere container, with at least two convolutions."""
 
     def __init__(self, model: nn.Module, convolutions: Sequence[Layer], forward: Trace) -> None:
-        containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
         counts: dict[str, int] = {}
         for layer in convolutions:
-            for name in _ancestors(layer.name):
+            for name in ancestors(layer.name):
                 counts[name] = counts.get(name, 0) + 1
         self._names = {
             name
             for name, module in model.named_modules()
-            if name and counts.get(name, 0) > 1 and not isinstance(module, containers) and name in forward.calls
+            if name and counts.get(name, 0) > 1 and not isinstance(module, CONTAINERS) and name in forward.calls
         }
         self.any = bool(self._names)
 
     def of(self, layer: Layer) -> str:
-        return next((name for name in _ancestors(layer.name) if name in self._names), "")
+        return next((name for name in ancestors(layer.name) if name in self._names), "")
 
 
-def _ancestors(name: str) -> Iterator[str]:
-    while "." in name:
-        name = name.rpartition(".")[0]
-        yield name
-
-
-def _token_groups(network: Network, forward: Trace) -> list[_Group]:
-    groups: dict[tuple[int, ...], _Group] = {}
+def _token_groups(network: Network, forward: Trace) -> list[Group]:
+    groups: dict[tuple[int, ...], Group] = {}
     for layer in network.layers:
         call = _call(forward, layer)
         # One sample must be one row of the batch: layers on windows would mix a kernel for every window.
@@ -259,17 +249,24 @@ def _token_groups(network: Network, forward: Trace) -> list[_Group]:
             continue
         # Mixers work on tokens and on channels in turn: one group for each, however often they take turns.
         size = call.outputs[1:-1]
-        groups.setdefault(size, _Group(size, [])).layers.append(layer)
+        groups.setdefault(size, Group(size, [])).layers.append(layer)
     return list(groups.values())
 
 
 def _shares(layers: Sequence[Layer], wanted: Stages) -> tuple[list[Share], list[Choice]]:
-    """Return the warehouses of the layers of one feature-map size, kinds apart, and the layers left static."""
+    """Return the warehouses of the layers of one group, kinds apart, and the layers left static."""
     kinds: dict[str, list[Choice]] = {"": [], "-depthwise": [], "-grouped": [], "-linear": []}
     for layer in layers:
         kinds[_kind(layer)].append(Choice(layer, _value_rows(layer)))
-    if len(kinds["-linear"]) == len(layers):
-        kinds = {"": kinds["-linear"]}
+    if len(kinds["-linear"]) == len(layers) or wanted.sharing == "layer":
+        kinds = {"": [choice for choices in kinds.values() for choice in choices]}
+    if wanted.split == "kernel_size":
+        kinds = {kind + size: found for kind, choices in kinds.items() for size, found in _sizes_apart(choices)}
+    if wanted.sharing is not None:
+        found = [
+            Share(tuple(choices), wanted.cell, wanted.attention, kind) for kind, choices in kinds.items() if choices
+        ]
+        return found, []
     shares: list[Share] = []
     static: list[Choice] = []
     for kind, choices in kinds.items():
@@ -277,6 +274,16 @@ def _shares(layers: Sequence[Layer], wanted: Stages) -> tuple[list[Share], list[
         shares += [replace(part, suffix=kind + part.suffix) for part in found]
         static += left
     return shares, static
+
+
+def _sizes_apart(choices: Sequence[Choice]) -> list[tuple[str, list[Choice]]]:
+    """Return layers by the size of their kernels, with what that adds to a name: nothing where all are of one."""
+    sizes: dict[tuple[int, ...], list[Choice]] = {}
+    for choice in choices:
+        sizes.setdefault(choice.layer.kernel_size, []).append(choice)
+    if len(sizes) == 1:
+        return [("", list(choices))]
+    return [(f"-{'x'.join(map(str, size))}".rstrip("-"), found) for size, found in sizes.items()]
 
 
 def _kind(layer: Layer) -> str:

@@ -50,7 +50,16 @@ class PlanTable:
 
 def total_lines(plan: Plan) -> list[str]:
     """Return the totals beside the static network's, one line each."""
-    lines = [f"parameters        {_beside(plan.parameters)}"]
+    lines = []
+    if len(plan.warehouses) > 1:
+        cells, attention = (
+            sum(getattr(warehouse, f"{part}_parameters") for warehouse in plan.warehouses)
+            for part in ("cell", "attention")
+        )
+        lines.append(
+            f"warehouses        cells {cells:,} ({_short(cells)}), attention {attention:,} ({_short(attention)})"
+        )
+    lines.append(f"parameters        {_beside(plan.parameters)}")
     if plan.macs is not None:
         lines.append(f"multiply-adds     {_beside(plan.macs)}, one sample; attention and mixing included")
     else:

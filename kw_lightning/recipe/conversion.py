@@ -115,7 +115,9 @@ def _numbers(value: Any) -> tuple[int, ...]:
 
 def _stages(value: Any, defaults: Values) -> Stages:
     entry = {} if value == "auto" else value
-    return Stages(**_take(_only(entry, "handover", "exclude"), exclude=tuple), **_shared(entry, defaults))
+    return Stages(
+        **_take(_only(entry, "sharing", "split", "handover", "exclude"), exclude=tuple), **_shared(entry, defaults)
+    )
 
 
 def _model(data: Values) -> Model:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from kw_lightning.errors import Location, Problem
 
+Reach = Literal["network", "stage", "block", "layer"]
+
 
 @dataclass(frozen=True)
 class SourceFile:
@@ -142,8 +144,15 @@ class Warehouse:
 
 @dataclass(frozen=True)
 class Stages:
-    """`stages: auto`: warehouses found from the network's feature-map sizes (`planning/stages.py` says how)."""
+    """`stages: auto`: warehouses found from the network's feature-map sizes (`planning/stages.py` says how).
 
+    Attributes:
+        sharing: how far a warehouse reaches; None means a stage, divided where its attention would outweigh its cells.
+        split: what keeps layers apart besides; kinds of layers are apart in either case.
+    """
+
+    sharing: Reach | None = None
+    split: Literal["type", "kernel_size"] = "type"
     handover: bool = True
     exclude: tuple[str, ...] = ()
     budget: Budget = Budget(ratio=Fraction(1))

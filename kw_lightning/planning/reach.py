@@ -1,0 +1,99 @@
+"""How far a warehouse reaches, where `stages.sharing` says it: the whole network, a stage, a block, or one layer.
+
+Paper: KernelWarehouse (ICML 2024), section 3.2; its ablation narrows the sharing from stages to layers.
+
+What is asked for is kept as it is: no group is divided, and no layer is left out, however large its attention grows.
+`stages: auto` divides, see `sharing.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from kw_lightning.planning.network import Layer
+from kw_lightning.recipe.types import Reach
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+@dataclass
+class Group:
+    """Layers that a warehouse may serve together.
+
+    Attributes:
+        size: their feature maps' size, or the number of tokens; of several sizes the first.
+        layers: in module order.
+        name: None for stages, which are numbered.
+    """
+
+    size: tuple[int, ...]
+    layers: list[Layer]
+    name: str | None = None
+
+
+def regrouped(stages: Sequence[Group], reach: Reach, model: nn.Module) -> list[Group]:
+    """Return the layers of all stages in groups of another reach, in module order."""
+    if reach == "stage":
+        return list(stages)
+    order = {name: index for index, (name, _) in enumerate(model.named_modules())}
+    placed = sorted(
+        ((layer, stage.size) for stage in stages for layer in stage.layers), key=lambda pair: order[pair[0].name]
+    )
+    block_of = _blocks(model, [layer for layer, _ in placed]) if reach == "block" else {}
+    groups: dict[str, Group] = {}
+    for layer, size in placed:
+        key = "network" if reach == "network" else block_of.get(layer.name, layer.name)
+        if key not in groups:
+            groups[key] = Group(size, [], _unique(_warehouse_name(key, reach), groups.values()))
+        groups[key].layers.append(layer)
+    return list(groups.values())
+
+
+def _blocks(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
+    """Return the block of each layer that is in one, by name.
+
+    A block is a module, no mere container, with at least two of the layers: the innermost that stands in a container,
+    as blocks of a network do, or else the outermost.
+    """
+    modules = dict(model.named_modules())
+    counts = Counter(outer for layer in layers for outer in ancestors(layer.name))
+    found: dict[str, str] = {}
+    for layer in layers:
+        around = [
+            name
+            for name in ancestors(layer.name)
+            if counts[name] > 1 and name in modules and not isinstance(modules[name], CONTAINERS)
+        ]
+        repeated = [name for name in around if isinstance(modules[name.rpartition(".")[0]], CONTAINERS)]
+        if around:
+            found[layer.name] = repeated[0] if repeated else around[-1]
+    return found
+
+
+def ancestors(name: str) -> Iterator[str]:
+    """Yield the names of the modules around a layer, the innermost first, without the network itself."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
+def _warehouse_name(name: str, reach: Reach) -> str:
+    """Return a module's name as one that a warehouse may have."""
+    written = re.sub(r"[^A-Za-z0-9_-]", "-", name)
+    return written if re.match(r"[A-Za-z_]", written) else f"{reach}-{written}".rstrip("-")
+
+
+def _unique(name: str, groups: Iterable[Group]) -> str:
+    taken = {group.name for group in groups}
+    number, found = 2, name
+    while found in taken:
+        number, found = number + 1, f"{name}-{number}"
+    return found
+
+
+__all__ = ["CONTAINERS", "Group", "ancestors", "regrouped"]
