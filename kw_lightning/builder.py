@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,8 +33,8 @@ class Conversion:
 
     Attributes:
         model: the network; another object than before only where the network was a single layer.
-        errors: of a warm start, each dynamic layer's relative error of its kernel: 0 where the budget is 1 or more,
-            since every part of the old kernel then has a cell of its own.
+        errors: of a warm start, each warehouse's relative error ‖lost‖ / ‖kernels‖ over all its layers: 0 where the
+            budget is 1 or more, since every part of the old kernels then has a cell of its own.
         temperature: τ at which the network has the old kernels; 1 where there was no warm start.
     """
 
@@ -64,7 +63,7 @@ def build(source: Recipe | Plan, *, allow_python: Sequence[str] = (), pretrained
     if recipe.model is not None and (placed or not pretrained):
         recipe = replace(recipe, model=replace(recipe.model, pretrained=False))
     model = make_static(recipe, allow_python=allow_python)
-    network = apply_plan(planned, model, warm_start=starts_warm(recipe)).model
+    network = report(planned, apply_plan(planned, model, warm_start=starts_warm(recipe))).model
     if placed and not torch.empty(0).is_meta:
         assert recipe.model is not None
         load_placed(network, str(recipe.model.backbone), recipe.name)
@@ -127,7 +126,8 @@ def convert(
         raise RecipeError(loaded.document.problem("warehouses", "a recipe for a network needs warehouses, or stages"))
     if planned.warning is not None:
         log.warning("%s", planned.warning)
-    return apply_plan(planned, model if inplace else copy.deepcopy(model), warm_start=warm_start).model
+    target = model if inplace else copy.deepcopy(model)
+    return report(planned, apply_plan(planned, target, warm_start=warm_start)).model
 
 
 def apply_plan(planned: Plan, model: nn.Module, *, warm_start: bool = False) -> Conversion:
@@ -158,8 +158,7 @@ def apply_plan(planned: Plan, model: nn.Module, *, warm_start: bool = False) -> 
         dynamics = _make_warehouse(warehouse, statics)
         if warm_start:
             kernels = [rows_of(statics[layer.layer.name].weight, layer.rows) for layer in warehouse.layers]
-            found = load_kernels(dynamics, kernels, temperature)
-            errors |= {layer.name: error for layer, error in zip(warehouse.layers, found, strict=True)}
+            errors[warehouse.name] = load_kernels(dynamics, kernels, temperature)
         for layer, dynamic in zip(warehouse.layers, dynamics, strict=True):
             dynamic.engine, dynamic.name = planned.recipe.engine, layer.name
             if isinstance(dynamic, KWLinear):
@@ -169,9 +168,44 @@ def apply_plan(planned: Plan, model: nn.Module, *, warm_start: bool = False) -> 
         name: replacement(statics[name], [(layer.rows, dynamic) for layer, dynamic in parts])
         for name, parts in made.items()
     }
-    if warm_start:
-        _report(planned, errors, temperature)
     return Conversion(_swap(model, planned, replacements), errors, temperature)
+
+
+def report(planned: Plan, conversion: Conversion) -> Conversion:
+    """Log what a warm start kept of the old kernels, and return the conversion."""
+    errors, temperature = conversion.errors, conversion.temperature
+    if errors and not any(errors.values()):
+        log.info("warm start: all dynamic layers have the old kernels at temperature %g", temperature)
+    better = "" if temperature == 0 else "temperature.start: 0 comes nearer, and "
+    for warehouse in planned.warehouses:
+        if errors.get(warehouse.name):
+            log.warning(
+                "warm start: the %d layers of warehouse %r, with budget %.3g, come near their old kernels at "
+                "temperature %g: relative error %.2f; %sa budget of 1 or more keeps them",
+                len(warehouse.layers),
+                warehouse.name,
+                float(warehouse.budget),
+                temperature,
+                errors[warehouse.name],
+                better,
+            )
+    return conversion
+
+
+def warm_start_errors(planned: Plan, *, allow_python: Sequence[str] = ()) -> Mapping[str, float]:
+    """Return how far a warm start leaves each warehouse from the old kernels, see `Conversion.errors`.
+
+    Args:
+        planned: of a recipe whose `model.pretrained` names weights; they are loaded.
+        allow_python: packages whose code the recipe may name.
+
+    Raises:
+        KWError: a recipe that does not start from the kernels of a static network.
+        RunError: pretrained weights that cannot be read.
+    """
+    if not starts_warm(planned.recipe):
+        raise KWError("there is no warm start to look at: model.pretrained names no weights of a static network")
+    return apply_plan(planned, make_static(planned.recipe, allow_python=allow_python), warm_start=True).errors
 
 
 def warm_temperature(planned: Plan) -> float:
@@ -255,25 +289,14 @@ def _swap(model: nn.Module, planned: Plan, replacements: Mapping[str, nn.Module]
     return model
 
 
-def _report(planned: Plan, errors: Mapping[str, float], temperature: float) -> None:
-    if not any(errors.values()):
-        log.info("warm start: all %d dynamic layers have the old kernels at temperature %g", len(errors), temperature)
-        return
-    better = "" if temperature == 0 else "temperature.start: 0 comes nearer, and "
-    for warehouse in planned.warehouses:
-        found = [errors[layer.name] for layer in warehouse.layers]
-        if any(found):
-            log.warning(
-                "warm start: the %d layers of warehouse %r, with budget %.3g, come near their old kernels at "
-                "temperature %g: relative error %.2f on average, %.2f at most; %sa budget of 1 or more keeps them",
-                len(found),
-                warehouse.name,
-                float(warehouse.budget),
-                temperature,
-                math.fsum(found) / len(found),
-                max(found),
-                better,
-            )
-
-
-__all__ = ["Conversion", "apply_plan", "build", "convert", "make_static", "starts_published", "starts_warm"]
+__all__ = [
+    "Conversion",
+    "apply_plan",
+    "build",
+    "convert",
+    "make_static",
+    "report",
+    "starts_published",
+    "starts_warm",
+    "warm_start_errors",
+]

@@ -235,7 +235,8 @@ def _source(recipe: Recipe, chosen: Preprocessing, own: Preprocessing | None) ->
 
 def _place(recipe: Recipe, key: str) -> str | None:
     """Return the key path by which a recipe sets a value of evaluation, None where it does not."""
-    assert recipe.data is not None
+    if recipe.data is None:
+        return None
     if key in recipe.data.eval:
         return f"data.eval.{key}"
     return f"data.train.{key}" if key in recipe.data.train and key not in _GEOMETRY else None

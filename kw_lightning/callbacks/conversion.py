@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from kw_lightning.builder import apply_plan
+from kw_lightning.builder import apply_plan, report
 from kw_lightning.callbacks.layout import dynamic_layers, layers_of_warehouses
 from kw_lightning.errors import KWError, mistake
 from kw_lightning.planning import plan
@@ -93,7 +93,7 @@ def make_dynamic(
     planned = plan(recipe, target, input_shape=shape)
     if planned.warning is not None:
         rank_zero_warn(planned.warning)
-    converted = apply_plan(planned, target, warm_start=warm_start).model
+    converted = report(planned, apply_plan(planned, target, warm_start=warm_start)).model
     _put(pl_module, path, converted)
     for copy in copies:
         twin = apply_plan(planned, submodule(pl_module, copy)).model

@@ -23,6 +23,10 @@ def plan(
     overrides: Annotated[
         list[str] | None, override_argument("Changes to the recipe, as warehouses.stage4.budget=1/4.")
     ] = None,
+    warm_start: Annotated[
+        bool,
+        typer.Option("--warm-start", help="Load the weights of model.pretrained: how near will each warehouse be?"),
+    ] = False,
     json: JsonOption = False,
     allow_python: Annotated[list[str] | None, package_option("Let the recipe name things")] = None,
 ) -> None:
@@ -33,6 +37,7 @@ def plan(
     loaded = load_recipe(source, changes)  # its mistakes are told before what is slow to import: torch
     from rich.text import Text
 
+    from kw_lightning.builder import warm_start_errors
     from kw_lightning.cli.output import console, warn
     from kw_lightning.planning import plan as make_plan
     from kw_lightning.planning.table import PlanTable
@@ -43,18 +48,20 @@ def plan(
     planned = make_plan(loaded, allow_python=allowed)
     warn(planned.warning)
     warn_of_contradictions(loaded)
+    errors = warm_start_errors(planned, allow_python=allowed) if warm_start else {}
     if json:
         from json import dumps
 
         steps = preprocessing(loaded)
-        typer.echo(dumps({**planned.to_dict(), "preprocessing": None if steps is None else steps.to_dict()}))
+        more = {"warm_start": dict(errors)} if warm_start else {}
+        typer.echo(dumps({**planned.to_dict(), "preprocessing": None if steps is None else steps.to_dict(), **more}))
         return
     if loaded.model is not None and loaded.model.layers:
         from kw_lightning.keras import read_network
         from kw_lightning.keras.table import SummaryTable
 
         console().print(SummaryTable(read_network(loaded, allow_python=allowed)), Text(""), sep="\n")
-    console().print(PlanTable(planned))
+    console().print(PlanTable(planned, errors=errors))
 
 
 def _with_classes(recipe: Recipe, allowed: tuple[str, ...]) -> Recipe:

@@ -8,7 +8,9 @@ the kernels' parts [mixtures, cell numbers] projected on their n leading right s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from operator import mul
 
 import torch
 from torch import Tensor
@@ -17,9 +19,11 @@ from torch.nn import functional as F
 from kw_lightning.nn.attention import LARGEST_SUM
 from kw_lightning.nn.layers import KWLayer, split_kernel
 
+SMALLEST = 1e-30  # size of kernels by which an error is divided
+
 
 @torch.no_grad()
-def load_kernels(layers: Sequence[KWLayer], kernels: Sequence[Tensor], temperature: float) -> list[float]:
+def load_kernels(layers: Sequence[KWLayer], kernels: Sequence[Tensor], temperature: float) -> float:
     """Start all layers of one warehouse from static kernels.
 
     At τ = 1 a budget of 1 or more gives every part of a kernel a cell of its own, and the layers compute what the
@@ -32,10 +36,12 @@ def load_kernels(layers: Sequence[KWLayer], kernels: Sequence[Tensor], temperatu
         temperature: τ at which the layers are to have the kernels, 1 or 0; the warehouse gets it.
 
     Returns:
-        Each layer's relative error of its kernel; 0 where the budget is 1 or more.
+        The relative error of all kernels together, ‖lost‖ / ‖kernels‖; 0 where the budget is 1 or more.
     """
     if temperature == 1:
-        return [layer.load_kernel(kernel) for layer, kernel in zip(layers, kernels, strict=True)]
+        errors = [layer.load_kernel(kernel) for layer, kernel in zip(layers, kernels, strict=True)]
+        sizes = [float(torch.linalg.vector_norm(kernel)) for kernel in kernels]
+        return math.hypot(*map(mul, errors, sizes)) / max(math.hypot(*sizes), SMALLEST)
     warehouse = layers[0].warehouse
     assert warehouse is not None
     warehouse.set_temperature(temperature)
@@ -45,7 +51,7 @@ def load_kernels(layers: Sequence[KWLayer], kernels: Sequence[Tensor], temperatu
             layer.load_kernel(kernel / LARGEST_SUM)
             assert layer.attention is not None
             layer.attention.start_from(layer.attention.start * LARGEST_SUM)
-        return [0.0] * len(layers)
+        return 0.0
     parts = [_parts(layer, kernel.to(cells)) for layer, kernel in zip(layers, kernels, strict=True)]
     sizes = [len(part) for part in parts]
     wanted = torch.cat(parts).double()
@@ -54,8 +60,7 @@ def load_kernels(layers: Sequence[KWLayer], kernels: Sequence[Tensor], temperatu
     for layer, start in zip(layers, weights.split(sizes), strict=True):
         assert layer.attention is not None
         layer.attention.start_from(start)
-    lost = (wanted - weights @ best).split(sizes)
-    return [relative_error(rest, part) for rest, part in zip(lost, parts, strict=True)]
+    return relative_error(wanted - weights @ best, wanted)
 
 
 def best_cells(parts: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -79,7 +84,7 @@ def best_cells(parts: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def relative_error(lost: Tensor, kernel: Tensor) -> float:
     """Return ‖lost‖ / ‖kernel‖, 0 for a kernel of zeros."""
-    return float(torch.linalg.vector_norm(lost) / torch.linalg.vector_norm(kernel).clamp_min(1e-30))
+    return float(torch.linalg.vector_norm(lost) / torch.linalg.vector_norm(kernel).clamp_min(SMALLEST))
 
 
 def _parts(layer: KWLayer, kernel: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -26,10 +26,12 @@ class PlanTable:
     Attributes:
         plan: the plan.
         layers: show every dynamic layer too, and which layers stay static and why.
+        errors: of a warm start, each warehouse's relative error; see `kw_lightning.builder.Conversion`.
     """
 
     plan: Plan
     layers: bool = True
+    errors: Mapping[str, float] = field(default_factory=dict)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the tables; without lines and colours where the output is no terminal."""
@@ -38,7 +40,7 @@ class PlanTable:
         shape = "" if plan.input_shape is None else f", input {times(plan.input_shape)}"
         yield Text(f"{plan.recipe.name}{shape}", style="bold")
         if plan.warehouses:
-            yield from _fitted(_warehouse_columns(plan), style, console, options)
+            yield from _fitted(_warehouse_columns(plan, self.errors), style, console, options)
         if self.layers and plan.warehouses:
             yield Text("")
             yield from _fitted(_layer_columns(plan), style, console, options)
@@ -87,7 +89,7 @@ class _Column:
     right: bool = True
 
 
-def _warehouse_columns(plan: Plan) -> list[_Column]:
+def _warehouse_columns(plan: Plan, errors: Mapping[str, float]) -> list[_Column]:
     geometry = ("warehouse", "layers", "D_out, D_in", "cell", "mixtures", "cells", "budget", "reached")
     titles = (*geometry, "cell parameters", "attention", "multiply-adds")
     rows = [
@@ -106,7 +108,10 @@ def _warehouse_columns(plan: Plan) -> list[_Column]:
         )
         for warehouse in plan.warehouses
     ]
-    return _columns(titles, rows, left=1)
+    columns = _columns(titles, rows, left=1)
+    if errors:
+        columns.append(_Column("warm start's error", tuple(f"{errors[found.name]:.3f}" for found in plan.warehouses)))
+    return columns
 
 
 def _layer_columns(plan: Plan) -> list[_Column]:
