@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [
     *(ROOT / "kw_lightning").rglob("*.md"),
     *(ROOT / "recipes").rglob("*.md"),
+    *(ROOT / ".docs").rglob("*.md"),
     ROOT / ".github" / "CONTRIBUTING.md",
 ]
 
