@@ -18,6 +18,7 @@ from kw_lightning.nn import KWLayer, KWLinear, attach_warehouse
 from kw_lightning.nn.partial import PartialLayer
 from kw_lightning.nn.warm_start import load_kernels
 from kw_lightning.planning import LayerPlan, Plan, WarehousePlan, plan
+from kw_lightning.planning.geometry import attention_form
 from kw_lightning.pretrained import load_pretrained
 from kw_lightning.published import WORD, load_placed
 from kw_lightning.recipe import load_recipe
@@ -247,11 +248,9 @@ def _make_warehouse(warehouse: WarehousePlan, statics: Mapping[str, Static]) -> 
         layers,
         warehouse.partition,
         name=warehouse.name,
-        reduction=warehouse.attention.reduction,
-        norm=warehouse.attention.norm,
-        basis=warehouse.attention.basis,
         device=sources[0].weight.device,
         dtype=sources[0].weight.dtype,
+        **attention_form(warehouse.attention),
     )
     shared.cells.requires_grad_(any(source.weight.requires_grad for source in sources))
     for layer, source in zip(layers, sources, strict=True):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from kw_lightning.nn.partition import LayerPartition
+from kw_lightning.nn.partition import LayerPartition, Start
 from kw_lightning.nn.precision import autocast_type, in_type
 
 LARGEST_MEAN = 1e15  # of an input channel; its square has room in float32
@@ -29,6 +29,7 @@ class ContrastingAttention(nn.Module):
 
     x → mean over positions → `reduce` → `norm` → ReLU → `expand` = z, and then, with temperature τ,
     α_ij = τ·β_ij + (1 − τ) · z_ij / (Σ_p |z_ip| + 1e-3), where p also runs over the zero cell.
+    Without a start (`start="none"`) there is no β, and τ has no effect: α_ij = z_ij / (Σ_p |z_ip| + 1e-3).
 
     The low-rank form (`basis`) gives z from fewer numbers; see the README beside this file and the paper's appendix.
 
@@ -41,6 +42,7 @@ class ContrastingAttention(nn.Module):
         reduction: hidden width relative to `in_channels`; never under 16.
         norm: "batch" or "layer".
         basis: ratio of the low-rank form, None for the full form.
+        start: "none" for an attention without β; "own" and "shared" differ in the partition.
         channels_last: the input is [batch, ..., in_channels] (linear layers) instead of [batch, in_channels, ...].
     """
 
@@ -54,6 +56,7 @@ class ContrastingAttention(nn.Module):
         reduction: Fraction | float = Fraction(1, 16),
         norm: Literal["batch", "layer"] = "batch",
         basis: Fraction | float | None = None,
+        start: Start = "own",
         channels_last: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -66,6 +69,7 @@ class ContrastingAttention(nn.Module):
         self.cells = partition.cells
         self.first_cell = partition.first_cell
         self.channels_last = channels_last
+        self.annealed = start != "none"
         self.reduce = nn.Linear(in_channels, width, bias=norm == "layer", **factory)
         self.norm = nn.BatchNorm1d(width, **factory) if norm == "batch" else nn.LayerNorm(width, **factory)
         self.basis: nn.Linear | None = None
@@ -163,6 +167,8 @@ class ContrastingAttention(nn.Module):
     def _anneal(self, z: Tensor, temperature: Tensor) -> Tensor:
         # Small maps leave a layer little else to do than this: few operations, each on all mixtures.
         size = torch.linalg.vector_norm(z, ord=1, dim=-1, keepdim=True)
+        if not self.annealed:
+            return z[..., :-1] / (size + SMALLEST_SIZE)
         scale = in_type(1 - temperature, z.dtype) / (size + SMALLEST_SIZE)
         # The published code keeps β in float32; τβ is rounded alike, else its numbers hold to 1e-8 only.
         start = self._start_on(z.device) * in_type(temperature, torch.float32)
@@ -191,6 +197,7 @@ class ContrastingAttention(nn.Module):
 
     def extra_repr(self) -> str:
         form = "" if self.basis is None else f", basis={self.basis.in_features}"
+        form += "" if self.annealed else ", start='none'"
         return f"mixtures={self.mixtures}, cells={self.cells}{form}"
 
 

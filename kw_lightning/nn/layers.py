@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from fractions import Fraction
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,25 +78,22 @@ class KWLayer(nn.Module):
         partition: LayerPartition,
         *,
         owner: bool,
-        reduction: Fraction | float = Fraction(1, 16),
-        norm: Literal["batch", "layer"] = "batch",
-        basis: Fraction | float | None = None,
+        **attention: Any,
     ) -> None:
-        """Give the layer its share of a warehouse and make its attention; see `ContrastingAttention`.
+        """Give the layer its share of a warehouse and make its attention.
 
         Args:
             owner: register the warehouse as this layer's submodule; true for its first layer alone.
+            attention: how it is made, see `ContrastingAttention`.
         """
         self.partition = partition
         self.attention = ContrastingAttention(
             self._attention_channels,
             partition,
-            reduction=reduction,
-            norm=norm,
-            basis=basis,
             channels_last=self.channels_last,
             device=warehouse.cells.device,
             dtype=warehouse.cells.dtype,
+            **attention,
         )
         if owner:
             self.warehouse = warehouse
@@ -115,16 +111,21 @@ class KWLayer(nn.Module):
 
         Returns:
             The relative error of the kernel so reached, 0 where the budget is 1 or more: under 1 some mixtures start
-            as the zero cell and lose their part of it.
+            as the zero cell and lose their part of it, or several start as one cell, which gets their mean.
         """
         warehouse, partition, _ = self._attached()
         cells = warehouse.cells
         blocks = split_kernel(kernel.to(cells), partition)
         initial = torch.tensor(partition.initial_cells, device=cells.device)
         kept = initial < partition.cells
-        cells[initial[kept]] = blocks[kept]
-        lost = torch.linalg.vector_norm(blocks[~kept]) if not kept.all() else torch.zeros(())
-        return float(lost / torch.linalg.vector_norm(blocks).clamp_min(torch.finfo(blocks.dtype).tiny))
+        sums = torch.zeros_like(cells).index_add_(0, initial[kept], blocks[kept])
+        counts = torch.bincount(initial[kept], minlength=len(cells))
+        taken = counts > 0
+        cells[taken] = sums[taken] / counts[taken].view(-1, *[1] * (cells.dim() - 1))
+        lost = blocks.clone()
+        lost[kept] -= cells[initial[kept]]
+        norm = torch.linalg.vector_norm(blocks).clamp_min(torch.finfo(blocks.dtype).tiny)
+        return float(torch.linalg.vector_norm(lost) / norm)
 
     def kernels(self, attention: Tensor) -> Tensor:
         """Return the kernels [batch, *kernel_shape] that the attention α [batch, mixtures, cells] mixes."""

@@ -18,6 +18,7 @@ from typing import Literal
 
 Shape = tuple[int, ...]
 Ratio = Fraction | int | float
+Start = Literal["own", "shared", "none"]
 
 
 class PartitionError(ValueError):
@@ -34,7 +35,8 @@ class LayerPartition:
         cells: n, the cells of the whole warehouse.
         first_cell: the layer's first own cell.
         own_cells: how many cells the layer's mixtures start from.
-        initial_cells: β as one index per mixture: the cell that it starts as; n means the zero cell.
+        initial_cells: β as one index per mixture: the cell that it starts as; n means the zero cell. An attention
+            without a start knows nothing of it.
         budget: b of the warehouse.
     """
 
@@ -135,6 +137,7 @@ def partition(
     out_ratio: Ratio = 1,
     in_ratio: Ratio = 1,
     spatial: Literal["split", "whole"] = "split",
+    start: Start = "own",
 ) -> WarehousePartition:
     """Cut the kernels of a warehouse's layers into cells and allot each layer its first cells.
 
@@ -143,6 +146,9 @@ def partition(
         budget: b, cells per mixture; n = max(int(b · m_t), 1).
         cells: n itself; `budget` is then n / m_t.
         out_ratio, in_ratio, spatial: see `common_cell_shape`.
+        start: "shared" deals a layer's own cells out evenly over its mixtures, neighbours first, so that a budget
+            under 1 starts several from one cell and none from the zero cell; from 1 on it is what "own" is, one cell
+            to one mixture. "none" leaves the geometry as "own" does.
 
     Raises:
         PartitionError: see `common_cell_shape`; **or** a budget or a cell count that is not positive.
@@ -166,6 +172,8 @@ def partition(
         # Past the last cell there is only the zero cell.
         columns = tuple(cells if index is None or index >= cells else index for index in initial)
         own = max(min(own, cells - first_cell), 0)
+        if start == "shared":  # a layer too small for a cell of its own starts as its neighbour's first
+            columns = tuple(min(first_cell + i * own // len(initial), cells - 1) for i in range(len(initial)))
         layers.append(LayerPartition(tuple(kernel_shape), cell_shape, cells, first_cell, own, columns, ratio))
         first_cell += own
     return WarehousePartition(cells, cell_shape, tuple(layers))

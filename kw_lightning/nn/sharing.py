@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from kw_lightning.nn.layers import KWLayer
-from kw_lightning.nn.partition import Ratio, WarehousePartition, partition
+from kw_lightning.nn.partition import Ratio, Start, WarehousePartition, partition
 from kw_lightning.nn.warehouse import Warehouse
 
 
@@ -25,6 +25,7 @@ def share_warehouse(
     reduction: Fraction | float = Fraction(1, 16),
     norm: Literal["batch", "layer"] = "batch",
     basis: Fraction | float | None = None,
+    start: Start = "own",
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Warehouse:
@@ -33,7 +34,7 @@ def share_warehouse(
     Args:
         layers: layers without a warehouse, in the network's order.
         name: the warehouse's name.
-        budget, cells, out_ratio, in_ratio, spatial: see `kw_lightning.nn.partition.partition`.
+        budget, cells, out_ratio, in_ratio, spatial, start: see `kw_lightning.nn.partition.partition`.
         reduction, norm, basis: see `kw_lightning.nn.attention.ContrastingAttention`.
         device, dtype: of cells and attention.
 
@@ -50,10 +51,10 @@ def share_warehouse(
         out_ratio=out_ratio,
         in_ratio=in_ratio,
         spatial=spatial,
+        start=start,
     )
-    return attach_warehouse(
-        layers, geometry, name=name, reduction=reduction, norm=norm, basis=basis, device=device, dtype=dtype
-    )
+    form = {"reduction": reduction, "norm": norm, "basis": basis, "start": start}
+    return attach_warehouse(layers, geometry, name=name, device=device, dtype=dtype, **form)
 
 
 def attach_warehouse(
@@ -61,17 +62,15 @@ def attach_warehouse(
     geometry: WarehousePartition,
     *,
     name: str,
-    reduction: Fraction | float = Fraction(1, 16),
-    norm: Literal["batch", "layer"] = "batch",
-    basis: Fraction | float | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    **attention: Any,
 ) -> Warehouse:
-    """Make one warehouse of a geometry already worked out; see `share_warehouse`."""
+    """Make one warehouse of a geometry already worked out; see `share_warehouse`, and for `attention` its module."""
     for layer in layers:
         if layer.warehouse is not None:
             raise ValueError(f'a layer draws on one warehouse: it has "{layer.warehouse.name}" already')
     warehouse = Warehouse(name, geometry, device=device, dtype=dtype)
     for index, (layer, share) in enumerate(zip(layers, geometry.layers, strict=True)):
-        layer.attach(warehouse, share, owner=index == 0, reduction=reduction, norm=norm, basis=basis)
+        layer.attach(warehouse, share, owner=index == 0, **attention)
     return warehouse

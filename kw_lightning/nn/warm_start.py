@@ -28,7 +28,8 @@ def load_kernels(layers: Sequence[KWLayer], kernels: Sequence[Tensor], temperatu
 
     At τ = 1 a budget of 1 or more gives every part of a kernel a cell of its own, and the layers compute what the
     static ones did; what happens while τ falls is left to training. At τ = 0 the attention starts at the weights of
-    the best mixtures, alike for all samples, and no annealing is wanted.
+    the best mixtures, alike for all samples, and no annealing is wanted. So it does where it has no start (β), which
+    is where τ has no effect.
 
     Args:
         layers: all layers of a warehouse, in its order.
@@ -38,12 +39,13 @@ def load_kernels(layers: Sequence[KWLayer], kernels: Sequence[Tensor], temperatu
     Returns:
         The relative error of all kernels together, ‖lost‖ / ‖kernels‖; 0 where the budget is 1 or more.
     """
-    if temperature == 1:
+    warehouse, first = layers[0].warehouse, layers[0].attention
+    assert warehouse is not None
+    assert first is not None
+    if temperature == 1 and first.annealed:
         errors = [layer.load_kernel(kernel) for layer, kernel in zip(layers, kernels, strict=True)]
         sizes = [float(torch.linalg.vector_norm(kernel)) for kernel in kernels]
         return math.hypot(*map(mul, errors, sizes)) / max(math.hypot(*sizes), SMALLEST)
-    warehouse = layers[0].warehouse
-    assert warehouse is not None
     warehouse.set_temperature(temperature)
     cells = warehouse.cells
     if len(cells) >= warehouse.mixtures:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from kw_lightning.nn.attention import attention_parameters
 from kw_lightning.nn.partition import (
@@ -15,7 +16,7 @@ from kw_lightning.nn.partition import (
     partition,
 )
 from kw_lightning.planning.selection import Choice
-from kw_lightning.recipe.types import Warehouse
+from kw_lightning.recipe.types import Attention, Warehouse
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Geometry:
             out_ratio=cell.out,
             in_ratio=cell.in_,
             spatial=cell.spatial,
+            start=self.spec.attention.start,
         )
 
     def attention_sizes(self, geometry: WarehousePartition) -> tuple[int, ...]:
@@ -71,6 +73,12 @@ class Geometry:
     def size_of(self, geometry: WarehousePartition) -> int:
         """Return the parameters of a geometry's cells and of its attention."""
         return geometry.cells * math.prod(self.cell_shape) + sum(self.attention_sizes(geometry))
+
+
+def attention_form(attention: Attention) -> dict[str, Any]:
+    """Return how a recipe's attention is made, as keyword arguments of `ContrastingAttention`."""
+    names = ("reduction", "norm", "basis", "start")
+    return {name: getattr(attention, name) for name in names}
 
 
 def measure(spec: Warehouse, choices: Sequence[Choice]) -> Geometry:

@@ -94,12 +94,14 @@ class Attention:
         reduction: hidden width relative to the input channels.
         norm: between the two linear layers.
         basis: the low-rank form's ratio, None when off.
+        start: what each mixture starts as: a cell of its own, a cell that several start as, or nothing in particular.
         at_most: most parameters relative to the cells'; None warns of more than 1 and has a bound of its own.
     """
 
     reduction: Fraction = Fraction(1, 16)
     norm: Literal["batch", "layer"] = "batch"
     basis: Fraction | None = None
+    start: Literal["own", "shared", "none"] = "own"
     at_most: float | None = None
 
 
