@@ -258,12 +258,17 @@ def lock_history(folder: RunFolder) -> list[dict[str, Any]]:
         return []
 
 
+def opens_test(recipe: Recipe) -> bool:
+    """Say whether a run of the recipe looks at test images once it is trained."""
+    return recipe.data is None or recipe.data.test
+
+
 def finish(
     trainer: Trainer, module: Classifier, data: LightningDataModule, folder: RunFolder, allow_python: Sequence[str]
 ) -> Result:
     """Measure the checkpoints, so that `kw evaluate` gives the same, and write `result.json` and `model/`.
 
-    The test part is opened here, once, for the checkpoint that is chosen by then.
+    The test part is opened here, once, for the checkpoint that is chosen by then; not with `data.test: false`.
     """
     if not folder.last.exists():  # no epoch was trained
         trainer.save_checkpoint(folder.last)
@@ -280,7 +285,7 @@ def finish(
     measured: dict[str, dict[str, dict[str, float]]] = {}
     if "val" in parts and (found := measure(last, data, "val")):
         measured["val"] = {"last": found, "best": measure(chosen, data, "val")}
-    if "test" in parts and (found := measure(chosen, data, "test")):
+    if "test" in parts and opens_test(module.recipe) and (found := measure(chosen, data, "test")):
         measured["test"] = {name: found}
         logged = {f"test/{key}": value for key, value in measured["test"][name].items()}
         for logger in trainer.loggers:

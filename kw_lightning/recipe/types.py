@@ -208,6 +208,7 @@ class Data:
 
     Attributes:
         validation: share of the training images that validates, where the data has no validation part; None takes none.
+        test: whether the test part is opened at the end of training, once; not while settings are still being chosen.
     """
 
     name: str
@@ -217,6 +218,7 @@ class Data:
     eval_batch_size: int | None = None
     workers: int = 0
     validation: Fraction | None = Fraction(1, 10)
+    test: bool = True
     broken: Literal["refuse", "skip"] = "refuse"
     sampling: Literal["each", "balanced"] = "each"
     args: Mapping[str, Any] = field(default_factory=dict)

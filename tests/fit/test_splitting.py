@@ -133,6 +133,17 @@ def test_without_validation_the_last_checkpoint_is_the_chosen_one(
     assert "Nothing was measured" in (tmp_path / "run/model/README.md").read_text()
 
 
+def test_the_test_part_stays_closed_until_it_is_asked_for(tmp_path: Path) -> None:
+    for part, count in (("train", 8), ("test", 4)):
+        pictures(tmp_path / "data" / part, cat=count, dog=count)
+    recipe = recipe_of(tmp_path / "data", {"test": False})
+    closed = fit(recipe, output=tmp_path / "run")
+    written = json.loads((tmp_path / "run/result.json").read_text())
+    assert (closed.test, "test" in written, "val" in written) == ({}, False, True)
+    opened = fit(recipe, ["data.test=true"], output=tmp_path / "run", resume="auto")
+    assert opened.test == evaluate(tmp_path / "run", split="test").metrics
+
+
 def test_the_card_names_the_part_of_each_figure(tmp_path: Path) -> None:
     root = tmp_path / "pets"
     for part in ("train", "val", "test"):

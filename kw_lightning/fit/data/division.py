@@ -38,7 +38,7 @@ def divided(
             parts |= {"train": Subset(train, kept), "val": Subset(train, held)}
             return parts, drawn, _said(data, notes)
     if "val" not in parts:
-        notes.append(_without(parts))
+        notes.append(_without(parts, data))
     return parts, None, _said(data, notes)
 
 
@@ -59,10 +59,13 @@ def _notes(drawn: Split, source: Source, held: int, count: int, asked: bool) -> 
     return notes
 
 
-def _without(parts: dict[str, Samples]) -> str:
-    if "test" in parts:
+def _without(parts: dict[str, Samples], data: Data) -> str:
+    if "test" in parts and data.test:
         return "no validation part, so that no checkpoint is chosen: the last one is tested"
-    return "neither a validation nor a test part: the last checkpoint is the one that is used, and nothing is measured"
+    found = (
+        "neither a validation nor a test part" if "test" not in parts else "no validation part, and data.test is false"
+    )
+    return f"{found}: the last checkpoint is the one that is used, and nothing is measured"
 
 
 def _said(data: Data, notes: Sequence[str]) -> tuple[str, ...]:
