@@ -62,6 +62,7 @@ CHAPTERS: dict[str, list[str]] = {
         "recipes/keras/README",
         "recipes/examples/README",
         "kw_lightning/fit/README",
+        "kw_lightning/sweep/README",
         "kw_lightning/inference/README",
         "kw_lightning/export/README",
         "kw_lightning/bench/README",

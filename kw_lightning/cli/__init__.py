@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "import-keras": "kw_lightning.cli.import_keras",
     "schema": "kw_lightning.cli.schema",
     "fit": "kw_lightning.cli.fit",
+    "sweep": "kw_lightning.cli.sweep",
     "evaluate": "kw_lightning.cli.evaluate",
     "predict": "kw_lightning.cli.predict",
     "import": "kw_lightning.cli.import_published",

@@ -11,7 +11,7 @@ import typer
 
 from kw_lightning.cli.completion import complete_override, complete_recipe
 
-OVERRIDE = re.compile(r"[A-Za-z_][\w.\[\]+-]*=")
+OVERRIDE = re.compile(r"[A-Za-z_][\w.*\[\]+-]*=")
 
 RecipeArgument = Annotated[
     str,
@@ -38,9 +38,14 @@ def recipe_and_overrides(arguments: Sequence[str]) -> tuple[str, list[str]]:
     Raises:
         typer.BadParameter: there is no recipe, or more than one.
     """
-    overrides = [argument for argument in arguments if OVERRIDE.match(argument) and not os.path.exists(argument)]
-    recipes = [argument for argument in arguments if argument not in overrides]
+    recipes, overrides = recipes_and_overrides(arguments)
     if len(recipes) != 1:
         found = "none" if not recipes else " and ".join(f'"{recipe}"' for recipe in recipes)
         raise typer.BadParameter(f"one recipe is needed, found {found}; overrides are written key=value")
     return recipes[0], overrides
+
+
+def recipes_and_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split what stands on the command line as `recipe_and_overrides` does, into any number of recipes."""
+    overrides = [argument for argument in arguments if OVERRIDE.match(argument) and not os.path.exists(argument)]
+    return [argument for argument in arguments if argument not in overrides], overrides

@@ -122,14 +122,7 @@ def fit(
         if is_open(recipe):
             planned = sized(planned, goes_on_from(recipe, resume, output)[2], allow_python=allow_python)
             recipe = planned.recipe if isinstance(planned, Plan) else planned
-        module = Classifier(planned, allow_python=allow_python, pretrained=init is None)
-        data = data_module(recipe, allow_python=allow_python)
-        make_optimizer(recipe, parameter_groups(recipe, module.network))  # its mistakes, before a folder is made
-        check_shapes(recipe, module, data)
-        class_weights(recipe, data)
-        own = own_callbacks(recipe, allow_python=allow_python)
-        check_stopping(recipe, parts_of(data))
-        module.teacher = find_teacher(recipe, data, allow_python=allow_python)
+        module, data, own = make_parts(recipe, planned, pretrained=init is None, allow_python=allow_python)
     warn_of_contradictions(recipe)
     if init is not None and resume not in (None, "auto"):
         raise RunError("--init begins a new run and --resume goes on with one: give one of them")
@@ -149,6 +142,32 @@ def fit(
     finally:
         end_trackers(recipe)
         folder.release()
+
+
+def make_parts(
+    recipe: Recipe, planned: Plan | Recipe, *, pretrained: bool = True, allow_python: Sequence[str] = ()
+) -> tuple[Classifier, LightningDataModule, list[Callback]]:
+    """Return what a run trains with: network, data and callbacks of one's own, compared with each other.
+
+    Args:
+        recipe: the recipe, its classes known.
+        planned: the same, or its plan, which is then executed as it stands.
+        pretrained: whether to fill the network with the weights that the recipe names.
+        allow_python: packages whose code the recipe may name.
+
+    Raises:
+        RecipeError: whatever in the recipe fits neither network nor data.
+        RunError: data or weights that are not there.
+    """
+    module = Classifier(planned, allow_python=allow_python, pretrained=pretrained)
+    data = data_module(recipe, allow_python=allow_python)
+    make_optimizer(recipe, parameter_groups(recipe, module.network))  # its mistakes, before a folder is made
+    check_shapes(recipe, module, data)
+    class_weights(recipe, data)
+    own = own_callbacks(recipe, allow_python=allow_python)
+    check_stopping(recipe, parts_of(data))
+    module.teacher = find_teacher(recipe, data, allow_python=allow_python)
+    return module, data, own
 
 
 def begin(

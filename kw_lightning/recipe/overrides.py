@@ -15,15 +15,16 @@ from kw_lightning.recipe.scalars import NULLS
 FILE = "<command line>"
 _STEP = re.compile(r"([^.\[\]]+)|\[([0-9]{1,6})\]|\.")
 _MAX_STEPS = 32
+EVERY = "*"
 _FIXED = ("kw", "extends", "lock")
 
 
 def override(root: Node, overrides: Sequence[str], problems: list[Problem]) -> Node:
     """Return a recipe with `a.b=c` laid over it, one after the other.
 
-    `a.b+=[c]` appends to a list, `a.b[0]=c` replaces one of its values, and `a.b=null` removes the key; nothing after
-    the `=` is a mistake, as a variable of the shell that is not set. The n-th override is line n of the file
-    `<command line>`.
+    `a.b+=[c]` appends to a list, `a.b[0]=c` replaces one of its values, `a.*.b=c` changes b in every map of a, and
+    `a.b=null` removes the key; nothing after the `=` is a mistake, as a variable of the shell that is not set. The n-th
+    override is line n of the file `<command line>`.
     """
     for number, text in enumerate(overrides, start=1):
         try:
@@ -43,18 +44,36 @@ def _apply(root: Node, text: str, number: int, problems: list[Problem]) -> Node:
     if keys[0] in _FIXED:
         raise RecipeError(Problem(f"{keys[0]} can be changed in a file only", str(keys[0]), here))
     place = Location(FILE, number, len(key) + 2)
-    node = _value(value, keys, place)
-    if node.value is None and value.strip() not in NULLS:
-        raise RecipeError(
-            Problem(
-                'found no value, allowed: a value; null removes the key, "" is an empty text', join_all(keys), place
-            )
-        )
-    if appends:
-        if not isinstance(node.value, list):
-            node = Node([node], node.location, here)
-        keys = (*keys[:-1], f"{keys[-1]}{APPEND}")
-    return _put(root, keys, node, here, problems, ())
+    for meant in _expanded(root, keys, here):
+        node = _value(value, meant, place)
+        if node.value is None and value.strip() not in NULLS:
+            message = 'found no value, allowed: a value; null removes the key, "" is an empty text'
+            raise RecipeError(Problem(message, join_all(meant), place))
+        if appends:
+            if not isinstance(node.value, list):
+                node = Node([node], node.location, here)
+            meant = (*meant[:-1], f"{meant[-1]}{APPEND}")
+        root = _put(root, meant, node, here, problems, ())
+    return root
+
+
+def _expanded(root: Node, keys: tuple[str | int, ...], here: Location) -> list[tuple[str | int, ...]]:
+    """Return the keys that are meant where `*` stands for every key of a map: all but the last may be one.
+
+    Raises:
+        RecipeError: there is no map, **or** an empty one.
+    """
+    if EVERY not in keys[:-1]:
+        return [keys]
+    before, after = keys[: keys.index(EVERY)], keys[keys.index(EVERY) + 1 :]
+    node = root
+    for key in before:
+        inside = node.value
+        node = (inside.get(key) if isinstance(inside, dict) and isinstance(key, str) else None) or Node(None)
+    if not isinstance(node.value, dict) or not node.value:
+        message = f"{EVERY} is every key of a map: found {shown(node.plain())} at {join_all(before) or 'the top'}"
+        raise RecipeError(Problem(message, join_all(keys), here))
+    return [meant for key in node.value for meant in _expanded(root, (*before, key, *after), here)]
 
 
 def parse_key(text: str, here: Location | None = None) -> tuple[str | int, ...]:
