@@ -250,7 +250,7 @@ def _make_warehouse(warehouse: WarehousePlan, statics: Mapping[str, Static]) -> 
         name=warehouse.name,
         device=sources[0].weight.device,
         dtype=sources[0].weight.dtype,
-        **attention_form(warehouse.attention),
+        **attention_form(warehouse.spec),
     )
     shared.cells.requires_grad_(any(source.weight.requires_grad for source in sources))
     for layer, source in zip(layers, sources, strict=True):

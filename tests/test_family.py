@@ -4,19 +4,41 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 from kw_lightning import convert
-from kw_lightning.nn import KWConv2d
+from kw_lightning.errors import RecipeError, RunError
+from kw_lightning.export.static import fold, needs_samples, with_learnt_kernels
+from kw_lightning.inference.saving import SavedNetwork
+from kw_lightning.nn import KWConv2d, KWLayer, set_temperature
+from kw_lightning.planning import Plan, plan
+from kw_lightning.preprocessing import Preprocessing
+from kw_lightning.published import published_entries
+from kw_lightning.recipe import load_recipe
+
+X = torch.randn(4, 8, 6, 6)
+
+
+def static() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1))
+
+
+def written(attention: dict[str, Any] | None = None, **warehouse: Any) -> dict[str, Any]:
+    """Return a recipe as plain data, whose two convolutions share a warehouse."""
+    given = {"layers": ["0", "2"], "attention": attention or {}, **warehouse}
+    return {"kw": 1, "name": "family", "warehouses": {"a": given}}
+
+
+def planned(attention: dict[str, Any] | None = None, **warehouse: Any) -> Plan:
+    return plan(load_recipe(written(attention, **warehouse)), static(), input_shape=[8, 6, 6])
 
 
 def made(attention: dict[str, Any] | None = None, **warehouse: Any) -> nn.Sequential:
-    """Return a small network whose two convolutions share a warehouse, as a recipe says."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1))
-    given = {"layers": ["0", "2"], "attention": attention or {}, **warehouse}
-    converted = convert(model, {"kw": 1, "name": "family", "warehouses": {"a": given}})
+    """Return the network of a recipe, as it is made."""
+    converted = convert(static(), written(attention, **warehouse))
     assert isinstance(converted, nn.Sequential)
     return converted
 
@@ -37,3 +59,52 @@ def test_a_recipe_says_what_mixtures_start_as() -> None:
     assert own.partition.cells not in shared.partition.initial_cells
     assert shared.attention.annealed
     assert not none.attention.annealed
+
+
+def check_counts(found: Plan, network: nn.Module) -> None:
+    """Check that the plan counts the parameters that the network has."""
+    assert found.parameters.kw == sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_pure_sharing_counts_and_computes_as_a_static_network() -> None:
+    found, network = planned(dynamic=False), made(dynamic=False).eval()
+    check_counts(found, network)
+    assert found.macs is not None
+    assert found.macs.kw == found.macs.static
+    assert found.warehouses[0].attention_parameters == 27 * 28
+    set_temperature(network, 0.25)
+    assert {name for name, _ in network.named_parameters() if "attention" in name} == {
+        "0.attention.z",
+        "2.attention.z",
+    }
+    alone = with_learnt_kernels(network)
+    assert not any(isinstance(module, KWLayer) for module in alone.modules())
+    torch.testing.assert_close(alone(X), network(X), rtol=1e-4, atol=1e-6)
+    assert with_learnt_kernels(alone) is alone
+
+
+def test_pure_sharing_is_folded_without_a_sample() -> None:
+    network = made(dynamic=False)
+    set_temperature(network, 0.25)
+    assert not needs_samples(network)
+    assert needs_samples(made())
+    saved = SavedNetwork(network, load_recipe(written(dynamic=False)), Preprocessing(), ())
+    torch.testing.assert_close(fold(saved, ()).network(X), network(X), rtol=1e-4, atol=1e-6)
+
+
+def test_pure_sharing_takes_any_engine_and_no_place_in_the_authors_layout() -> None:
+    grouped = nn.Sequential(nn.Conv2d(8, 8, 3, groups=2))
+    data = {"kw": 1, "engine": "mix_outputs", "warehouses": {"a": {"layers": ["0"], "dynamic": False}}}
+    converted = convert(grouped, data)
+    with pytest.raises(RunError, match='no place for the attention of "0": LearntWeights'):
+        published_entries(converted, "torchvision/resnet18")
+    with pytest.raises(RecipeError, match="which cannot compute"):
+        convert(nn.Sequential(nn.Conv2d(8, 8, 3, groups=2)), {**data, "warehouses": {"a": {"layers": ["0"]}}})
+
+
+def test_pure_sharing_can_be_the_default_of_warehouses_and_stages() -> None:
+    recipe = load_recipe({**written(), "defaults": {"dynamic": False}, "stages": "auto"})
+    assert recipe.stages is not None
+    assert not recipe.stages.dynamic
+    assert not recipe.warehouses[0].dynamic
+    assert load_recipe({**written(dynamic=True), "defaults": {"dynamic": False}}).warehouses[0].dynamic

@@ -90,7 +90,7 @@ def _folded(
     eight_bits: bool,
 ) -> None:
     """Fold a network over its recipe's training images, write it, and print what that costs."""
-    from kw_lightning.export import fold, is_dynamic, read_onnx, tensor_bytes, tune, write_int8
+    from kw_lightning.export import fold, is_dynamic, needs_samples, read_onnx, tensor_bytes, tune, write_int8
     from kw_lightning.export.calibration import calibration_images
     from kw_lightning.inference import ImageClassifier
 
@@ -98,7 +98,8 @@ def _folded(
     networks = {"dynamic": saved.network}
     folded = saved
     if is_dynamic(saved.network) or not eight_bits:
-        folded = fold(saved, calibration_images(saved, samples, allow_python=allow_python))
+        images = calibration_images(saved, samples, allow_python=allow_python) if needs_samples(saved.network) else ()
+        folded = fold(saved, images)
         networks["static"] = folded.network
     else:
         networks = {"static": saved.network}

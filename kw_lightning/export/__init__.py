@@ -6,7 +6,7 @@ from kw_lightning.export.openvino import read_openvino, write_openvino
 from kw_lightning.export.program import write_onnx, write_program
 from kw_lightning.export.quantized import write_int8
 from kw_lightning.export.reading import read_onnx
-from kw_lightning.export.static import fold, is_dynamic, tensor_bytes
+from kw_lightning.export.static import fold, is_dynamic, needs_samples, tensor_bytes
 from kw_lightning.export.tuning import tune
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "compare",
     "fold",
     "is_dynamic",
+    "needs_samples",
     "read_onnx",
     "read_openvino",
     "tensor_bytes",

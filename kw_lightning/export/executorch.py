@@ -11,6 +11,7 @@ from kw_lightning.errors import RunError, first_line
 from kw_lightning.export.description import describe
 from kw_lightning.export.norms import fold_norms
 from kw_lightning.export.program import quiet_export, readable, sample_of
+from kw_lightning.export.static import with_learnt_kernels
 from kw_lightning.inference.saving import SavedNetwork
 
 
@@ -31,7 +32,7 @@ def write_executorch(saved: SavedNetwork, path: Path) -> str:
         raise RunError(
             f"ExecuTorch needs executorch: pip install 'kw-lightning[executorch]' ({first_line(error)})"
         ) from None
-    network, _ = fold_norms(saved.network.eval())
+    network, _ = fold_norms(with_learnt_kernels(saved.network.eval()))
     image = sample_of(saved)[:1]
     try:
         with quiet_export(), torch.no_grad():

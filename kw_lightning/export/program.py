@@ -17,6 +17,7 @@ from torch.export import Dim, ExportedProgram
 from kw_lightning.errors import RunError, first_line
 from kw_lightning.export.description import KEY, describe
 from kw_lightning.export.norms import fold_norms
+from kw_lightning.export.static import with_learnt_kernels
 from kw_lightning.inference.saving import SavedNetwork
 from kw_lightning.planning import plan
 
@@ -78,7 +79,7 @@ def exported(saved: SavedNetwork) -> tuple[ExportedProgram, str]:
         RunError: a network that cannot be traced.
     """
     sample = sample_of(saved)
-    network, _ = fold_norms(saved.network.eval())
+    network, _ = fold_norms(with_learnt_kernels(saved.network.eval()))
     sizes = dict.fromkeys(range(2, sample.dim()), Dim.DYNAMIC)
     failure = ""
     for free, words in (({0: Dim.DYNAMIC, **sizes}, "batch and size"), ({0: Dim.DYNAMIC}, "batch")):

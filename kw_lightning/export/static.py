@@ -26,7 +26,8 @@ DYNAMIC_KEYS = ("warehouses", "stages", "defaults", "temperature", "engine")
 def fold(saved: SavedNetwork, batches: Iterable[Tensor]) -> SavedNetwork:
     """Return a network of torch's own layers alone that computes what the dynamic one does at its mean attention.
 
-    It is exact for a sample whose attention is the mean; what it costs on others has to be measured.
+    It is exact for a sample whose attention is the mean; what it costs on others has to be measured. Layers with one
+    kernel for all samples (`dynamic: false`) are exact, and need no sample.
 
     Args:
         saved: the dynamic network, which stays as it is.
@@ -39,12 +40,10 @@ def fold(saved: SavedNetwork, batches: Iterable[Tensor]) -> SavedNetwork:
     layers = {name: module for name, module in network.named_modules() if isinstance(module, KWLayer)}
     if not layers:
         raise KWError("the network has no dynamic layer: it is static already")
-    means = _mean_attention(network, layers, batches)
-    folded = copy.deepcopy(network)
-    for name, layer in layers.items():
-        static = static_layer(layer, means[name])
-        parent, _, child = name.rpartition(".")
-        setattr(folded.get_submodule(parent), child, static)
+    folded = copy.deepcopy(with_learnt_kernels(network))
+    means = _mean_attention(network, {name: layer for name, layer in layers.items() if not _learnt(layer)}, batches)
+    for name, attention in means.items():
+        _put(folded, name, static_layer(layers[name], attention))
     for name, module in list(folded.named_modules()):
         if isinstance(module, PartialLayer):
             raise KWError(f'"{name}" is dynamic in a part of its rows, and cannot be folded yet')
@@ -56,6 +55,36 @@ def fold(saved: SavedNetwork, batches: Iterable[Tensor]) -> SavedNetwork:
 def is_dynamic(network: nn.Module) -> bool:
     """Return whether a network has a dynamic layer."""
     return any(isinstance(module, KWLayer) for module in network.modules())
+
+
+def needs_samples(network: nn.Module) -> bool:
+    """Return whether a network has a layer whose attention has to be averaged over samples to be folded."""
+    return any(isinstance(module, KWLayer) and not _learnt(module) for module in network.modules())
+
+
+@torch.no_grad()
+def with_learnt_kernels(network: nn.Module) -> nn.Module:
+    """Return a network with torch's own layers for those that have one kernel for all samples (`dynamic: false`).
+
+    It computes the same, mixing left out. Without such layers it is the network itself, else a copy.
+    """
+    names = [name for name, module in network.named_modules() if isinstance(module, KWLayer) and _learnt(module)]
+    if not names:
+        return network
+    made = copy.deepcopy(network)
+    for name in names:
+        layer: Any = made.get_submodule(name)
+        _put(made, name, static_layer(layer, layer.attend(torch.empty(0))[0]))
+    return made
+
+
+def _learnt(layer: KWLayer) -> bool:
+    return layer.attention is not None and not layer.attention.dynamic
+
+
+def _put(network: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, module)
 
 
 def tensor_bytes(network: nn.Module) -> int:

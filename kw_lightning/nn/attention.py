@@ -16,20 +16,18 @@ from torch.nn import functional as F
 
 from kw_lightning.nn.partition import LayerPartition, Start
 from kw_lightning.nn.precision import autocast_type, in_type
+from kw_lightning.nn.weighing import CellWeights
 
 LARGEST_MEAN = 1e15  # of an input channel; its square has room in float32
-SMALLEST_SIZE = 1e-3  # added to Σ|z|, as published
-LARGEST_SUM = 1 / (1 + SMALLEST_SIZE)  # of |α| over a mixture's cells where Σ|z| = 1
 MINIMUM_WIDTH = 16  # of the hidden layer and of the low-rank form's basis
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
-class ContrastingAttention(nn.Module):
+class ContrastingAttention(CellWeights):
     """Gives every sample its own weights α [batch, mixtures, cells], which may be negative.
 
     x → mean over positions → `reduce` → `norm` → ReLU → `expand` = z, and then, with temperature τ,
-    α_ij = τ·β_ij + (1 − τ) · z_ij / (Σ_p |z_ip| + 1e-3), where p also runs over the zero cell.
-    Without a start (`start="none"`) there is no β, and τ has no effect: α_ij = z_ij / (Σ_p |z_ip| + 1e-3).
+    α_ij = τ·β_ij + (1 − τ) · z_ij / (Σ_p |z_ip| + 1e-3), where p also runs over the zero cell; see `CellWeights`.
 
     The low-rank form (`basis`) gives z from fewer numbers; see the README beside this file and the paper's appendix.
 
@@ -42,11 +40,9 @@ class ContrastingAttention(nn.Module):
         reduction: hidden width relative to `in_channels`; never under 16.
         norm: "batch" or "layer".
         basis: ratio of the low-rank form, None for the full form.
-        start: "none" for an attention without β; "own" and "shared" differ in the partition.
+        start: see `CellWeights`.
         channels_last: the input is [batch, ..., in_channels] (linear layers) instead of [batch, in_channels, ...].
     """
-
-    start: Tensor
 
     def __init__(
         self,
@@ -61,27 +57,22 @@ class ContrastingAttention(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(partition, start)
         factory: Any = {"device": device, "dtype": dtype}
         width = attention_width(in_channels, reduction)
         self.in_channels = in_channels
-        self.mixtures = partition.mixtures
-        self.cells = partition.cells
-        self.first_cell = partition.first_cell
         self.channels_last = channels_last
-        self.annealed = start != "none"
         self.reduce = nn.Linear(in_channels, width, bias=norm == "layer", **factory)
         self.norm = nn.BatchNorm1d(width, **factory) if norm == "batch" else nn.LayerNorm(width, **factory)
         self.basis: nn.Linear | None = None
         self.basis_bias: nn.Parameter | None = None
         if basis is None:
-            self.expand = nn.Linear(width, self.mixtures * (self.cells + 1), **factory)
+            self.expand = nn.Linear(width, self.mixtures * self.columns, **factory)
         else:
             self.own_cells, rank = basis_shape(partition, basis)
             self.expand = nn.Linear(width, self.mixtures * (self.own_cells + rank + 1), bias=False, **factory)
             self.basis = nn.Linear(rank, self.cells - self.own_cells, bias=False, **factory)
             self.basis_bias = nn.Parameter(torch.zeros(self.mixtures, self.cells + 1, **factory))
-        self.initial_cells = partition.initial_cells
         # β. No buffer: averages of the weights may go over buffers, and it is no weight.
         self.start = self._make_start(self.norm.weight.device)
         self.reset_parameters()
@@ -97,18 +88,9 @@ class ContrastingAttention(nn.Module):
             nn.init.zeros_(self.basis_bias)
         self.norm.reset_parameters()
 
-    @torch.no_grad()
-    def start_from(self, weights: Tensor) -> None:
-        """Start z so that at τ = 0 every sample gets the same weights; training makes them differ.
-
-        The zero cell takes what the weights leave of Σ|z| = 1. As in a low-rank update that starts at zero, the last
-        linear layer's weight is 0 and its input is not, so that it learns from the first step.
-
-        Args:
-            weights: α [mixtures, cells] at the start, with Σ_j |α_ij| ≤ `LARGEST_SUM`.
-        """
-        z = weights / LARGEST_SUM
-        z = torch.cat([z, 1 - z.abs().sum(dim=-1, keepdim=True)], dim=-1)
+    def _start_z(self, z: Tensor) -> None:
+        # As in a low-rank update that starts at zero, the last linear layer's weight is 0 and its input is not, so that
+        # it learns from the first step.
         bias = self.expand.bias if self.basis_bias is None else self.basis_bias
         nn.init.zeros_(self.expand.weight)
         bias.copy_(z.view_as(bias))
@@ -141,7 +123,7 @@ class ContrastingAttention(nn.Module):
 
     def _attend(self, pooled: Tensor, temperature: Tensor) -> Tensor:
         hidden = self._normalise(_linear(pooled, self.reduce))
-        return self._anneal(self._expand(F.relu(hidden)), temperature)
+        return self.weigh(self._expand(F.relu(hidden)), temperature)
 
     def _normalise(self, hidden: Tensor) -> Tensor:
         norm = self.norm
@@ -164,41 +146,12 @@ class ContrastingAttention(nn.Module):
         before, after = other[..., : self.first_cell], other[..., self.first_cell :]
         return torch.cat([before, own, after, zero], dim=-1) + in_type(self.basis_bias, z.dtype)
 
-    def _anneal(self, z: Tensor, temperature: Tensor) -> Tensor:
-        # Small maps leave a layer little else to do than this: few operations, each on all mixtures.
-        size = torch.linalg.vector_norm(z, ord=1, dim=-1, keepdim=True)
-        if not self.annealed:
-            return z[..., :-1] / (size + SMALLEST_SIZE)
-        scale = in_type(1 - temperature, z.dtype) / (size + SMALLEST_SIZE)
-        # The published code keeps β in float32; τβ is rounded alike, else its numbers hold to 1e-8 only.
-        start = self._start_on(z.device) * in_type(temperature, torch.float32)
-        return torch.addcmul(in_type(start, z.dtype), z[..., :-1], scale)
-
-    def _start_on(self, device: torch.device) -> Tensor:
-        """Return β on a device: weights may have come there without `_apply`, by assignment for one."""
-        if self.start.device == device:
-            return self.start
-        start = self._make_start(device)
-        # What a transform of torch.func or a mode of imaginary tensors makes is not for other calls.
-        if type(start) is Tensor and not torch._C._are_functorch_transforms_active():
-            self.start = start
-        return start
-
-    def _make_start(self, device: torch.device) -> Tensor:
-        """Return β [mixtures, cells]: the cell that each mixture starts as."""
-        with torch.inference_mode(False):  # it outlives the call that makes it
-            initial = torch.tensor(self.initial_cells, device=device)
-            return (torch.arange(self.cells, device=device) == initial.unsqueeze(-1)).to(torch.float32)
-
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        super()._apply(fn, recurse)
-        self._start_on(self.norm.weight.device)
-        return self
+    @property
+    def _device(self) -> torch.device:
+        return self.norm.weight.device
 
     def extra_repr(self) -> str:
-        form = "" if self.basis is None else f", basis={self.basis.in_features}"
-        form += "" if self.annealed else ", start='none'"
-        return f"mixtures={self.mixtures}, cells={self.cells}{form}"
+        return super().extra_repr() + ("" if self.basis is None else f", basis={self.basis.in_features}")
 
 
 def attention_width(in_channels: int, reduction: Fraction | float) -> int:
@@ -246,6 +199,7 @@ def attention_size(
     reduction: Fraction | float = Fraction(1, 16),
     norm: Literal["batch", "layer"] = "batch",
     basis: Fraction | float | None = None,
+    dynamic: bool = True,
 ) -> int:
     """Return what `attention_parameters` does, from the numbers that it depends on.
 
@@ -255,10 +209,13 @@ def attention_size(
         cells: n, of the warehouse.
         budget: b, of the warehouse.
         reduction, norm, basis: see `ContrastingAttention`.
+        dynamic: False for `LearntWeights`, which the other three say nothing to.
     """
+    columns = mixtures * (cells + 1)
+    if not dynamic:
+        return columns
     width = attention_width(in_channels, reduction)
     shared = in_channels * width + (width if norm == "layer" else 0) + 2 * width
-    columns = mixtures * (cells + 1)
     if basis is None:
         return shared + (width + 1) * columns
     own, rank = _low_rank(mixtures, cells, budget, basis)

@@ -20,7 +20,10 @@ from kw_lightning.nn.engine.reference import assemble_kernels
 from kw_lightning.nn.partition import LayerPartition, Shape
 from kw_lightning.nn.precision import compute_type, in_type
 from kw_lightning.nn.warehouse import Warehouse
+from kw_lightning.nn.weighing import CellWeights, LearntWeights
 from kw_lightning.nn.weight import DynamicWeight, over_rows
+
+CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 class KWLayer(nn.Module):
@@ -31,7 +34,8 @@ class KWLayer(nn.Module):
     Attributes:
         kernel_shape: [out_channels, in_channels / groups, *kernel_size]; of a linear layer [out, in].
         warehouse: the cells; a submodule of its first layer alone, referred to by the others.
-        attention: gives α [batch, mixtures, cells]; a forward hook on it sees them.
+        attention: gives α [batch, mixtures, cells], or [1, mixtures, cells] where no sample changes it; a forward hook
+            on it sees them.
         partition: the layer's place in its warehouse.
         engine: the order of contraction, see nn/engine/README.md.
         name: the layer's name in the network that was converted, for messages.
@@ -42,7 +46,7 @@ class KWLayer(nn.Module):
     bias: nn.Parameter | None
     output_scale: Tensor | None
     warehouse: Warehouse | None
-    attention: ContrastingAttention | None
+    attention: CellWeights | None
     channels_last = False
 
     def __init__(self) -> None:
@@ -78,23 +82,23 @@ class KWLayer(nn.Module):
         partition: LayerPartition,
         *,
         owner: bool,
+        dynamic: bool = True,
         **attention: Any,
     ) -> None:
         """Give the layer its share of a warehouse and make its attention.
 
         Args:
             owner: register the warehouse as this layer's submodule; true for its first layer alone.
-            attention: how it is made, see `ContrastingAttention`.
+            dynamic: whether every sample has weights of its own; else they are learnt as they are.
+            attention: how it is made, see `ContrastingAttention`, or `LearntWeights` where it is not dynamic.
         """
         self.partition = partition
-        self.attention = ContrastingAttention(
-            self._attention_channels,
-            partition,
-            channels_last=self.channels_last,
-            device=warehouse.cells.device,
-            dtype=warehouse.cells.dtype,
-            **attention,
-        )
+        options: Any = {"device": warehouse.cells.device, "dtype": warehouse.cells.dtype, **attention}
+        if dynamic:
+            options["channels_last"] = self.channels_last
+            self.attention = ContrastingAttention(self._attention_channels, partition, **options)
+        else:
+            self.attention = LearntWeights(partition, **options)
         if owner:
             self.warehouse = warehouse
         else:
@@ -138,6 +142,11 @@ class KWLayer(nn.Module):
         warehouse, _, attention = self._attached()
         return attention(x, warehouse.temperature)  # type: ignore[no-any-return]
 
+    def _one_kernel(self, alpha: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the kernel [*kernel_shape] that α [1, mixtures, cells] mixes for all samples."""
+        cells = self._attached()[0].cells
+        return in_type(assemble_kernels(in_type(alpha, cells.dtype), cells, self._convolution())[0], dtype)
+
     @property
     def _attention_channels(self) -> int:
         raise NotImplementedError
@@ -145,7 +154,7 @@ class KWLayer(nn.Module):
     def _convolution(self) -> Convolution:
         raise NotImplementedError
 
-    def _attached(self) -> tuple[Warehouse, LayerPartition, ContrastingAttention]:
+    def _attached(self) -> tuple[Warehouse, LayerPartition, CellWeights]:
         if self.warehouse is None or self.partition is None or self.attention is None:
             raise RuntimeError(
                 f"this {type(self).__name__} has no warehouse yet: "
@@ -250,7 +259,11 @@ class _KWConvNd(KWLayer):
             x = F.pad(x, self._pad, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
         convolution = self._convolution()
         convolution.check_size(tuple(x.shape[2:]))
-        y = dynamic_convolution(x, alpha, warehouse.cells, convolution, self.engine)
+        if attention.dynamic:
+            y = dynamic_convolution(x, alpha, warehouse.cells, convolution, self.engine)
+        else:
+            kernel, geometry = self._one_kernel(alpha, dtype), (self.stride, self._padding, self.dilation, self.groups)
+            y = CONVOLVE[self.dimensions](x, kernel, None, *geometry)
         y = self._finish(y, self.dimensions + 1)
         return y.squeeze(0) if single else y
 
@@ -366,6 +379,10 @@ class KWLinear(KWLayer):
             return self._traced(x)  # type: ignore[no-any-return]
         if x.shape[-1] != self.in_features:
             raise RuntimeError(f"expected x of [batch, ..., {self.in_features}]: found {list(x.shape)}")
+        warehouse, _, attention = self._attached()
+        if not attention.dynamic:
+            dtype = compute_type(x, warehouse.cells)
+            return self._finish(F.linear(in_type(x, dtype), self._one_kernel(self.attend(x), dtype)), 1)
         if x.dim() < self.batch_dim + 2:
             return self._apply_matrices(x.unsqueeze(0)).squeeze(0)
         if self.batch_dim:

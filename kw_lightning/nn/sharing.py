@@ -26,6 +26,7 @@ def share_warehouse(
     norm: Literal["batch", "layer"] = "batch",
     basis: Fraction | float | None = None,
     start: Start = "own",
+    dynamic: bool = True,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Warehouse:
@@ -35,7 +36,10 @@ def share_warehouse(
         layers: layers without a warehouse, in the network's order.
         name: the warehouse's name.
         budget, cells, out_ratio, in_ratio, spatial, start: see `kw_lightning.nn.partition.partition`.
-        reduction, norm, basis: see `kw_lightning.nn.attention.ContrastingAttention`.
+        reduction, norm, basis: see `kw_lightning.nn.attention.ContrastingAttention`; they say nothing to a warehouse
+            that is not dynamic.
+        dynamic: whether every sample has kernels of its own. Else the weights of the cells are learnt as they are, and
+            a layer mixes one kernel a step.
         device, dtype: of cells and attention.
 
     Raises:
@@ -53,7 +57,9 @@ def share_warehouse(
         spatial=spatial,
         start=start,
     )
-    form = {"reduction": reduction, "norm": norm, "basis": basis, "start": start}
+    form: dict[str, Any] = {"start": start, "dynamic": dynamic}
+    if dynamic:
+        form |= {"reduction": reduction, "norm": norm, "basis": basis}
     return attach_warehouse(layers, geometry, name=name, device=device, dtype=dtype, **form)
 
 

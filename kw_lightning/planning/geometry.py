@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from kw_lightning.nn.attention import attention_parameters
+from kw_lightning.nn.attention import attention_size
 from kw_lightning.nn.partition import (
     WarehousePartition,
     common_cell_shape,
@@ -54,14 +54,9 @@ class Geometry:
 
     def attention_sizes(self, geometry: WarehousePartition) -> tuple[int, ...]:
         """Return the parameters of each layer's attention."""
-        attention = self.spec.attention
         return tuple(
             attention_parameters(
-                choice.layer.in_channels,
-                share,
-                reduction=attention.reduction,
-                norm=attention.norm,
-                basis=attention.basis,
+                self.spec.attention, choice, share.mixtures, share.cells, share.budget, dynamic=self.spec.dynamic
             )
             for choice, share in zip(self.choices, geometry.layers, strict=True)
         )
@@ -75,10 +70,34 @@ class Geometry:
         return geometry.cells * math.prod(self.cell_shape) + sum(self.attention_sizes(geometry))
 
 
-def attention_form(attention: Attention) -> dict[str, Any]:
-    """Return how a recipe's attention is made, as keyword arguments of `ContrastingAttention`."""
-    names = ("reduction", "norm", "basis", "start")
-    return {name: getattr(attention, name) for name in names}
+def attention_form(spec: Warehouse) -> dict[str, Any]:
+    """Return how the attention of a warehouse's layers is made, as keyword arguments of `attach_warehouse`."""
+    names = ("reduction", "norm", "basis", "start") if spec.dynamic else ("start",)
+    return {"dynamic": spec.dynamic, **{name: getattr(spec.attention, name) for name in names}}
+
+
+def attention_parameters(
+    attention: Attention, choice: Choice, mixtures: int, cells: int, budget: Fraction, *, dynamic: bool = True
+) -> int:
+    """Return the parameters of one layer's attention.
+
+    Args:
+        attention: as the recipe has it.
+        choice: the layer.
+        mixtures: m, of the layer.
+        cells, budget: n and b, of the warehouse.
+        dynamic: whether every sample has weights of its own.
+    """
+    return attention_size(
+        choice.layer.in_channels,
+        mixtures,
+        cells,
+        budget,
+        reduction=attention.reduction,
+        norm=attention.norm,
+        basis=attention.basis,
+        dynamic=dynamic,
+    )
 
 
 def measure(spec: Warehouse, choices: Sequence[Choice]) -> Geometry:

@@ -1,8 +1,9 @@
 """Multiply-adds of a dynamic layer for one sample.
 
 Counted: the attention's linear layers, and the mixing of cells with the convolution or matrix product itself, in the
-cheapest order that the engine may take (`kw_lightning.nn.engine.work`). Not counted, as for the static network: norms,
-activations, pooling, biases.
+cheapest order that the engine may take (`kw_lightning.nn.engine.work`). A warehouse that is not dynamic mixes once a
+step, whatever the batch, which is no work of a sample. Not counted, as for the static network: norms, activations,
+pooling, biases.
 """
 
 from __future__ import annotations
@@ -50,8 +51,9 @@ def layer_macs(layer: LayerPlan, warehouse: Warehouse, forward: Trace, engine: s
         # Windowed networks fold windows into the batch, so that one sample is several to the layer.
         samples = shapes[0][0]
         static += samples * static_macs(partition.kernel_shape, outputs)
-        kw += samples * (attending + work.forward(engine, convolution, partition.cells, inputs, outputs))
-    return Count(static, kw)
+        if warehouse.dynamic:
+            kw += samples * (attending + work.forward(engine, convolution, partition.cells, inputs, outputs))
+    return Count(static, kw if warehouse.dynamic else static)
 
 
 def total_macs(warehouses: Sequence[WarehousePlan], forward: Trace) -> Count | None:

@@ -203,6 +203,7 @@ def _unserved(recipe: Recipe, geometries: Sequence[Geometry]) -> list[Problem]:
         choice.name: Convolution(choice.kernel_shape, geometry.cell_shape, groups=choice.layer.groups)
         for geometry in geometries
         for choice in geometry.choices
+        if geometry.spec.dynamic
     }
     reasons = {name: refusal(recipe.engine, convolution) for name, convolution in convolutions.items()}
     unserved = [name for name, reason in reasons.items() if reason is not None]

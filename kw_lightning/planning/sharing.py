@@ -25,8 +25,9 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 
-from kw_lightning.nn.attention import MINIMUM_WIDTH, attention_size, attention_width
+from kw_lightning.nn.attention import MINIMUM_WIDTH, attention_width
 from kw_lightning.nn.partition import PartitionError, common_cell_shape, mixture_count
+from kw_lightning.planning.geometry import attention_parameters
 from kw_lightning.planning.selection import Choice
 from kw_lightning.recipe.types import Attention, Cell
 
@@ -83,15 +84,7 @@ def size_of(choices: Sequence[Choice], cell: Cell, attention: Attention) -> Size
     mixtures = [mixture_count(shape, cell_shape) for shape in shapes]
     cells = sum(mixtures)
     sizes = (
-        attention_size(
-            choice.layer.in_channels,
-            count,
-            cells,
-            Fraction(1),
-            reduction=attention.reduction,
-            norm=attention.norm,
-            basis=attention.basis,
-        )
+        attention_parameters(attention, choice, count, cells, Fraction(1))
         for choice, count in zip(choices, mixtures, strict=True)
     )
     return Size(cells, cells * math.prod(cell_shape), sum(sizes))

@@ -115,7 +115,11 @@ def stage_warehouses(recipe: Recipe, network: Network, model: nn.Module, forward
             )
             for layer in stage.layers
         )
-        found.append(Warehouse(name, selectors, stages.budget, stage.cell, stage.attention, "stages"))
+        found.append(
+            Warehouse(
+                name, selectors, stages.budget, stage.cell, stage.attention, path="stages", dynamic=stages.dynamic
+            )
+        )
     if not found and not problems:
         message = f"no stages to be found: {_why_none(network, forward, static)}"
         problems.append(recipe.document.problem("stages", message))

@@ -46,6 +46,9 @@ def published_entries(network: nn.Module, backbone: str) -> tuple[Entry, ...]:
     """
     family = _family(backbone)
     layers = {name: module for name, module in network.named_modules() if isinstance(module, KWLayer)}
+    for name, layer in layers.items():
+        if layer.attention is not None and not layer.attention.published:
+            raise RunError(f'the authors\' layout has no place for the attention of "{name}": {layer.attention!r}')
     numbers = _numbers(layers, family)
     entries = []
     for key, tensor in network.state_dict().items():

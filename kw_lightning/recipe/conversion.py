@@ -88,11 +88,12 @@ def _attention(data: Values) -> Attention:
 
 
 def _shared(entry: Values, defaults: Values) -> dict[str, Any]:
-    """Return budget, cell and attention of a warehouse; cell and attention key by key over the defaults."""
+    """Return what a warehouse and the defaults both may say; cell and attention key by key over the defaults."""
     return {
         "budget": _budget(entry.get("budget", defaults.get("budget", 1))),
         "cell": _cell({**defaults.get("cell", {}), **entry.get("cell", {})}),
         "attention": _attention({**defaults.get("attention", {}), **entry.get("attention", {})}),
+        "dynamic": entry.get("dynamic", defaults.get("dynamic", True)),
     }
 
 

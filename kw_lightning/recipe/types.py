@@ -133,6 +133,7 @@ class Warehouse:
     """One warehouse of the recipe, the recipe's `defaults` already filled in.
 
     `batch_dim` is the dimension of the batch in the input of its linear layers; None, where nothing is said, means 0.
+    Where it is not `dynamic` the weights of its cells are learnt as they are, alike for all samples.
     """
 
     name: str
@@ -142,6 +143,7 @@ class Warehouse:
     attention: Attention = Attention()
     path: str = ""
     batch_dim: int | None = None
+    dynamic: bool = True
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,7 @@ class Stages:
     budget: Budget = Budget(ratio=Fraction(1))
     cell: Cell = Cell()
     attention: Attention = Attention()
+    dynamic: bool = True
 
 
 @dataclass(frozen=True)
