@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from enum import Enum
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -16,7 +16,7 @@ from kw_lightning.errors import KWError, Problem, RecipeError, RunError
 from kw_lightning.recipe import Recipe, load_recipe
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """How mistakes are printed."""
 
     text = "text"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +11,7 @@ import typer
 from kw_lightning.cli.arguments import RecipeArgument, override_argument, package_option, recipe_and_overrides
 
 
-class OnNan(str, Enum):
+class OnNan(StrEnum):
     """What `--on-nan` takes."""
 
     stop = "stop"

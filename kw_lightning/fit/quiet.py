@@ -18,7 +18,7 @@ NOISE = (
     r"The dirpath has changed from",  # a run folder that was moved and then resumed
     r"Detected call of `lr_scheduler.step\(\)` before `optimizer.step\(\)`",  # with 16-bit gradients that overflow
     r"The epoch parameter in `scheduler.step\(\)` was not necessary",  # SequentialLR's own call
-    r"Starting from v1\.9\.0, `tensorboardX` has been removed",  # TensorBoard is a dependency
+    r"Starting from v1\.9\.0, `tensorboardX` has been removed",  # metrics.csv is always there
     r"You are using a CUDA device .* Tensor Cores",  # a tip
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own call
     r"Total length of `list` across ranks is zero",  # no validation images, which is said in other words

@@ -289,7 +289,8 @@ def finish(
 
     The test part is opened here, once, for the checkpoint that is chosen by then; not with `data.test: false`.
     """
-    if not folder.last.exists():  # no epoch was trained
+    # The first process tells all: those of torchrun do not know how it numbered its folder.
+    if not trainer.strategy.broadcast(folder.last.exists()):  # no epoch was trained
         trainer.save_checkpoint(folder.last)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # from here on the first process works alone

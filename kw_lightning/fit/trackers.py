@@ -1,4 +1,4 @@
-"""Trackers that a run's metrics go to besides `metrics.csv`: Weights & Biases and MLflow by Lightning, and Trackio.
+"""Trackers that a run's metrics go to besides `metrics.csv`: TensorBoard, Weights & Biases, MLflow, and Trackio.
 
 A run that goes on with its folder goes on in its tracker too: `trackers.json` in the folder holds the tracker's name
 for it.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ from kw_lightning.errors import KWError, RecipeError, RunError, first_line, mist
 from kw_lightning.fit.folder import RunFolder
 from kw_lightning.fit.interruption import is_first_process
 from kw_lightning.recipe.types import Recipe
+
+log = logging.getLogger(__name__)
 
 IDENTITIES = "trackers.json"
 OURS = {"self", "experiment", "save_dir", "dir", "version", "id", "run_id", "name", "kwargs"}
@@ -103,6 +106,18 @@ def check_trackers(recipe: Recipe) -> None:
         ]
     if problems:
         raise RecipeError(problems)
+
+
+def writes_tensorboard(recipe: Recipe) -> bool:
+    """Tell whether a run writes TensorBoard's events: where it is installed, unless the recipe says no.
+
+    A recipe that asks for them goes on without as well, and a line says so.
+    """
+    if not recipe.log.tensorboard or find_spec("tensorboard") is not None:
+        return recipe.log.tensorboard
+    if dict(recipe.document.data.get("log") or {}).get("tensorboard") and is_first_process():
+        log.warning("log.tensorboard needs tensorboard: pip install 'kw-lightning[tensorboard]'; going on without")
+    return False
 
 
 def check_installed(recipe: Recipe) -> None:

@@ -25,7 +25,7 @@ from kw_lightning.fit.freezing import Freezing
 from kw_lightning.fit.metrics import MetricsTable
 from kw_lightning.fit.progress import progress_bar
 from kw_lightning.fit.quiet import quiet
-from kw_lightning.fit.trackers import check_trackers, make_trackers
+from kw_lightning.fit.trackers import check_trackers, make_trackers, writes_tensorboard
 from kw_lightning.fit.trainer_arguments import trainer_arguments
 from kw_lightning.recipe.types import CheckpointEvery, Recipe, Train
 
@@ -159,7 +159,7 @@ def make_callbacks(
 
 
 def make_loggers(recipe: Recipe, folder: RunFolder, state: Mapping[str, Any] | None = None) -> list[Logger]:
-    """Return the loggers of a recipe: `metrics.csv`, TensorBoard's events in `tensorboard/`, and its trackers.
+    """Return the loggers of a recipe: `metrics.csv`, TensorBoard's events in `tensorboard/`, its trackers.
 
     What a killed run logged after its checkpoint is dropped, because it is logged again.
     """
@@ -170,7 +170,7 @@ def make_loggers(recipe: Recipe, folder: RunFolder, state: Mapping[str, Any] | N
         row = {name: metrics[name] for name in MONITORED if name in metrics}
         table.log_metrics({**row, "epoch": state["epoch"]}, step=steps - 1)
     loggers: list[Logger] = [table]
-    if recipe.log.tensorboard:
+    if writes_tensorboard(recipe):
         loggers.append(TensorBoardLogger(folder.path, name="", version="tensorboard", purge_step=steps or None))
     return [*loggers, *make_trackers(recipe, folder)]
 

@@ -107,6 +107,7 @@ class _Files:
                     Problem('the recipe is empty, allowed: a map that starts with "kw: 1"', location=node.location)
                 )
             raise RecipeError(Problem(mistake(node.value, "a map of a recipe's keys"), location=node.location))
+        check_version(node)
         verify(node, self.problems)
         base = Node({}, node.location)
         for path, extended in self.bases(node):
@@ -166,6 +167,19 @@ class _TooLargeError(RecipeError):
 
 class _ExtendsError(ValueError):
     """A recipe that cannot be extended from here."""
+
+
+def check_version(node: Node) -> None:
+    """Refuse a file of a later version of the language by that alone: its other mistakes may be none there.
+
+    Raises:
+        RecipeError: it is one.
+    """
+    assert isinstance(node.value, dict)
+    version = node.value.get("kw", Node(VERSION))
+    if isinstance(version.value, int) and version.value > VERSION:
+        newer = "it is newer than this kw_lightning: pip install --upgrade kw-lightning"
+        raise RecipeError(Problem(mistake(version.value, str(VERSION), hint=newer), "kw", version.place))
 
 
 def _source_file(source: Source, content: bytes) -> SourceFile:

@@ -111,6 +111,21 @@ def test_a_run_without_memory_or_workers_ends_in_one_line_and_loses_no_epoch(
 
 
 @pytest.mark.slow
+def test_the_processes_of_torchrun_share_one_numbered_folder(tmp_path: Path) -> None:
+    options = ["digits-resnet", *QUICK, "train.accelerator=cpu", "train.devices=2"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for epochs, more in ((1, []), (2, ["--resume", "auto"])):
+        command = [*torchrun, "-m", "kw_lightning", "fit", *options, f"train.epochs={epochs}", *more]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.count("run folder: runs/digits-resnet-1") == 1
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["digits-resnet-1"]
+    table = (tmp_path / "runs/digits-resnet-1/metrics.csv").read_text().splitlines()
+    assert len(table) == 5  # a heading, a row for each epoch, and one for the test at the end of each run
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(20_000)
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path: Path) -> None:
     dice = random.Random(0)

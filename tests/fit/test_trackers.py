@@ -13,6 +13,7 @@ from kw_lightning.errors import RecipeError, RunError
 from kw_lightning.fit import fit
 from kw_lightning.fit.folder import RunFolder
 from kw_lightning.fit.trackers import CLASSES, IDENTITIES, check_trackers, make_trackers
+from kw_lightning.fit.trainer import make_loggers
 from kw_lightning.recipe import load_recipe
 from kw_lightning.recipe.types import Recipe
 
@@ -37,6 +38,19 @@ def test_a_package_that_is_missing_is_named_with_what_installs_it(
     assert not (tmp_path / "run").exists()
     with pytest.raises(RecipeError, match="AdamX"):  # mistakes of the recipe come first
         fit("digits-resnet", [f"log.{name}={{}}", "train.optimizer.name=AdamX"], output=tmp_path / "run")
+
+
+def test_a_run_without_tensorboard_goes_on_and_says_so_where_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = RunFolder(tmp_path)
+    assert [type(logger).__name__ for logger in make_loggers(recipe(), folder)] == ["MetricsTable", "TensorBoardLogger"]
+    monkeypatch.setattr("kw_lightning.fit.trackers.find_spec", lambda _: None)
+    assert [type(logger).__name__ for logger in make_loggers(recipe(), folder)] == ["MetricsTable"]
+    assert caplog.messages == []
+    assert len(make_loggers(recipe(tensorboard=True), folder)) == 1
+    (told,) = caplog.messages
+    assert "pip install 'kw-lightning[tensorboard]'" in told
 
 
 def test_unknown_arguments_are_told_together() -> None:

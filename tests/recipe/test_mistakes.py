@@ -28,7 +28,10 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
         ('the key "epochs" stands here again, first in line 3',),
     ),
     "no version": ("‸name: x\n", ('the key "kw" is missing, the version of the language; write "kw: 1"',)),
-    "version of the future": ("kw: ‸2\n", ("kw: found 2, allowed: 1",)),
+    "version of the future, whose other keys may be right there": (
+        "kw: ‸2\nlater: {}\n",
+        ("kw: found 2, allowed: 1; it is newer than this kw_lightning: pip install --upgrade kw-lightning",),
+    ),
     "text instead of a number": (
         "kw: 1\ntrain: {epochs: ‸ten}\n",
         ('train.epochs: found "ten", allowed: a whole number of at least 0',),
@@ -215,7 +218,7 @@ def test_mistake_is_reported_at_its_place(name: str, tmp_path: Path) -> None:
 def test_all_mistakes_of_a_file_come_at_once_and_in_order(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(
-        "kw: 2\n"
+        "kw: one\n"
         "nam: x\n"
         "warehouses:\n"
         "  a: {layers: layer1, budget: 0}\n"
