@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from kw_lightning.bench.networks import Setting
 from kw_lightning.bench.timing import Work, interleaved, kept_bytes, median_ratio
 from kw_lightning.nn import KWLayer, KWLinear
-from kw_lightning.nn.engine import Convolution, planner, work
+from kw_lightning.nn.engine import Convolution, orders, planner
+from kw_lightning.nn.engine.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _bench_layer(names: tuple[str, ...], layer: KWLayer, x: Tensor, setting: Set
     with setting.autocast():
         kept = {kind: kept_bytes(forwards[kind], parameters) for kind in ("static", "kw")}
     inputs, outputs = math.prod(_size(layer, x)), _positions(layer, convolution, x)
-    counted = work.count("mix_kernels", convolution, layer.partition.cells, inputs, outputs)
+    counted = orders.count("mix_kernels", convolution, layer.partition.cells, inputs, outputs)
     return LayerResult(
         names,
         layer.kernel_shape,
@@ -153,17 +154,9 @@ def _paths(layer: KWLayer, convolution: Convolution, x: Tensor, setting: Setting
         return "reference", "reference"
     if isinstance(layer, KWLinear):
         convolution = convolution.over_tokens()
-    ranked = [
-        planner.rank(
-            convolution,
-            x.shape[0],
-            _size(layer, x),
-            layer.partition.cells,
-            setting.dtype,
-            x.device,
-            layer.engine,
-            backward,
-        )
-        for backward in (False, True)
-    ]
-    return ranked[0][0], ranked[1][0]
+    shapes = x.shape[0], _size(layer, x), layer.partition.cells
+    problem = Problem(convolution, *shapes, setting.dtype, x.device)
+    forward, backward = (
+        planner.rank(problem._replace(backward=backward), layer.engine)[0].name for backward in (False, True)
+    )
+    return forward, backward

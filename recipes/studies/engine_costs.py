@@ -2,8 +2,9 @@
 
     python recipes/studies/engine_costs.py --output costs.json
 
-takes about a quarter of an hour on two idle cores. It prints the table `SECONDS` of kw_lightning/nn/engine/costs.py as
-fitted here, how far the fit misses the times, and how much slower than the fastest path the planner's choices are.
+takes about a quarter of an hour on two idle cores. It prints the `fitted` of every path of
+kw_lightning/nn/engine/paths as found here, how far it misses the times, and how much slower than the fastest path the
+planner's choices are.
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ import json
 import math
 import statistics
 from collections.abc import Iterator
-from dataclasses import astuple, fields
-from pathlib import Path
+from pathlib import Path as FilePath
 
 import torch
 from torch import Tensor
 
 from kw_lightning.bench import describe_machine
 from kw_lightning.nn.clock import elapsed
-from kw_lightning.nn.engine import Convolution, costs, paths
+from kw_lightning.nn.engine import Convolution, computing
+from kw_lightning.nn.engine.costs import Fitted, Units, amounts, cpu_seconds
+from kw_lightning.nn.engine.layouts import empty_output
+from kw_lightning.nn.engine.paths import PATHS, Path
+from kw_lightning.nn.engine.problem import Problem
 
 CPU = torch.device("cpu")
 # (in, out, kernel, map at 224², stride, cell, cells)
@@ -57,8 +61,8 @@ SLOWEST = 4  # nor one again that was this many times slower than another
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3, help="Rounds; the medians are taken.")
-    parser.add_argument("--output", type=Path, help="File for the times, as JSON.")
-    parser.add_argument("--times", type=Path, help="Fit to the times of this file instead of measuring.")
+    parser.add_argument("--output", type=FilePath, help="File for the times, as JSON.")
+    parser.add_argument("--times", type=FilePath, help="Fit to the times of this file instead of measuring.")
     arguments = parser.parse_args()
     times = json.loads(arguments.times.read_text()) if arguments.times else measure(arguments.repeats)
     if arguments.output:
@@ -66,8 +70,8 @@ def main() -> None:
     fit(times)
 
 
-def problems() -> Iterator[tuple[Convolution, int, tuple[int, int], int]]:
-    """Yield (geometry, batch, map, cells), each once."""
+def problems() -> Iterator[Problem]:
+    """Yield forward problems, each once."""
     seen = set()
     for layer, (batch, size) in itertools.product(LAYERS, INPUTS):
         inputs, outputs, kernel, side, stride, cell, cells = layer
@@ -75,7 +79,8 @@ def problems() -> Iterator[tuple[Convolution, int, tuple[int, int], int]]:
         geometry = Convolution(
             (outputs, inputs, kernel, kernel), (*cell, 1, 1), (stride,) * 2, (kernel // 2,) * 2, (1, 1)
         )
-        if (problem := (geometry, batch, (side, side), cells)) not in seen:
+        problem = Problem(geometry, batch, (side, side), cells, torch.float32, CPU)
+        if problem not in seen:
             seen.add(problem)
             yield problem
 
@@ -84,87 +89,84 @@ def measure(repeats: int) -> list[dict[str, object]]:
     """Return the median seconds of every path and pass on every problem."""
     print(describe_machine(CPU, torch.float32))
     results = []
-    for index, (geometry, batch, size, cells) in enumerate(problems()):
-        mixtures = math.prod(geometry.kernel_shape) // math.prod(geometry.cell_shape)
-        x = torch.randn(batch, geometry.kernel_shape[1], *size)
-        attention = torch.randn(batch, mixtures, cells) / cells
-        stored = torch.randn(cells, *geometry.cell_shape)
+    for index, problem in enumerate(problems()):
         seconds = {
-            name: timed(geometry, (x, attention, stored), backward, repeats)
+            name: timed(problem._replace(backward=backward), repeats)
             for name, backward in (("forward", False), ("backward", True))
         }
         results.append({"problem": index, **seconds})
-        print(index, geometry.kernel_shape, batch, size, cells, seconds, flush=True)
+        print(index, problem.convolution.kernel_shape, *problem[1:4], seconds, flush=True)
     return results
 
 
-def timed(
-    geometry: Convolution, tensors: tuple[Tensor, Tensor, Tensor], backward: bool, repeats: int
-) -> dict[str, float]:
-    """Return the median seconds of one pass by every path that is not much slower than the best."""
-    able = [path for path in costs.SECONDS if paths.refusal(path, geometry, torch.float32, CPU) is None]
-    problem = geometry, len(tensors[0]), tuple(tensors[0].shape[2:]), len(tensors[2])
-    work_of_path = {path: (work := work_of(path, problem)).mixing + work.products for path in able}
+def tensors_of(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x, α and E."""
+    convolution, batch, size, cells, *_ = problem
+    mixtures = math.prod(convolution.kernel_shape) // math.prod(convolution.cell_shape)
+    x = torch.randn(batch, convolution.kernel_shape[1], *size)
+    return x, torch.randn(batch, mixtures, cells) / cells, torch.randn(cells, *convolution.cell_shape)
+
+
+def timed(problem: Problem, repeats: int) -> dict[str, float]:
+    """Return the median seconds of a pass by every path that is not much slower than the best."""
+    tensors, geometry = tensors_of(problem), problem.convolution
+    able = [path for path in PATHS if (path.refusal(problem) or path.unsuited(problem)) is None]
+    work_of_path = {path: sum(amounts(path.load(problem))[:2]) for path in able}
     able = [path for path in able if work_of_path[path] <= MOST_WORK * min(work_of_path.values())]
-    gradient = torch.randn_like(paths.empty_output(tensors[0], geometry))
-    rounds: dict[str, list[float]] = {path: [] for path in able}
+    gradient = torch.randn_like(empty_output(tensors[0], geometry))
+    rounds: dict[Path, list[float]] = {path: [] for path in able}
     for repeat in range(repeats + 1):
         for path in able:
             best = min((min(times) for times in rounds.values() if times), default=math.inf)
             if repeat > 1 and min(rounds[path]) > SLOWEST * best:
                 continue
 
-            def work(path: str = path) -> object:
-                if backward:
-                    return paths.backward(gradient, *tensors, geometry, path, [True] * 3)
-                return paths.forward(*tensors, geometry, path)
+            def work(path: Path = path) -> object:
+                if problem.backward:
+                    return computing.backward(gradient, *tensors, geometry, path, [True] * 3)
+                return computing.forward(*tensors, geometry, path)
 
             seconds = elapsed(work, CPU)
             if repeat:
                 rounds[path].append(seconds)
-    return {path: statistics.median(times) for path, times in rounds.items()}
+    return {path.name: statistics.median(times) for path, times in rounds.items()}
 
 
 def fit(times: list[dict[str, object]]) -> None:
-    """Print the fitted table and what it is worth."""
+    """Print what is fitted and what it is worth."""
     found = list(problems())
-    table: dict[str, tuple[costs.Work, costs.Work]] = {}
-    for path in costs.SECONDS:
+    fitted: dict[str, Fitted] = {}
+    for path in PATHS:
         units = []
         for name in ("forward", "backward"):
-            rows, goal = [], []
-            for entry in times:
-                if path in entry[name]:
-                    rows.append(astuple(work_of(path, found[entry["problem"]])))
-                    goal.append(entry[name][path])
-            unit = least_squares(torch.tensor(rows, dtype=torch.float64), torch.tensor(goal, dtype=torch.float64))
-            miss = (torch.tensor(rows, dtype=torch.float64) @ unit / torch.tensor(goal) - 1).abs()
+            entries = [entry for entry in times if path.name in entry[name]]
+            if not entries:
+                continue
+            rows = torch.tensor([amounts(path.load(found[entry["problem"]])) for entry in entries], dtype=torch.float64)
+            goal = torch.tensor([entry[name][path.name] for entry in entries], dtype=torch.float64)
+            unit = least_squares(rows, goal)
+            miss = (rows @ unit / goal - 1).abs()
             median, most = miss.median(), miss.quantile(0.9)
-            print(f"{path:13} {name:8} misses {median:4.0%} in the median, {most:4.0%} in nine of ten")
-            units.append(costs.Work(*(float(f"{number:.2g}") for number in unit)))
-        table[path] = (units[0], units[1])
-    for path, both in table.items():
-        print(f'    "{path}": ({", ".join("Work(" + ", ".join(f"{v:g}" for v in astuple(u)) + ")" for u in both)}),')
+            print(f"{path.name:22} {name:8} misses {median:4.0%} in the median, {most:4.0%} in nine of ten")
+            units.append(Units(*(float(f"{number:.2g}") for number in unit)))
+        if units:
+            fitted[path.name] = Fitted(*units)
+    for name, both in fitted.items():
+        units = ", ".join("Units(" + ", ".join(f"{number:g}" for number in unit) + ")" for unit in both)
+        print(f"{name:22} fitted = Fitted({units})")
     for name, backward in (("forward", False), ("backward", True)):
         ratios = []
         for entry in times:
-            problem = found[entry["problem"]]
-            chosen = min(entry[name], key=lambda path: cost(table, path, problem, backward))
-            ratios.append((entry[name][chosen] / min(entry[name].values()), entry["problem"], chosen))
+            problem = found[entry["problem"]]._replace(backward=backward)
+            chosen = min(
+                (path for path in PATHS if path.name in entry[name]),
+                key=lambda path: cpu_seconds(path.load(problem), fitted[path.name], backward=backward),
+            )
+            ratios.append((entry[name][chosen.name] / min(entry[name].values()), entry["problem"], chosen.name))
         slow = sorted(ratios, reverse=True)
         print(f"{name}: {sum(r > 1.25 for r, *_ in ratios)} of {len(ratios)} choices over 1.25 × the fastest; worst:")
         for ratio, index, chosen in slow[:8]:
             print(f"    {ratio:.2f} × by {chosen} on {found[index]}: {times[index][name]}")
-
-
-def work_of(path: str, problem: tuple[Convolution, int, tuple[int, int], int]) -> costs.Work:
-    geometry, batch, size, cells = problem
-    return costs.count_work(path, geometry, batch, size, cells, 4, CPU)
-
-
-def cost(table: dict, path: str, problem: tuple[Convolution, int, tuple[int, int], int], backward: bool) -> float:
-    work, unit = work_of(path, problem), table[path][backward]
-    return sum(getattr(work, field.name) * getattr(unit, field.name) for field in fields(costs.Work))
 
 
 def least_squares(rows: Tensor, goal: Tensor) -> Tensor:

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from kw_lightning.nn import KWConv2d, KWLinear, set_temperature, share_warehouse
-from kw_lightning.nn.engine import ENGINES, Convolution, paths
+from kw_lightning.nn.engine import ENGINES, Convolution, computing
+from kw_lightning.nn.engine.paths import PATHS
+from kw_lightning.nn.engine.paths import Path as EnginePath
+from kw_lightning.nn.engine.problem import Problem
 
 sys.path.append(str(Path(__file__).parent / "engine"))
 
@@ -46,21 +49,21 @@ def _spoilt(x: Tensor, index: int) -> Tensor:
     return others
 
 
-@pytest.mark.parametrize("path", paths.PATHS)
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
 @pytest.mark.parametrize("name", GEOMETRIES)
 @pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
-def test_every_path(path: str, name: str, last: bool) -> None:
-    convolution = suited(path, GEOMETRIES[name])
+def test_every_path(path: EnginePath, name: str, last: bool) -> None:
+    convolution = suited(path.name, GEOMETRIES[name])
     dtype = next(
         (
             dtype
             for dtype in (torch.float64, torch.float32)
-            if paths.refusal(path, convolution, dtype, torch.device("cpu")) is None
+            if path.refusal(Problem(convolution, BATCH, (9,), 11, dtype, torch.device("cpu"))) is None
         ),
         None,
     )
     if dtype is None:
-        pytest.skip(f"{path} needs a C compiler and a convolution that it can compute")
+        pytest.skip(f"{path.name} needs a C compiler and a convolution that it can compute")
     generator = torch.Generator().manual_seed(0)
     mixtures = math.prod(convolution.kernel_shape) // math.prod(convolution.cell_shape)
     channels, size = convolution.kernel_shape[1] * convolution.groups, (9,) * convolution.dimensions
@@ -75,7 +78,7 @@ def test_every_path(path: str, name: str, last: bool) -> None:
         x, attention = both.split([channels * math.prod(size), mixtures * 11], 1)
         x = x.reshape(-1, channels, *size)
         x = x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x
-        return paths.forward(x, attention.reshape(-1, mixtures, 11), cells, convolution, path)
+        return computing.forward(x, attention.reshape(-1, mixtures, 11), cells, convolution, path)
 
     assert_alone(compute, both)
 

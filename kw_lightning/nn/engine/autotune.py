@@ -7,15 +7,17 @@ import json
 import logging
 import platform
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path as FilePath
 
 import torch
 from torch import Tensor
 
 from kw_lightning.nn.clock import elapsed
-from kw_lightning.nn.engine import cache, paths
+from kw_lightning.nn.engine import cache, computing
 from kw_lightning.nn.engine.cache import CacheError
 from kw_lightning.nn.engine.convolution import Convolution
+from kw_lightning.nn.engine.layouts import empty_output
+from kw_lightning.nn.engine.paths import Path, find_path
 
 REPEATS = 3
 SLOWEST = 4  # a path this many times slower than the best so far is not timed again
@@ -25,31 +27,33 @@ _memory: dict[str, str] = {}
 
 
 def fastest(
-    candidates: Sequence[str],
+    candidates: Sequence[Path],
     x: Tensor,
     attention: Tensor,
     cells: Tensor,
     convolution: Convolution,
     *,
     backward: bool,
-) -> str:
+) -> Path:
     """Return the candidate that is fastest for these tensors, timed at first sight of their shapes.
 
     Args:
         candidates: paths, the one expected to be fastest first.
-        x, attention, cells, convolution: as in `paths.forward`.
+        x, attention, cells, convolution: as in `computing.forward`.
         backward: time the backward pass instead of the forward pass.
     """
     key = _key(x, cells, convolution, backward)
     if not _memory:
         _memory.update(_read())
-    if _memory.get(key) not in candidates:
-        _memory[key] = _time(candidates, x, attention, cells, convolution, backward)
-        _write({**_read(), key: _memory[key]})
-    return _memory[key]
+    known = find_path(_memory.get(key, ""))
+    if known is None or known not in candidates:
+        known = _time(candidates, x, attention, cells, convolution, backward)
+        _memory[key] = known.name
+        _write({**_read(), key: known.name})
+    return known
 
 
-def cache_file() -> Path:
+def cache_file() -> FilePath:
     """Return the file of this machine's choices: `$XDG_CACHE_HOME/kw_lightning/autotune-….json`.
 
     Raises:
@@ -80,21 +84,21 @@ def _device_name(device: torch.device) -> str:
 
 
 def _time(
-    candidates: Sequence[str],
+    candidates: Sequence[Path],
     x: Tensor,
     attention: Tensor,
     cells: Tensor,
     convolution: Convolution,
     backward: bool,
-) -> str:
-    gradient = torch.ones_like(paths.empty_output(x, convolution))
+) -> Path:
+    gradient = torch.ones_like(empty_output(x, convolution))
 
-    def work(path: str) -> Callable[[], object]:
+    def work(path: Path) -> Callable[[], object]:
         if backward:
-            return lambda: paths.backward(gradient, x, attention, cells, convolution, path, [True] * 3)
-        return lambda: paths.forward(x, attention, cells, convolution, path)
+            return lambda: computing.backward(gradient, x, attention, cells, convolution, path, [True] * 3)
+        return lambda: computing.forward(x, attention, cells, convolution, path)
 
-    times: dict[str, float] = {}
+    times: dict[Path, float] = {}
     for repeat in range(REPEATS + 1):  # the first one warms up
         for path in candidates:
             if path in times and times[path] > SLOWEST * min(times.values()):
@@ -113,7 +117,7 @@ def _read() -> dict[str, str]:
     except (ValueError, RecursionError):  # damaged
         return {}
     choices = data.items() if isinstance(data, dict) else ()
-    return {key: path for key, path in choices if isinstance(path, str) and path in paths.PATHS}
+    return {key: path for key, path in choices if isinstance(path, str) and find_path(path) is not None}
 
 
 def _write(choices: dict[str, str]) -> None:

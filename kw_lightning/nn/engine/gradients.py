@@ -1,4 +1,4 @@
-"""Where the backward passes of the contraction orders put their results."""
+"""Where the backward passes of the paths put their results."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from kw_lightning.nn.engine.workspace import in_huge_pages
 
 @dataclass(frozen=True)
 class Gradients:
-    """The gradients wanted, None where one is not.
+    """Memory for the gradients that are needed, None for the others; filled by a backward pass.
 
     Attributes:
-        x: [batch, *size, in_channels], of the input's type; overwritten.
+        x: as the pass takes the input, channels first or last; overwritten.
         attention: dα [batch, mixtures, cells], of at least single precision; added to.
         cells: dE [cells, co, …], of at least single precision; overwritten by the first chunk, added to by others.
     """
@@ -26,7 +26,7 @@ class Gradients:
     cells: Tensor | None
 
     @property
-    def kernels(self) -> bool:
+    def of_kernels(self) -> bool:
         """Return whether the gradient of the kernels is needed on the way."""
         return self.attention is not None or self.cells is not None
 

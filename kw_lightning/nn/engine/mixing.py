@@ -69,6 +69,17 @@ def cells_gradient(attention: Tensor, kernels: Tensor, total: Tensor, *, first: 
             place.addmm_(a, b)
 
 
+def put_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
+    """Write, the first time, or add the batched product to `total`, which may be of higher precision."""
+    if total.dtype != a.dtype:
+        product = torch.bmm(a, b)
+        total.copy_(product) if first else total.add_(product)
+    elif first:
+        torch.bmm(a, b, out=total)
+    else:
+        total.baddbmm_(a, b)
+
+
 def _blocks(matrix: Tensor) -> list[slice]:
     columns = matrix.shape[1]
     step = BLOCK_COLUMNS if matrix.device.type == "cpu" else max(columns, 1)

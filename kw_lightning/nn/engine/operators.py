@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from kw_lightning.nn.engine import paths, reference, work
+from kw_lightning.nn.engine import computing, reference, work
 from kw_lightning.nn.engine.convolution import Convolution
+from kw_lightning.nn.engine.layouts import empty_output
 from kw_lightning.nn.engine.planner import check_engine, choose
 
 NAME = "kw_lightning::dynamic_convolution"
@@ -36,7 +37,7 @@ def dynamic_convolution(
     """Convolve every sample of x [batch, in_channels, *size] with its own mixture of cells, in x's type."""
     convolution = _convolution(cells, kernel_shape, stride, padding, dilation, groups)
     path = choose(x, attention, cells, convolution, engine, backward=False)
-    return paths.forward(x, attention, cells, convolution, path)
+    return computing.forward(x, attention, cells, convolution, path)
 
 
 @dynamic_convolution.register_fake
@@ -53,7 +54,7 @@ def _(
 ) -> Tensor:
     convolution = _convolution(cells, kernel_shape, stride, padding, dilation, groups)
     check_engine(engine, convolution)
-    return paths.empty_output(x, convolution)
+    return empty_output(x, convolution)
 
 
 @torch.library.custom_op(NAME + "_backward", mutates_args=())
@@ -72,7 +73,7 @@ def _backward(
 ) -> list[Tensor]:
     convolution = _convolution(cells, kernel_shape, stride, padding, dilation, groups)
     path = choose(x, attention, cells, convolution, engine, backward=True)
-    return paths.backward(gradient, x, attention, cells, convolution, path, needed)
+    return computing.backward(gradient, x, attention, cells, convolution, path, needed)
 
 
 @_backward.register_fake

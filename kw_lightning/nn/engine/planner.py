@@ -1,33 +1,46 @@
-"""Which path computes a convolution: by counted work and calibrated speeds, or by timing."""
+"""Which path computes a problem: by counted work and seconds per unit of it, or by timing."""
 
 from __future__ import annotations
 
 import functools
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kw_lightning.errors import sentence
-from kw_lightning.nn.engine import autotune, costs, paths, roofline
+from kw_lightning.nn.engine import autotune
 from kw_lightning.nn.engine.convolution import Convolution
-from kw_lightning.nn.partition import Shape
+from kw_lightning.nn.engine.costs import cpu_seconds, gpu_seconds
+from kw_lightning.nn.engine.orders import ORDERS
+from kw_lightning.nn.engine.paths import PATHS, Path, find_path, order_of
+from kw_lightning.nn.engine.problem import Problem
 
-ENGINES = ("auto", "autotune", "mix_kernels", "mix_outputs", "mix_inputs", "reference")
-# The paths of an engine that is one order of contraction; the others choose among all.
-_ORDERS = {
-    "mix_kernels": ("fused", "winograd", "depthwise", "products", "per_sample", "grouped"),
-    "mix_outputs": ("mix_outputs", "joint_outputs"),
-    "mix_inputs": ("fused_inputs", "mix_inputs", "joint_inputs"),
-}
-# Two forms of the same order: a product for each cell, or copies and one product, where launches cost more than copies.
-_FOR_CPUS, _FOR_GPUS = {"mix_inputs", "mix_outputs"}, {"joint_inputs", "joint_outputs"}
+ENGINES = ("auto", "autotune", *ORDERS, "reference")
 # A device for which no path is compiled: what cannot compute there for its geometry's sake can nowhere.
 _ANYWHERE = torch.device("meta")
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A path, as the planner sees it for a problem.
+
+    Attributes:
+        path: the path.
+        refusal: why it is not taken: it cannot, **or** is never the fastest; None where it may be.
+        seconds: about how long it takes; None where it is not taken, or has not been timed on such a convolution.
+    """
+
+    path: Path
+    refusal: str | None
+    seconds: float | None
+
+
 def refusal(engine: str, convolution: Convolution) -> str | None:
     """Return why an engine can compute a convolution nowhere, None where it can."""
-    reasons = [paths.refusal(p, convolution, torch.float32, _ANYWHERE) for p in _ORDERS.get(engine, paths.PATHS)]
+    problem = Problem(convolution, 1, convolution.kernel_shape[2:], 1, torch.float32, _ANYWHERE)
+    reasons = [path.refusal(problem) for path in _candidates(engine)]
     return None if None in reasons else reasons[-1]
 
 
@@ -42,35 +55,9 @@ def check_engine(engine: str, convolution: Convolution) -> None:
         raise ValueError(_sentence(engine, convolution, reason))
 
 
-def able(engine: str, convolution: Convolution, dtype: torch.dtype, device: torch.device) -> list[str]:
-    """Return the paths of an engine that can compute a convolution in a type and on a device.
-
-    Args:
-        engine: one of `ENGINES`, **or** a path that has not an engine's name.
-
-    Raises:
-        ValueError: none can.
-    """
-    others = _FOR_GPUS if device.type == "cpu" else _FOR_CPUS
-    named = [path for path in _ORDERS.get(engine, paths.PATHS) if path not in others] if engine in ENGINES else [engine]
-    reasons = {path: paths.refusal(path, convolution, dtype, device) for path in named}
-    found = [path for path, reason in reasons.items() if reason is None]
-    if not found:
-        raise ValueError(_sentence(engine, convolution, [*reasons.values()][-1]))
-    return found
-
-
-def _sentence(engine: str, convolution: Convolution, reason: str | None) -> str:
-    found = (
-        f'engine "{engine}" for a convolution of kernel {list(convolution.kernel_shape)} in {convolution.groups} '
-        f"groups with cells {list(convolution.cell_shape)} ({reason})"
-    )
-    return sentence(found, ", ".join(engine for engine in ENGINES if refusal(engine, convolution) is None))
-
-
 def choose(
     x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolution, engine: str, *, backward: bool
-) -> str:
+) -> Path:
     """Return the path for a pass.
 
     The same shapes always get the same path, unless `engine` is "autotune".
@@ -79,44 +66,67 @@ def choose(
         x: [batch, in_channels, *size].
         attention: α [batch, mixtures, cells].
         cells: E [cells, co, ci, *ck].
-        engine: one of `ENGINES`, **or** a path that has not an engine's name.
+        engine: one of `ENGINES`, **or** the name of a path.
         backward: choose for the backward pass instead of the forward pass.
 
     Raises:
         ValueError: an engine that cannot compute the convolution.
     """
-    if engine not in ENGINES or not x.numel():  # of nothing there is no work by which to rank
-        return able(engine, convolution, x.dtype, x.device)[0]
-    ranked = rank(convolution, x.shape[0], tuple(x.shape[2:]), len(cells), x.dtype, x.device, engine, backward)
-    if engine == "autotune" and len(ranked) > 1:
+    problem = Problem(convolution, x.shape[0], tuple(x.shape[2:]), len(cells), x.dtype, x.device, backward)
+    ranked = rank(problem, engine)
+    if engine == "autotune" and len(ranked) > 1 and x.numel():
         return autotune.fastest(ranked, x, attention, cells, convolution, backward=backward)
     return ranked[0]
 
 
 @functools.lru_cache(maxsize=4096)
-def rank(
-    convolution: Convolution,
-    batch: int,
-    size: Shape,
-    cells: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    engine: str,
-    backward: bool,
-) -> tuple[str, ...]:
-    """Return the paths of an engine that can compute the convolution, the one that should be fastest first.
+def rank(problem: Problem, engine: str) -> tuple[Path, ...]:
+    """Return the paths of an engine that may compute a problem, the one that should be fastest first.
+
+    Args:
+        problem: what is to be computed.
+        engine: one of `ENGINES`, **or** the name of a path.
 
     Raises:
         ValueError: none of them can.
     """
-    found = able(engine, convolution, dtype, device)
-    if convolution.groups > 1:  # this order was the fastest on every such layer measured
-        return tuple(path for path in ("depthwise", "grouped", "per_sample") if path in found)
+    choices = survey(problem, engine)
+    found = tuple(choice.path for choice in choices if choice.refusal is None)
+    if not found:
+        raise ValueError(_sentence(engine, problem.convolution, choices[-1].refusal))
+    return found
 
-    def cost(path: str) -> float:
-        if device.type != "cpu":
-            return roofline.seconds(path, convolution, batch, size, cells, dtype, device)
-        work = costs.count_work(path, convolution, batch, size, cells, dtype.itemsize, device)
-        return costs.seconds(work, path, backward=backward)
 
-    return tuple(sorted(found, key=cost))
+def survey(problem: Problem, engine: str) -> tuple[Choice, ...]:
+    """Return all paths of an engine: those that may compute a problem, cheapest first, then the others with reasons."""
+    choices = [_look_at(path, problem, named=engine == path.name) for path in _candidates(engine)]
+    able = [choice for choice in choices if choice.refusal is None]
+    able.sort(key=lambda choice: math.inf if choice.seconds is None else choice.seconds)
+    return (*able, *(choice for choice in choices if choice.refusal is not None))
+
+
+def _look_at(path: Path, problem: Problem, *, named: bool) -> Choice:
+    reason = path.refusal(problem)
+    if reason is None and not named:
+        reason = path.unsuited(problem)
+    if reason is not None or problem.convolution.groups > 1:  # of those no path has been timed systematically
+        return Choice(path, reason, None)
+    if not problem.on_cpu:
+        return Choice(path, None, gpu_seconds(path.load(problem), problem.dtype))
+    known = path.fitted
+    return Choice(path, None, known and cpu_seconds(path.load(problem), known, backward=problem.backward))
+
+
+def _candidates(engine: str) -> tuple[Path, ...]:
+    if engine in ORDERS:
+        return tuple(path for path in PATHS if order_of(path) == engine)
+    named = find_path(engine)
+    return PATHS if named is None else (named,)
+
+
+def _sentence(engine: str, convolution: Convolution, reason: str | None) -> str:
+    found = (
+        f'engine "{engine}" for a convolution of kernel {list(convolution.kernel_shape)} in {convolution.groups} '
+        f"groups with cells {list(convolution.cell_shape)} ({reason})"
+    )
+    return sentence(found, ", ".join(engine for engine in ENGINES if refusal(engine, convolution) is None))

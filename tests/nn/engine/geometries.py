@@ -1,10 +1,14 @@
-"""Convolutions that several tests of the engine share."""
+"""Convolutions and problems that several tests of the engine share."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+
+import torch
 
 from kw_lightning.nn.engine import Convolution
+from kw_lightning.nn.engine.problem import Problem
 
 # (in, out, kernel, map at 224², stride, cell, cells, groups) of layers in the shipped zoo
 LAYERS = {
@@ -39,9 +43,23 @@ def convolution(name: str) -> Convolution:
     )
 
 
+def problem(
+    name: str,
+    batch: int,
+    size: int = 224,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    *,
+    backward: bool = False,
+) -> Problem:
+    """Return the problem of one of `LAYERS` in a network whose input is of a size."""
+    side = math.ceil(LAYERS[name][3] * size / 224)
+    return Problem(convolution(name), batch, (side, side), LAYERS[name][6], dtype, torch.device(device), backward)
+
+
 def suited(path: str, convolution: Convolution) -> Convolution:
     """Return the convolution, for the depthwise path with every output channel by itself."""
-    if path != "depthwise":
+    if not path.endswith("depthwise"):
         return convolution
     (channels, _, *kernel), (cell, *_) = convolution.kernel_shape, convolution.cell_shape
     ones = (1,) * (convolution.dimensions + 1)

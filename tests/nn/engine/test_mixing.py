@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from kw_lightning.nn.engine import Convolution, dynamic_convolution, mixing, reference
+from kw_lightning.nn.engine.paths import PATHS
+from kw_lightning.nn.engine.paths.compiled import CompiledPath
 
 
 @pytest.mark.parametrize("cells", [7, 32])
@@ -44,7 +46,7 @@ def test_tensors_in_any_memory_order_are_taken() -> None:
     expected = reference.convolve(x, attention, cells, geometry)
     gradient = torch.randn(5, 5, 4, 2, dtype=torch.float64).permute(3, 2, 0, 1)
     wanted = torch.autograd.grad(expected, (x, attention, cells), gradient)
-    for engine in ("products", "per_sample", "grouped", "mix_inputs", "mix_outputs"):
+    for engine in (path.name for path in PATHS if not isinstance(path, CompiledPath)):
         y = _by_path(x, attention, cells, geometry, engine)
         torch.testing.assert_close(y, expected)
         for one, other in zip(torch.autograd.grad(y, (x, attention, cells), gradient), wanted, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path as FilePath
 
 import pytest
 import torch
@@ -11,7 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kw_lightning.nn.engine import Convolution, dynamic_convolution, dynamic_linear, paths, reference, workspace
+from kw_lightning.nn.engine import (
+    Convolution,
+    computing,
+    dynamic_convolution,
+    dynamic_linear,
+    paths,
+    reference,
+    workspace,
+)
+from kw_lightning.nn.engine.orders import ORDERS
+from kw_lightning.nn.engine.paths import PATHS, Path, order_of
+from kw_lightning.nn.engine.problem import Problem
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda")
@@ -23,12 +35,16 @@ TOLERANCE = {
 }  # relative to the largest number
 
 
-def type_of(path: str, convolution: Convolution) -> torch.dtype:
+def refusal(path: Path, convolution: Convolution, dtype: torch.dtype, device: torch.device) -> str | None:
+    return path.refusal(Problem(convolution, 2, (5,) * convolution.dimensions, 3, dtype, device))
+
+
+def type_of(path: Path, convolution: Convolution) -> torch.dtype:
     """Return the most precise type in which a path computes here; skip a test of a path that there is not."""
     for dtype in (torch.float64, torch.float32):
-        if paths.refusal(path, convolution, dtype, CPU) is None:
+        if refusal(path, convolution, dtype, CPU) is None:
             return dtype
-    pytest.skip(f"{path} needs a C compiler and a convolution that it can compute")
+    pytest.skip(f"{path.name} needs a C compiler and a convolution that it can compute")
 
 
 @st.composite
@@ -75,22 +91,22 @@ def error(found: Tensor, expected: Tensor) -> float:
 
 def compare(
     problem: tuple[Convolution, tuple[int, ...], int, int], dtype: torch.dtype, device: torch.device = CPU
-) -> int:
-    """Compare every path with the literal form in float64 and return how many there were."""
+) -> set[str]:
+    """Compare every path with the literal form in float64 and return the orders of those that there were."""
     convolution = problem[0]
     x, attention, cells = (tensor.to(device) for tensor in make_tensors(problem, dtype))
     exact = [tensor.double().clone().requires_grad_() for tensor in (x, attention, cells)]
     expected = reference.convolve(*exact, convolution)
     gradient = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     wanted = torch.autograd.grad(expected, exact, gradient.double())
-    able = [path for path in paths.PATHS if paths.refusal(path, convolution, dtype, device) is None]
+    able = [path for path in PATHS if refusal(path, convolution, dtype, device) is None]
     for path in able:
-        y = paths.forward(x, attention, cells, convolution, path)
-        found = paths.backward(gradient, x, attention, cells, convolution, path, [True] * 3)
+        y = computing.forward(x, attention, cells, convolution, path)
+        found = computing.backward(gradient, x, attention, cells, convolution, path, [True] * 3)
         assert y.dtype == dtype
         for name, one, other in zip(("y", "x", "α", "E"), (y, *found), (expected, *wanted), strict=True):
-            assert error(one, other.detach()) < TOLERANCE[dtype], (path, name)
-    return len(able)
+            assert error(one, other.detach()) < TOLERANCE[dtype], (path.name, name)
+    return {order_of(path) for path in able}
 
 
 @settings(max_examples=80)
@@ -98,7 +114,7 @@ def compare(
 def test_every_path_equals_the_literal_form(
     problem: tuple[Convolution, tuple[int, ...], int, int], dtype: torch.dtype
 ) -> None:
-    assert compare(problem, dtype) >= 2
+    assert "mix_kernels" in compare(problem, dtype)
 
 
 @pytest.mark.gpu
@@ -108,78 +124,92 @@ def test_every_path_equals_the_literal_form(
 def test_every_path_equals_the_literal_form_on_a_gpu(
     problem: tuple[Convolution, tuple[int, ...], int, int], dtype: torch.dtype
 ) -> None:
-    assert compare(problem, dtype, GPU) >= 2
+    assert "mix_kernels" in compare(problem, dtype, GPU)
 
 
 @settings(max_examples=25)
 @given(problems(groups=False), st.integers(1, 4000))
 def test_chunks_change_nothing(problem: tuple[Convolution, tuple[int, ...], int, int], limit: int) -> None:
     with workspace(limit):
-        assert compare(problem, torch.float64) >= 2
+        assert compare(problem, torch.float64) == set(ORDERS)
 
 
 def test_many_narrow_cells_are_joined() -> None:
     convolution = Convolution((12, 12, 3, 3), (3, 4, 1, 1), (1, 1), (1, 1), (1, 1))
-    assert compare((convolution, (5, 4), 3, 7), torch.float64) == 7
+    assert compare((convolution, (5, 4), 3, 7), torch.float64) == set(ORDERS)
 
 
 def test_wide_cells_are_taken_one_by_one() -> None:
     convolution = Convolution((4, 128, 3, 1), (2, 64, 1, 1), (2, 1), (1, 0), (1, 1))
-    assert compare((convolution, (5, 4), 2, 3), torch.float64) == 7
+    assert compare((convolution, (5, 4), 2, 3), torch.float64) == set(ORDERS)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 5)])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 def test_maps_smaller_than_the_kernel(size: tuple[int, int], stride: int) -> None:
     convolution = Convolution((4, 6, 3, 3), (2, 3, 1, 1), (stride, stride), (1, 1), (1, 1))
-    assert compare((convolution, size, 2, 3), torch.float64) == 7
+    assert compare((convolution, size, 2, 3), torch.float64) == set(ORDERS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_outputs_that_read_nothing_but_padding(dtype: torch.dtype) -> None:
     convolution = Convolution((4, 6, 1, 2), (4, 6, 1, 1), (1, 1), (0, 1), (1, 2))
-    assert compare((convolution, (1, 1), 2, 3), dtype) >= 5
+    assert compare((convolution, (1, 1), 2, 3), dtype) == set(ORDERS)
 
 
-@pytest.mark.parametrize("path", paths.PATHS)
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
+def test_a_path_is_named_after_its_order_and_method_as_its_file_is(path: Path) -> None:
+    assert type(path).__module__ == "kw_lightning.nn.engine.paths." + path.name.replace("/", ".")
+    assert order_of(path) in ORDERS
+
+
+def test_every_file_of_an_order_is_in_the_list() -> None:
+    folder = FilePath(paths.__file__).parent
+    files = {f"{file.parent.name}/{file.stem}" for order in ORDERS for file in (folder / order).glob("[!_]*.py")}
+    assert files - {path.name for path in PATHS} == {"mix_inputs/order", "mix_outputs/order"}
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_memory_format_of_the_input_is_kept(path: str, kernel: int) -> None:
+def test_memory_format_of_the_input_is_kept(path: Path, kernel: int) -> None:
     convolution = Convolution((6, 4, kernel, kernel), (3, 4, 1, 1), (1, 1), (kernel // 2,) * 2, (1, 1))
-    convolution = suited(path, convolution)
+    convolution = suited(path.name, convolution)
     dtype = type_of(path, convolution)
     x, attention, cells = make_tensors((convolution, (6, 5), 3, 3), dtype)
     x = x.contiguous(memory_format=torch.channels_last)
-    y = paths.forward(x, attention, cells, convolution, path)
+    y = computing.forward(x, attention, cells, convolution, path)
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert error(y, reference.convolve(x, attention, cells, convolution)) < (1e-12 if dtype == torch.float64 else 1e-5)
-    found = paths.backward(y, x, attention, cells, convolution, path, [True, False, False])
+    found = computing.backward(y, x, attention, cells, convolution, path, [True, False, False])
     assert found[0].is_contiguous(memory_format=torch.channels_last)
     assert [len(gradient) for gradient in found[1:]] == [0, 0]
-    assert paths.forward(x.contiguous(), attention, cells, convolution, path).is_contiguous()
+    assert computing.forward(x.contiguous(), attention, cells, convolution, path).is_contiguous()
 
 
-@pytest.mark.parametrize("path", paths.PATHS)
-def test_each_gradient_alone_is_the_same(path: str) -> None:
-    convolution = Convolution((6, 4, 3, 3), (3, 2, 1, 1), (1, 1) if path == "winograd" else (2, 1), (1, 1), (1, 1))
-    convolution = suited(path, convolution)
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
+def test_each_gradient_alone_is_the_same(path: Path) -> None:
+    convolution = Convolution(
+        (6, 4, 3, 3), (3, 2, 1, 1), (1, 1) if path.name.endswith("winograd") else (2, 1), (1, 1), (1, 1)
+    )
+    convolution = suited(path.name, convolution)
     dtype = type_of(path, convolution)
     x, attention, cells = make_tensors((convolution, (6, 5), 3, 3), dtype)
-    gradient = torch.randn_like(paths.forward(x, attention, cells, convolution, path))
-    together = paths.backward(gradient, x, attention, cells, convolution, path, [True] * 3)
+    gradient = torch.randn_like(computing.forward(x, attention, cells, convolution, path))
+    together = computing.backward(gradient, x, attention, cells, convolution, path, [True] * 3)
     for index in range(3):
         needed = [index == other for other in range(3)]
-        alone = paths.backward(gradient, x, attention, cells, convolution, path, needed)
+        alone = computing.backward(gradient, x, attention, cells, convolution, path, needed)
         assert error(alone[index], together[index]) < (1e-12 if dtype == torch.float64 else 1e-6)
         assert all(len(alone[other]) == 0 for other in range(3) if other != index)
 
 
-@pytest.mark.parametrize("path", paths.PATHS)
-def test_an_empty_batch_gives_an_empty_output_and_zero_gradients(path: str) -> None:
-    convolution = suited(path, Convolution((6, 4, 3, 3), (3, 2, 1, 1), (1, 1), (1, 1), (1, 1)))
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
+def test_an_empty_batch_gives_an_empty_output_and_zero_gradients(path: Path) -> None:
+    convolution = suited(path.name, Convolution((6, 4, 3, 3), (3, 2, 1, 1), (1, 1), (1, 1), (1, 1)))
     x, attention, cells = make_tensors((convolution, (6, 5), 1, 3), type_of(path, convolution))
-    y = paths.forward(x[:0], attention[:0], cells, convolution, path)
+    y = computing.forward(x[:0], attention[:0], cells, convolution, path)
     assert y.shape == (0, 6, 6, 5)
-    found = paths.backward(y, x[:0], attention[:0], cells, convolution, path, [True] * 3)
+    found = computing.backward(y, x[:0], attention[:0], cells, convolution, path, [True] * 3)
     assert found[0].shape == x[:0].shape
     assert found[2].shape == cells.shape
     assert found[2].abs().max() == 0

@@ -11,33 +11,43 @@ from typing import Any
 
 import pytest
 import torch
-from geometries import LAYERS, convolution
+from geometries import LAYERS, problem
 
 from kw_lightning.builder import convert
-from kw_lightning.nn.engine import ENGINES, Convolution, autotune, costs, dynamic_convolution, native, paths, planner
+from kw_lightning.nn.engine import ENGINES, Convolution, autotune, dynamic_convolution, native, planner
+from kw_lightning.nn.engine.orders import ORDERS
+from kw_lightning.nn.engine.paths import PATHS, find_path, order_of
+from kw_lightning.nn.engine.paths import Path as EnginePath
+from kw_lightning.nn.engine.paths.compiled import CompiledPath
+from kw_lightning.nn.engine.problem import Operands, Problem
 
-CPU = torch.device("cpu")
+FUSED = ("mix_kernels/compiled", "mix_inputs/compiled")
 
 
-def multiply_adds(path: str, name: str, batch: int, side: int, backward: bool) -> int:
+def names(problem: Problem, engine: str = "auto") -> list[str]:
+    """Return the paths of an engine, the one that should be fastest first."""
+    return [path.name for path in planner.rank(problem, engine)]
+
+
+def multiply_adds(path: str, problem: Problem) -> int:
     """Count a pass by hand, from the orders of contraction alone.
 
     Backwards, kernels are mixed anew, and both gradients of the mixture and of the product are taken; where inputs or
     outputs are mixed, next to nothing is.
     """
-    geometry, cells = convolution(name), LAYERS[name][6]
+    geometry, batch, size, cells, *_, backward = problem
     kernel, cell = math.prod(geometry.kernel_shape), math.prod(geometry.cell_shape)
     _, out_groups, in_groups = geometry.grid
-    positions = math.prod(geometry.output_size((side, side)))
-    if path in ("mix_inputs", "fused_inputs"):
+    positions = math.prod(geometry.output_size(size))
+    if path.startswith("mix_inputs"):
         return batch * cells * cell * out_groups * positions * (2 if backward else 1)
-    if path == "mix_outputs":
-        return batch * cells * cell * in_groups * side * side * (2 if backward else 1)
-    if path == "winograd":
-        kernel, positions = kernel * 16 // 9, math.ceil(geometry.output_size((side, side))[0] / 2) ** 2
+    if path.startswith("mix_outputs"):
+        return batch * cells * cell * in_groups * math.prod(size) * (2 if backward else 1)
+    if path == "mix_kernels/winograd":
+        kernel, positions = kernel * 16 // 9, math.ceil(geometry.output_size(size)[0] / 2) ** 2
     # On a map smaller than the kernel's reach, these leave out positions that read only padding.
-    reach = path in ("products", "fused") and geometry.kernel_shape[2] == 3
-    live = min(1.0, (2 * side - 1) ** 2 / 9) if reach else 1.0
+    reach = path in ("mix_kernels/shifted", "mix_kernels/compiled") and geometry.kernel_shape[2] == 3
+    live = min(1.0, (2 * size[0] - 1) ** 2 / 9) if reach else 1.0
     return int(batch * kernel * live * (3 * cells + 2 * positions if backward else cells + positions))
 
 
@@ -45,68 +55,90 @@ def multiply_adds(path: str, name: str, batch: int, side: int, backward: bool) -
 @pytest.mark.parametrize(("batch", "size"), [(16, 224), (1, 224), (64, 32), (3, 96), (16, 64)])
 @pytest.mark.parametrize("name", LAYERS)
 def test_work_is_near_the_least(name: str, batch: int, size: int, backward: bool) -> None:
-    side = math.ceil(LAYERS[name][3] * size / 224)
-    ranked = planner.rank(convolution(name), batch, (side, side), LAYERS[name][6], torch.float32, CPU, "auto", backward)
+    posed = problem(name, batch, size, backward=backward)
+    ranked = names(posed)
     # Not of Winograd's form, whose multiply-adds are fewer but in many small products, nor of PyTorch's products, which
     # reach about two thirds of the compiled ones' speed; those alone move kernels through memory as well.
     least = min(
-        multiply_adds(path, name, batch, side, backward)
+        multiply_adds(path, posed)
         for path in ranked
-        if path in (("fused", "fused_inputs") if native.available() and LAYERS[name][7] == 1 else ranked)
+        if path in (FUSED if native.available() and LAYERS[name][7] == 1 else ranked)
     )
     # Of few samples, reading all cells takes as long as working on them.
     limit = (1.25 if batch > 3 else 1.5) if native.available() else 3.0
-    assert multiply_adds(ranked[0], name, batch, side, backward) <= limit * least
+    assert multiply_adds(ranked[0], posed) <= limit * least
 
 
 @pytest.mark.skipif(not native.available(), reason="no C compiler")
 @pytest.mark.parametrize(
-    ("name", "batch", "side", "expected"),
+    ("name", "batch", "size", "expected"),
     [
-        ("resnet18 layer1", 16, 56, {"winograd"}),
-        ("resnet18 layer2.0.conv1", 16, 56, {"fused"}),
-        ("resnet18 layer4", 16, 7, {"fused"}),
-        ("resnet18 layer3", 64, 2, {"fused_inputs", "mix_outputs"}),
-        ("resnet18 layer4", 64, 1, {"fused_inputs", "mix_inputs", "mix_outputs"}),
-        ("convnext depthwise", 16, 56, {"depthwise"}),
-        ("resnet50 layer1 expand", 16, 56, {"fused"}),
+        ("resnet18 layer1", 16, 224, {"mix_kernels/winograd"}),
+        ("resnet18 layer2.0.conv1", 16, 224, {"mix_kernels/compiled"}),
+        ("resnet18 layer4", 16, 224, {"mix_kernels/compiled"}),
+        ("resnet18 layer3", 64, 32, {"mix_inputs/compiled", "mix_outputs/by_cell"}),
+        ("resnet18 layer4", 64, 32, {"mix_inputs/compiled", "mix_inputs/by_cell", "mix_outputs/by_cell"}),
+        ("convnext depthwise", 16, 224, {"mix_kernels/depthwise"}),
+        ("resnet50 layer1 expand", 16, 224, {"mix_kernels/compiled"}),
     ],
 )
-def test_shapes_get_the_path_measured_fastest(name: str, batch: int, side: int, expected: set[str]) -> None:
-    ranked = planner.rank(convolution(name), batch, (side, side), LAYERS[name][6], torch.float32, CPU, "auto", False)
-    assert ranked[0] in expected
+def test_shapes_get_the_path_measured_fastest(name: str, batch: int, size: int, expected: set[str]) -> None:
+    assert names(problem(name, batch, size))[0] in expected
 
 
 @pytest.mark.parametrize(
-    ("name", "batch", "side", "expected"),
+    ("name", "batch", "size", "expected"),
     [
-        ("resnet18 layer1", 16, 56, {"per_sample", "grouped"}),
-        ("resnet18 layer4", 64, 1, {"mix_inputs", "mix_outputs"}),
-        ("convnext depthwise", 16, 56, {"grouped"}),
+        ("resnet18 layer1", 16, 224, {"mix_kernels/per_sample", "mix_kernels/grouped"}),
+        ("resnet18 layer4", 64, 32, {"mix_inputs/by_cell", "mix_outputs/by_cell"}),
+        ("convnext depthwise", 16, 224, {"mix_kernels/grouped"}),
     ],
 )
-def test_other_types_get_paths_of_pytorchs_products(name: str, batch: int, side: int, expected: set[str]) -> None:
-    ranked = planner.rank(convolution(name), batch, (side, side), LAYERS[name][6], torch.float64, CPU, "auto", False)
-    assert ranked[0] in expected
-    assert not {"fused", "winograd", "fused_inputs", "depthwise"} & set(ranked)
+def test_other_types_get_paths_of_pytorchs_products(name: str, batch: int, size: int, expected: set[str]) -> None:
+    ranked = planner.rank(problem(name, batch, size, torch.float64), "auto")
+    assert ranked[0].name in expected
+    assert not any(isinstance(path, CompiledPath) for path in ranked)
 
 
 @pytest.mark.parametrize("engine", [engine for engine in ENGINES if engine != "reference"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_engine_names_only_paths_that_can(name: str, engine: str) -> None:
-    geometry = convolution(name)
-    for dtype, device in ((torch.float32, CPU), (torch.float64, CPU), (torch.bfloat16, torch.device("cuda"))):
-        if planner.refusal(engine, geometry) is not None:
-            assert geometry.groups > 1
+    for dtype, device in ((torch.float32, "cpu"), (torch.float64, "cpu"), (torch.bfloat16, "cuda")):
+        posed = problem(name, 2, 32, dtype, device)
+        if planner.refusal(engine, posed.convolution) is not None:
+            assert posed.convolution.groups > 1
             assert engine in ("mix_inputs", "mix_outputs")
             with pytest.raises(ValueError, match=r"allowed: auto, autotune, mix_kernels, reference$"):
-                planner.rank(geometry, 2, (8, 8), LAYERS[name][6], dtype, device, engine, False)
+                planner.rank(posed, engine)
             continue
-        ranked = planner.rank(geometry, 2, (8, 8), LAYERS[name][6], dtype, device, engine, False)
+        ranked = planner.rank(posed, engine)
         assert ranked
-        assert all(paths.refusal(path, geometry, dtype, device) is None for path in ranked)
-        if engine in ("mix_inputs", "mix_outputs"):
-            assert all(path.endswith(engine.removeprefix("mix_")) for path in ranked)
+        assert all(path.refusal(posed) is None for path in ranked)
+        if engine in ORDERS:
+            assert {order_of(path) for path in ranked} == {engine}
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("name", ["resnet18 layer4", "mobilenetv2 depthwise"])
+def test_a_survey_gives_every_path_with_its_time_or_the_reason_against_it(name: str, device: str) -> None:
+    posed = problem(name, 4, 224, device=device)
+    survey = planner.survey(posed, "auto")
+    assert {choice.path for choice in survey} == set(PATHS)
+    assert tuple(choice.path for choice in survey if choice.refusal is None) == planner.rank(posed, "auto")
+    for choice in survey:
+        assert (choice.refusal is None) >= (choice.seconds is not None)
+        assert choice.path.refusal(posed) in (choice.refusal, None)
+    times = [choice.seconds for choice in survey if choice.seconds is not None]
+    assert times == sorted(times)
+    assert bool(times) == (posed.convolution.groups == 1)  # others are not timed systematically
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
+def test_a_path_can_be_named_even_where_it_is_never_the_fastest(path: EnginePath) -> None:
+    for name in ("resnet18 layer1", "mobilenetv2 depthwise"):
+        posed = problem(name, 4)
+        if path.refusal(posed) is None:
+            assert planner.rank(posed, path.name) == (path,)
 
 
 def test_autotune_times_once_and_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,9 +157,9 @@ def test_autotune_times_once_and_remembers(tmp_path: Path, monkeypatch: pytest.M
     expected = dynamic_convolution(*tensors, geometry, "reference")
     torch.testing.assert_close(dynamic_convolution(*tensors, geometry, "autotune"), expected)
     first = len(timed)
-    assert first >= len(paths.PATHS)
+    assert first >= len(planner.rank(Operands(*tensors, geometry).problem(backward=False), "auto"))
     stored = json.loads(autotune.cache_file().read_text())
-    assert set(stored.values()) <= set(paths.PATHS)
+    assert {find_path(name) for name in stored.values()} <= set(PATHS)
     assert len(stored) == 1
     dynamic_convolution(*tensors, geometry, "autotune")
     monkeypatch.setattr(autotune, "_memory", {})  # as in another process: from the file
@@ -146,13 +178,11 @@ def test_the_study_fits_units_that_are_not_negative() -> None:
     assert (found >= 0).all()
     found = list(study["problems"]())
     assert len(found) > 100
-    geometry, batch, size, cells = min(found, key=lambda problem: problem[1] * math.prod(problem[2]))
-    x, stored = torch.randn(batch, geometry.kernel_shape[1], *size), torch.randn(cells, *geometry.cell_shape)
-    attention = torch.randn(batch, math.prod(geometry.kernel_shape) // math.prod(geometry.cell_shape), cells)
+    least = min(found, key=lambda problem: problem.batch * math.prod(problem.size))
     for backward in (False, True):
-        timed = study["timed"](geometry, (x, attention, stored), backward, 1)
+        timed = study["timed"](least._replace(backward=backward), 1)
         assert len(timed) > 1
-        assert timed.keys() <= costs.SECONDS.keys()
+        assert all(find_path(name).fitted is not None for name in timed)
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"forward": 3', '{"forward x": "nonsense"}', "\0\xff", "[" * 100_000])
@@ -180,8 +210,8 @@ def test_choices_that_others_can_have_written_are_not_read(
     tune_a_layer()
     file = autotune.cache_file()
     ((key, path),) = json.loads(file.read_text()).items()
-    other = next(one for one in paths.PATHS if one != path and not one.startswith("depth"))
-    file.write_text(json.dumps({key: other, "of a stranger": "products"}))
+    other = next(one.name for one in PATHS if one.name != path and not one.name.endswith("depthwise"))
+    file.write_text(json.dumps({key: other, "of a stranger": "mix_kernels/shifted"}))
     (file if exposed == "file" else file.parent).chmod(0o777)
     monkeypatch.setattr(autotune, "_memory", {})
     tune_a_layer()

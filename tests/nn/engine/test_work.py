@@ -7,14 +7,21 @@ import math
 
 import pytest
 import torch
+from geometries import LAYERS, problem
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from kw_lightning.nn import KWConv2d, KWLinear, share_warehouse
-from kw_lightning.nn.engine import ENGINES, Convolution, dynamic_convolution, paths, work
+from kw_lightning.nn.engine import ENGINES, Convolution, computing, dynamic_convolution, orders, work
+from kw_lightning.nn.engine.paths import PATHS, Path, find_path, order_of
+from kw_lightning.nn.engine.paths.compiled import CompiledPath
 
 # A path of each order whose products torch counts one by one, and of which none is saved or wasted.
-PATHS = {"mix_kernels": "per_sample", "mix_outputs": "mix_outputs", "mix_inputs": "mix_inputs"}
+COUNTED = {
+    "mix_kernels": find_path("mix_kernels/per_sample"),
+    "mix_outputs": find_path("mix_outputs/by_cell"),
+    "mix_inputs": find_path("mix_inputs/by_cell"),
+}
 CONVOLUTIONS = {
     "3×3": (Convolution((6, 8, 3, 3), (3, 4, 1, 1), (1, 1), (1, 1), (1, 1)), (7, 6)),
     "strided": (Convolution((6, 8, 3, 3), (3, 4, 1, 1), (2, 2), (1, 1), (1, 1)), (8, 6)),
@@ -46,20 +53,36 @@ def make(convolution: Convolution, size: tuple[int, ...]) -> tuple[Tensor, Tenso
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-@pytest.mark.parametrize("order", work.ORDERS)
+@pytest.mark.parametrize("order", orders.ORDERS)
 def test_the_count_of_an_order_is_that_of_its_products(order: str, name: str) -> None:
     convolution, size = CONVOLUTIONS[name]
     tensors = make(convolution, size)
     with products() as counter:
-        y = paths.forward(*tensors, convolution, PATHS[order])
+        y = computing.forward(*tensors, convolution, COUNTED[order])
     inputs, outputs = math.prod(size), math.prod(y.shape[2:])
-    assert counter.get_total_flops() == 2 * BATCH * sum(work.count(order, convolution, CELLS, inputs, outputs))
+    assert counter.get_total_flops() == 2 * BATCH * sum(orders.count(order, convolution, CELLS, inputs, outputs))
     for needed in itertools.product([False, True], repeat=3):
         if needed[0] or (any(needed) and order != "mix_kernels"):  # that path mixes kernels without need, too
             with products() as counter:
-                paths.backward(y, *tensors, convolution, PATHS[order], needed)
+                computing.backward(y, *tensors, convolution, COUNTED[order], needed)
             counted = work.backward(order, convolution, CELLS, inputs, outputs, needed)
             assert counter.get_total_flops() == 2 * BATCH * counted, needed
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
+def test_the_load_of_a_path_is_its_orders_count(path: Path) -> None:
+    ratios = []
+    for name in LAYERS:
+        posed = problem(name, 4)
+        if path.refusal(posed) is None:
+            positions = math.prod(posed.size), math.prod(posed.convolution.output_size(posed.size))
+            counted = orders.count(order_of(path), posed.convolution, posed.cells, *positions)
+            found = path.load(posed)
+            ratios.append((found.mixing + found.products) / (4 * sum(counted)))
+    if isinstance(path, CompiledPath):  # they leave out the padding, or take Winograd's form; narrow cells leave lanes
+        assert all(0.4 < ratio <= 2 for ratio in ratios)
+    else:
+        assert set(ratios) == {1.0}
 
 
 @pytest.mark.parametrize("engine", ENGINES)

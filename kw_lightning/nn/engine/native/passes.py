@@ -107,7 +107,7 @@ def backward(
     call = _Call(x, attention, cells, convolution, order, backward=True)
     call.map("source", gradient)
     call.map("out", x if wanted.x is None else wanted.x, touch=wanted.x is not None)
-    call.map("other", x, touch=wanted.kernels or order == "mix_inputs")
+    call.map("other", x, touch=wanted.of_kernels or order == "mix_inputs")
     call.run(wanted)
 
 

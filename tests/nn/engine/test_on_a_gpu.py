@@ -7,21 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from geometries import LAYERS, convolution
+from geometries import LAYERS, problem
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kw_lightning.nn.engine import paths, planner, roofline
+from kw_lightning.nn.engine import computing, planner
+from kw_lightning.nn.engine.paths import PATHS, Path
 
-GPU = torch.device("cuda")
-PATHS = ("products", "grouped", "per_sample", "joint_inputs", "joint_outputs")
 FOLLOWED = [
     (name, path)
     for name in ("resnet18 layer2.0.conv1", "resnet18 layer4", "mobilenetv2 project", "mobilenetv2 depthwise")
     for path in PATHS
-    if paths.refusal(path, convolution(name), torch.bfloat16, GPU) is None
+    if (path.refusal(on_a_gpu := problem(name, 4, dtype=torch.bfloat16, device="cuda")) or path.unsuited(on_a_gpu))
+    is None
 ]
 CHOSEN = ("resnet18 layer1", "resnet50 layer3 expand", *dict(FOLLOWED))
 NO_WORK = {"empty", "new_empty", "empty_like", "_unsafe_view", "detach", "lift_fresh"}
@@ -57,9 +57,9 @@ def in_memory(tensor: Tensor) -> int:
     return math.prod(size for size, stride in pairs if stride != 0) if tensor.numel() else 0
 
 
-def follow(name: str, path: str, batch: int, dtype: torch.dtype) -> tuple[Operators, Operators]:
+def follow(name: str, path: Path, batch: int, dtype: torch.dtype) -> tuple[Operators, Operators]:
     """Return the operators of the forward and of the backward pass."""
-    geometry, side, cells = convolution(name), LAYERS[name][3], LAYERS[name][6]
+    geometry, _, (side, _), cells, *_ = problem(name, batch)
     mixtures = math.prod(geometry.kernel_shape) // math.prod(geometry.cell_shape)
     with FakeTensorMode():
         x = torch.empty(batch, geometry.kernel_shape[1] * geometry.groups, side, side, device="cuda", dtype=dtype)
@@ -67,41 +67,40 @@ def follow(name: str, path: str, batch: int, dtype: torch.dtype) -> tuple[Operat
         attention = torch.empty(batch, mixtures, cells, device="cuda")
         stored = torch.empty(cells, *geometry.cell_shape, device="cuda")
         with Operators() as forward:
-            y = paths.forward(x, attention, stored, geometry, path)
+            y = computing.forward(x, attention, stored, geometry, path)
         with Operators() as backward:
-            found = paths.backward(y, x, attention, stored, geometry, path, [True] * 3)
+            found = computing.backward(y, x, attention, stored, geometry, path, [True] * 3)
         assert (y.device.type, y.dtype) == ("cuda", dtype)
         assert [(t.dtype, t.shape) for t in found] == [(t.dtype, t.shape) for t in (x, attention, stored)]
     return forward, backward
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("name", "path"), FOLLOWED)
-def test_everything_stays_on_the_gpu_in_the_type_of_the_input(name: str, path: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("name", "path"), FOLLOWED, ids=lambda value: getattr(value, "name", value))
+def test_everything_stays_on_the_gpu_in_the_type_of_the_input(name: str, path: Path, dtype: torch.dtype) -> None:
     for operators in follow(name, path, 4, dtype):  # which fails where a number would have to come to the CPU
         assert operators.product_types == {dtype}  # those of two bytes are products of the tensor cores
 
 
 @pytest.mark.parametrize("batch", [1, 32])
-@pytest.mark.parametrize(("name", "path"), FOLLOWED)
-def test_the_load_is_that_of_the_operators(name: str, path: str, batch: int) -> None:
-    geometry, side, cells = convolution(name), LAYERS[name][3], LAYERS[name][6]
+@pytest.mark.parametrize(("name", "path"), FOLLOWED, ids=lambda value: getattr(value, "name", value))
+def test_the_load_is_that_of_the_operators(name: str, path: Path, batch: int) -> None:
     forward, _ = follow(name, path, batch, torch.bfloat16)
-    load = roofline.count(path, geometry, batch, (side, side), cells, torch.bfloat16, GPU)
-    assert load.launches / 2.5 - 4 <= forward.launches <= load.launches * 2.5 + 4
+    load = path.load(problem(name, batch, dtype=torch.bfloat16, device="cuda"))
+    assert load.calls / 2.5 - 4 <= forward.launches <= load.calls * 2.5 + 4
     assert load.elements / 2 <= forward.elements <= load.elements * 2
 
 
 @pytest.mark.parametrize("batch", [1, 64, 256])
 @pytest.mark.parametrize("name", CHOSEN)
 def test_the_chosen_path_has_few_launches(name: str, batch: int) -> None:
-    side, cells = LAYERS[name][3], LAYERS[name][6]
     for backward in (False, True):
-        ranked = planner.rank(convolution(name), batch, (side, side), cells, torch.bfloat16, GPU, "auto", backward)
+        posed = problem(name, batch, dtype=torch.bfloat16, device="cuda", backward=backward)
+        ranked = planner.rank(posed, "auto")
         assert follow(name, ranked[0], batch, torch.bfloat16)[backward].launches < 128
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_an_empty_batch_has_a_path(name: str) -> None:
-    side, cells = LAYERS[name][3], LAYERS[name][6]
-    assert planner.rank(convolution(name), 0, (side, side), cells, torch.bfloat16, GPU, "auto", False)
+    assert planner.rank(problem(name, 0, dtype=torch.bfloat16, device="cuda"), "auto")
+    assert planner.rank(problem(name, 0), "auto")

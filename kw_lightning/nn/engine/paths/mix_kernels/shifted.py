@@ -1,4 +1,7 @@
-"""Mix kernels, then convolve by one batched matrix product per phase image of the input.
+"""Mix kernels, then convolve by one batched matrix product per phase image of the input, shifted and added up (kn2row).
+
+A. Vasudevan, A. Anderson, D. Gregg, "Parallel Multi Channel Convolution using General Matrix Multiplication",
+https://arxiv.org/abs/1704.04428, for kernels of a sample's own.
 
 The mixtures of all kernel positions are the rows of one matrix, W [positions · output groups · co, ci], as they come
 out of the mixing product: no kernel is ever permuted, only α, which is small. One product with it gives what every
@@ -16,7 +19,10 @@ import torch
 from torch import Tensor
 
 from kw_lightning.nn.engine import mixing
+from kw_lightning.nn.engine.costs import Fitted, Load, Units, narrow
 from kw_lightning.nn.engine.gradients import Gradients
+from kw_lightning.nn.engine.paths.rows import Rows, RowsPath, multiply_adds, row_sizes
+from kw_lightning.nn.engine.problem import Problem
 from kw_lightning.nn.engine.taps import Tap, Taps, every, put, rows_of, take
 from kw_lightning.nn.engine.workspace import kernel_chunks, scratch
 from kw_lightning.nn.partition import Shape
@@ -27,72 +33,88 @@ JOINED_CHANNELS = 64
 Operands = list[tuple[slice, Tensor]]  # (input channels, weights [batch, positions, output groups, rows, channels])
 
 
-def forward(x: Tensor, attention: Tensor, cells: Tensor, taps: Taps, y: Tensor) -> None:
-    """Write the convolution of every sample with its own kernel.
+class Shifted(RowsPath):
+    """One product for all kernel positions, whose parts are then shifted and added up."""
 
-    Args:
-        x: [batch, *size, in_channels].
-        attention: α [batch, positions, output groups, input groups, cells].
-        cells: E [cells, co, ci].
-        taps: one for each of α's positions.
-        y: [batch, *output_size, out_channels], overwritten.
-    """
-    work = _Work(x, attention, cells, taps)
-    if not (work.direct and all(map(work.adjoining, work.rows))):
-        y.zero_()
-    for samples in work.samples:
-        images = [phase.image(x[samples]) for phase in work.phases]
-        for rows in work.rows:
-            operands = _operands(work.mix(samples, rows))
-            for phase, image in zip(work.phases, images, strict=True):
-                if work.direct and work.adjoining(rows):
-                    _apply(image, phase.select(operands), rows_of(y[samples])[:, :, work.outputs(rows)])
-                    continue
-                weights = phase.select(operands)
-                parts = scratch("parts", [*image.shape[:2], weights[0][1].shape[1]], image)
-                _apply(image, weights, parts)
-                phase.add_up(parts, work.grouped(y[samples], rows))
+    name = "mix_kernels/shifted"
+    fitted = Fitted(
+        Units(5.2e-11, 3.8e-11, 3.7e-10, 0.00012, 0.00041), Units(1.4e-10, 7.2e-11, 8.6e-11, 0.00022, 0.00081)
+    )
 
+    def takes_any_layout(self, taps: Taps) -> bool:
+        """Return whether maps of any memory format will do: of one tap, which is no more than a product."""
+        return len(taps.taps) == 1
 
-def backward(gradient: Tensor, x: Tensor, attention: Tensor, cells: Tensor, taps: Taps, wanted: Gradients) -> None:
-    """Write the gradients; the kernels are mixed anew, chunk by chunk.
+    def load(self, problem: Problem) -> Load:
+        """Count the work of a forward pass; what every tap gives is written, read, and added to the output."""
+        sizes, batch, itemsize = row_sizes(problem), problem.batch, problem.dtype.itemsize
+        mixing, products = multiply_adds(self, problem, sizes.inputs, sizes.phase)
+        mixtures = sizes.live * sizes.out_groups * sizes.in_groups
+        given = 0 if sizes.live == 1 else batch * sizes.phase * sizes.live * problem.convolution.kernel_shape[0]
+        row = max(sizes.ci, 0 if sizes.live == 1 else sizes.phase // sizes.in_groups)
+        samples, rows = kernel_chunks(batch, mixtures, sizes.co, row * itemsize, problem.device)
+        cut = len(samples) * len(rows)
+        moved = batch * (sum(sizes.maps) + sizes.patches)
+        if problem.on_cpu:
+            width = sizes.in_groups * sizes.ci if sizes.ci < JOINED_CHANNELS else sizes.ci
+            slower = narrow(batch / max(len(samples), 1) * mixtures), narrow(width, sizes.phase)
+            return Load(mixing, products, moved + 2 * given, cut * (sizes.live + sizes.in_groups), slower)
+        cast = 2 * sizes.stored if itemsize < 4 else 0
+        kernels = batch * math.prod(problem.convolution.kernel_shape)
+        moved += cast + len(samples) * sizes.stored + 4 * kernels + 4 * given + batch * sizes.patches
+        return Load(mixing, products, moved, 4 + cut * (2 + sizes.in_groups + (sizes.live if given else 0)))
 
-    Args:
-        gradient: of the output, [batch, *output_size, out_channels].
-        x, attention, cells, taps: as in `forward`.
-        wanted: where the gradients go.
-    """
-    work = _Work(x, attention, cells, taps)
-    if wanted.x is not None and len(work.phases) < math.prod(taps.stride):
-        wanted.x.zero_()  # positions that no tap reads
-    for samples in work.samples:
-        images = [phase.image(x[samples]) for phase in work.phases]
-        if wanted.x is not None:
-            totals = [phase.total(wanted.x[samples]) for phase in work.phases]
-        spreads: list[Tensor] = []
-        for rows in work.rows:
-            if work.direct and work.adjoining(rows):
-                spreads = [rows_of(gradient[samples])[:, :, work.outputs(rows)]]
-            else:
-                part = work.grouped(gradient[samples], rows)
-                spreads = [phase.spread(part, spreads[i : i + 1]) for i, phase in enumerate(work.phases)]
-            if wanted.x is not None:
+    def forward_rows(self, form: Rows, y: Tensor) -> None:
+        """Write the convolution of every sample with its own kernel."""
+        work = _Work(form)
+        if not (work.direct and all(map(work.adjoining, work.rows))):
+            y.zero_()
+        for samples in work.samples:
+            images = [phase.image(form.x[samples]) for phase in work.phases]
+            for rows in work.rows:
                 operands = _operands(work.mix(samples, rows))
-                for phase, spread, total in zip(work.phases, spreads, totals, strict=True):
-                    for inputs, weights in phase.select(operands):
-                        _multiply(spread, weights, total[:, :, inputs], first=rows.start == 0)
-            if wanted.kernels:
-                kernels = work.kernels(samples, rows)
-                operands = _operands(kernels)
-                for phase, spread, image in zip(work.phases, spreads, images, strict=True):
-                    for inputs, weights in phase.select(operands):
-                        _multiply(spread.mT, image[:, :, inputs], weights, first=True)
-                _take_back(operands, kernels)
-                work.mixture_gradients(samples, rows, kernels, wanted)
-        if wanted.x is not None:
-            for phase, total in zip(work.phases, totals, strict=True):
-                phase.put_back(total, wanted.x[samples])
-    work.finish(wanted)
+                for phase, image in zip(work.phases, images, strict=True):
+                    if work.direct and work.adjoining(rows):
+                        _apply(image, phase.select(operands), rows_of(y[samples])[:, :, work.outputs(rows)])
+                        continue
+                    weights = phase.select(operands)
+                    parts = scratch("parts", [*image.shape[:2], weights[0][1].shape[1]], image)
+                    _apply(image, weights, parts)
+                    phase.add_up(parts, work.grouped(y[samples], rows))
+
+    def backward_rows(self, gradient: Tensor, form: Rows, found: Gradients) -> None:
+        """Write the gradients; the kernels are mixed anew, chunk by chunk."""
+        work = _Work(form)
+        if found.x is not None and len(work.phases) < math.prod(form.taps.stride):
+            found.x.zero_()  # positions that no tap reads
+        for samples in work.samples:
+            images = [phase.image(form.x[samples]) for phase in work.phases]
+            if found.x is not None:
+                totals = [phase.total(found.x[samples]) for phase in work.phases]
+            spreads: list[Tensor] = []
+            for rows in work.rows:
+                if work.direct and work.adjoining(rows):
+                    spreads = [rows_of(gradient[samples])[:, :, work.outputs(rows)]]
+                else:
+                    part = work.grouped(gradient[samples], rows)
+                    spreads = [phase.spread(part, spreads[i : i + 1]) for i, phase in enumerate(work.phases)]
+                if found.x is not None:
+                    operands = _operands(work.mix(samples, rows))
+                    for phase, spread, total in zip(work.phases, spreads, totals, strict=True):
+                        for inputs, weights in phase.select(operands):
+                            _multiply(spread, weights, total[:, :, inputs], first=rows.start == 0)
+                if found.of_kernels:
+                    kernels = work.kernels(samples, rows)
+                    operands = _operands(kernels)
+                    for phase, spread, image in zip(work.phases, spreads, images, strict=True):
+                        for inputs, weights in phase.select(operands):
+                            _multiply(spread.mT, image[:, :, inputs], weights, first=True)
+                    _take_back(operands, kernels)
+                    work.mixture_gradients(samples, rows, kernels, found)
+            if found.x is not None:
+                for phase, total in zip(work.phases, totals, strict=True):
+                    phase.put_back(total, found.x[samples])
+        work.finish(found)
 
 
 @dataclass(frozen=True)
@@ -184,7 +206,8 @@ class _Work:
         out_groups: cells along the kernel's output channels.
     """
 
-    def __init__(self, x: Tensor, attention: Tensor, cells: Tensor, taps: Taps) -> None:
+    def __init__(self, form: Rows) -> None:
+        x, attention, cells, taps = form
         self.cells = cells
         self.order = sorted(range(len(taps.taps)), key=lambda index: taps.taps[index].phase)
         self.phases: list[_Phase] = []
@@ -230,22 +253,22 @@ class _Work:
         mixing.mix(attention, self.cells[:, rows].flatten(1), kernels.view(len(attention), -1))
         return kernels
 
-    def mixture_gradients(self, samples: slice, rows: slice, kernels: Tensor, wanted: Gradients) -> None:
+    def mixture_gradients(self, samples: slice, rows: slice, kernels: Tensor, found: Gradients) -> None:
         """Turn the kernels' gradient into that of α and E; that of α is complete after `finish`."""
         attention = self.attention[samples].flatten(0, 3)
         flat = kernels.view(len(attention), -1)
-        if wanted.attention is not None:
+        if found.attention is not None:
             if self.gradient is None:
-                self.gradient = wanted.attention.new_zeros(self.attention.shape)
+                self.gradient = found.attention.new_zeros(self.attention.shape)
             total = self.gradient[samples].flatten(0, 3)
             mixing.attention_gradient(flat, self.cells[:, rows].flatten(1), total)
-        if wanted.cells is not None:
-            mixing.cells_gradient(attention, flat, wanted.cells[:, rows].flatten(1), first=samples.start == 0)
+        if found.cells is not None:
+            mixing.cells_gradient(attention, flat, found.cells[:, rows].flatten(1), first=samples.start == 0)
 
-    def finish(self, wanted: Gradients) -> None:
+    def finish(self, found: Gradients) -> None:
         """Write the gradient of α in the caller's order."""
-        if wanted.attention is not None and self.gradient is not None:
-            put(wanted.attention, self.order, self.gradient.permute(0, 2, 3, 1, 4))
+        if found.attention is not None and self.gradient is not None:
+            put(found.attention, self.order, self.gradient.permute(0, 2, 3, 1, 4))
 
 
 def _operands(kernels: Tensor) -> Operands:

@@ -1,0 +1,69 @@
+"""The orders of contraction, and the multiply-adds of each: the one arithmetic of plan, planner, benchmarks, counters.
+
+Three orders give the same output; for one sample, with m mixtures of n cells:
+
+- `mix_kernels`: the kernel is mixed out of the cells (m·n·|cell|), and the input convolved with it;
+- `mix_outputs`: the input is convolved with all cells, and at every position of it the results are mixed;
+- `mix_inputs`: at every position of the output what the mixtures read is mixed for each cell, then convolved with it.
+
+Counted as torch counts its own convolutions: positions in the padding are, biases are not. What a path saves or wastes
+beside that, its `load` says.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from kw_lightning.nn.engine.convolution import Convolution
+
+ORDERS = ("mix_kernels", "mix_outputs", "mix_inputs")
+
+
+class MultiplyAdds(NamedTuple):
+    """What one order takes for a sample: the linear mixture, and the convolution or products beside it."""
+
+    mixing: int
+    products: int
+
+
+def count(order: str, convolution: Convolution, cells: int, inputs: int, outputs: int) -> MultiplyAdds:
+    """Return the multiply-adds of a forward pass for one sample.
+
+    Args:
+        order: one of `ORDERS`.
+        convolution: the geometry; stride, padding and dilation say nothing here.
+        cells: n.
+        inputs, outputs: positions, or tokens, of the input and of the output.
+    """
+    spatial, out_groups, in_groups = convolution.grid
+    cell = math.prod(convolution.cell_shape)
+    co = convolution.cell_shape[0]
+    mixtures = math.prod(spatial) * out_groups * in_groups
+    if order == "mix_kernels":
+        return MultiplyAdds(mixtures * cells * cell, math.prod(convolution.kernel_shape) * outputs)
+    if math.prod(convolution.cell_shape[2:]) > 1:  # the patch that a whole cell reads is one wide pixel
+        inputs = outputs
+    if order == "mix_outputs":
+        return MultiplyAdds(mixtures * cells * co * inputs, cells * cell * in_groups * inputs)
+    return MultiplyAdds(mixtures * cells * cell // co * outputs, cells * cell * out_groups * outputs)
+
+
+def count_backward(order: str, forward: MultiplyAdds, x: bool, attention: bool, cells: bool) -> int:
+    """Return the multiply-adds of a backward pass: what the forward pass mixed is mixed anew.
+
+    Args:
+        order: one of `ORDERS`.
+        forward: of the order's forward pass.
+        x, attention, cells: which gradients are needed.
+    """
+    if order == "mix_kernels":
+        mixing = x + attention + cells  # for the gradient of x anew
+        products = x + (attention or cells)
+    elif order == "mix_outputs":
+        mixing = attention + (x or cells)
+        products = attention + x + cells  # for the gradient of α anew
+    else:
+        mixing = x + attention + cells  # for the gradient of the cells anew
+        products = cells + (x or attention)
+    return mixing * forward.mixing + products * forward.products

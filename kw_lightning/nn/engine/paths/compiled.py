@@ -1,0 +1,78 @@
+"""What the compiled paths have in common: what they can compute, their layouts, and vectors that narrow cells waste."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kw_lightning.nn.engine import native
+from kw_lightning.nn.engine.convolution import Convolution
+from kw_lightning.nn.engine.gradients import Gradients, new_gradients
+from kw_lightning.nn.engine.layouts import first_or_last
+from kw_lightning.nn.engine.paths.path import Path
+from kw_lightning.nn.engine.problem import Operands, Problem
+
+# Numbers that a compiled pass takes side by side, where vectors are narrowest.
+LANES = 16
+
+
+class CompiledPath(Path):
+    """A path by a pass in C, in float32 on a CPU.
+
+    Attributes:
+        compiled: the pass, see `native`.
+    """
+
+    compiled: ClassVar[str]
+
+    def refusal(self, problem: Problem) -> str | None:
+        """Return why it cannot compute a problem, None where it can."""
+        reason = self.refuses(problem.convolution)
+        if reason is not None:
+            return reason
+        if problem.dtype != torch.float32 or not problem.on_cpu:
+            where = f"{str(problem.dtype).removeprefix('torch.')} on {problem.device.type}"
+            return f"it computes in float32 on a CPU, not in {where}"
+        return None if native.available() else "its compiled passes are not to be had here"
+
+    def refuses(self, convolution: Convolution) -> str | None:
+        """Return why it cannot compute a geometry, None where it can."""
+        return dense_refusal(convolution)
+
+    def forward(self, operands: Operands, y: Tensor) -> None:
+        """Write the convolution of every sample with its own kernel."""
+        x, attention, cells, convolution = operands
+        native.forward(first_or_last(x), attention, cells, convolution, y, self.compiled)
+
+    def backward(self, gradient: Tensor, operands: Operands, needed: tuple[bool, bool, bool]) -> Gradients:
+        """Return the gradients."""
+        _, attention, cells, convolution = operands
+        x = first_or_last(operands.x)
+        found = new_gradients(x, attention, cells, needed)
+        native.backward(first_or_last(gradient), x, attention, cells, convolution, found, self.compiled)
+        return found
+
+
+def dense_refusal(convolution: Convolution) -> str | None:
+    """Return why a compiled pass for convolutions of all channels together cannot compute one, None where it can."""
+    if convolution.groups > 1:
+        return "its products take all input channels together and know no groups"
+    return None if math.prod(convolution.cell_shape[2:]) == 1 else "its cells span one kernel position"
+
+
+def padded_cell(convolution: Convolution) -> int:
+    """Return the numbers of a cell in a compiled pass: where it has few channels, lanes of its vectors stay empty."""
+    co, ci = convolution.cell_shape[:2]
+    return -(-co // LANES) * LANES * ci
+
+
+def moved(problem: Problem) -> int:
+    """Return the elements that a compiled pass moves: both maps, and the cells, which are packed."""
+    convolution = problem.convolution
+    channels = convolution.kernel_shape[1] * convolution.groups, convolution.kernel_shape[0]
+    sizes = math.prod(problem.size), math.prod(convolution.output_size(problem.size))
+    maps = sum(count * positions for count, positions in zip(channels, sizes, strict=True))
+    return problem.batch * maps + problem.cells * padded_cell(convolution)

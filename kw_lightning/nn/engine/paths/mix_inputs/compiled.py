@@ -1,0 +1,27 @@
+"""Mix inputs in the cache, a block of cells at a time."""
+
+from __future__ import annotations
+
+import math
+
+from kw_lightning.nn.engine.costs import Fitted, Load, Units
+from kw_lightning.nn.engine.paths.compiled import CompiledPath, moved, padded_cell
+from kw_lightning.nn.engine.problem import Problem
+from kw_lightning.nn.engine.taps import find_taps
+
+
+class InputsCompiled(CompiledPath):
+    """The passes of native/mix_inputs.c."""
+
+    name = "mix_inputs/compiled"
+    fitted = Fitted(Units(1.2e-10, 3.4e-11, 5.9e-10, 0, 0), Units(3.2e-10, 6.6e-11, 1.9e-09, 0, 0))
+    compiled = "mix_inputs"
+
+    def load(self, problem: Problem) -> Load:
+        """Count the work of a forward pass."""
+        convolution = problem.convolution
+        _, out_groups, in_groups = convolution.grid
+        taps = find_taps(convolution, problem.size)
+        rows = problem.batch * out_groups * math.prod(taps.output_size) * problem.cells
+        mixing = rows * convolution.cell_shape[1] * in_groups * len(taps.taps)
+        return Load(mixing, rows * padded_cell(convolution), moved(problem), 0)

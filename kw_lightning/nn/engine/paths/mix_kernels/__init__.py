@@ -1,0 +1,1 @@
+"""Mix every sample's kernel, W = α·E, then convolve with it."""

@@ -1,0 +1,14 @@
+"""Mix whole kernels, then call the library's grouped convolution once a chunk of samples: the published form."""
+
+from __future__ import annotations
+
+from kw_lightning.nn.engine.costs import Fitted, Units
+from kw_lightning.nn.engine.paths.calling import CallingPath
+
+
+class Grouped(CallingPath):
+    """One grouped convolution a chunk of samples."""
+
+    name = "mix_kernels/grouped"
+    fitted = Fitted(Units(5.8e-11, 3.1e-11, 1.4e-09, 0.00034, 0), Units(1.3e-10, 6.5e-11, 3.5e-09, 0.00056, 0))
+    grouped = True

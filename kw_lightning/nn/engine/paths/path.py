@@ -1,0 +1,59 @@
+"""What a path is: one way to compute a dynamic convolution, forward and backward."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from kw_lightning.nn.engine.costs import Fitted, Load
+from kw_lightning.nn.engine.gradients import Gradients
+from kw_lightning.nn.engine.problem import Operands, Problem
+
+
+class Path(Protocol):
+    """One way to compute a dynamic convolution.
+
+    Attributes:
+        name: its order and its method, which is its file in this folder as well: "mix_kernels/compiled".
+        fitted: seconds per unit of its load on a CPU; None where it has not been timed.
+    """
+
+    name: ClassVar[str]
+    fitted: ClassVar[Fitted | None] = None
+
+    def refusal(self, problem: Problem) -> str | None:
+        """Return why it cannot compute a problem, None where it can: the geometry's reasons before the machine's."""
+        ...
+
+    def unsuited(self, problem: Problem) -> str | None:
+        """Return why it is never the fastest at a problem that it can compute; None where it may be."""
+        return None
+
+    def load(self, problem: Problem) -> Load:
+        """Count the work of a forward pass, of a problem that it can compute."""
+        ...
+
+    def forward(self, operands: Operands, y: Tensor) -> None:
+        """Write the convolution of every sample with its own kernel.
+
+        Args:
+            operands: of a problem that it can compute, and in which something is read.
+            y: [batch, out_channels, *output_size] in the memory format of x, overwritten.
+        """
+        ...
+
+    def backward(self, gradient: Tensor, operands: Operands, needed: tuple[bool, bool, bool]) -> Gradients:
+        """Return the gradients.
+
+        Args:
+            gradient: of the output, [batch, out_channels, *output_size], in any memory format.
+            operands: as in `forward`.
+            needed: which of the gradients of (x, α, E) are.
+        """
+        ...
+
+
+def order_of(path: Path) -> str:
+    """Return the order of contraction of a path."""
+    return path.name.partition("/")[0]
