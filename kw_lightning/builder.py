@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from kw_lightning import backbones
-from kw_lightning.errors import KWError, RecipeError
+from kw_lightning.errors import KWError, RecipeError, sentence
 from kw_lightning.nn import KWLayer, KWLinear, attach_warehouse
 from kw_lightning.nn.partial import PartialLayer
 from kw_lightning.nn.warm_start import load_kernels
+from kw_lightning.nn.weighing import SoftmaxAnnealing
 from kw_lightning.planning import LayerPlan, Plan, WarehousePlan, plan
 from kw_lightning.planning.geometry import attention_form
 from kw_lightning.pretrained import load_pretrained
@@ -155,6 +156,8 @@ def apply_plan(planned: Plan, model: nn.Module, *, warm_start: bool = False) -> 
     made: dict[str, list[tuple[LayerPlan, KWLayer]]] = {}
     errors: dict[str, float] = {}
     temperature = warm_temperature(planned) if warm_start else 1.0
+    if warm_start:
+        _check_warm_start(planned, temperature)
     for warehouse in planned.warehouses:
         dynamics = _make_warehouse(warehouse, statics)
         if warm_start:
@@ -220,6 +223,21 @@ def warm_temperature(planned: Plan) -> float:
     return 1.0 if start == 1 else 0.0
 
 
+def _check_warm_start(planned: Plan, temperature: float) -> None:
+    """Refuse a warm start that needs weights of either sign from a function that has none."""
+    document = planned.recipe.document
+    problems = []
+    for warehouse in planned.warehouses:
+        attention, alone = warehouse.attention, warehouse.partition.mixtures == 1
+        needed = temperature == 0 or attention.start == "none"
+        if needed and attention.function != "contrast" and not (alone and attention.function == "softmax"):
+            found = f'a warm start with "{attention.function}" at temperature 0, or without a start'
+            text = sentence(found, "contrast, or temperature.start: 1 with attention.start: own or shared")
+            problems.append(document.problem(f"{warehouse.spec.path}.attention.function", text))
+    if problems:
+        raise RecipeError(problems)
+
+
 def _static_layers(planned: Plan, modules: Mapping[str, nn.Module]) -> dict[str, Static]:
     """Return the layers that the plan replaces, by name."""
     found: dict[str, Static] = {}
@@ -250,6 +268,7 @@ def _make_warehouse(warehouse: WarehousePlan, statics: Mapping[str, Static]) -> 
         name=warehouse.name,
         device=sources[0].weight.device,
         dtype=sources[0].weight.dtype,
+        softmax_annealing=_softmax_annealing(warehouse),
         **attention_form(warehouse.spec),
     )
     shared.cells.requires_grad_(any(source.weight.requires_grad for source in sources))
@@ -258,6 +277,13 @@ def _make_warehouse(warehouse: WarehousePlan, statics: Mapping[str, Static]) -> 
             layer.attention.requires_grad_(source.weight.requires_grad)
         layer.train(source.training)
     return layers
+
+
+def _softmax_annealing(warehouse: WarehousePlan) -> SoftmaxAnnealing | None:
+    asked = warehouse.attention.softmax_temperature
+    if asked is None or warehouse.attention.function != "softmax":
+        return None
+    return SoftmaxAnnealing(asked.start, asked.end, asked.epochs)
 
 
 def _place_batch(dynamic: KWLinear, layer: LayerPlan, warehouse: WarehousePlan) -> None:

@@ -108,3 +108,42 @@ def test_pure_sharing_can_be_the_default_of_warehouses_and_stages() -> None:
     assert not recipe.stages.dynamic
     assert not recipe.warehouses[0].dynamic
     assert load_recipe({**written(dynamic=True), "defaults": {"dynamic": False}}).warehouses[0].dynamic
+
+
+@pytest.mark.parametrize("function", ["contrast", "softmax", "sigmoid", "relu"])
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_a_recipe_says_how_cells_are_weighed(function: str, dynamic: bool) -> None:
+    attention = (
+        {"function": function, "softmax_temperature": {"start": 20}}
+        if function == "softmax"
+        else {"function": function}
+    )
+    found, network = planned(attention, dynamic=dynamic), made(attention, dynamic=dynamic)
+    check_counts(found, network)
+    layer = first(network)
+    assert layer.warehouse is not None
+    assert layer.attention is not None
+    assert layer.attention.function == function
+    assert ("0.warehouse.softmax_temperature" in network.state_dict()) == (function == "softmax")
+    again = made(attention, dynamic=dynamic)
+    again.load_state_dict(network.state_dict())
+    assert torch.equal(network.eval()(X), again.eval()(X))
+
+
+def test_a_temperature_of_no_softmax_is_refused() -> None:
+    annealing = {"softmax_temperature": {"epochs": 5}}
+    with pytest.raises(RecipeError, match=r"a\.attention\.softmax_temperature: .* allowed: function: softmax"):
+        load_recipe(written(annealing))
+    with pytest.raises(RecipeError, match=r"defaults\.attention\.softmax_temperature"):
+        load_recipe({**written(), "defaults": {"attention": annealing}})
+    recipe = load_recipe({**written({"function": "softmax"}), "defaults": {"attention": annealing}})
+    assert recipe.warehouses[0].attention.softmax_temperature is not None
+
+
+def test_a_warm_start_that_needs_weights_of_either_sign_is_refused_with_the_way_out() -> None:
+    for attention, budget in (({"function": "relu"}, "1/2"), ({"function": "sigmoid", "start": "none"}, 1)):
+        with pytest.raises(RecipeError, match=r"a\.attention\.function: .* contrast, or temperature\.start: 1"):
+            convert(static(), written(attention, budget=budget), warm_start=True)
+    old = static()
+    network = convert(static(), written({"function": "relu"}), warm_start=True).eval()
+    torch.testing.assert_close(network(X), old(X), rtol=1e-4, atol=1e-5)

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from kw_lightning.errors import KWError, mistake, sentence
 from kw_lightning.nn import Warehouse
+from kw_lightning.nn.weighing import SoftmaxAnnealing
 
 Shape = Literal["linear", "cosine", "constant"]
 SHAPES: tuple[Shape, ...] = ("linear", "cosine", "constant")
@@ -53,6 +54,9 @@ class TemperatureAnnealing(Callback):
     them all; so there a step is a training batch, here and wherever a length is given in steps.
 
     Averages of the network get the same temperature (see `Warehouse`): one of past temperatures would lag behind.
+
+    A warehouse whose attention is a softmax with a temperature T of its own (`Warehouse.softmax_annealing`) has that
+    set alike, linearly, by the same step number, and logged as `softmax_temperature`.
 
     Args:
         start, end: τ at the start and at the end of the annealing, in [0, 1]. By default it starts at 1, and at 0 after
@@ -101,6 +105,7 @@ class TemperatureAnnealing(Callback):
         self.total_steps: int | None = None
         self._saved_total_steps: int | None = None
         self._warehouses: list[Warehouse] = []
+        self._softmax_steps: dict[SoftmaxAnnealing, int] = {}
 
     @property
     def state_key(self) -> str:
@@ -122,6 +127,8 @@ class TemperatureAnnealing(Callback):
                 'with kw_lightning.convert(network, recipe) or with KWCallback("recipe.yaml") in its place'
             )
         self.total_steps = annealing_steps(trainer, self.epochs, self.steps) if self.shape != "constant" else 0
+        annealings = {warehouse.softmax_annealing for warehouse in self._warehouses} - {None}
+        self._softmax_steps = {one: annealing_steps(trainer, one.epochs) for one in annealings if one is not None}
         self._warn_of_a_changed_length()
         self._warn_of_a_short_run(trainer)
         self._set(trainer)
@@ -130,6 +137,7 @@ class TemperatureAnnealing(Callback):
         """Set τ for the coming optimizer step, and log it."""
         self._set(trainer)
         pl_module.log("temperature", self.temperature or 0.0, on_step=True, on_epoch=False)
+        pl_module.log_dict(self._softmax_temperatures(trainer), on_step=True, on_epoch=False)
 
     def state_dict(self) -> dict[str, Any]:
         """Return τ and the length of the annealing: to read in a checkpoint, and to notice when the length changes."""
@@ -148,6 +156,22 @@ class TemperatureAnnealing(Callback):
         self.temperature = self.at(next_step(trainer), self.total_steps or 0)
         for warehouse in self._warehouses:
             warehouse.set_temperature(self.temperature)
+            if warehouse.softmax_annealing is not None:
+                warehouse.set_softmax_temperature(self._softmax_at(warehouse.softmax_annealing, trainer))
+
+    def _softmax_at(self, annealing: SoftmaxAnnealing, trainer: Trainer) -> float:
+        total_steps = self._softmax_steps[annealing]
+        return temperature_at(next_step(trainer), total_steps, start=annealing.start, end=annealing.end)
+
+    def _softmax_temperatures(self, trainer: Trainer) -> dict[str, float]:
+        """Return T to log: by the warehouse's name where they differ."""
+        if len(self._softmax_steps) == 1:
+            return {"softmax_temperature": self._softmax_at(next(iter(self._softmax_steps)), trainer)}
+        return {
+            f"softmax_temperature/{warehouse.name}": self._softmax_at(warehouse.softmax_annealing, trainer)
+            for warehouse in self._warehouses
+            if warehouse.softmax_annealing is not None
+        }
 
     def _find_warehouses(self, pl_module: LightningModule) -> list[Warehouse]:
         networks = [pl_module.get_submodule(path) for path in (self.module or "", *self.copies)]

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from kw_lightning.nn.partition import LayerPartition, Start
 from kw_lightning.nn.precision import autocast_type, in_type
-from kw_lightning.nn.weighing import CellWeights
+from kw_lightning.nn.weighing import CellWeights, Function, columns
 
 LARGEST_MEAN = 1e15  # of an input channel; its square has room in float32
 MINIMUM_WIDTH = 16  # of the hidden layer and of the low-rank form's basis
@@ -24,7 +24,7 @@ HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backwa
 
 
 class ContrastingAttention(CellWeights):
-    """Gives every sample its own weights α [batch, mixtures, cells], which may be negative.
+    """Gives every sample its own weights α [batch, mixtures, cells], which may be negative where they are contrasted.
 
     x → mean over positions → `reduce` → `norm` → ReLU → `expand` = z, and then, with temperature τ,
     α_ij = τ·β_ij + (1 − τ) · z_ij / (Σ_p |z_ip| + 1e-3), where p also runs over the zero cell; see `CellWeights`.
@@ -40,7 +40,7 @@ class ContrastingAttention(CellWeights):
         reduction: hidden width relative to `in_channels`; never under 16.
         norm: "batch" or "layer".
         basis: ratio of the low-rank form, None for the full form.
-        start: see `CellWeights`.
+        start, function: see `CellWeights`.
         channels_last: the input is [batch, ..., in_channels] (linear layers) instead of [batch, in_channels, ...].
     """
 
@@ -53,11 +53,12 @@ class ContrastingAttention(CellWeights):
         norm: Literal["batch", "layer"] = "batch",
         basis: Fraction | float | None = None,
         start: Start = "own",
+        function: Function = "contrast",
         channels_last: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(partition, start)
+        super().__init__(partition, start, function)
         factory: Any = {"device": device, "dtype": dtype}
         width = attention_width(in_channels, reduction)
         self.in_channels = in_channels
@@ -70,9 +71,10 @@ class ContrastingAttention(CellWeights):
             self.expand = nn.Linear(width, self.mixtures * self.columns, **factory)
         else:
             self.own_cells, rank = basis_shape(partition, basis)
-            self.expand = nn.Linear(width, self.mixtures * (self.own_cells + rank + 1), bias=False, **factory)
-            self.basis = nn.Linear(rank, self.cells - self.own_cells, bias=False, **factory)
-            self.basis_bias = nn.Parameter(torch.zeros(self.mixtures, self.cells + 1, **factory))
+            others = self.cells - self.own_cells
+            self.expand = nn.Linear(width, self.mixtures * (rank + self.columns - others), bias=False, **factory)
+            self.basis = nn.Linear(rank, others, bias=False, **factory)
+            self.basis_bias = nn.Parameter(torch.zeros(self.mixtures, self.columns, **factory))
         # β. No buffer: averages of the weights may go over buffers, and it is no weight.
         self.start = self._make_start(self.norm.weight.device)
         self.reset_parameters()
@@ -95,12 +97,13 @@ class ContrastingAttention(CellWeights):
         nn.init.zeros_(self.expand.weight)
         bias.copy_(z.view_as(bias))
 
-    def forward(self, x: Tensor, temperature: Tensor) -> Tensor:
+    def forward(self, x: Tensor, temperature: Tensor, softmax_temperature: Tensor | None = None) -> Tensor:
         """Return α of the samples of x.
 
         Args:
             x: [batch, in_channels, *size], or [batch, *tokens, in_channels] with `channels_last`.
             temperature: τ, a scalar tensor.
+            softmax_temperature: T of the softmax, a scalar tensor; None means 1.
 
         Returns:
             [batch, mixtures, cells] in float32, or float64 where x is float64: half precision has no room for the
@@ -108,9 +111,10 @@ class ContrastingAttention(CellWeights):
         """
         if autocast_type(x.device) is not None:
             with torch.autocast(x.device.type, enabled=False):
-                return self._attend(_within_reach(self._pool(x)), temperature)
+                return self.weigh(self._attend(_within_reach(self._pool(x))), temperature, softmax_temperature)
         pooled = self._pool(x)
-        return self._attend(_within_reach(pooled) if x.dtype.itemsize < 4 else pooled, temperature)
+        z = self._attend(_within_reach(pooled) if x.dtype.itemsize < 4 else pooled)
+        return self.weigh(z, temperature, softmax_temperature)
 
     def _pool(self, x: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)
@@ -121,9 +125,8 @@ class ContrastingAttention(CellWeights):
             return x.sum(dim=positions, dtype=dtype)
         return x.mean(dim=positions, dtype=dtype)
 
-    def _attend(self, pooled: Tensor, temperature: Tensor) -> Tensor:
-        hidden = self._normalise(_linear(pooled, self.reduce))
-        return self.weigh(self._expand(F.relu(hidden)), temperature)
+    def _attend(self, pooled: Tensor) -> Tensor:
+        return self._expand(F.relu(self._normalise(_linear(pooled, self.reduce))))
 
     def _normalise(self, hidden: Tensor) -> Tensor:
         norm = self.norm
@@ -141,7 +144,7 @@ class ContrastingAttention(CellWeights):
         if self.basis is None or self.basis_bias is None:
             return z
         rank = self.basis.in_features
-        own, compact, zero = z.split([self.own_cells, rank, 1], dim=-1)
+        own, compact, zero = z.split([self.own_cells, rank, self.columns - self.cells], dim=-1)
         other = _linear(compact, self.basis)
         before, after = other[..., : self.first_cell], other[..., self.first_cell :]
         return torch.cat([before, own, after, zero], dim=-1) + in_type(self.basis_bias, z.dtype)
@@ -177,6 +180,7 @@ def attention_parameters(
     reduction: Fraction | float = Fraction(1, 16),
     norm: Literal["batch", "layer"] = "batch",
     basis: Fraction | float | None = None,
+    function: Function = "contrast",
 ) -> int:
     """Return the number of parameters that a `ContrastingAttention` with these arguments has."""
     return attention_size(
@@ -187,6 +191,7 @@ def attention_parameters(
         reduction=reduction,
         norm=norm,
         basis=basis,
+        function=function,
     )
 
 
@@ -199,6 +204,7 @@ def attention_size(
     reduction: Fraction | float = Fraction(1, 16),
     norm: Literal["batch", "layer"] = "batch",
     basis: Fraction | float | None = None,
+    function: Function = "contrast",
     dynamic: bool = True,
 ) -> int:
     """Return what `attention_parameters` does, from the numbers that it depends on.
@@ -208,18 +214,19 @@ def attention_size(
         mixtures: m, of the layer.
         cells: n, of the warehouse.
         budget: b, of the warehouse.
-        reduction, norm, basis: see `ContrastingAttention`.
-        dynamic: False for `LearntWeights`, which the other three say nothing to.
+        reduction, norm, basis, function: see `ContrastingAttention`.
+        dynamic: False for `LearntWeights`, which the first three say nothing to.
     """
-    columns = mixtures * (cells + 1)
+    numbers = columns(cells, function)
     if not dynamic:
-        return columns
+        return mixtures * numbers
     width = attention_width(in_channels, reduction)
     shared = in_channels * width + (width if norm == "layer" else 0) + 2 * width
     if basis is None:
-        return shared + (width + 1) * columns
+        return shared + (width + 1) * mixtures * numbers
     own, rank = _low_rank(mixtures, cells, budget, basis)
-    return shared + width * mixtures * (own + rank + 1) + rank * (cells - own) + columns
+    others = cells - own
+    return shared + width * mixtures * (rank + numbers - others) + rank * others + mixtures * numbers
 
 
 def _within_reach(pooled: Tensor) -> Tensor:

@@ -140,7 +140,7 @@ class KWLayer(nn.Module):
     def attend(self, x: Tensor) -> Tensor:
         """Return α [batch, mixtures, cells] for the layer's input."""
         warehouse, _, attention = self._attached()
-        return attention(x, warehouse.temperature)  # type: ignore[no-any-return]
+        return attention(x, *warehouse.temperatures)  # type: ignore[no-any-return]
 
     def _one_kernel(self, alpha: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the kernel [*kernel_shape] that α [1, mixtures, cells] mixes for all samples."""
@@ -253,7 +253,7 @@ class _KWConvNd(KWLayer):
             raise RuntimeError(f"expected x of [batch, {self.in_channels}, {sides}]: found {list(x.shape)}")
         warehouse, _, attention = self._attached()
         dtype = compute_type(x, warehouse.cells)
-        alpha = attention(x, warehouse.temperature)
+        alpha = attention(x, *warehouse.temperatures)
         x = in_type(x, dtype)
         if self._pad_first:
             x = F.pad(x, self._pad, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)

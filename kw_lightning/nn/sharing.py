@@ -11,6 +11,7 @@ import torch
 from kw_lightning.nn.layers import KWLayer
 from kw_lightning.nn.partition import Ratio, Start, WarehousePartition, partition
 from kw_lightning.nn.warehouse import Warehouse
+from kw_lightning.nn.weighing import Function, SoftmaxAnnealing
 
 
 def share_warehouse(
@@ -26,6 +27,8 @@ def share_warehouse(
     norm: Literal["batch", "layer"] = "batch",
     basis: Fraction | float | None = None,
     start: Start = "own",
+    function: Function = "contrast",
+    softmax_annealing: SoftmaxAnnealing | None = None,
     dynamic: bool = True,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -38,6 +41,8 @@ def share_warehouse(
         budget, cells, out_ratio, in_ratio, spatial, start: see `kw_lightning.nn.partition.partition`.
         reduction, norm, basis: see `kw_lightning.nn.attention.ContrastingAttention`; they say nothing to a warehouse
             that is not dynamic.
+        function: see `kw_lightning.nn.weighing.CellWeights`.
+        softmax_annealing: how the temperature of `function="softmax"` falls; None where it stays 1.
         dynamic: whether every sample has kernels of its own. Else the weights of the cells are learnt as they are, and
             a layer mixes one kernel a step.
         device, dtype: of cells and attention.
@@ -57,10 +62,12 @@ def share_warehouse(
         spatial=spatial,
         start=start,
     )
-    form: dict[str, Any] = {"start": start, "dynamic": dynamic}
+    form: dict[str, Any] = {"start": start, "function": function, "dynamic": dynamic}
     if dynamic:
         form |= {"reduction": reduction, "norm": norm, "basis": basis}
-    return attach_warehouse(layers, geometry, name=name, device=device, dtype=dtype, **form)
+    return attach_warehouse(
+        layers, geometry, name=name, softmax_annealing=softmax_annealing, device=device, dtype=dtype, **form
+    )
 
 
 def attach_warehouse(
@@ -68,6 +75,7 @@ def attach_warehouse(
     geometry: WarehousePartition,
     *,
     name: str,
+    softmax_annealing: SoftmaxAnnealing | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     **attention: Any,
@@ -76,7 +84,7 @@ def attach_warehouse(
     for layer in layers:
         if layer.warehouse is not None:
             raise ValueError(f'a layer draws on one warehouse: it has "{layer.warehouse.name}" already')
-    warehouse = Warehouse(name, geometry, device=device, dtype=dtype)
+    warehouse = Warehouse(name, geometry, softmax_annealing=softmax_annealing, device=device, dtype=dtype)
     for index, (layer, share) in enumerate(zip(layers, geometry.layers, strict=True)):
         layer.attach(warehouse, share, owner=index == 0, **attention)
     return warehouse

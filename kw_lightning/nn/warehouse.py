@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
+from kw_lightning.errors import mistake
 from kw_lightning.nn.partition import LayerPartition, WarehousePartition
+from kw_lightning.nn.weighing import SoftmaxAnnealing
 
 
 class Warehouse(nn.Module):
@@ -28,20 +30,25 @@ class Warehouse(nn.Module):
     Args:
         name: the name in the recipe.
         partition: the geometry.
+        softmax_annealing: how the temperature of its layers' softmax falls; None where it stays 1.
 
     Attributes:
         cells: [n, co, ci, *ck].
         temperature: τ, a scalar buffer; changed in place, so a compiled network is not compiled anew.
+        softmax_temperature: T of its layers' softmax, a scalar buffer like τ; None where it stays 1.
+        softmax_annealing: how T falls, for who trains the network.
         doubted: whether a layer has warned of where its batch may be: one warning serves them all.
     """
 
     temperature: Tensor
+    softmax_temperature: Tensor | None
 
     def __init__(
         self,
         name: str,
         partition: WarehousePartition,
         *,
+        softmax_annealing: SoftmaxAnnealing | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -51,6 +58,9 @@ class Warehouse(nn.Module):
         self.cells = nn.Parameter(torch.empty(partition.cells, *partition.cell_shape, device=device, dtype=dtype))
         exact = torch.promote_types(self.cells.dtype, torch.float32)
         self.register_buffer("temperature", torch.empty((), device=device, dtype=exact))
+        self.softmax_annealing = softmax_annealing
+        softmax = None if softmax_annealing is None else torch.empty((), device=device, dtype=exact)
+        self.register_buffer("softmax_temperature", softmax)
         self._layers = partition.layers
         self.doubted = False
         self._copies: WeakSet[Warehouse] = WeakSet()
@@ -58,11 +68,13 @@ class Warehouse(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set τ = 1 and draw the cells: normal, std = sqrt(2 / (cells of the layer · co · Πck)).
+        """Set τ = 1 and T to its start, and draw the cells: normal, std = sqrt(2 / (cells of the layer · co · Πck)).
 
         Cells that no layer starts from are drawn as if all the warehouse were one layer.
         """
         self.temperature.fill_(1.0)
+        if self.softmax_temperature is not None and self.softmax_annealing is not None:
+            self.softmax_temperature.fill_(self.softmax_annealing.start)
         with torch.no_grad():
             _draw(self.cells, len(self.cells))
             for layer in self._layers:
@@ -77,13 +89,30 @@ class Warehouse(nn.Module):
         if not 0.0 <= temperature <= 1.0:
             raise ValueError(f"a temperature is between 0 and 1: found {temperature}")
         self._as_copied = None
-        self._fill(temperature)
+        self._fill("temperature", temperature)
 
-    def _fill(self, temperature: float) -> None:
-        self.temperature.fill_(temperature)
+    def set_softmax_temperature(self, temperature: float) -> None:
+        """Set T for every layer of the warehouse.
+
+        Raises:
+            ValueError: a temperature that is not positive, **or** a warehouse whose T stays 1.
+        """
+        if self.softmax_temperature is None or not 0.0 < temperature < math.inf:
+            allowed = "a number over 0" if self.softmax_temperature is not None else "1, without softmax_annealing"
+            raise ValueError(mistake(temperature, allowed, what="the softmax's temperature"))
+        self._as_copied = None
+        self._fill("softmax_temperature", temperature)
+
+    @property
+    def temperatures(self) -> tuple[Tensor, ...]:
+        """Return τ, and T where there is one, as an attention takes them."""
+        return (self.temperature,) if self.softmax_temperature is None else (self.temperature, self.softmax_temperature)
+
+    def _fill(self, buffer: str, temperature: float) -> None:
+        getattr(self, buffer).fill_(temperature)
         for twin in self._copies:
             if twin._is_average():
-                twin._fill(temperature)
+                twin._fill(buffer, temperature)
 
     def _is_average(self) -> bool:
         return self._as_copied not in (None, self._cells_as_they_are()) and self.cells.grad is None
@@ -109,13 +138,15 @@ class Warehouse(nn.Module):
         self._copies, self._as_copied = WeakSet(), None
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        # τ is not turned to half precision with its network: a schedule of 10⁵ steps needs its digits.
-        exact = self.temperature
+        # τ and T are not turned to half precision with their network: a schedule of 10⁵ steps needs its digits.
+        exact = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
         unchanged = self._as_copied is not None and self._as_copied == self._cells_as_they_are()
         # Cells have no memory format: of rank 5, they would be refused as channels_last and with them the network.
         super()._apply(lambda t: fn(t.flatten(1)).view(t.shape) if t.dim() > 2 else fn(t), recurse)
-        if self.temperature.dtype.itemsize < torch.float32.itemsize:
-            self.temperature = exact.to(self.temperature.device)
+        for name, buffer in exact.items():
+            moved = self.get_buffer(name)
+            if moved.dtype.itemsize < torch.float32.itemsize:
+                self._buffers[name] = buffer.to(moved.device)
         if unchanged:  # only moved, or turned to another type
             self._as_copied = self._cells_as_they_are()
         return self

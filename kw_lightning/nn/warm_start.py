@@ -29,7 +29,7 @@ def load_kernels(layers: Sequence[KWLayer], kernels: Sequence[Tensor], temperatu
     At τ = 1 a budget of 1 or more gives every part of a kernel a cell of its own, and the layers compute what the
     static ones did; what happens while τ falls is left to training. At τ = 0 the attention starts at the weights of
     the best mixtures, alike for all samples, and no annealing is wanted. So it does where it has no start (β), which
-    is where τ has no effect.
+    is where τ has no effect. A softmax over the cells of a single mixture has the kernel in each of them.
 
     Args:
         layers: all layers of a warehouse, in its order.
@@ -38,10 +38,17 @@ def load_kernels(layers: Sequence[KWLayer], kernels: Sequence[Tensor], temperatu
 
     Returns:
         The relative error of all kernels together, ‖lost‖ / ‖kernels‖; 0 where the budget is 1 or more.
+
+    Raises:
+        ValueError: at τ = 0, or without a start, another function of the attention than contrast.
     """
     warehouse, first = layers[0].warehouse, layers[0].attention
     assert warehouse is not None
     assert first is not None
+    if first.function == "softmax" and warehouse.mixtures == 1:  # its weights add up to 1, whatever they are
+        warehouse.set_temperature(temperature)
+        warehouse.cells.copy_(_parts(layers[0], kernels[0].to(warehouse.cells)).view_as(warehouse.cells[:1]))
+        return 0.0
     if temperature == 1 and first.annealed:
         errors = [layer.load_kernel(kernel) for layer, kernel in zip(layers, kernels, strict=True)]
         sizes = [float(torch.linalg.vector_norm(kernel)) for kernel in kernels]

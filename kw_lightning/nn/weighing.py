@@ -1,31 +1,56 @@
 """From z, a number for every cell, to the weights α of a layer's mixtures; and z that no sample changes.
 
-Paper: KernelWarehouse (ICML 2024), section 3.3, equations 3 and 4. https://arxiv.org/abs/2406.07879
+Paper: KernelWarehouse (ICML 2024), section 3.3, equations 3 and 4, and the ablation of attention functions.
+https://arxiv.org/abs/2406.07879. Softmax with a temperature: DY-Conv (CVPR 2020), https://arxiv.org/abs/1912.03458;
+sigmoid: CondConv (NeurIPS 2019), https://arxiv.org/abs/1904.04971.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from kw_lightning.errors import mistake
 from kw_lightning.nn.partition import LayerPartition, Start
 from kw_lightning.nn.precision import in_type
 
+Function = Literal["contrast", "softmax", "sigmoid", "relu"]
+FUNCTIONS: tuple[Function, ...] = get_args(Function)
 SMALLEST_SIZE = 1e-3  # added to Σ|z|, as published
 LARGEST_SUM = 1 / (1 + SMALLEST_SIZE)  # of |α| over a mixture's cells where Σ|z| = 1
 
 
-class CellWeights(nn.Module):
-    """Turns z [..., mixtures, cells + 1] into α [..., mixtures, cells], wherever z comes from.
+@dataclass(frozen=True)
+class SoftmaxAnnealing:
+    """How the softmax's temperature T falls: linearly from `start` to `end`; without `epochs` in a tenth of the run."""
 
-    With temperature τ, α_ij = τ·β_ij + (1 − τ) · z_ij / (Σ_p |z_ip| + 1e-3), where p also runs over the zero cell.
-    Without a start (`start="none"`) there is no β, and τ has no effect: α_ij = z_ij / (Σ_p |z_ip| + 1e-3).
+    start: float = 30.0
+    end: float = 1.0
+    epochs: float | None = None
+
+
+class CellWeights(nn.Module):
+    """Turns z [..., mixtures, columns] into α [..., mixtures, cells], wherever z comes from.
+
+    With temperature τ, α_ij = τ·β_ij + (1 − τ) · f(z_i)_j; without a start (`start="none"`) there is no β, and τ has no
+    effect: α_ij = f(z_i)_j. The function f is one of
+
+    - contrast: z_j / (Σ_p |z_p| + 1e-3), where p also runs over the zero cell, whose column is then dropped: without it
+      the absolute weights of the cells would always add up to 1;
+    - softmax: exp(z_j / T) / Σ_p exp(z_p / T), with a temperature T of its own;
+    - sigmoid: 1 / (1 + exp(−z_j)), every cell by itself;
+    - relu: max(z_j, 0) / (Σ_p |z_p| + 1e-3): contrast without negative weights, whose columns are what zero's was.
 
     Args:
         partition: the layer's place in its warehouse.
         start: "none" for weights without β; "own" and "shared" differ in the partition.
+        function: f.
+
+    Raises:
+        ValueError: no such function.
 
     Attributes:
         dynamic: whether every sample has weights of its own.
@@ -36,21 +61,23 @@ class CellWeights(nn.Module):
     dynamic = True
     start: Tensor
 
-    def __init__(self, partition: LayerPartition, start: Start = "own") -> None:
+    def __init__(self, partition: LayerPartition, start: Start = "own", function: Function = "contrast") -> None:
         super().__init__()
+        if function not in FUNCTIONS:
+            raise ValueError(mistake(function, FUNCTIONS, what="the unknown function"))
         self.mixtures, self.cells, self.first_cell = partition.mixtures, partition.cells, partition.first_cell
         self.initial_cells = partition.initial_cells
-        self.annealed = start != "none"
+        self.annealed, self.function = start != "none", function
 
     @property
     def columns(self) -> int:
-        """Return how many numbers z has for a mixture: the cells and the zero cell."""
-        return self.cells + 1
+        """Return how many numbers z has for a mixture: one for each cell, and for the zero cell where there is one."""
+        return columns(self.cells, self.function)
 
     @property
     def published(self) -> bool:
         """Return whether the authors' code has this attention, the start apart, which no checkpoint holds."""
-        return self.dynamic
+        return self.dynamic and self.function == "contrast"
 
     @torch.no_grad()
     def start_from(self, weights: Tensor) -> None:
@@ -60,20 +87,41 @@ class CellWeights(nn.Module):
 
         Args:
             weights: α [mixtures, cells] at the start, with Σ_j |α_ij| ≤ `LARGEST_SUM`.
+
+        Raises:
+            ValueError: another function than contrast, which gives no negative weights.
         """
+        if self.function != "contrast":
+            raise ValueError(mistake(self.function, "contrast, which alone gives any weights", what="the function"))
         z = weights / LARGEST_SUM
         self._start_z(torch.cat([z, 1 - z.abs().sum(dim=-1, keepdim=True)], dim=-1))
 
-    def weigh(self, z: Tensor, temperature: Tensor) -> Tensor:
-        """Return α [..., mixtures, cells] of z [..., mixtures, columns] at a temperature τ, a scalar tensor."""
+    def weigh(self, z: Tensor, temperature: Tensor, softmax_temperature: Tensor | None = None) -> Tensor:
+        """Return α [..., mixtures, cells] of z [..., mixtures, columns].
+
+        Args:
+            z: what the cells are weighed by.
+            temperature: τ, a scalar tensor.
+            softmax_temperature: T, a scalar tensor; None means 1.
+        """
         # Small maps leave a layer little else to do than this: few operations, each on all mixtures.
-        size = torch.linalg.vector_norm(z, ord=1, dim=-1, keepdim=True)
+        numbers, size = self._fractions(z, softmax_temperature)
         if not self.annealed:
-            return z[..., :-1] / (size + SMALLEST_SIZE)
-        scale = in_type(1 - temperature, z.dtype) / (size + SMALLEST_SIZE)
+            return numbers if size is None else numbers / size
+        rest = in_type(1 - temperature, z.dtype)
         # The published code keeps β in float32; τβ is rounded alike, else its numbers hold to 1e-8 only.
         start = self._start_on(z.device) * in_type(temperature, torch.float32)
-        return torch.addcmul(in_type(start, z.dtype), z[..., :-1], scale)
+        return torch.addcmul(in_type(start, z.dtype), numbers, rest if size is None else rest / size)
+
+    def _fractions(self, z: Tensor, softmax_temperature: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return f(z) [..., mixtures, cells] as numbers and a divisor [..., mixtures, 1] of them, None for 1."""
+        if self.function == "softmax":
+            softened = z if softmax_temperature is None else z / in_type(softmax_temperature, z.dtype)
+            return torch.softmax(softened, dim=-1), None
+        if self.function == "sigmoid":
+            return torch.sigmoid(z), None
+        size = torch.linalg.vector_norm(z, ord=1, dim=-1, keepdim=True) + SMALLEST_SIZE
+        return (torch.relu(z) if self.function == "relu" else z[..., :-1]), size
 
     def _start_z(self, z: Tensor) -> None:
         """Make z [mixtures, columns] what every sample gets."""
@@ -105,7 +153,13 @@ class CellWeights(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        return f"mixtures={self.mixtures}, cells={self.cells}" + ("" if self.annealed else ", start='none'")
+        text = f"mixtures={self.mixtures}, cells={self.cells}" + ("" if self.annealed else ", start='none'")
+        return text + ("" if self.function == "contrast" else f", function={self.function!r}")
+
+
+def columns(cells: int, function: Function) -> int:
+    """Return how many numbers a mixture of so many cells is weighed by."""
+    return cells + 1 if function == "contrast" else cells
 
 
 class LearntWeights(CellWeights):
@@ -115,7 +169,7 @@ class LearntWeights(CellWeights):
 
     Args:
         partition: the layer's place in its warehouse.
-        start: see `CellWeights`.
+        start, function: see `CellWeights`.
     """
 
     dynamic = False
@@ -125,10 +179,11 @@ class LearntWeights(CellWeights):
         partition: LayerPartition,
         *,
         start: Start = "own",
+        function: Function = "contrast",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(partition, start)
+        super().__init__(partition, start, function)
         factory: Any = {"device": device, "dtype": dtype}
         self.z = nn.Parameter(torch.empty(self.mixtures, self.columns, **factory))
         self.start = self._make_start(self.z.device)
@@ -138,12 +193,13 @@ class LearntWeights(CellWeights):
         """Draw z: Kaiming normal over a mixture's columns, std = sqrt(2 / columns)."""
         nn.init.kaiming_normal_(self.z, nonlinearity="relu")
 
-    def forward(self, x: Tensor, temperature: Tensor) -> Tensor:
-        """Return α [1, mixtures, cells], whatever x is, in float32 or more."""
-        return self.weigh(in_type(self.z, torch.promote_types(self.z.dtype, torch.float32)), temperature).unsqueeze(0)
+    def forward(self, x: Tensor, temperature: Tensor, softmax_temperature: Tensor | None = None) -> Tensor:
+        """Return α [1, mixtures, cells], whatever x is, in float32 or more; see `CellWeights.weigh`."""
+        z = in_type(self.z, torch.promote_types(self.z.dtype, torch.float32))
+        return self.weigh(z, temperature, softmax_temperature).unsqueeze(0)
 
     def _start_z(self, z: Tensor) -> None:
         self.z.copy_(z)
 
 
-__all__ = ["LARGEST_SUM", "CellWeights", "LearntWeights"]
+__all__ = ["FUNCTIONS", "LARGEST_SUM", "CellWeights", "Function", "LearntWeights", "SoftmaxAnnealing", "columns"]

@@ -72,7 +72,7 @@ class Geometry:
 
 def attention_form(spec: Warehouse) -> dict[str, Any]:
     """Return how the attention of a warehouse's layers is made, as keyword arguments of `attach_warehouse`."""
-    names = ("reduction", "norm", "basis", "start") if spec.dynamic else ("start",)
+    names = ("function", "start", *(("reduction", "norm", "basis") if spec.dynamic else ()))
     return {"dynamic": spec.dynamic, **{name: getattr(spec.attention, name) for name in names}}
 
 
@@ -96,6 +96,7 @@ def attention_parameters(
         reduction=attention.reduction,
         norm=attention.norm,
         basis=attention.basis,
+        function=attention.function,
         dynamic=dynamic,
     )
 

@@ -15,6 +15,7 @@ from fractions import Fraction
 from kw_lightning.nn.attention import attention_width, basis_shape
 from kw_lightning.nn.engine import Convolution, work
 from kw_lightning.nn.partition import LayerPartition
+from kw_lightning.nn.weighing import Function, columns
 from kw_lightning.planning.tracing import Trace, batch_first, positions
 from kw_lightning.planning.types import Count, LayerPlan, WarehousePlan
 from kw_lightning.recipe.types import Warehouse
@@ -26,15 +27,20 @@ def static_macs(kernel_shape: tuple[int, ...], positions: int) -> int:
 
 
 def attention_macs(
-    in_channels: int, partition: LayerPartition, reduction: Fraction, basis: Fraction | None = None
+    in_channels: int,
+    partition: LayerPartition,
+    reduction: Fraction,
+    basis: Fraction | None = None,
+    function: Function = "contrast",
 ) -> int:
     """Return the multiply-adds of a layer's attention."""
     width = attention_width(in_channels, reduction)
     m, n = partition.mixtures, partition.cells
+    numbers = columns(n, function)
     if basis is None:
-        return in_channels * width + width * m * (n + 1)
+        return in_channels * width + width * m * numbers
     own, rank = basis_shape(partition, basis)
-    return in_channels * width + width * m * (own + rank + 1) + m * rank * (n - own)
+    return in_channels * width + width * m * (own + rank + numbers - n) + m * rank * (n - own)
 
 
 def layer_macs(layer: LayerPlan, warehouse: Warehouse, forward: Trace, engine: str = "auto") -> Count | None:
@@ -44,7 +50,8 @@ def layer_macs(layer: LayerPlan, warehouse: Warehouse, forward: Trace, engine: s
     static = kw = 0
     partition, attention, batch = layer.partition, warehouse.attention, warehouse.batch_dim or 0
     convolution = Convolution(partition.kernel_shape, partition.cell_shape, groups=layer.layer.groups)
-    attending = attention_macs(layer.layer.in_channels, partition, attention.reduction, attention.basis)
+    form = (attention.reduction, attention.basis, attention.function)
+    attending = attention_macs(layer.layer.in_channels, partition, *form)
     for call in forward.calls_of(layer.layer.names):
         shapes = [batch_first(shape, batch) for shape in (call.inputs, call.outputs)]
         inputs, outputs = (positions(partition.kernel_shape, shape) for shape in shapes)

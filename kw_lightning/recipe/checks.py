@@ -23,6 +23,7 @@ def check(root: Node) -> list[Problem]:
     if "epochs" in temperature and "steps" in temperature:
         place = temperature["steps"].key_location
         problems.append(Problem(sentence("epochs and steps", "one of them"), "temperature.steps", place))
+    problems += _check_softmax(root)
     has_layers = "layers" in _map(root, "model")
     for name, warehouse in _map(root, "warehouses").items():
         path = join("warehouses", name)
@@ -66,6 +67,25 @@ def _check_normalisation(data: Node) -> list[Problem]:
                 what = f"{len(given['mean'].children)} values in mean and {len(given['std'].children)} in std"
                 problems.append(Problem(sentence(what, "as many in both, one for each channel"), path, place))
     return problems
+
+
+def _check_softmax(root: Node) -> list[Problem]:
+    """Return where the temperature of a softmax is given and there is none."""
+    usual = _map(_child(root, "defaults"), "attention")
+    attentions = {
+        join("warehouses", name): _map(entry, "attention") for name, entry in _map(root, "warehouses").items()
+    }
+    attentions["stages"] = _map(_child(root, "stages"), "attention")
+    functions = {path: {**usual, **own}.get("function", Node(None)).value for path, own in attentions.items()}
+    wrong = [path for path, own in attentions.items() if "softmax_temperature" in own and functions[path] != "softmax"]
+    if "softmax_temperature" in usual and "softmax" not in functions.values():
+        wrong.append("defaults")
+    attentions["defaults"] = usual
+    text = sentence("softmax_temperature without softmax", "function: softmax beside it")
+    return [
+        Problem(text, f"{path}.attention.softmax_temperature", attentions[path]["softmax_temperature"].key_location)
+        for path in wrong
+    ]
 
 
 def _check_sampling(data: Node) -> list[Problem]:

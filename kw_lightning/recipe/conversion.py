@@ -26,6 +26,7 @@ from kw_lightning.recipe.types import (
     Recipe,
     Schedule,
     Selector,
+    SoftmaxTemperature,
     Stages,
     Temperature,
     Train,
@@ -84,7 +85,15 @@ def _cell(data: Values) -> Cell:
 
 
 def _attention(data: Values) -> Attention:
-    return Attention(**_take(data, reduction=read_ratio, basis=_or_none(read_ratio), at_most=float))
+    return Attention(
+        **_take(
+            data,
+            reduction=read_ratio,
+            basis=_or_none(read_ratio),
+            softmax_temperature=lambda entry: SoftmaxTemperature(**_take(entry, start=float, end=float, epochs=float)),
+            at_most=float,
+        )
+    )
 
 
 def _shared(entry: Values, defaults: Values) -> dict[str, Any]:

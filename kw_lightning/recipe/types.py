@@ -87,6 +87,15 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class SoftmaxTemperature:
+    """The annealing of the softmax's own temperature; without `epochs` in a tenth of the run."""
+
+    start: float = 30.0
+    end: float = 1.0
+    epochs: float | None = None
+
+
+@dataclass(frozen=True)
 class Attention:
     """The attention of every layer of a warehouse.
 
@@ -95,6 +104,8 @@ class Attention:
         norm: between the two linear layers.
         basis: the low-rank form's ratio, None when off.
         start: what each mixture starts as: a cell of its own, a cell that several start as, or nothing in particular.
+        function: from the small network's numbers to the weights of the cells.
+        softmax_temperature: of the softmax; None where it stays 1.
         at_most: most parameters relative to the cells'; None warns of more than 1 and has a bound of its own.
     """
 
@@ -102,6 +113,8 @@ class Attention:
     norm: Literal["batch", "layer"] = "batch"
     basis: Fraction | None = None
     start: Literal["own", "shared", "none"] = "own"
+    function: Literal["contrast", "softmax", "sigmoid", "relu"] = "contrast"
+    softmax_temperature: SoftmaxTemperature | None = None
     at_most: float | None = None
 
 

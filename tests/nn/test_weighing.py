@@ -1,16 +1,94 @@
-"""Weights of the cells that no sample changes: layers that share cells and nothing else."""
+"""Weights of the cells: each function against its closed form, and weights that no sample changes."""
 
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kw_lightning.export.norms import fold_norms
-from kw_lightning.nn import KWConv1d, KWConv2d, KWConv3d, KWLayer, KWLinear, set_temperature, share_warehouse
+from kw_lightning.nn import (
+    ContrastingAttention,
+    KWConv1d,
+    KWConv2d,
+    KWConv3d,
+    KWLayer,
+    KWLinear,
+    set_temperature,
+    share_warehouse,
+)
+from kw_lightning.nn.attention import attention_parameters
+from kw_lightning.nn.partition import Start, partition
 from kw_lightning.nn.warm_start import load_kernels
+from kw_lightning.nn.weighing import FUNCTIONS, Function
+
+SHARE = partition([(16, 16, 3, 3)] * 2, 2).layers[1]
+
+
+def closed_form(function: str, z: Tensor, temperature: Tensor) -> Tensor:
+    """Return the weights of z in plain numbers, one mixture after the other."""
+    rows = []
+    for row in z.flatten(0, -2).tolist():
+        size = sum(map(abs, row)) + 1e-3
+        powers = [math.exp(number / float(temperature)) for number in row]
+        rows.append(
+            {
+                "contrast": [number / size for number in row[:-1]],
+                "softmax": [power / sum(powers) for power in powers],
+                "sigmoid": [1 / (1 + math.exp(-number)) for number in row],
+                "relu": [max(number, 0) / size for number in row],
+            }[function]
+        )
+    return torch.tensor(rows, dtype=torch.float64).view(*z.shape[:-1], -1)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("start", ["own", "none"])
+@pytest.mark.parametrize("basis", [None, 1 / 16])
+def test_each_function_is_its_closed_form(function: Function, start: Start, basis: float | None) -> None:
+    torch.manual_seed(0)
+    attention = ContrastingAttention(16, SHARE, function=function, start=start, basis=basis, dtype=torch.float64)
+    x = torch.randn(4, 16, 5, 5, dtype=torch.float64)
+    z = attention._expand(torch.relu(attention.norm(attention.reduce(x.mean((2, 3))))))
+    assert z.shape[-1] == attention.columns == SHARE.cells + (function == "contrast")
+    temperature, softmax_temperature = torch.tensor(0.25), torch.tensor(4.0)
+    found = attention(x, temperature, softmax_temperature)
+    expected = closed_form(function, z, softmax_temperature)
+    if start == "own":
+        expected = 0.25 * attention.start + 0.75 * expected
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    if function != "softmax":
+        assert torch.equal(found, attention(x, temperature))
+    made = sum(parameter.numel() for parameter in attention.parameters())
+    assert attention_parameters(16, SHARE, basis=basis, function=function) == made
+    found.square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in attention.parameters())
+
+
+def test_a_high_temperature_makes_the_softmax_even() -> None:
+    attention = ContrastingAttention(16, SHARE, function="softmax", start="none")
+    found = attention(torch.randn(4, 16, 5, 5), torch.tensor(0.0), torch.tensor(1e6))
+    torch.testing.assert_close(found, torch.full_like(found, 1 / SHARE.cells), rtol=1e-4, atol=0)
+
+
+def test_functions_that_are_none_and_starts_that_need_other_signs_are_refused() -> None:
+    with pytest.raises(ValueError, match=r'found the unknown function "softmin".*did you mean "softmax"'):
+        ContrastingAttention(16, SHARE, function="softmin")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="contrast, which alone gives any weights"):
+        ContrastingAttention(16, SHARE, function="sigmoid").start_from(torch.zeros(SHARE.mixtures, SHARE.cells))
+
+
+def test_a_softmax_of_one_mixture_starts_warm_at_any_temperature() -> None:
+    layer = KWConv2d(8, 8, 3, bias=False)
+    share_warehouse([layer], cells=4, spatial="whole", function="softmax", start="none", dtype=torch.float64)
+    kernel = torch.randn(8, 8, 3, 3, dtype=torch.float64)
+    assert load_kernels([layer], [kernel], 0) == 0
+    reached = layer.kernels(layer.attend(torch.randn(3, 8, 5, 5, dtype=torch.float64)))
+    torch.testing.assert_close(reached, kernel.expand(3, -1, -1, -1, -1), rtol=1e-12, atol=1e-12)
+
 
 LAYERS: list[tuple[type[KWLayer], tuple[object, ...], dict[str, object], tuple[int, ...]]] = [
     (KWConv1d, (8, 8, 3), {"padding": "same"}, (8, 9)),
