@@ -148,7 +148,13 @@ def test_wheel_works_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None
     assert "digits-resnet" in listed.stdout
     planned = run(*command, "plan", "digits-resnet", "--json", folder=elsewhere, path=str(site))
     assert json.loads(planned.stdout)["parameters"] == {"static": 72_890, "kw": 103_762}
-    quick = ["train.epochs=1", "temperature.epochs=0.5", "data.train.samples=40", "data.eval.samples=20"]
+    quick = [
+        "train.epochs=1",
+        "temperature.epochs=0.5",
+        "data.train.samples=40",
+        "data.eval.samples=20",
+        "log.report=false",
+    ]
     bare = {"PATH": str(tmp_path), "CC": "", "XDG_CACHE_HOME": str(tmp_path / "cache")}
     trained = run(*command, "fit", "digits-resnet", *quick, folder=elsewhere, path=str(site), more=bare)
     assert trained.returncode == 0, trained.stderr

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from kw_lightning.callbacks.attention_metric import AttentionMetric, AttentionSummary
+from kw_lightning.callbacks.figures import publish
 from kw_lightning.callbacks.heat_map import heat_map
-from kw_lightning.callbacks.layout import layers_of_warehouses
+from kw_lightning.callbacks.layout import layers_of_warehouses, shares_of
 from kw_lightning.errors import mistake
+from kw_lightning.nn.partition import LayerPartition
 
 
 class AttentionStatistics(Callback):
@@ -25,7 +26,8 @@ class AttentionStatistics(Callback):
 
     Per warehouse it logs `attention/NAME/…`: `negative_share`, `entropy`, `effective_cells`, `dead_cells` and
     `similarity` (see `AttentionSummary`), and writes the mean attention matrices [m_t, n], the paper's figure 3, to
-    `attention/epoch=…-step=….npz` in the run's folder; with `figures` also as heat maps to TensorBoard.
+    `attention/epoch=…-step=….npz` in the run's folder; with `figures` also as heat maps to
+    TensorBoard, Weights & Biases and MLflow, whose loggers are in use.
 
     It listens by forward hooks on the layers' attentions during the passes it summarises and at no other time; a
     compiled network runs uncompiled in those passes, because compiled code does not call new hooks. Several processes
@@ -33,7 +35,7 @@ class AttentionStatistics(Callback):
 
     Args:
         every_n_epochs: summarise the validation passes of every n-th epoch; 0 means only those of `trainer.validate`.
-        figures: draw heat maps for TensorBoard.
+        figures: draw heat maps for the loggers that show pictures.
         folder: where the matrices go; `attention` in the logger's folder by default.
         module: path of the submodule whose warehouses are meant; the whole LightningModule by default.
 
@@ -59,7 +61,7 @@ class AttentionStatistics(Callback):
         self.every_n_epochs, self.figures, self.folder, self.module = every_n_epochs, figures, folder, module
         self.latest: dict[str, AttentionSummary] = {}
         self._metrics: dict[str, AttentionMetric] = {}
-        self._layers: dict[str, list[str]] = {}
+        self._layers: dict[str, dict[str, LayerPartition]] = {}
         self._listening = ExitStack()
 
     @property
@@ -112,7 +114,7 @@ class AttentionStatistics(Callback):
             # Two networks inside one LightningModule may have warehouses of one name.
             name = warehouse.name if warehouse.name not in self._metrics else f"{next(iter(layers))}:{warehouse.name}"
             self._metrics[name] = metric.to(warehouse.cells.device)
-            self._layers[name] = list(layers)
+            self._layers[name] = shares_of(layers)
             for index, attention in enumerate(attentions):
                 handle = attention.register_forward_hook(_Add(self._metrics[name], index))
                 self._listening.callback(handle.remove)
@@ -139,7 +141,7 @@ class AttentionStatistics(Callback):
     def _write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         arrays: dict[str, Any] = {name: summary.mean.numpy() for name, summary in self.latest.items()}
-        arrays |= {f"{name}/layers": np.array(self._layers[name]) for name in self.latest}
+        arrays |= {f"{name}/layers": np.array(list(self._layers[name])) for name in self.latest}
         partial = path.with_suffix(".partial")
         with partial.open("wb") as file:
             np.savez_compressed(file, **arrays)
@@ -147,10 +149,8 @@ class AttentionStatistics(Callback):
 
     @rank_zero_only
     def _draw(self, trainer: Trainer) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                for name, summary in self.latest.items():
-                    logger.experiment.add_image(f"attention/{name}", heat_map(summary.mean), trainer.global_step)
+        maps = {f"attention/{name}": heat_map(found.mean, self._layers[name]) for name, found in self.latest.items()}
+        publish(trainer.loggers, maps, trainer.global_step)
 
 
 class _Add:

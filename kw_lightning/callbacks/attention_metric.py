@@ -107,17 +107,20 @@ class AttentionMetric(Metric):
         samples = self.samples.double()
         per_row = samples.clamp_min(1).repeat_interleave(torch.tensor(self.mixtures, device=samples.device))
         use = (self.magnitude.double() / per_row.unsqueeze(1)).sum(dim=0)  # [n]
-        squares = self.direction.double().square().sum(dim=1).split(self.mixtures)
-        pairs = samples * (samples - 1)  # 0 / 0, no number, for a layer that fewer than two samples reached
-        cosines = (torch.stack([square.sum() for square in squares]) - samples) / pairs
         return {
             "mean": self.attention / per_row.unsqueeze(1),
             "negative_share": self.negatives / (per_row.sum() * self.cells),
             "entropy": (self.entropy / per_row).mean(),
             "effective_cells": torch.special.entr(use / use.sum()).sum().exp(),
             "dead_cells": (use < DEAD * use.mean()).sum(),
-            "similarity": cosines.nanmean(),
+            "similarity": self.similarities().nanmean(),
         }
+
+    def similarities(self) -> Tensor:  # [layers]
+        """Return the mean cosine between two samples' α by layer, over what this process added; 0 / 0 under two."""
+        samples = self.samples.double()
+        squares = self.direction.double().square().sum(dim=1).split(self.mixtures)
+        return (torch.stack([square.sum() for square in squares]) - samples) / (samples * (samples - 1))
 
     def summary(self) -> AttentionSummary:
         """Return `compute` as plain numbers; in every process at once."""

@@ -1,33 +1,88 @@
-"""A matrix as a picture, without a plotting library."""
+"""The attention of a warehouse as a picture: mixtures by cells, as the paper's figure 3.
+
+Paper: KernelWarehouse (ICML 2024), figure 3. https://arxiv.org/abs/2406.07879
+"""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
 from torch import Tensor
-from torch.nn import functional as F
 
-SMALLEST, LARGEST = 256, 1024  # pixels of the longer side
+from kw_lightning.callbacks.figures import INK, drawing
+from kw_lightning.nn.partition import LayerPartition
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = "RdBu_r"
+"""ColorBrewer's red to blue, which the colour-blind tell apart; white is 0."""
+WIDTH, LOWEST, HIGHEST = 4.6, 1.6, 8.0  # inches
+MOST_IMAGE = 20_000  # cells of a matrix that are drawn one by one in a vector file; above, they are an image in it
 
 
-def heat_map(matrix: Tensor) -> Tensor:
-    """Return a picture of a matrix: red above 0, white at 0, blue under 0, full colour at the largest magnitude.
+def heat_map(mean: Tensor, layers: Mapping[str, LayerPartition] | None = None, *, vector: bool = False) -> Figure:
+    """Return a figure of a warehouse's mean attention: red above 0, white at 0, blue under 0.
 
-    Small matrices get blocks of pixels, large ones are averaged down.
+    Lines part the layers, whose names stand beside their mixtures, and dots mark the cell that each mixture started as.
 
     Args:
-        matrix: [rows, columns].
-
-    Returns:
-        [3, height, width], uint8.
+        mean: the mean of α, [m_t, n].
+        layers: the warehouse's layers by name, in its order, with their shares of it.
+        vector: draw each cell as a shape of its own, for files that are scaled without pixels.
     """
-    values = matrix.detach().float().cpu()
-    longest = max(values.shape)
-    if longest > LARGEST:
-        rows, columns = (max(round(side * LARGEST / longest), 1) for side in values.shape)
-        values = F.adaptive_avg_pool2d(values[None], (rows, columns))[0]
-    block = max(SMALLEST // max(values.shape), 1)
-    values = values.repeat_interleave(block, dim=0).repeat_interleave(block, dim=1)
-    values = values / values.abs().max().clamp_min(torch.finfo(values.dtype).tiny)
-    fade = 1 - values.abs()
-    red, blue = torch.where(values > 0, 1, fade), torch.where(values < 0, 1, fade)
-    return (torch.stack([red, fade, blue]) * 255).round().to(torch.uint8)
+    with drawing():
+        from matplotlib.figure import Figure
+
+        values = mean.detach().float().cpu().numpy()
+        rows, columns = values.shape
+        height = min(max(WIDTH * 0.72 * rows / columns + 0.6, LOWEST), HIGHEST)
+        figure = Figure((WIDTH, height), layout="constrained")
+        axes = figure.add_subplot()
+        top = max(float(np.abs(values).max(initial=0.0)), 1e-12)
+        if vector and values.size <= MOST_IMAGE:
+            edges = np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5
+            shown = axes.pcolormesh(*edges, values, cmap=COLOURS, vmin=-top, vmax=top, edgecolors="face", linewidth=0.1)
+            axes.invert_yaxis()
+        else:
+            shown = axes.imshow(values, COLOURS, vmin=-top, vmax=top, interpolation="none", aspect="auto")  # type: ignore[assignment]
+        bar = figure.colorbar(shown, ax=axes, shrink=0.9, pad=0.02, aspect=30, label="mean α")
+        bar.outline.set_linewidth(0)  # type: ignore[operator]
+        axes.set(xlabel="cell", ylabel="" if layers else "mixture", xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
+        if layers:
+            _mark_layers(axes, layers, height)
+            _mark_start(axes, layers, height)
+        return figure
+
+
+def _mark_layers(axes: Axes, layers: Mapping[str, LayerPartition], height: float) -> None:
+    """Part the layers by lines and name them, those that have the room."""
+    counts = [layer.mixtures for layer in layers.values()]
+    ends = np.cumsum(counts)
+    middles = ends - np.array(counts) / 2 - 0.5
+    gap = 0.14 * ends[-1] / height  # mixtures in the height of a name
+    places, names, last = [], [], -np.inf
+    for middle, name in zip(middles, layers, strict=True):
+        if middle - last >= gap:
+            places.append(middle)
+            names.append(name if len(name) <= 32 else f"…{name[-31:]}")
+            last = middle
+    axes.set_yticks(places, names)
+    axes.tick_params(axis="y", length=0)
+    for end in ends[:-1]:
+        axes.axhline(end - 0.5, color=INK, linewidth=0.5)
+
+
+def _mark_start(axes: Axes, layers: Mapping[str, LayerPartition], height: float) -> None:
+    initial = [cell for layer in layers.values() for cell in layer.initial_cells]
+    cells = next(iter(layers.values())).cells
+    started = [(cell, mixture) for mixture, cell in enumerate(initial) if cell < cells]  # from there on the zero cell
+    if started:
+        step = 72 * min(height / len(initial), WIDTH * 0.7 / cells)  # points of the smaller side of a cell
+        size = min(max(step * 0.35, 0.5), 3.0)
+        axes.plot(
+            *zip(*started, strict=True), linestyle="none", marker="o", markersize=size, color=INK, markeredgewidth=0
+        )

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kw_lightning.nn import KWLayer, Warehouse
+from kw_lightning.nn.partition import LayerPartition
 
 Layout = dict[str, Any]
 
@@ -27,6 +28,12 @@ def layers_of_warehouses(network: nn.Module) -> list[tuple[Warehouse, dict[str, 
         if layer.warehouse is not None:
             found.setdefault(id(layer.warehouse), (layer.warehouse, {}))[1][name] = layer
     return list(found.values())
+
+
+def shares_of(layers: Mapping[str, KWLayer]) -> dict[str, LayerPartition]:
+    """Return the share that each layer with attention has of its warehouse, by name."""
+    found = {name: layer.partition for name, layer in layers.items() if layer.attention is not None}
+    return {name: share for name, share in found.items() if share is not None}
 
 
 def layout(network: nn.Module) -> Layout:

@@ -28,6 +28,7 @@ COMMANDS: dict[str, str] = {
     "fit": "kw_lightning.cli.fit",
     "sweep": "kw_lightning.cli.sweep",
     "evaluate": "kw_lightning.cli.evaluate",
+    "report": "kw_lightning.cli.report",
     "predict": "kw_lightning.cli.predict",
     "import": "kw_lightning.cli.import_published",
     "export": "kw_lightning.cli.export",

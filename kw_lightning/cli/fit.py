@@ -44,7 +44,7 @@ def fit(
     """Train the network of a recipe with PyTorch Lightning; KEY=VALUE changes the recipe.
 
     Prints the plan, the progress and the metrics, and writes a run folder: the resolved recipe, versions,
-    metrics.csv, TensorBoard events and the checkpoints last.ckpt and best.ckpt.
+    metrics.csv, TensorBoard events, the checkpoints last.ckpt and best.ckpt, and report.html to look at.
     """
     from kw_lightning.recipe import load_recipe
 
@@ -71,7 +71,8 @@ def fit(
         warn_of_contradictions(loaded)
         return
     result = train(planned, resume=resume, init=init, output=output, allow_python=packages, on_nan=on_nan.value)
-    columns = {"val, last": result.last, "val, best": result.best, "test, chosen": result.test}
-    if any(columns.values()):
-        screen.print(metrics_table({name: metrics for name, metrics in columns.items() if metrics}, result.note))
+    if result.columns:
+        screen.print(metrics_table(result.columns, result.note))
     screen.print(f"run folder: {result.folder}", highlight=False, soft_wrap=True)
+    if result.report is not None:
+        screen.print(f"report: {result.report}", highlight=False, soft_wrap=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
@@ -55,12 +55,32 @@ class Evaluation:
     classes: tuple[ClassMetrics, ...] = ()
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint with its network and the data that it is measured on.
+
+    Attributes:
+        checkpoint: the file.
+        epoch: epochs trained, from 1.
+        module: the network in its LightningModule.
+        data: of its recipe; images are prepared as the network was evaluated in training.
+        classes: their names in the order of the network's outputs, where they are known.
+    """
+
+    checkpoint: Path
+    epoch: int
+    module: Classifier
+    data: LightningDataModule
+    classes: tuple[str, ...]
+
+
 def evaluate(
     path: str | Path,
     overrides: Sequence[str] = (),
     *,
     split: str | None = None,
     allow_python: Sequence[str] = (),
+    observers: Sequence[Callback] = (),
 ) -> Evaluation:
     """Evaluate a checkpoint file, or the chosen checkpoint of a run folder.
 
@@ -71,6 +91,7 @@ def evaluate(
         split: "train", "val" or "test"; by default "test" where there is one, else "val". Images that validated are
             those of the run.
         allow_python: packages whose code the recipe may name.
+        observers: callbacks that watch the pass.
 
     Raises:
         RunError: there is no checkpoint, it has no recipe, its weights do not fit the changed recipe, **or** the data,
@@ -78,6 +99,11 @@ def evaluate(
         RecipeError: an override that cannot be used, a network that does not fit the data, **or** a Python package that
             is not allowed.
     """
+    return evaluate_opened(open_checkpoint(path, overrides, allow_python=allow_python), split, observers)
+
+
+def open_checkpoint(path: str | Path, overrides: Sequence[str] = (), *, allow_python: Sequence[str] = ()) -> Opened:
+    """Build the network of a checkpoint and open its data; arguments and errors are those of `evaluate`."""
     checkpoint = checkpoint_of(user_path(path), chosen=True)
     found = read(checkpoint)
     if is_foreign(found):
@@ -99,10 +125,17 @@ def evaluate(
     drawn = (split_of(state) or NOTHING) if SPLIT in state else None
     data = data_module(module.recipe, allow_python=allow_python, trained=trained, classes=classes, split=drawn)
     check_shapes(module.recipe, module, data)
+    named = tuple(map(str, getattr(data, "classes", None) or classes))
+    return Opened(checkpoint, state["epoch"] + 1, module, data, named)
+
+
+def evaluate_opened(opened: Opened, split: str | None = None, observers: Sequence[Callback] = ()) -> Evaluation:
+    """Measure a checkpoint on a part of its data; arguments and errors are those of `evaluate`."""
+    module, data = opened.module, opened.data
     for part in _asked(split, parts_of(data)):
-        if metrics := measure(module, data, part):
-            by_class = tuple(module.by_class(getattr(data, "classes", None) or classes))
-            return Evaluation(checkpoint, part, state["epoch"] + 1, metrics, by_class)
+        if metrics := measure(module, data, part, observers):
+            by_class = tuple(module.by_class(opened.classes))
+            return Evaluation(opened.checkpoint, part, opened.epoch, metrics, by_class)
     raise RunError(f"the data has no {split} part: there are no images in it" if split is not None else NEITHER)
 
 
@@ -128,10 +161,12 @@ def _asked(asked: str | None, there: Sequence[str]) -> tuple[str, ...]:
     return (asked,)
 
 
-def measure(module: Classifier, data: LightningDataModule, part: str) -> dict[str, float]:
+def measure(
+    module: Classifier, data: LightningDataModule, part: str, observers: Sequence[Callback] = ()
+) -> dict[str, float]:
     """Return the metrics that `Evaluation` holds, over a part of the data, on one device; none where it has no images.
 
-    Images that trained are measured as they are evaluated, not augmented.
+    Images that trained are measured as they are evaluated, not augmented; `observers` are callbacks that watch.
     """
     with quiet(), readable_failures():
         trainer = Trainer(
@@ -139,6 +174,7 @@ def measure(module: Classifier, data: LightningDataModule, part: str) -> dict[st
             accelerator="cpu" if module.train_settings.accelerator == "cpu" else "auto",
             devices=1,
             precision=module.train_settings.precision,  # type: ignore[arg-type]
+            callbacks=[*observers],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

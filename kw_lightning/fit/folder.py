@@ -37,6 +37,9 @@ OWN = {
     "wandb",
     "mlflow",
     "mlflow.db",
+    "report.html",
+    "confusion.csv",
+    "classes.csv",
 }
 """What a run writes into its folder."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

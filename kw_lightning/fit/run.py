@@ -6,15 +6,17 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 
+from kw_lightning.callbacks.figures import publish
 from kw_lightning.callbacks.layout import listed, misfits
 from kw_lightning.errors import Problem, RecipeError, RunError, mistake
 from kw_lightning.fit.batch_size import is_open, sized
+from kw_lightning.fit.by_class import ClassMetrics
 from kw_lightning.fit.changes import Relay, changed, in_words, is_relaid
 from kw_lightning.fit.classes import resolved
 from kw_lightning.fit.data import ImageData, data_module
@@ -38,17 +40,21 @@ from kw_lightning.fit.module import Classifier
 from kw_lightning.fit.optimization import make_optimizer, make_schedule
 from kw_lightning.fit.own_callbacks import own_callbacks
 from kw_lightning.fit.quiet import quiet
-from kw_lightning.fit.report import json_text
+from kw_lightning.fit.report import json_text, metrics_table
 from kw_lightning.fit.shapes import check_shapes
 from kw_lightning.fit.starting import Restoring, Start, goes_on_from, start
 from kw_lightning.fit.trackers import check_installed, end_trackers
 from kw_lightning.fit.trainer import OnNan, check_settings, make_trainer, monitored
 from kw_lightning.fit.weighting import class_weights
+from kw_lightning.notebook import rich_html
 from kw_lightning.paths import user_path
 from kw_lightning.planning import Plan
 from kw_lightning.preprocessing import warn_of_contradictions
 from kw_lightning.recipe import load_recipe, lock_text
 from kw_lightning.recipe.types import Recipe, Train
+
+if TYPE_CHECKING:
+    from kw_lightning.report.observation import Observation
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +71,7 @@ class Result:
         test: the same of the chosen checkpoint, the best one or else the last, on the test images, if there are any.
         module: the trained network in its LightningModule.
         note: in a line, that the run ended early and where its learning rate stood; None where it did not.
+        report: the page that was written; None where `log.report` is false, and in processes but the first.
     """
 
     folder: Path
@@ -73,6 +80,17 @@ class Result:
     test: dict[str, float]
     module: Classifier
     note: str | None = None
+    report: Path | None = None
+
+    @property
+    def columns(self) -> dict[str, dict[str, float]]:
+        """Return the metrics that there are by part and checkpoint, as "val, best"."""
+        found = {"val, last": self.last, "val, best": self.best, "test, chosen": self.test}
+        return {name: metrics for name, metrics in found.items() if metrics}
+
+    def _repr_html_(self) -> str:
+        places = [f"run folder: {self.folder}", *([f"report: {self.report}"] if self.report is not None else [])]
+        return rich_html(*([metrics_table(self.columns, self.note)] if self.columns else []), *places)
 
 
 def fit(
@@ -303,10 +321,12 @@ def finish(
     parts = parts_of(data)
     name = folder.chosen.stem
     measured: dict[str, dict[str, dict[str, float]]] = {}
+    watching, seen = _observers(module.recipe), ""
     if "val" in parts and (found := measure(last, data, "val")):
-        measured["val"] = {"last": found, "best": measure(chosen, data, "val")}
-    if "test" in parts and opens_test(module.recipe) and (found := measure(chosen, data, "test")):
-        measured["test"] = {name: found}
+        measured["val"] = {"last": found, "best": measure(chosen, data, "val", watching)}
+        seen = "val"
+    if "test" in parts and opens_test(module.recipe) and (found := measure(chosen, data, "test", watching)):
+        measured["test"], seen = {name: found}, "test"
         logged = {f"test/{key}": value for key, value in measured["test"][name].items()}
         for logger in trainer.loggers:
             logger.log_metrics(logged, step=max(trainer.global_step - 1, 0))
@@ -325,7 +345,36 @@ def finish(
     load_trained(folder.chosen, planned=module.plan, allow_python=allow_python).save_pretrained(
         folder.path / "model", metrics={part: metrics for part, metrics in own.items() if metrics}
     )
-    return Result(folder.path, validated.get("last", {}), validated.get("best", {}), tested, module, note)
+    report = _report(trainer, module, data, folder, watching, seen, classes) if watching else None
+    return Result(folder.path, validated.get("last", {}), validated.get("best", {}), tested, module, note, report)
+
+
+def _observers(recipe: Recipe) -> list[Observation]:
+    if not recipe.log.report:
+        return []
+    from kw_lightning.report.observation import Observation
+
+    return [Observation()]
+
+
+def _report(
+    trainer: Trainer,
+    module: Classifier,
+    data: LightningDataModule,
+    folder: RunFolder,
+    watching: Sequence[Observation],
+    part: str,
+    classes: Sequence[ClassMetrics],
+) -> Path | None:
+    """Write the report and show its figures in the run's trackers; what fails there fails no run."""
+    from kw_lightning.report.writing import attempt, report_of_run
+
+    written = attempt(lambda: report_of_run(folder, module.plan, data, watching[0], part, classes))
+    if written is None:
+        return None
+    figures = {chart.key: chart.figure for chart in written.charts if chart.figure is not None}
+    attempt(lambda: publish(trainer.loggers, figures, trainer.global_step))
+    return written.path
 
 
 def check_training(recipe: Recipe) -> None:

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from kw_lightning.nn.partition import LayerPartition, WarehousePartition
+from kw_lightning.notebook import rich_html
 from kw_lightning.planning.network import Layer
 from kw_lightning.recipe.types import Attention, Budget, Recipe, Warehouse
 
@@ -165,6 +166,11 @@ class Plan:
                 for static in self.static_layers
             ],
         }
+
+    def _repr_html_(self) -> str:
+        from kw_lightning.planning.table import PlanTable  # which is made of plans
+
+        return rich_html(PlanTable(self))
 
 
 def budget_text(budget: Budget) -> str:

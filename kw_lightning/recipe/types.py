@@ -8,6 +8,8 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from kw_lightning.errors import Location, Problem
+from kw_lightning.notebook import text_html
+from kw_lightning.recipe.writing import to_yaml
 
 Reach = Literal["network", "stage", "block", "layer"]
 
@@ -388,6 +390,7 @@ class Log:
 
     attention_every_n_epochs: int = 0
     attention_figures: bool = False
+    report: bool = True
     tensorboard: bool = True
     trackers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     every_n_steps: int = 50
@@ -415,3 +418,8 @@ class Recipe:
     def several(self) -> bool:
         """Return whether an image may be of several classes at once, or of none."""
         return self.data is not None and self.data.labels == "several"
+
+    def _repr_html_(self) -> str:
+        return text_html(
+            f"{self.name}: {self.description}" if self.description else self.name, to_yaml(self.document.data)
+        )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,13 +13,16 @@ import pytest
 import torch
 from callback_networks import Classifier, dynamic_net, loader, trainer
 from lightning.pytorch import Callback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 
 from kw_lightning.callbacks.attention import AttentionStatistics
 from kw_lightning.callbacks.attention_metric import AttentionMetric
+from kw_lightning.callbacks.figures import picture, publish
 from kw_lightning.callbacks.heat_map import heat_map
 from kw_lightning.nn import KWLayer, set_temperature
+from kw_lightning.nn.partition import partition
 
 SCALARS = {"negative_share", "entropy", "effective_cells", "dead_cells", "similarity"}
 
@@ -85,15 +90,57 @@ def test_states_of_two_processes_add_up() -> None:
 
 
 def test_heat_map_colours() -> None:
-    picture = heat_map(torch.tensor([[1.0, 0.0], [-1.0, 0.5]]))
-    assert picture.dtype == torch.uint8
-    assert picture.shape == (3, 256, 256)
-    assert picture[:, 0, 0].tolist() == [255, 0, 0]
-    assert picture[:, 0, 255].tolist() == [255, 255, 255]
-    assert picture[:, 255, 0].tolist() == [0, 0, 255]
-    assert picture[:, 255, 255].tolist() == [255, 128, 128]
-    assert heat_map(torch.randn(4096, 64)).shape == (3, 1024, 16)
-    assert heat_map(torch.zeros(3, 3)).unique().tolist() == [255]
+    figure = heat_map(torch.tensor([[1.0, 0.0], [-1.0, 0.5]]))
+    (image,) = figure.axes[0].images
+    (positive, zero), (negative, half) = (image.to_rgba(image.get_array()) * 255).round().tolist()
+    assert max(abs(channel - 247) for channel in zero[:3]) < 2  # all but white
+    assert positive[0] > 2 * positive[2]  # red
+    assert negative[2] > 2 * negative[0]  # blue
+    assert half[0] > half[2] > positive[2]
+    assert image.get_clim() == (-1.0, 1.0)
+    assert heat_map(torch.zeros(3, 3)).axes[0].images[0].norm(0.0) == 0.5
+
+
+def test_heat_map_parts_the_layers_and_marks_where_they_started() -> None:
+    shares = partition([(8, 4, 1, 1), (4, 4, 1, 1), (4, 4, 1, 1)], Fraction(1, 2), out_ratio=Fraction(1, 2)).layers
+    layers = dict(zip(("first", "$second_{", "third"), shares, strict=True))
+    mixtures, cells = sum(share.mixtures for share in shares), shares[0].cells
+    figure = heat_map(torch.randn(mixtures, cells), layers, vector=True)
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(layers)
+    lines = [line for line in axes.lines if line.get_linestyle() == "-"]
+    ends = [line.get_ydata()[0] for line in lines]
+    assert ends == [shares[0].mixtures - 0.5, shares[0].mixtures + shares[1].mixtures - 0.5]
+    (dots,) = (line for line in axes.lines if line.get_linestyle() == "None")
+    initial = [cell for share in shares for cell in share.initial_cells]
+    expected = [(cell, mixture) for mixture, cell in enumerate(initial) if cell < cells]
+    assert list(zip(dots.get_xdata(), dots.get_ydata(), strict=True)) == expected
+    pixels = picture(figure)  # its names are no mathematics
+    assert pixels.shape[2] == 3
+    assert pixels[0, 0].tolist() == [255, 255, 255]
+
+
+class Shows(DummyLogger):
+    """A logger with pictures, as Lightning's of W&B has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: list[tuple[str, tuple[int, ...], int]] = []
+
+    def log_image(self, key: str, images: list[Any], step: int) -> None:
+        self.shown.append((key, images[0].shape[2:], step))
+
+
+def test_figures_reach_every_logger_that_shows_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[tuple[Any, ...]] = []
+    client = SimpleNamespace(log_image=lambda run, pixels, artifact_file: logged.append((run, artifact_file)))
+    mlflow = object.__new__(MLFlowLogger)  # its own constructor wants the package
+    monkeypatch.setattr(MLFlowLogger, "experiment", client)
+    monkeypatch.setattr(MLFlowLogger, "run_id", "run-1")
+    shows = Shows()
+    publish([CSVLogger(tmp_path), mlflow, shows], {"attention/stage1": heat_map(torch.eye(3))}, 7)
+    assert logged == [("run-1", "figures/attention/stage1-7.png")]
+    assert shows.shown == [("attention/stage1", (3,), 7)]
 
 
 def fit(folder: Path, statistics: AttentionStatistics, **options: Any) -> Classifier:

@@ -24,6 +24,7 @@ QUICK = [
     "data.train.samples=40",
     "data.eval.samples=20",
     "temperature.epochs=1",
+    "log.report=false",
 ]
 
 

@@ -16,7 +16,14 @@ from kw_lightning.fit.report import metrics_table
 
 LONG = "a" * 300
 FIT = "from kw_lightning.cli import fit_main; fit_main()"
-QUICK = ["data.train.samples=40", "data.eval.samples=20", "vars.stem=16", "vars.first=16", "vars.second=16"]
+QUICK = [
+    "data.train.samples=40",
+    "data.eval.samples=20",
+    "vars.stem=16",
+    "vars.first=16",
+    "vars.second=16",
+    "log.report=false",
+]
 
 
 def run(folder: Path, name: str, *arguments: str | bytes, **variables: str) -> subprocess.CompletedProcess[str]:

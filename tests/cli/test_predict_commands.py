@@ -18,7 +18,14 @@ from kw_lightning.fit.data import data_module
 from kw_lightning.inference import load
 from kw_lightning.recipe import load_recipe
 
-QUICK = ["vars.stem=16", "vars.first=16", "vars.second=16", "train.epochs=1", "temperature.epochs=0.5"]
+QUICK = [
+    "vars.stem=16",
+    "vars.first=16",
+    "vars.second=16",
+    "train.epochs=1",
+    "temperature.epochs=0.5",
+    "log.report=false",
+]
 
 
 def kw(*arguments: object) -> Result:

@@ -10,4 +10,5 @@ QUICK = [
     "train.epochs=2",
     "temperature.epochs=1",
     "log.every_n_steps=1",
+    "log.report=false",
 ]

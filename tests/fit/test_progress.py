@@ -13,7 +13,7 @@ import pytest
 
 from kw_lightning.fit.report import metrics_table
 
-QUICK = ["train.epochs=2", "temperature.epochs=1", "data.train.samples=64", "data.eval.samples=40"]
+QUICK = ["train.epochs=2", "temperature.epochs=1", "data.train.samples=64", "data.eval.samples=40", "log.report=false"]
 
 
 def on_terminal(folder: Path, term: str) -> list[str]:

@@ -34,7 +34,7 @@ def pictures(root: Path, **counts: int) -> Path:
 
 def recipe_of(root: Path, data: dict[str, Any] | None = None, **train: Any) -> dict[str, Any]:
     own = {"name": "image_folder", "root": str(root), "batch_size": 4, "train": {"size": 8}, **(data or {})}
-    return {"kw": 1, "name": "pets", "model": SMALL, "data": own, "train": {**TRAIN, **train}}
+    return {"kw": 1, "name": "pets", "model": SMALL, "data": own, "train": {**TRAIN, **train}, "log": {"report": False}}
 
 
 def test_the_share_of_every_class_is_drawn_and_never_all_of_it() -> None:
