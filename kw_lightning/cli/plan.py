@@ -27,12 +27,18 @@ def plan(
         bool,
         typer.Option("--warm-start", help="Load the weights of model.pretrained: how near will each warehouse be?"),
     ] = False,
+    engine: Annotated[
+        bool, typer.Option("--engine", help="Show how each dynamic layer is computed, and why no other way.")
+    ] = False,
+    batch: Annotated[int | None, typer.Option(min=1, help="Samples of a batch, with --engine; default: 1.")] = None,
     json: JsonOption = False,
     allow_python: Annotated[list[str] | None, package_option("Let the recipe name things")] = None,
 ) -> None:
     """Show warehouses, cells, parameters and multiply-adds of a recipe, beside the static network's."""
     from kw_lightning.recipe import load_recipe
 
+    if batch is not None and not engine:
+        raise typer.BadParameter("--batch is of --engine, which is not there", param_hint="--batch")
     source, changes = recipe_and_overrides([recipe, *(overrides or ())])
     loaded = load_recipe(source, changes)  # its mistakes are told before what is slow to import: torch
     from rich.text import Text
@@ -54,7 +60,18 @@ def plan(
 
         steps = preprocessing(loaded)
         more = {"warm_start": dict(errors)} if warm_start else {}
-        typer.echo(dumps({**planned.to_dict(), "preprocessing": None if steps is None else steps.to_dict(), **more}))
+        found = {**planned.to_dict(), "preprocessing": None if steps is None else steps.to_dict(), **more}
+        if engine:
+            from kw_lightning.planning.engine import plan_engine
+
+            found["engine"] = plan_engine(planned, batch or 1).to_dict()
+        typer.echo(dumps(found))
+        return
+    if engine:
+        from kw_lightning.planning.engine import plan_engine
+        from kw_lightning.planning.engine_table import engine_lines
+
+        typer.echo("\n".join(engine_lines(plan_engine(planned, batch or 1))))
         return
     if loaded.model is not None and loaded.model.layers:
         from kw_lightning.keras import read_network

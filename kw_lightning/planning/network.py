@@ -19,6 +19,22 @@ KINDS = tuple(kind.__name__ for kind in CONVERTIBLE)
 ALLOWED = f"{', '.join(KINDS[:-1])} or {KINDS[-1]}"
 
 
+class Reading(NamedTuple):
+    """How a convolution reads its input, a number per spatial dimension.
+
+    Attributes:
+        stride, dilation: of the convolution.
+        padding: with zeros, by the convolution itself.
+        padded_before: positions that the layer puts around its input first, both sides together: where the sides are
+            unequal, or not of zeros.
+    """
+
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: tuple[int, ...]
+    padded_before: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Layer:
     """One convolution or linear layer of a network.
@@ -34,6 +50,7 @@ class Layer:
         refusal: why the layer cannot be made dynamic; None when it can.
         beside: of a linear layer, the nearest module that works on [sequence, batch, channels] by its `batch_first`;
             None where there is none.
+        reading: of a convolution; None for a linear layer.
     """
 
     name: str
@@ -45,6 +62,7 @@ class Layer:
     parameters: int
     refusal: str | None = None
     beside: str | None = None
+    reading: Reading | None = None
 
     @property
     def out_channels(self) -> int:
@@ -128,15 +146,25 @@ def refuse_dynamic(model: nn.Module) -> None:
 def _layer(first: str, names: list[str], module: nn.Module, refusal: str | None) -> Layer:
     kind = next(kind for kind in CONVERTIBLE if isinstance(module, kind))
     parameters = sum(p.numel() for p in module.parameters() if not is_lazy(p))
+    reading = None
     if isinstance(module, nn.Linear):
         shape: tuple[int, ...] = (module.out_features, module.in_features)
         in_channels, groups = module.in_features, 1
     else:
         assert isinstance(module, Convolution)
         shape = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
-        in_channels, groups = module.in_channels, module.groups
+        in_channels, groups, reading = module.in_channels, module.groups, _reading(module)
     aliases = tuple(name for name in names if name != first)
-    return Layer(first, aliases, kind.__name__, shape, in_channels, groups, parameters, refusal)
+    return Layer(first, aliases, kind.__name__, shape, in_channels, groups, parameters, refusal, reading=reading)
+
+
+def _reading(module: Convolution) -> Reading:
+    sides = module._reversed_padding_repeated_twice  # before and after, the last dimension first
+    before, after = tuple(sides[-2::-2]), tuple(sides[::-2])
+    none = (0,) * len(before)
+    if before == after and module.padding_mode == "zeros":
+        return Reading(module.stride, module.dilation, before, none)
+    return Reading(module.stride, module.dilation, none, tuple(map(sum, zip(before, after, strict=True))))
 
 
 def _refusal(module: nn.Module) -> str | None:

@@ -225,7 +225,8 @@ def _warehouse_plan(geometry: Geometry, partition: WarehousePartition, forward: 
     layers = []
     for choice, share, size in zip(geometry.choices, partition.layers, sizes, strict=True):
         found = LayerPlan(choice.layer, choice.rows, share, size)
-        layers.append(replace(found, macs=layer_macs(found, geometry.spec, forward, engine)))
+        inputs = tuple(call.inputs for call in forward.calls_of(choice.layer.names))
+        layers.append(replace(found, macs=layer_macs(found, geometry.spec, forward, engine), inputs=inputs))
     shapes = [choice.kernel_shape for choice in geometry.choices]
     divisors = (math.gcd(*(shape[0] for shape in shapes)), math.gcd(*(shape[1] for shape in shapes)))
     return WarehousePlan(geometry.spec, partition, tuple(layers), divisors)

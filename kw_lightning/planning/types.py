@@ -35,6 +35,7 @@ class LayerPlan:
         partition: its share of the warehouse.
         attention_parameters: of its attention.
         macs: multiply-adds for one sample; of the kw figure the attention and the mixing are part. None if unknown.
+        inputs: shape of the input in every call for one sample, as far as the forward pass is known.
     """
 
     layer: Layer
@@ -42,6 +43,7 @@ class LayerPlan:
     partition: LayerPartition
     attention_parameters: int
     macs: Count | None = None
+    inputs: tuple[tuple[int, ...], ...] = ()
 
     @property
     def name(self) -> str:
