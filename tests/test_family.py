@@ -147,3 +147,23 @@ def test_a_warm_start_that_needs_weights_of_either_sign_is_refused_with_the_way_
     old = static()
     network = convert(static(), written({"function": "relu"}), warm_start=True).eval()
     torch.testing.assert_close(network(X), old(X), rtol=1e-4, atol=1e-5)
+
+
+def test_gates_count_fold_and_need_dynamics() -> None:
+    attention = {"gates": ["input", "output"]}
+    found, network = planned(attention), made(attention).eval()
+    check_counts(found, network)
+    bare = planned()
+    assert found.macs is not None
+    assert bare.macs is not None
+    assert found.macs.kw - bare.macs.kw == 16 * (8 + 16 + 16 + 16)
+    set_temperature(network, 0.25)
+    saved = SavedNetwork(network, load_recipe(written(attention)), Preprocessing(), ())
+    alone = fold(saved, [X[:1]]).network
+    torch.testing.assert_close(alone(X[:1]), network(X[:1]), rtol=1e-3, atol=1e-5)
+    with pytest.raises(RecipeError, match=r"\.a: found attention\.gates with dynamic: false, allowed: either"):
+        planned(attention, dynamic=False)
+    with pytest.raises(RunError, match="no place for the attention"):
+        published_entries(network, "torchvision/resnet18")
+    with pytest.raises(RecipeError, match=r'gates\[0\]: found "inputs", allowed: input, output; did you mean "input"'):
+        load_recipe(written({"gates": ["inputs"]}))

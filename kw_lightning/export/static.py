@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from kw_lightning.errors import KWError
 from kw_lightning.inference.saving import SavedNetwork
 from kw_lightning.nn import KWLayer, KWLinear
+from kw_lightning.nn.gates import OPEN, Factors
 from kw_lightning.nn.partial import PartialLayer
+from kw_lightning.nn.weight import over_rows
 from kw_lightning.recipe import load_recipe
 
 STATIC: Mapping[int, type[Any]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -41,9 +43,10 @@ def fold(saved: SavedNetwork, batches: Iterable[Tensor]) -> SavedNetwork:
     if not layers:
         raise KWError("the network has no dynamic layer: it is static already")
     folded = copy.deepcopy(with_learnt_kernels(network))
-    means = _mean_attention(network, {name: layer for name, layer in layers.items() if not _learnt(layer)}, batches)
-    for name, attention in means.items():
-        _put(folded, name, static_layer(layers[name], attention))
+    for name, (attention, gates) in _means(
+        network, {name: layer for name, layer in layers.items() if not _learnt(layer)}, batches
+    ).items():
+        _put(folded, name, static_layer(layers[name], attention, gates))
     for name, module in list(folded.named_modules()):
         if isinstance(module, PartialLayer):
             raise KWError(f'"{name}" is dynamic in a part of its rows, and cannot be folded yet')
@@ -93,9 +96,14 @@ def tensor_bytes(network: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def static_layer(layer: KWLayer, attention: Tensor) -> nn.Module:
-    """Return torch's own layer with the kernel that an attention [mixtures, cells] mixes."""
+def static_layer(layer: KWLayer, attention: Tensor, gates: Factors = OPEN) -> nn.Module:
+    """Return torch's own layer with the kernel that an attention [mixtures, cells] mixes and gates [channels] scale."""
     kernel = layer.kernels(attention.unsqueeze(0))[0].detach().clone()
+    if gates.input is not None:
+        groups = gates.input.to(kernel).view(-1, 1, kernel.shape[1], *[1] * (kernel.dim() - 2))
+        kernel = (kernel.view(len(groups), -1, *kernel.shape[1:]) * groups).flatten(0, 1)
+    if gates.output is not None:
+        kernel = kernel * over_rows(gates.output.to(kernel), kernel.dim())
     static: Any
     if isinstance(layer, KWLinear):
         static = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
@@ -120,30 +128,56 @@ def static_layer(layer: KWLayer, attention: Tensor) -> nn.Module:
 
 
 @torch.no_grad()
-def _mean_attention(network: nn.Module, layers: Mapping[str, KWLayer], batches: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Return each layer's mean α [mixtures, cells] over all samples."""
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, int] = dict.fromkeys(layers, 0)
-    with _watching(layers, sums, counts):
+def _means(
+    network: nn.Module, layers: Mapping[str, KWLayer], batches: Iterable[Tensor]
+) -> dict[str, tuple[Tensor, Factors]]:
+    """Return each layer's mean α [mixtures, cells] over all samples, and the means of its gates."""
+    sums: dict[nn.Module, _Sum] = {}
+    for layer in layers.values():
+        for module in filter(None, (layer.attention, layer.attention.gates if layer.attention else None)):
+            sums[module] = _Sum()
+    with _watching(sums):
         for batch in batches:
             network(batch)
-    unreached = [name for name, count in counts.items() if not count]
+    means: dict[str, tuple[Tensor, Factors]] = {}
+    unreached = []
+    for name, layer in layers.items():
+        attention = layer.attention
+        if attention is None or not sums[attention].samples:
+            unreached.append(name)
+            continue
+        gates = OPEN if attention.gates is None else Factors(*sums[attention.gates].means())
+        (alpha,) = sums[attention].means()
+        assert alpha is not None
+        means[name] = alpha, gates
     if unreached:
         raise KWError(f"no calibration image reached the layers {', '.join(unreached[:5])}")
-    return {name: (sums[name] / counts[name]).float() for name in layers}
+    return means
+
+
+class _Sum:
+    """Adds up what a module gives, sample by sample: a tensor, or several of which some may be None."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.totals: list[Tensor | None] = []
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Tensor | Factors) -> None:
+        given = [output] if isinstance(output, Tensor) else list(output)
+        found = [None if tensor is None else tensor.double().sum(0) for tensor in given]
+        before = self.totals if self.samples else [None] * len(found)
+        found = [new if old is None or new is None else new + old for new, old in zip(found, before, strict=True)]
+        self.totals = found
+        self.samples += next(len(tensor) for tensor in given if tensor is not None)
+
+    def means(self) -> list[Tensor | None]:
+        """Return the means over all samples."""
+        return [None if total is None else (total / self.samples).float() for total in self.totals]
 
 
 @contextmanager
-def _watching(layers: Mapping[str, KWLayer], sums: dict[str, Tensor], counts: dict[str, int]) -> Iterator[None]:
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, attention: Tensor) -> None:
-            found = attention.double().sum(0)
-            sums[name] = sums[name] + found if name in sums else found
-            counts[name] += attention.shape[0]
-
-        return hook
-
-    handles = [layer.attention.register_forward_hook(watch(name)) for name, layer in layers.items() if layer.attention]
+def _watching(sums: Mapping[nn.Module, _Sum]) -> Iterator[None]:
+    handles = [module.register_forward_hook(total) for module, total in sums.items()]
     try:
         yield
     finally:

@@ -6,21 +6,21 @@ Paper: KernelWarehouse (ICML 2024), section 3.3, equations 3 and 4. https://arxi
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from fractions import Fraction
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
+from kw_lightning.nn.gates import ChannelGates, Side
 from kw_lightning.nn.partition import LayerPartition, Start
-from kw_lightning.nn.precision import autocast_type, in_type
+from kw_lightning.nn.precision import autocast_type, call_linear, in_type
 from kw_lightning.nn.weighing import CellWeights, Function, columns
 
 LARGEST_MEAN = 1e15  # of an input channel; its square has room in float32
 MINIMUM_WIDTH = 16  # of the hidden layer and of the low-rank form's basis
-HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 class ContrastingAttention(CellWeights):
@@ -41,6 +41,8 @@ class ContrastingAttention(CellWeights):
         norm: "batch" or "layer".
         basis: ratio of the low-rank form, None for the full form.
         start, function: see `CellWeights`.
+        gates: which channels have gates, "input" and "output"; see `ChannelGates`.
+        out_channels: of the layer, for a gate.
         channels_last: the input is [batch, ..., in_channels] (linear layers) instead of [batch, in_channels, ...].
     """
 
@@ -54,6 +56,8 @@ class ContrastingAttention(CellWeights):
         basis: Fraction | float | None = None,
         start: Start = "own",
         function: Function = "contrast",
+        gates: Collection[Side] = (),
+        out_channels: int = 0,
         channels_last: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -75,6 +79,8 @@ class ContrastingAttention(CellWeights):
             self.expand = nn.Linear(width, self.mixtures * (rank + self.columns - others), bias=False, **factory)
             self.basis = nn.Linear(rank, others, bias=False, **factory)
             self.basis_bias = nn.Parameter(torch.zeros(self.mixtures, self.columns, **factory))
+        if gates:
+            self.gates = ChannelGates(width, in_channels, out_channels, gates, annealed=self.annealed, **factory)
         # β. No buffer: averages of the weights may go over buffers, and it is no weight.
         self.start = self._make_start(self.norm.weight.device)
         self.reset_parameters()
@@ -89,6 +95,8 @@ class ContrastingAttention(CellWeights):
         if self.basis_bias is not None:
             nn.init.zeros_(self.basis_bias)
         self.norm.reset_parameters()
+        if self.gates is not None:
+            self.gates.reset_parameters()
 
     def _start_z(self, z: Tensor) -> None:
         # As in a low-rank update that starts at zero, the last linear layer's weight is 0 and its input is not, so that
@@ -97,24 +105,40 @@ class ContrastingAttention(CellWeights):
         nn.init.zeros_(self.expand.weight)
         bias.copy_(z.view_as(bias))
 
-    def forward(self, x: Tensor, temperature: Tensor, softmax_temperature: Tensor | None = None) -> Tensor:
+    def hidden(self, x: Tensor) -> Tensor:
+        """Return what α and the gates of the samples of x are made of, [batch, width], in the type of `forward`."""
+        if autocast_type(x.device) is not None:
+            with torch.autocast(x.device.type, enabled=False):
+                return self._hidden(_within_reach(self._pool(x)))
+        pooled = self._pool(x)
+        return self._hidden(_within_reach(pooled) if x.dtype.itemsize < 4 else pooled)
+
+    def forward(
+        self,
+        x: Tensor,
+        temperature: Tensor,
+        softmax_temperature: Tensor | None = None,
+        *,
+        hidden: Tensor | None = None,
+    ) -> Tensor:
         """Return α of the samples of x.
 
         Args:
             x: [batch, in_channels, *size], or [batch, *tokens, in_channels] with `channels_last`.
             temperature: τ, a scalar tensor.
             softmax_temperature: T of the softmax, a scalar tensor; None means 1.
+            hidden: what `hidden(x)` gave, if it has been asked already: a norm in training counts every call.
 
         Returns:
             [batch, mixtures, cells] in float32, or float64 where x is float64: half precision has no room for the
             normalisation, under autocast neither.
         """
+        if hidden is None:
+            hidden = self.hidden(x)
         if autocast_type(x.device) is not None:
             with torch.autocast(x.device.type, enabled=False):
-                return self.weigh(self._attend(_within_reach(self._pool(x))), temperature, softmax_temperature)
-        pooled = self._pool(x)
-        z = self._attend(_within_reach(pooled) if x.dtype.itemsize < 4 else pooled)
-        return self.weigh(z, temperature, softmax_temperature)
+                return self.weigh(self._expand(hidden), temperature, softmax_temperature)
+        return self.weigh(self._expand(hidden), temperature, softmax_temperature)
 
     def _pool(self, x: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)
@@ -125,8 +149,8 @@ class ContrastingAttention(CellWeights):
             return x.sum(dim=positions, dtype=dtype)
         return x.mean(dim=positions, dtype=dtype)
 
-    def _attend(self, pooled: Tensor) -> Tensor:
-        return self._expand(F.relu(self._normalise(_linear(pooled, self.reduce))))
+    def _hidden(self, pooled: Tensor) -> Tensor:
+        return F.relu(self._normalise(call_linear(pooled, self.reduce)))
 
     def _normalise(self, hidden: Tensor) -> Tensor:
         norm = self.norm
@@ -139,13 +163,13 @@ class ContrastingAttention(CellWeights):
         return in_type(x, hidden.dtype)
 
     def _expand(self, hidden: Tensor) -> Tensor:
-        z = _linear(hidden, self.expand)
+        z = call_linear(hidden, self.expand)
         z = z.unflatten(-1, (self.mixtures, -1))
         if self.basis is None or self.basis_bias is None:
             return z
         rank = self.basis.in_features
         own, compact, zero = z.split([self.own_cells, rank, self.columns - self.cells], dim=-1)
-        other = _linear(compact, self.basis)
+        other = call_linear(compact, self.basis)
         before, after = other[..., : self.first_cell], other[..., self.first_cell :]
         return torch.cat([before, own, after, zero], dim=-1) + in_type(self.basis_bias, z.dtype)
 
@@ -205,6 +229,7 @@ def attention_size(
     norm: Literal["batch", "layer"] = "batch",
     basis: Fraction | float | None = None,
     function: Function = "contrast",
+    gated_channels: int = 0,
     dynamic: bool = True,
 ) -> int:
     """Return what `attention_parameters` does, from the numbers that it depends on.
@@ -215,13 +240,14 @@ def attention_size(
         cells: n, of the warehouse.
         budget: b, of the warehouse.
         reduction, norm, basis, function: see `ContrastingAttention`.
+        gated_channels: of the layer's inputs and outputs together.
         dynamic: False for `LearntWeights`, which the first three say nothing to.
     """
     numbers = columns(cells, function)
     if not dynamic:
         return mixtures * numbers
     width = attention_width(in_channels, reduction)
-    shared = in_channels * width + (width if norm == "layer" else 0) + 2 * width
+    shared = in_channels * width + (width if norm == "layer" else 0) + 2 * width + (width + 1) * gated_channels
     if basis is None:
         return shared + (width + 1) * mixtures * numbers
     own, rank = _low_rank(mixtures, cells, budget, basis)
@@ -235,22 +261,3 @@ def _within_reach(pooled: Tensor) -> Tensor:
     bfloat16 reaches as far as float32: sums of its largest values, and their squares in the norm, would overflow.
     """
     return pooled.nan_to_num(0.0).clamp(-LARGEST_MEAN, LARGEST_MEAN)
-
-
-def _linear(x: Tensor, linear: nn.Module) -> Tensor:
-    """Call a linear layer in the type of x: half networks attend in float32.
-
-    It is called as a module, so that parametrizations, pruning, quantization and hooks on it do what they are for.
-    """
-    own = linear._parameters.get("weight")
-    if own is None:
-        own = next(linear.parameters(), None)
-    if own is None or own.dtype == x.dtype:
-        y: Tensor = linear(x)
-        return y
-    if type(linear) is nn.Linear and not any(vars(linear)[hooks] for hooks in HOOKS):
-        # What the call below does, in a third of its time.
-        return F.linear(x, linear.weight.to(x.dtype), None if linear.bias is None else linear.bias.to(x.dtype))
-    tensors = (*linear.named_parameters(), *linear.named_buffers())
-    cast = {name: tensor.to(x.dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors}
-    return functional_call(linear, cast, (x,))  # type: ignore[no-any-return]

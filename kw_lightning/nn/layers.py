@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from kw_lightning.nn.attention import ContrastingAttention
 from kw_lightning.nn.engine import Convolution, dynamic_convolution, dynamic_linear
 from kw_lightning.nn.engine.reference import assemble_kernels
+from kw_lightning.nn.gates import OPEN, Factors
 from kw_lightning.nn.partition import LayerPartition, Shape
 from kw_lightning.nn.precision import compute_type, in_type
 from kw_lightning.nn.warehouse import Warehouse
@@ -95,7 +96,7 @@ class KWLayer(nn.Module):
         self.partition = partition
         options: Any = {"device": warehouse.cells.device, "dtype": warehouse.cells.dtype, **attention}
         if dynamic:
-            options["channels_last"] = self.channels_last
+            options |= {"channels_last": self.channels_last, "out_channels": self.kernel_shape[0]}
             self.attention = ContrastingAttention(self._attention_channels, partition, **options)
         else:
             self.attention = LearntWeights(partition, **options)
@@ -139,8 +140,16 @@ class KWLayer(nn.Module):
 
     def attend(self, x: Tensor) -> Tensor:
         """Return α [batch, mixtures, cells] for the layer's input."""
+        return self._attend(x)[0]
+
+    def _attend(self, x: Tensor) -> tuple[Tensor, Factors]:
+        """Return α and the factors of the channels for the layer's input."""
         warehouse, _, attention = self._attached()
-        return attention(x, *warehouse.temperatures)  # type: ignore[no-any-return]
+        if attention.gates is None or not isinstance(attention, ContrastingAttention):
+            return attention(x, *warehouse.temperatures), OPEN
+        hidden = attention.hidden(x)
+        alpha = attention(x, *warehouse.temperatures, hidden=hidden)
+        return alpha, attention.gates(hidden, *warehouse.temperatures)
 
     def _one_kernel(self, alpha: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the kernel [*kernel_shape] that α [1, mixtures, cells] mixes for all samples."""
@@ -253,8 +262,8 @@ class _KWConvNd(KWLayer):
             raise RuntimeError(f"expected x of [batch, {self.in_channels}, {sides}]: found {list(x.shape)}")
         warehouse, _, attention = self._attached()
         dtype = compute_type(x, warehouse.cells)
-        alpha = attention(x, *warehouse.temperatures)
-        x = in_type(x, dtype)
+        alpha, gates = self._attend(x)
+        x = _gated(in_type(x, dtype), gates.input, self.dimensions + 1)
         if self._pad_first:
             x = F.pad(x, self._pad, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
         convolution = self._convolution()
@@ -264,7 +273,7 @@ class _KWConvNd(KWLayer):
         else:
             kernel, geometry = self._one_kernel(alpha, dtype), (self.stride, self._padding, self.dilation, self.groups)
             y = CONVOLVE[self.dimensions](x, kernel, None, *geometry)
-        y = self._finish(y, self.dimensions + 1)
+        y = self._finish(_gated(y, gates.output, self.dimensions + 1), self.dimensions + 1)
         return y.squeeze(0) if single else y
 
     @property
@@ -394,11 +403,11 @@ class KWLinear(KWLayer):
     def _apply_matrices(self, x: Tensor) -> Tensor:
         cells = self._attached()[0].cells
         dtype = compute_type(x, cells)
-        attention = self.attend(x)
+        attention, gates = self._attend(x)
         tokens = in_type(x, dtype)
         tokens = tokens.unsqueeze(1) if x.dim() == 2 else tokens.flatten(1, -2)
-        y = dynamic_linear(tokens, attention, cells, self._convolution(), self.engine)
-        return self._finish(y, 1).reshape(*x.shape[:-1], self.out_features)
+        y = dynamic_linear(_gated(tokens, gates.input, 1), attention, cells, self._convolution(), self.engine)
+        return self._finish(_gated(y, gates.output, 1), 1).reshape(*x.shape[:-1], self.out_features)
 
     def _doubt_batch(self, x: Tensor) -> None:
         warehouse = self._attached()[0]
@@ -426,6 +435,14 @@ class KWLinear(KWLayer):
         if self.bias is None:
             text += ", bias=False"
         return text + (f", warehouse={self.warehouse.name!r}" if self.warehouse else "")
+
+
+def _gated(x: Tensor, factors: Tensor | None, dimensions: int) -> Tensor:
+    """Return x times factors [batch, channels] of its channels, which stand at -dimensions; x itself without any."""
+    if factors is None:
+        return x
+    shape = (len(factors), *[1] * (x.dim() - 1 - dimensions), -1, *[1] * (dimensions - 1))
+    return x * in_type(factors, x.dtype).view(shape)
 
 
 def split_kernel(kernel: Tensor, partition: LayerPartition) -> Tensor:

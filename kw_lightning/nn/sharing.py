@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from kw_lightning.nn.gates import Side
 from kw_lightning.nn.layers import KWLayer
 from kw_lightning.nn.partition import Ratio, Start, WarehousePartition, partition
 from kw_lightning.nn.warehouse import Warehouse
@@ -29,6 +30,7 @@ def share_warehouse(
     start: Start = "own",
     function: Function = "contrast",
     softmax_annealing: SoftmaxAnnealing | None = None,
+    gates: Sequence[Side] = (),
     dynamic: bool = True,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -43,6 +45,7 @@ def share_warehouse(
             that is not dynamic.
         function: see `kw_lightning.nn.weighing.CellWeights`.
         softmax_annealing: how the temperature of `function="softmax"` falls; None where it stays 1.
+        gates: which channels of the layers have gates, see `kw_lightning.nn.gates.ChannelGates`.
         dynamic: whether every sample has kernels of its own. Else the weights of the cells are learnt as they are, and
             a layer mixes one kernel a step.
         device, dtype: of cells and attention.
@@ -64,7 +67,7 @@ def share_warehouse(
     )
     form: dict[str, Any] = {"start": start, "function": function, "dynamic": dynamic}
     if dynamic:
-        form |= {"reduction": reduction, "norm": norm, "basis": basis}
+        form |= {"reduction": reduction, "norm": norm, "basis": basis, "gates": gates}
     return attach_warehouse(
         layers, geometry, name=name, softmax_annealing=softmax_annealing, device=device, dtype=dtype, **form
     )

@@ -45,6 +45,8 @@ def load_kernels(layers: Sequence[KWLayer], kernels: Sequence[Tensor], temperatu
     warehouse, first = layers[0].warehouse, layers[0].attention
     assert warehouse is not None
     assert first is not None
+    if temperature == 0 or not first.annealed:
+        kernels = [_before_gates(layer, kernel) for layer, kernel in zip(layers, kernels, strict=True)]
     if first.function == "softmax" and warehouse.mixtures == 1:  # its weights add up to 1, whatever they are
         warehouse.set_temperature(temperature)
         warehouse.cells.copy_(_parts(layers[0], kernels[0].to(warehouse.cells)).view_as(warehouse.cells[:1]))
@@ -94,6 +96,12 @@ def best_cells(parts: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def relative_error(lost: Tensor, kernel: Tensor) -> float:
     """Return ‖lost‖ / ‖kernel‖, 0 for a kernel of zeros."""
     return float(torch.linalg.vector_norm(lost) / torch.linalg.vector_norm(kernel).clamp_min(SMALLEST))
+
+
+def _before_gates(layer: KWLayer, kernel: Tensor) -> Tensor:
+    """Start a layer's gates alike for all samples, and return the kernel that gives the wanted one behind them."""
+    gates = None if layer.attention is None else layer.attention.gates
+    return kernel if gates is None else kernel * gates.start_even()
 
 
 def _parts(layer: KWLayer, kernel: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kw_lightning.errors import mistake
+from kw_lightning.nn.gates import ChannelGates
 from kw_lightning.nn.partition import LayerPartition, Start
 from kw_lightning.nn.precision import in_type
 
@@ -54,11 +55,13 @@ class CellWeights(nn.Module):
 
     Attributes:
         dynamic: whether every sample has weights of its own.
+        gates: of the layer's channels; None without.
         annealed: whether the weights start at β.
         start: β [mixtures, cells].
     """
 
     dynamic = True
+    gates: ChannelGates | None
     start: Tensor
 
     def __init__(self, partition: LayerPartition, start: Start = "own", function: Function = "contrast") -> None:
@@ -68,6 +71,7 @@ class CellWeights(nn.Module):
         self.mixtures, self.cells, self.first_cell = partition.mixtures, partition.cells, partition.first_cell
         self.initial_cells = partition.initial_cells
         self.annealed, self.function = start != "none", function
+        self.gates = None
 
     @property
     def columns(self) -> int:
@@ -77,7 +81,7 @@ class CellWeights(nn.Module):
     @property
     def published(self) -> bool:
         """Return whether the authors' code has this attention, the start apart, which no checkpoint holds."""
-        return self.dynamic and self.function == "contrast"
+        return self.dynamic and self.function == "contrast" and self.gates is None
 
     @torch.no_grad()
     def start_from(self, weights: Tensor) -> None:

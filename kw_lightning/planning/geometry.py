@@ -72,7 +72,7 @@ class Geometry:
 
 def attention_form(spec: Warehouse) -> dict[str, Any]:
     """Return how the attention of a warehouse's layers is made, as keyword arguments of `attach_warehouse`."""
-    names = ("function", "start", *(("reduction", "norm", "basis") if spec.dynamic else ()))
+    names = ("function", "start", *(("reduction", "norm", "basis", "gates") if spec.dynamic else ()))
     return {"dynamic": spec.dynamic, **{name: getattr(spec.attention, name) for name in names}}
 
 
@@ -97,8 +97,15 @@ def attention_parameters(
         norm=attention.norm,
         basis=attention.basis,
         function=attention.function,
+        gated_channels=gated_channels(attention, choice),
         dynamic=dynamic,
     )
+
+
+def gated_channels(attention: Attention, choice: Choice) -> int:
+    """Return how many channels of a layer have gates, those of its input and of its output together."""
+    channels = {"input": choice.layer.in_channels, "output": choice.kernel_shape[0]}
+    return sum(channels[side] for side in attention.gates)
 
 
 def measure(spec: Warehouse, choices: Sequence[Choice]) -> Geometry:

@@ -16,6 +16,8 @@ from kw_lightning.nn.attention import attention_width, basis_shape
 from kw_lightning.nn.engine import Convolution, work
 from kw_lightning.nn.partition import LayerPartition
 from kw_lightning.nn.weighing import Function, columns
+from kw_lightning.planning.geometry import gated_channels
+from kw_lightning.planning.selection import Choice
 from kw_lightning.planning.tracing import Trace, batch_first, positions
 from kw_lightning.planning.types import Count, LayerPlan, WarehousePlan
 from kw_lightning.recipe.types import Warehouse
@@ -32,15 +34,16 @@ def attention_macs(
     reduction: Fraction,
     basis: Fraction | None = None,
     function: Function = "contrast",
+    gated_channels: int = 0,
 ) -> int:
-    """Return the multiply-adds of a layer's attention."""
+    """Return the multiply-adds of a layer's attention, its gates' linear layers included."""
     width = attention_width(in_channels, reduction)
     m, n = partition.mixtures, partition.cells
     numbers = columns(n, function)
     if basis is None:
-        return in_channels * width + width * m * numbers
+        return width * (in_channels + gated_channels + m * numbers)
     own, rank = basis_shape(partition, basis)
-    return in_channels * width + width * m * (own + rank + numbers - n) + m * rank * (n - own)
+    return width * (in_channels + gated_channels + m * (own + rank + numbers - n)) + m * rank * (n - own)
 
 
 def layer_macs(layer: LayerPlan, warehouse: Warehouse, forward: Trace, engine: str = "auto") -> Count | None:
@@ -50,7 +53,8 @@ def layer_macs(layer: LayerPlan, warehouse: Warehouse, forward: Trace, engine: s
     static = kw = 0
     partition, attention, batch = layer.partition, warehouse.attention, warehouse.batch_dim or 0
     convolution = Convolution(partition.kernel_shape, partition.cell_shape, groups=layer.layer.groups)
-    form = (attention.reduction, attention.basis, attention.function)
+    gated = gated_channels(attention, Choice(layer.layer, layer.rows))
+    form = (attention.reduction, attention.basis, attention.function, gated)
     attending = attention_macs(layer.layer.in_channels, partition, *form)
     for call in forward.calls_of(layer.layer.names):
         shapes = [batch_first(shape, batch) for shape in (call.inputs, call.outputs)]

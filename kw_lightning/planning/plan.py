@@ -165,6 +165,9 @@ def _geometries(
             problems.append(recipe.document.problem(warehouse.path, message))
             continue
         geometries.append(geometry)
+        if warehouse.attention.gates and not warehouse.dynamic:
+            message = sentence("attention.gates with dynamic: false", "either; gates follow the sample")
+            problems.append(recipe.document.problem(warehouse.path, message))
         mixtures += geometry.mixtures
         budget = warehouse.budget
         cells = budget.cells or geometry.cells_at(budget.ratio or Fraction(1))

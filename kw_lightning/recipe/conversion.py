@@ -91,6 +91,7 @@ def _attention(data: Values) -> Attention:
             reduction=read_ratio,
             basis=_or_none(read_ratio),
             softmax_temperature=lambda entry: SoftmaxTemperature(**_take(entry, start=float, end=float, epochs=float)),
+            gates=tuple,
             at_most=float,
         )
     )

@@ -108,6 +108,7 @@ class Attention:
         start: what each mixture starts as: a cell of its own, a cell that several start as, or nothing in particular.
         function: from the small network's numbers to the weights of the cells.
         softmax_temperature: of the softmax; None where it stays 1.
+        gates: which channels of the layers have gates.
         at_most: most parameters relative to the cells'; None warns of more than 1 and has a bound of its own.
     """
 
@@ -117,6 +118,7 @@ class Attention:
     start: Literal["own", "shared", "none"] = "own"
     function: Literal["contrast", "softmax", "sigmoid", "relu"] = "contrast"
     softmax_temperature: SoftmaxTemperature | None = None
+    gates: tuple[Literal["input", "output"], ...] = ()
     at_most: float | None = None
 
 
