@@ -1,4 +1,4 @@
-"""How a run shows where it is: a bar on a terminal, a widget in a notebook, one line an epoch in a pipe or a file."""
+"""How a run shows where it is: a bar on a terminal, one line an epoch in a notebook, a pipe or a file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 
 
 class EpochLines(ProgressBar):
@@ -91,8 +91,6 @@ class EpochBar(RichProgressBar):
 
 def progress_bar() -> ProgressBar:
     """Return the progress bar that suits where standard output goes."""
-    if "ipykernel" in sys.modules:
-        return TQDMProgressBar()
     moves = sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
     return EpochBar() if moves else EpochLines()
 
