@@ -6,7 +6,7 @@ Paper: KernelWarehouse (ICML 2024), figure 3. https://arxiv.org/abs/2406.07879
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 COLOURS = "RdBu_r"
 """ColorBrewer's red to blue, which the colour-blind tell apart; white is 0."""
 WIDTH, LOWEST, HIGHEST = 4.6, 1.6, 8.0  # inches
-MOST_IMAGE = 20_000  # cells of a matrix that are drawn one by one in a vector file; above, they are an image in it
+MOST_SHAPES = 20_000  # cells of a matrix that are drawn one by one in a vector file; above, they are an image in it
 
 
 def heat_map(mean: Tensor, layers: Mapping[str, LayerPartition] | None = None, *, vector: bool = False) -> Figure:
@@ -43,19 +43,39 @@ def heat_map(mean: Tensor, layers: Mapping[str, LayerPartition] | None = None, *
         figure = Figure((WIDTH, height), layout="constrained")
         axes = figure.add_subplot()
         top = max(float(np.abs(values).max(initial=0.0)), 1e-12)
-        if vector and values.size <= MOST_IMAGE:
-            edges = np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5
-            shown = axes.pcolormesh(*edges, values, cmap=COLOURS, vmin=-top, vmax=top, edgecolors="face", linewidth=0.1)
-            axes.invert_yaxis()
-        else:
-            shown = axes.imshow(values, COLOURS, vmin=-top, vmax=top, interpolation="none", aspect="auto")  # type: ignore[assignment]
-        bar = figure.colorbar(shown, ax=axes, shrink=0.9, pad=0.02, aspect=30, label="mean α")
-        bar.outline.set_linewidth(0)  # type: ignore[operator]
+        draw_matrix(axes, values, top, "mean α", vector=vector)
         axes.set(xlabel="cell", ylabel="" if layers else "mixture", xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
         if layers:
             _mark_layers(axes, layers, height)
             _mark_start(axes, layers, height)
         return figure
+
+
+def draw_matrix(
+    axes: Axes, values: np.ndarray[Any, Any], top: float, label: str, *, vector: bool = False, **options: Any
+) -> None:
+    """Draw a matrix in colours about 0, with a bar that tells them.
+
+    Args:
+        axes: to draw in.
+        values: [rows, columns].
+        top: the value of full colour.
+        label: what the bar tells.
+        vector: draw each cell as a shape of its own where they are not very many.
+        options: of the bar.
+    """
+    rows, columns = values.shape
+    shown: Any
+    if vector and values.size <= MOST_SHAPES:
+        edges = np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5
+        shown = axes.pcolormesh(*edges, values, cmap=COLOURS, vmin=-top, vmax=top, edgecolors="face", linewidth=0.1)
+        axes.invert_yaxis()
+    else:
+        shown = axes.imshow(values, COLOURS, vmin=-top, vmax=top, interpolation="none", aspect="auto")
+    bar: Any = axes.figure.colorbar(shown, ax=axes, shrink=0.9, pad=0.02, aspect=30, label=label, **options)
+    bar.outline.set_linewidth(0)
+    if vector:
+        bar.solids.set(rasterized=False, edgecolor="face")
 
 
 def _mark_layers(axes: Axes, layers: Mapping[str, LayerPartition], height: float) -> None:

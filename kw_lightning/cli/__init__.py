@@ -29,6 +29,7 @@ COMMANDS: dict[str, str] = {
     "sweep": "kw_lightning.cli.sweep",
     "evaluate": "kw_lightning.cli.evaluate",
     "report": "kw_lightning.cli.report",
+    "attention": "kw_lightning.cli.attention",
     "predict": "kw_lightning.cli.predict",
     "import": "kw_lightning.cli.import_published",
     "export": "kw_lightning.cli.export",

@@ -71,15 +71,21 @@ class WarehouseAttention:
         return {layer.name: layer.share for layer in self.layers}
 
     def arrays(self) -> dict[str, Array]:
-        """Return what is an array by name, and `layers`, `mixtures` (of each layer) and `initial_cells`."""
+        """Return all of it as arrays by name; `layers`, `mixtures` and `layer_…` have a value a layer."""
+        shares = self.shares.values()
         found = {
             "mean": self.summary.mean.numpy(),
+            **{name: np.array(value) for name, value in self.summary.scalars().items()},
+            "initial_cells": np.array([cell for share in shares for cell in share.initial_cells]),
             "layers": np.array([layer.name for layer in self.layers]),
-            "mixtures": np.array([layer.share.mixtures for layer in self.layers]),
-            "initial_cells": np.array([cell for layer in self.layers for cell in layer.share.initial_cells]),
+            "mixtures": np.array([share.mixtures for share in shares]),
+            "layer_negative_share": np.array([layer.negative_share for layer in self.layers]),
+            "layer_used_cells": np.array([layer.used_cells for layer in self.layers]),
+            "layer_variation": np.array([layer.variation for layer in self.layers], dtype=float),
         }
-        more = {"histogram": self.histogram, "class_use": self.class_use}
-        return {**found, **{name: array for name, array in more.items() if array is not None}}
+        if self.histogram is not None:
+            found |= {"histogram": self.histogram, "histogram_edges": EDGES}
+        return found if self.class_use is None else {**found, "class_use": self.class_use}
 
 
 class DetailedMetric(AttentionMetric):

@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 from kw_lightning.callbacks.figures import INK, RULE, drawing
-from kw_lightning.callbacks.heat_map import COLOURS, WIDTH, heat_map
+from kw_lightning.callbacks.heat_map import WIDTH, draw_matrix, heat_map
 from kw_lightning.errors import printable
 from kw_lightning.report.attention import EDGES, Array, WarehouseAttention
 
@@ -188,9 +188,8 @@ def class_use_figure(found: WarehouseAttention, classes: Sequence[str]) -> Figur
         figure = Figure((WIDTH, min(max(0.16 * rows + 0.6, 1.6), 8.0)), layout="constrained")
         axes = figure.add_subplot()
         top = max(float(np.quantile(np.abs(ratio), 0.99)), 1e-6)
-        shown = axes.imshow(ratio, COLOURS, vmin=-top, vmax=top, interpolation="none", aspect="auto")
-        bar = figure.colorbar(shown, ax=axes, shrink=0.9, pad=0.02, aspect=30, format=lambda value, _: f"{value:+.0%}")
-        bar.outline.set_linewidth(0)  # type: ignore[operator]
+        told = "use, to the mean of the classes"
+        draw_matrix(axes, ratio, top, told, vector=True, format=lambda value, _: f"{value:+.0%}")
         if rows <= 50:
             axes.set_yticks(range(rows), [_label(name, 20) for name in classes[:rows]])
         axes.tick_params(axis="y", length=0)

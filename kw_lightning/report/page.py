@@ -14,6 +14,8 @@ from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from rich.markup import escape
+from rich.table import Table as RichTable
 
 from kw_lightning.errors import printable
 from kw_lightning.report.charts import Chart
@@ -39,6 +41,15 @@ class Table:
     rows: Sequence[Sequence[str]]
     left: int = 1
     folded: bool = False
+
+    def rich(self) -> RichTable:
+        """Return it for a terminal."""
+        table = RichTable(title=self.title, title_justify="left")
+        for place, name in enumerate(self.head):
+            table.add_column(name, justify="left" if place < self.left else "right")
+        for row in self.rows:
+            table.add_row(*(escape(cell) for cell in row))
+        return table
 
 
 @dataclass(frozen=True)

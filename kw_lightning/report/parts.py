@@ -154,7 +154,7 @@ def attention(found: Sequence[WarehouseAttention], record: RunRecord, part: str)
             f"Mean of α over the {PART_NAMES.get(part, 'validation images')}: red above 0, blue under 0; dots mark the "
             "cell that each mixture started as. A cell is dead when it is used less than a hundredth of the average."
         )
-    tables = [_warehouses(found), _layers(found, record)] if found else []
+    tables = [warehouses_table(found), layers_table(found, record)] if found else []
     return Part("What the warehouses learnt", words, charts=charts, tables=tables)
 
 
@@ -190,6 +190,54 @@ def plan_table(planned: Plan) -> Table:
         for warehouse in planned.warehouses
     ]
     return Table("The plan", head, rows)
+
+
+def warehouses_table(found: Sequence[WarehouseAttention]) -> Table:
+    """Return what the cells of each warehouse are used for."""
+    head = ("warehouse", "cells", "in use", "dead", "effective", "negative α", "difference between samples")
+    rows = [
+        (
+            one.name,
+            f"{one.summary.mean.shape[1]:,}",
+            f"{one.summary.mean.shape[1] - one.summary.dead_cells:,}",
+            f"{one.summary.dead_cells:,}",
+            _figure(one.summary.effective_cells, "{:.1f}"),
+            _figure(one.summary.negative_share, "{:.1%}"),
+            _figure(1 - one.summary.similarity, "{:.3f}"),
+        )
+        for one in found
+    ]
+    return Table("Cells by warehouse", head, rows)
+
+
+def layers_table(found: Sequence[WarehouseAttention], record: RunRecord | None = None) -> Table:
+    """Return the attention of each layer, with its multiply-adds and its share of time where these are known."""
+    shares = _times(record.bench) if record is not None else {}
+    plan = record.plan if record is not None else None
+    macs = {
+        layer.name: layer.macs.kw
+        for warehouse in (plan.warehouses if plan is not None else ())
+        for layer in warehouse.layers
+        if layer.macs is not None
+    }
+    head = ["layer", "warehouse", "kernel", "mixtures", "cells used", "negative α", "difference between samples"]
+    head += ["multiply-adds"] * bool(macs) + ["share of time"] * bool(shares)
+    rows = []
+    for warehouse in found:
+        for layer in warehouse.layers:
+            row = [
+                layer.name,
+                warehouse.name,
+                times(layer.share.kernel_shape),
+                f"{layer.share.mixtures:,}",
+                f"{layer.used_cells:,} of {layer.share.cells:,}",
+                f"{layer.negative_share:.1%}",
+                _figure(layer.variation, "{:.3f}"),
+            ]
+            row += [f"{macs[layer.name]:,}" if layer.name in macs else ""] * bool(macs)
+            row += [f"{shares[layer.name]:.1%}" if layer.name in shares else ""] * bool(shares)
+            rows.append(row)
+    return Table("Layers", head, rows, left=3)
 
 
 def _measured(result: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
@@ -272,51 +320,6 @@ def _answer(answer: Any, names: Sequence[str], normalisation: Normalisation) -> 
     return Picture(
         source, f"An image of {truth}", f"{truth}, told as {said}", detail, "right" if answer.right else "wrong"
     )
-
-
-def _warehouses(found: Sequence[WarehouseAttention]) -> Table:
-    head = ("warehouse", "cells", "in use", "dead", "effective", "negative α", "difference between samples")
-    rows = [
-        (
-            one.name,
-            f"{one.summary.mean.shape[1]:,}",
-            f"{one.summary.mean.shape[1] - one.summary.dead_cells:,}",
-            f"{one.summary.dead_cells:,}",
-            _figure(one.summary.effective_cells, "{:.1f}"),
-            _figure(one.summary.negative_share, "{:.1%}"),
-            _figure(1 - one.summary.similarity, "{:.3f}"),
-        )
-        for one in found
-    ]
-    return Table("Cells by warehouse", head, rows)
-
-
-def _layers(found: Sequence[WarehouseAttention], record: RunRecord) -> Table:
-    shares = _times(record.bench)
-    macs = {
-        layer.name: layer.macs.kw
-        for warehouse in (record.plan.warehouses if record.plan is not None else ())
-        for layer in warehouse.layers
-        if layer.macs is not None
-    }
-    head = ["layer", "warehouse", "kernel", "mixtures", "cells used", "negative α", "difference between samples"]
-    head += ["multiply-adds"] * bool(macs) + ["share of time"] * bool(shares)
-    rows = []
-    for warehouse in found:
-        for layer in warehouse.layers:
-            row = [
-                layer.name,
-                warehouse.name,
-                times(layer.share.kernel_shape),
-                f"{layer.share.mixtures:,}",
-                f"{layer.used_cells:,} of {layer.share.cells:,}",
-                f"{layer.negative_share:.1%}",
-                _figure(layer.variation, "{:.3f}"),
-            ]
-            row += [f"{macs[layer.name]:,}" if layer.name in macs else ""] * bool(macs)
-            row += [f"{shares[layer.name]:.1%}" if layer.name in shares else ""] * bool(shares)
-            rows.append(row)
-    return Table("Layers", head, rows, left=3)
 
 
 def _times(bench: Mapping[str, Any] | None) -> dict[str, float]:

@@ -27,7 +27,7 @@ RECIPE: dict[str, Any] = {
     },
     "data": {"name": "csv", "batch_size": 8, "train": {"size": 8, "flip": True}, "eval": {"size": 8}},
     "train": {"epochs": 2, "accelerator": "cpu", "optimizer": {"lr": 0.05}, "mixup": 0.1},
-    "warehouses": {"shelf": {"cell": {"out": "1/2", "in": 1}}},
+    "warehouses": {"shelf": {"cell": {"out": "1/2", "in": 1, "spatial": "whole"}}},
     "temperature": {"epochs": 1},
     "log": {"every_n_steps": 1},
 }

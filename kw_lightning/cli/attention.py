@@ -1,0 +1,52 @@
+"""`kw attention`: what a trained network's attention does, as numbers and as figures for a paper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kw_lightning.cli.arguments import override_argument, package_option
+
+
+def attention(
+    run: Annotated[Path, typer.Argument(metavar="RUN_OR_CKPT", help="A run folder or a checkpoint file.")],
+    overrides: Annotated[
+        list[str] | None, override_argument("Changes to the recipe inside, as data.root=/elsewhere.")
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(metavar="train|val|test", help="Part of the data. \\[default: test, or val where there is none]"),
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(metavar="best|last|FILE", help="Of a run folder. \\[default: the chosen one]")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="\\[default: attention/CHECKPOINT-SPLIT in the run folder]")
+    ] = None,
+    allow_python: Annotated[list[str] | None, package_option("Let the recipe run code")] = None,
+) -> None:
+    """Measure the attention of a trained network over its data: the paper's figure 3, and more, for your own.
+
+    Writes attention.npz and, of each warehouse, the mean attention and how the classes use its cells as SVG, PDF and
+    PNG. Prints its cells and its layers.
+    """
+    # slow to import: torch and lightning
+    from kw_lightning.cli.output import console
+    from kw_lightning.report.papers import write_attention
+    from kw_lightning.report.parts import layers_table, warehouses_table
+
+    written = write_attention(
+        run,
+        overrides or (),
+        checkpoint=checkpoint,
+        split=split,
+        output=output,
+        allow_python=tuple(allow_python or ()),
+    )
+    screen = console()
+    for table in (warehouses_table(written.warehouses), layers_table(written.warehouses)):
+        screen.print(table.rich())
+    told = f"{written.images:,} {written.split} images, {written.checkpoint.name} -> {written.folder}"
+    screen.print(told, highlight=False, soft_wrap=True)
