@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich import box
@@ -16,9 +16,6 @@ from kw_lightning.cli.completion import complete_recipe
 from kw_lightning.cli.output import console
 from kw_lightning.recipe import Recipe, load_recipe
 from kw_lightning.recipe.comparison import ABSENT, Difference, differences
-
-if TYPE_CHECKING:
-    from kw_lightning.planning import Plan, WarehousePlan
 
 _NAMES = ("name", "description")
 
@@ -38,61 +35,31 @@ def diff(
     recipes = [load_recipe(first), load_recipe(second)]
     before, after = ({k: v for k, v in recipe.document.data.items() if k not in _NAMES} for recipe in recipes)
     changes = list(differences(before, after))
-    plans = _plans(recipes, tuple(allow_python or ())) if network else None
+    figures = _figures(recipes, tuple(allow_python or ())) if network else None
     if json:
         keys = [{"key": c.path, "a": _json(c.before), "b": _json(c.after)} for c in changes]
-        rows = [dict(zip(("what", "a", "b"), row, strict=True)) for row in _figures(*plans)] if plans else None
+        rows = None if figures is None else [dict(zip(("what", "a", "b"), row, strict=True)) for row in figures]
         typer.echo(json_module.dumps({"recipe": keys, "plan": rows}, indent=2))
         return
     titles = [recipe.name for recipe in recipes]
     if titles[0] == titles[1]:
         titles = [first, second]
     _print_changes(changes, titles)
-    if plans:
-        _print_figures(_figures(*plans), titles)
+    if figures is not None:
+        _print_figures(figures, titles)
 
 
-def _plans(recipes: Sequence[Recipe], allow_python: Sequence[str]) -> list[Plan] | None:
-    """Return the plans of two recipes that both have a network and warehouses."""
+def _figures(recipes: Sequence[Recipe], allow_python: Sequence[str]) -> list[tuple[Any, ...]] | None:
+    """Return the figures that are not the same in the plans of recipes; None unless all have a network."""
     if not all(recipe.model and (recipe.model.backbone or recipe.model.layers) for recipe in recipes):
         return None
     # slow to import: torch
     from kw_lightning.planning import plan
+    from kw_lightning.planning.comparison import different_figures
     from kw_lightning.recipe.classes import USUAL, with_classes
 
-    return [plan(with_classes(recipe, USUAL), allow_python=allow_python) for recipe in recipes]
-
-
-def _figures(before: Plan, after: Plan) -> list[tuple[str, Any, Any]]:
-    """Return what the plans have otherwise: (what, in the first, in the second), None for what is not there."""
-    warehouses = [{w.name: _warehouse_figures(w) for w in plan.warehouses} for plan in (before, after)]
-    rows: list[tuple[str, Any, Any]] = []
-    for name in dict.fromkeys((*warehouses[0], *warehouses[1])):
-        old, new = (found.get(name, {}) for found in warehouses)
-        rows += [(f"{name}: {what}", old.get(what), new.get(what)) for what in dict.fromkeys((*old, *new))]
-    totals = [
-        {
-            "parameters": plan.parameters.kw,
-            "parameters, static": plan.parameters.static,
-            "multiply-adds": plan.macs.kw if plan.macs else None,
-            "multiply-adds, static": plan.macs.static if plan.macs else None,
-        }
-        for plan in (before, after)
-    ]
-    rows += [(f"network: {what}", totals[0][what], totals[1][what]) for what in totals[0]]
-    return [row for row in rows if row[1] != row[2]]
-
-
-def _warehouse_figures(warehouse: WarehousePlan) -> dict[str, Any]:
-    return {
-        "layers": len(warehouse.layers),
-        "cell": "×".join(map(str, warehouse.partition.cell_shape)),
-        "mixtures": warehouse.partition.mixtures,
-        "cells": warehouse.partition.cells,
-        "cell parameters": warehouse.cell_parameters,
-        "attention parameters": warehouse.attention_parameters,
-        "multiply-adds": sum(layer.macs.kw for layer in warehouse.layers if layer.macs) or None,
-    }
+    plans = [plan(with_classes(recipe, USUAL), allow_python=allow_python) for recipe in recipes]
+    return different_figures(*plans)
 
 
 def _print_changes(changes: Sequence[Difference], titles: Sequence[str]) -> None:
@@ -106,7 +73,7 @@ def _print_changes(changes: Sequence[Difference], titles: Sequence[str]) -> None
     out.print(table)
 
 
-def _print_figures(rows: Sequence[tuple[str, Any, Any]], titles: Sequence[str]) -> None:
+def _print_figures(rows: Sequence[tuple[Any, ...]], titles: Sequence[str]) -> None:
     out = console()
     if not rows:
         out.print("\nThe plans have the same figures.")

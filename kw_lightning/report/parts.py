@@ -240,6 +240,15 @@ def layers_table(found: Sequence[WarehouseAttention], record: RunRecord | None =
     return Table("Layers", head, rows, left=3)
 
 
+def measured_parts(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the metrics of `result.json` by part of the data: of validation those of the best checkpoint."""
+    return {part: _numbers(metrics) for part, _, metrics in reversed([*_measured(result)])}
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {str(key): value for key, value in metrics.items() if _is_number(value)}
+
+
 def _measured(result: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """Yield part of the data, checkpoint and metrics, the best of validation only, of `result.json`."""
     for part in ("test", "val"):

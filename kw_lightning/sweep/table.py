@@ -20,6 +20,12 @@ PLAIN = ("loss",)
 
 def markdown(results: Results) -> str:
     """Return the table as Markdown whose columns stand below each other in plain text too."""
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in text_rows(results)]
+    return "\n".join(_lines(rows, max(len(_keys(results)), 1))) + "\n"
+
+
+def text_rows(results: Results) -> list[list[str]]:
+    """Return the table as texts, its head first."""
     metric, keys = results.manifest.metric, _keys(results)
     head = [*(keys or ["recipe"]), "seeds", "parameters", *(["trainable"] if _frozen(results) else []), "multiply-adds"]
     for part in results.parts:
@@ -34,8 +40,8 @@ def markdown(results: Results) -> str:
         cells.append("–" if entry.multiply_adds is None else f"{entry.multiply_adds:,}")
         for part in results.parts:
             cells += [_spread(row.parts[part], metric), _interval(row.parts[part], metric)]
-        rows.append([cell.replace("|", "\\|") for cell in cells])
-    return "\n".join(_lines(rows, max(len(keys), 1))) + "\n"
+        rows.append(cells)
+    return rows
 
 
 def csv_text(results: Results) -> str:

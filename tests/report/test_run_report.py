@@ -6,42 +6,18 @@ import csv
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hostile_run import CLASSES, RECIPE, SCRIPT, write_pictures
+from page_reader import Reader, read
 from typer.testing import CliRunner
 
 from kw_lightning.cli import application
 from kw_lightning.fit import Result, evaluate, fit
 from kw_lightning.report import report
-
-
-class Reader(HTMLParser):
-    """Collects the tags of a page, and its text as it is shown."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.texts).split())
-
-
-def read(path: Path) -> Reader:
-    return Reader(path.read_text(encoding="utf-8"))
 
 
 def table(path: Path) -> list[list[str]]:

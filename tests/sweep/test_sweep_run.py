@@ -26,6 +26,7 @@ QUICK = [
     "train.epochs=1",
     "temperature.epochs=1",
     "log.tensorboard=false",
+    "log.report=false",
 ]
 BUDGETS = "warehouses.*.budget=1,1/2"
 
