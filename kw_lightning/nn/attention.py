@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kw_lightning.nn.engine.factors import AttentionFactors
 from kw_lightning.nn.gates import ChannelGates, Side
 from kw_lightning.nn.partition import LayerPartition, Start
-from kw_lightning.nn.precision import autocast_type, call_linear, in_type
+from kw_lightning.nn.precision import autocast_type, call_linear, in_type, is_plain
 from kw_lightning.nn.weighing import CellWeights, Function, columns
 
 LARGEST_MEAN = 1e15  # of an input channel; its square has room in float32
 MINIMUM_WIDTH = 16  # of the hidden layer and of the low-rank form's basis
+TENSORS = (Tensor, nn.Parameter)  # others, quantised or shared out, have their own way of being multiplied
 
 
 class ContrastingAttention(CellWeights):
@@ -83,6 +85,7 @@ class ContrastingAttention(CellWeights):
             self.gates = ChannelGates(width, in_channels, out_channels, gates, annealed=self.annealed, **factory)
         # β. No buffer: averages of the weights may go over buffers, and it is no weight.
         self.start = self._make_start(self.norm.weight.device)
+        self._initial_on(self.norm.weight.device)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -139,6 +142,34 @@ class ContrastingAttention(CellWeights):
             with torch.autocast(x.device.type, enabled=False):
                 return self.weigh(self._expand(hidden), temperature, softmax_temperature)
         return self.weigh(self._expand(hidden), temperature, softmax_temperature)
+
+    @property
+    def has_factors(self) -> bool:
+        """Return whether `factors` gives all that α is.
+
+        They are those of the plain form alone: contrasted, not of low rank, whose last weight would have to be
+        multiplied out first, and with nothing put on the last linear layer, or on the attention as a whole, that wants
+        to see what it gives.
+        """
+        if self.function != "contrast" or self.basis is not None or not is_plain(self, ContrastingAttention):
+            return False
+        return is_plain(self.expand, nn.Linear) and all(
+            type(t) in TENSORS for t in (self.expand.weight, self.expand.bias)
+        )
+
+    def factors(self, hidden: Tensor, temperature: Tensor) -> AttentionFactors:
+        """Return what α of the samples is made of.
+
+        Args:
+            hidden: what `hidden(x)` gave.
+            temperature: τ, a scalar tensor.
+        """
+        # Of its own, since τ may be set before the backward pass.
+        tau = in_type(temperature, hidden.dtype).clone() if self.annealed else hidden.new_zeros(())
+        weight, bias = (in_type(tensor, hidden.dtype) for tensor in (self.expand.weight, self.expand.bias))
+        still = not self.training and not torch.is_grad_enabled()
+        lasting = still and not torch.jit.is_tracing()  # type: ignore[attr-defined]
+        return AttentionFactors(hidden, weight, bias, tau, self._initial_on(hidden.device), lasting)
 
     def _pool(self, x: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)

@@ -15,7 +15,7 @@ from torch.fx import Proxy
 from torch.nn import functional as F
 
 from kw_lightning.nn.attention import ContrastingAttention
-from kw_lightning.nn.engine import Convolution, dynamic_convolution, dynamic_linear
+from kw_lightning.nn.engine import AttentionFactors, Convolution, dynamic_convolution, dynamic_linear, needs_alpha
 from kw_lightning.nn.engine.reference import assemble_kernels
 from kw_lightning.nn.gates import OPEN, Factors
 from kw_lightning.nn.partition import LayerPartition, Shape
@@ -140,20 +140,31 @@ class KWLayer(nn.Module):
 
     def attend(self, x: Tensor) -> Tensor:
         """Return α [batch, mixtures, cells] for the layer's input."""
-        return self._attend(x)[0]
+        weights, _ = self._attend(x, alpha=True)
+        return weights.alpha() if isinstance(weights, AttentionFactors) else weights
 
-    def _attend(self, x: Tensor) -> tuple[Tensor, Factors]:
-        """Return α and the factors of the channels for the layer's input."""
+    def _attend(self, x: Tensor, *, alpha: bool = False) -> tuple[Tensor | AttentionFactors, Factors]:
+        """Return α, or its factors where they serve as well, and the factors of the channels for the layer's input.
+
+        Args:
+            alpha: α itself is wanted.
+        """
         warehouse, _, attention = self._attached()
-        if attention.gates is None or not isinstance(attention, ContrastingAttention):
+        if not isinstance(attention, ContrastingAttention):
+            return attention(x, *warehouse.temperatures), OPEN
+        by_factors = not alpha and attention.has_factors and not needs_alpha(self.engine)
+        if attention.gates is None and not by_factors:
             return attention(x, *warehouse.temperatures), OPEN
         hidden = attention.hidden(x)
-        alpha = attention(x, *warehouse.temperatures, hidden=hidden)
-        return alpha, attention.gates(hidden, *warehouse.temperatures)
+        gates = OPEN if attention.gates is None else attention.gates(hidden, *warehouse.temperatures)
+        if by_factors:
+            return attention.factors(hidden, warehouse.temperature), gates
+        return attention(x, *warehouse.temperatures, hidden=hidden), gates
 
-    def _one_kernel(self, alpha: Tensor, dtype: torch.dtype) -> Tensor:
+    def _one_kernel(self, weights: Tensor | AttentionFactors, dtype: torch.dtype) -> Tensor:
         """Return the kernel [*kernel_shape] that α [1, mixtures, cells] mixes for all samples."""
         cells = self._attached()[0].cells
+        alpha = weights if isinstance(weights, Tensor) else weights.alpha()
         return in_type(assemble_kernels(in_type(alpha, cells.dtype), cells, self._convolution())[0], dtype)
 
     @property
@@ -262,16 +273,19 @@ class _KWConvNd(KWLayer):
             raise RuntimeError(f"expected x of [batch, {self.in_channels}, {sides}]: found {list(x.shape)}")
         warehouse, _, attention = self._attached()
         dtype = compute_type(x, warehouse.cells)
-        alpha, gates = self._attend(x)
+        weights, gates = self._attend(x)
         x = _gated(in_type(x, dtype), gates.input, self.dimensions + 1)
         if self._pad_first:
             x = F.pad(x, self._pad, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
         convolution = self._convolution()
         convolution.check_size(tuple(x.shape[2:]))
         if attention.dynamic:
-            y = dynamic_convolution(x, alpha, warehouse.cells, convolution, self.engine)
+            y = dynamic_convolution(x, weights, warehouse.cells, convolution, self.engine)
         else:
-            kernel, geometry = self._one_kernel(alpha, dtype), (self.stride, self._padding, self.dilation, self.groups)
+            kernel, geometry = (
+                self._one_kernel(weights, dtype),
+                (self.stride, self._padding, self.dilation, self.groups),
+            )
             y = CONVOLVE[self.dimensions](x, kernel, None, *geometry)
         y = self._finish(_gated(y, gates.output, self.dimensions + 1), self.dimensions + 1)
         return y.squeeze(0) if single else y

@@ -72,6 +72,7 @@ class CellWeights(nn.Module):
         self.initial_cells = partition.initial_cells
         self.annealed, self.function = start != "none", function
         self.gates = None
+        self._initial: Tensor | None = None
 
     @property
     def columns(self) -> int:
@@ -145,6 +146,17 @@ class CellWeights(nn.Module):
             self.start = start
         return start
 
+    def _initial_on(self, device: torch.device) -> Tensor:
+        """Return β as the cell that each mixture starts as, [mixtures], on a device; the number of cells for none."""
+        found = self._initial
+        if found is not None and found.device == device:
+            return found
+        with torch.inference_mode(False):
+            found = torch.tensor(self.initial_cells, device=device)
+        if type(found) is Tensor and not torch._C._are_functorch_transforms_active():
+            self._initial = found
+        return found
+
     def _make_start(self, device: torch.device) -> Tensor:
         """Return β [mixtures, cells]: the cell that each mixture starts as."""
         with torch.inference_mode(False):  # it outlives the call that makes it
@@ -154,6 +166,7 @@ class CellWeights(nn.Module):
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         super()._apply(fn, recurse)
         self._start_on(self._device)
+        self._initial_on(self._device)
         return self
 
     def extra_repr(self) -> str:

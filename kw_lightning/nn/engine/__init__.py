@@ -7,17 +7,28 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from kw_lightning.errors import mistake
-from kw_lightning.nn.engine import exported, operators, reference, work
+from kw_lightning.nn.engine import exported, factored, operators, reference, work
 from kw_lightning.nn.engine.convolution import Convolution
+from kw_lightning.nn.engine.factors import AttentionFactors
 from kw_lightning.nn.engine.planner import ENGINES, check_engine, refusal
 from kw_lightning.nn.engine.workspace import workspace
 from kw_lightning.nn.precision import in_type
 
-__all__ = ["ENGINES", "Convolution", "dynamic_convolution", "dynamic_linear", "refusal", "work", "workspace"]
+__all__ = [
+    "ENGINES",
+    "AttentionFactors",
+    "Convolution",
+    "dynamic_convolution",
+    "dynamic_linear",
+    "needs_alpha",
+    "refusal",
+    "work",
+    "workspace",
+]
 
 
 def dynamic_convolution(
-    x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolution, engine: str = "auto"
+    x: Tensor, attention: Tensor | AttentionFactors, cells: Tensor, convolution: Convolution, engine: str = "auto"
 ) -> Tensor:
     """Convolve every sample with its own mixture of cells.
 
@@ -25,7 +36,7 @@ def dynamic_convolution(
 
     Args:
         x: [batch, in_channels, *size].
-        attention: α [batch, mixtures, cells].
+        attention: α [batch, mixtures, cells], **or** the factors that it can be made of.
         cells: E [cells, co, ci, *ck].
         convolution: the geometry.
         engine: one of `ENGINES`.
@@ -38,6 +49,10 @@ def dynamic_convolution(
     """
     if engine not in ENGINES:
         raise ValueError(mistake(engine, ENGINES, what="the unknown engine"))
+    if isinstance(attention, AttentionFactors):
+        if not needs_alpha(engine):
+            return _by_factors(x, attention, cells, convolution, engine)
+        attention = attention.alpha()
     if engine == "reference" or _taken_apart():
         check_engine(engine, convolution)
         return reference.convolve(x, attention.to(x.dtype), cells.to(x.dtype), convolution)
@@ -58,13 +73,13 @@ def dynamic_convolution(
 
 
 def dynamic_linear(
-    x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolution, engine: str = "auto"
+    x: Tensor, attention: Tensor | AttentionFactors, cells: Tensor, convolution: Convolution, engine: str = "auto"
 ) -> Tensor:
     """Multiply every sample's tokens by its own mixture of cells: a 1×1 convolution over the tokens.
 
     Args:
         x: [batch, tokens, in_features].
-        attention: α [batch, mixtures, cells].
+        attention: α [batch, mixtures, cells], **or** the factors that it can be made of.
         cells: E [cells, co, ci].
         convolution: the geometry, without spatial dimensions.
         engine: one of `ENGINES`.
@@ -72,10 +87,36 @@ def dynamic_linear(
     Returns:
         [batch, tokens, out_features].
     """
-    if engine == "reference" or _taken_apart() or torch.compiler.is_exporting():
+    if needs_alpha(engine):
+        attention = attention.alpha() if isinstance(attention, AttentionFactors) else attention
         return reference.apply_linear(x, in_type(attention, x.dtype), in_type(cells, x.dtype), convolution)
     y = dynamic_convolution(x.transpose(1, 2), attention, cells.unsqueeze(-1), convolution.over_tokens(), engine)
     return y.transpose(1, 2)
+
+
+def needs_alpha(engine: str) -> bool:
+    """Return whether α itself is wanted: by the literal form, by an exported graph, **or** by transforms."""
+    return engine == "reference" or _taken_apart() or torch.compiler.is_exporting()
+
+
+def _by_factors(x: Tensor, factors: AttentionFactors, cells: Tensor, convolution: Convolution, engine: str) -> Tensor:
+    y: Tensor = factored.factored_convolution(
+        x,
+        factors.hidden,
+        factors.weight,
+        factors.bias,
+        cells,
+        factors.temperature,
+        factors.initial,
+        convolution.kernel_shape,
+        convolution.stride,
+        convolution.padding,
+        convolution.dilation,
+        convolution.groups,
+        engine,
+        factors.lasting,
+    )
+    return y
 
 
 def _taken_apart() -> bool:

@@ -1,0 +1,224 @@
+"""The engine as one operator that takes the attention's factors: neither α nor a kernel is kept for the backward pass.
+
+`kw_lightning::factored_convolution` is the attention's last linear layer, the normalisation of α and the convolution;
+its backward pass is an operator as well. Second derivatives go through the literal form, as in `operators`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from kw_lightning.nn.engine import computing, reference, work
+from kw_lightning.nn.engine.convolution import Convolution
+from kw_lightning.nn.engine.factors import AttentionFactors, differentiate_alpha, make_alpha
+from kw_lightning.nn.engine.layouts import empty_output
+from kw_lightning.nn.engine.planner import check_engine, choose
+
+NAME = "kw_lightning::factored_convolution"
+TENSORS = 5  # that may need a gradient: x, hidden, weight, bias, cells; they come first
+
+
+@torch.library.custom_op(NAME, mutates_args=())
+def factored_convolution(
+    x: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    cells: Tensor,
+    temperature: Tensor,
+    initial: Tensor,
+    kernel_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    engine: str,
+    lasting: bool,
+) -> Tensor:
+    """Convolve every sample of x [batch, in_channels, *size] with its own mixture of cells, in x's type."""
+    convolution = _convolution(cells, kernel_shape, stride, padding, dilation, groups)
+    factors = AttentionFactors(hidden, weight, bias, temperature, initial, lasting)
+    alpha = make_alpha(factors)
+    path = choose(x, alpha, cells, convolution, engine, backward=False)
+    return computing.forward(x, alpha, cells, convolution, path)
+
+
+@factored_convolution.register_fake
+def _(
+    x: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    cells: Tensor,
+    temperature: Tensor,
+    initial: Tensor,
+    kernel_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    engine: str,
+    lasting: bool,
+) -> Tensor:
+    convolution = _convolution(cells, kernel_shape, stride, padding, dilation, groups)
+    check_engine(engine, convolution)
+    return empty_output(x, convolution)
+
+
+@torch.library.custom_op(NAME + "_backward", mutates_args=())
+def _backward(
+    gradient: Tensor,
+    x: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    cells: Tensor,
+    temperature: Tensor,
+    initial: Tensor,
+    kernel_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    engine: str,
+    needed: Sequence[bool],
+) -> list[Tensor]:
+    convolution = _convolution(cells, kernel_shape, stride, padding, dilation, groups)
+    factors = AttentionFactors(hidden, weight, bias, temperature, initial)
+    of_attention = any(needed[1:4])
+    alpha = make_alpha(factors)
+    path = choose(x, alpha, cells, convolution, engine, backward=True)
+    of_x, of_alpha, of_cells = computing.backward(
+        gradient, x, alpha, cells, convolution, path, [needed[0], of_attention, needed[4]]
+    )
+    del alpha
+    if not of_attention:
+        return [of_x, *(x.new_empty(0) for _ in range(3)), of_cells]
+    return [of_x, *differentiate_alpha(factors, of_alpha), of_cells]
+
+
+@_backward.register_fake
+def _(
+    gradient: Tensor,
+    x: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    cells: Tensor,
+    temperature: Tensor,
+    initial: Tensor,
+    kernel_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    engine: str,
+    needed: Sequence[bool],
+) -> list[Tensor]:
+    attention = any(needed[1:4])
+    wanted = zip((x, hidden, weight, bias, cells), (needed[0], *[attention] * 3, needed[4]), strict=True)
+    return [torch.empty_like(tensor) if need else tensor.new_empty(0) for tensor, need in wanted]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.kernel_shape, ctx.stride, ctx.padding, ctx.dilation, ctx.groups, ctx.engine, _ = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    tensors = ctx.saved_tensors
+    needed = list(ctx.needs_input_grad[:TENSORS])
+    geometry = ctx.kernel_shape, ctx.stride, ctx.padding, ctx.dilation, ctx.groups
+    if torch.is_grad_enabled():
+        gradients = _literal_gradients(gradient, tensors, _convolution(tensors[4], *geometry), needed)
+    else:
+        found = _backward(gradient, *tensors, *geometry, ctx.engine, needed)
+        gradients = [tensor if need else None for tensor, need in zip(found, needed, strict=True)]
+    return (*gradients, *[None] * (len(ctx.needs_input_grad) - TENSORS))
+
+
+factored_convolution.register_autograd(_differentiate, setup_context=_save)
+
+
+def _literal_gradients(
+    gradient: Tensor, tensors: Sequence[Tensor], convolution: Convolution, needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """Return gradients that can be differentiated again."""
+    x, hidden, weight, bias, cells, temperature, initial = tensors
+    alpha = AttentionFactors(hidden, weight, bias, temperature, initial).alpha()
+    y = reference.convolve(x, alpha.to(x.dtype), cells.to(x.dtype), convolution)
+    wanted = [tensor for tensor, need in zip(tensors[:TENSORS], needed, strict=True) if need]
+    found = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
+    return [next(found) if need else None for need in needed]
+
+
+@register_flop_formula(torch.ops.kw_lightning.factored_convolution)
+def _forward_operations(
+    x: torch.Size,
+    hidden: torch.Size,
+    weight: torch.Size,
+    bias: torch.Size,
+    cells: torch.Size,
+    temperature: torch.Size,
+    initial: torch.Size,
+    kernel_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    engine: str,
+    lasting: bool,
+    *,
+    out_shape: torch.Size,
+) -> int:
+    """Return the floating-point operations for FLOP counters: of the last linear layer and of the convolution."""
+    convolution = Convolution(tuple(kernel_shape), tuple(cells[1:]), groups=groups)
+    positions = math.prod(x[2:]), math.prod(out_shape[2:])
+    return 2 * x[0] * (math.prod(weight) + work.forward(engine, convolution, cells[0], *positions))
+
+
+@register_flop_formula(torch.ops.kw_lightning.factored_convolution_backward)
+def _backward_operations(
+    gradient: torch.Size,
+    x: torch.Size,
+    hidden: torch.Size,
+    weight: torch.Size,
+    bias: torch.Size,
+    cells: torch.Size,
+    temperature: torch.Size,
+    initial: torch.Size,
+    kernel_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    engine: str,
+    needed: Sequence[bool],
+    *,
+    out_shape: Sequence[torch.Size],
+) -> int:
+    """Return the floating-point operations; those of making z anew are left out, as of every kernel's second mixing."""
+    convolution = Convolution(tuple(kernel_shape), tuple(cells[1:]), groups=groups)
+    positions = math.prod(x[2:]), math.prod(gradient[2:])
+    attention = any(needed[1:4])
+    convolving = work.backward(engine, convolution, cells[0], *positions, [needed[0], attention, needed[4]])
+    return 2 * x[0] * (2 * attention * math.prod(weight) + convolving)
+
+
+def _convolution(
+    cells: Tensor,
+    kernel_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Convolution:
+    return Convolution(
+        tuple(kernel_shape), tuple(cells.shape[1:]), tuple(stride), tuple(padding), tuple(dilation), groups
+    )

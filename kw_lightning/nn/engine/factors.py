@@ -1,0 +1,128 @@
+"""The attention of a batch by its factors: hidden activations and the last linear layer, from which α can be made.
+
+α [batch, mixtures, cells] is much larger than they are where there are many cells, and lies in a space as wide as the
+hidden layer: what is kept of a batch, and what kernels are mixed of, need not grow with the cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kw_lightning.nn.engine.workspace import sample_chunks
+from kw_lightning.nn.precision import in_type
+from kw_lightning.nn.weighing import SMALLEST_SIZE
+
+
+@dataclass(frozen=True)
+class AttentionFactors:
+    """α_ij = τ·β_ij + (1 − τ) · z_ij / (Σ_p |z_ip| + 1e-3) of a batch, where z = hidden · weightᵀ + bias.
+
+    All but `initial` are of one type, of at least single precision.
+
+    Attributes:
+        hidden: [batch, width].
+        weight: V, [mixtures · (cells + 1), width]; the last of a mixture's columns is the zero cell's.
+        bias: c, [mixtures · (cells + 1)].
+        temperature: τ, a scalar; it takes no gradient.
+        initial: β, [mixtures]: the cell that a mixture starts as, the number of cells for none.
+        lasting: weight, bias and cells stand still, as in evaluation: what is made of them may be kept.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor
+    temperature: Tensor
+    initial: Tensor
+    lasting: bool = False
+
+    @property
+    def mixtures(self) -> int:
+        """Return m."""
+        return self.initial.shape[0]
+
+    def alpha(self) -> Tensor:
+        """Return α [batch, mixtures, cells], by differentiable operators."""
+        z = self.z(self.hidden)
+        share = (1 - self.temperature) / (torch.linalg.vector_norm(z, ord=1, dim=-1, keepdim=True) + SMALLEST_SIZE)
+        return self.begin(z.shape[-1] - 1) + z[..., :-1] * share
+
+    def z(self, hidden: Tensor) -> Tensor:
+        """Return z [samples, mixtures, cells + 1] of some samples' hidden activations."""
+        return F.linear(hidden, self.weight, self.bias).unflatten(-1, (self.mixtures, -1))
+
+    def begin(self, cells: int) -> Tensor:
+        """Return τ·β [mixtures, cells]; τ is rounded to single precision, as the published code does."""
+        one_hot = torch.arange(cells, device=self.initial.device) == self.initial.unsqueeze(-1)
+        return one_hot * in_type(in_type(self.temperature, torch.float32), self.hidden.dtype)
+
+
+class FactorGradients(NamedTuple):
+    """The gradients of (hidden, weight, bias)."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+def make_alpha(factors: AttentionFactors) -> Tensor:
+    """Return α [batch, mixtures, cells] as `AttentionFactors.alpha` does, with less memory and no derivative."""
+    z = factors.z(factors.hidden)
+    size = torch.linalg.vector_norm(z, ord=1, dim=-1, keepdim=True) + SMALLEST_SIZE
+    alpha = z[..., :-1]
+    return torch.addcmul(factors.begin(alpha.shape[-1]), alpha, (1 - factors.temperature) / size)
+
+
+def differentiate_alpha(factors: AttentionFactors, gradient: Tensor) -> FactorGradients:
+    """Return the gradients of the factors from that of α [batch, mixtures, cells]; z is made anew, in chunks."""
+    found = _nothing(factors)
+    for samples in _chunks(factors):
+        z = factors.z(factors.hidden[samples])
+        size = torch.linalg.vector_norm(z, ord=1, dim=-1, keepdim=True) + SMALLEST_SIZE
+        share = (1 - factors.temperature) / size
+        of_z = z.new_empty(z.shape)
+        part = gradient[samples]
+        of_size = torch.linalg.vecdot(part, z[..., :-1]).unsqueeze(-1) * (share / -size)
+        torch.mul(z.sign_(), of_size, out=of_z)
+        of_z[..., :-1].addcmul_(part, share)
+        _add(found, factors, samples, of_z)
+    return found
+
+
+def make_sizes(factors: AttentionFactors) -> Tensor:
+    """Return Σ|z| + 1e-3 of every mixture, [batch, mixtures]; z exists for some samples at a time."""
+    sizes = factors.hidden.new_empty(len(factors.hidden), factors.mixtures)
+    for samples in _chunks(factors):
+        torch.linalg.vector_norm(factors.z(factors.hidden[samples]), ord=1, dim=-1, out=sizes[samples])
+    return sizes.add_(SMALLEST_SIZE)
+
+
+def differentiate_sizes(factors: AttentionFactors, gradient: Tensor) -> FactorGradients:
+    """Return the gradients of the factors from that of `make_sizes`, [batch, mixtures]."""
+    found = _nothing(factors)
+    for samples in _chunks(factors):
+        z = factors.z(factors.hidden[samples])
+        _add(found, factors, samples, z.sign_().mul_(gradient[samples].unsqueeze(-1)))
+    return found
+
+
+def _chunks(factors: AttentionFactors) -> list[slice]:
+    hidden = factors.hidden
+    return sample_chunks(len(hidden), len(factors.bias) * hidden.element_size(), hidden.device)
+
+
+def _nothing(factors: AttentionFactors) -> FactorGradients:
+    tensors = factors.hidden, factors.weight, factors.bias
+    return FactorGradients(*(torch.zeros_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors))
+
+
+def _add(found: FactorGradients, factors: AttentionFactors, samples: slice, of_z: Tensor) -> None:
+    """Write the hidden activations' gradient of some samples from that of z, and add to the others'."""
+    rows = of_z.flatten(1)
+    torch.mm(rows, factors.weight, out=found.hidden[samples])
+    found.weight.addmm_(rows.t(), factors.hidden[samples])
+    found.bias.add_(rows.sum(0))

@@ -1,0 +1,148 @@
+"""The attention's factors in place of α: the same numbers, less that is kept."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kw_lightning.nn import KWConv2d, KWLinear, set_temperature, share_warehouse
+from kw_lightning.nn.engine import AttentionFactors, Convolution, dynamic_convolution, factored, reference, workspace
+from kw_lightning.nn.engine.factors import differentiate_alpha, differentiate_sizes, make_alpha, make_sizes
+
+GEOMETRY = Convolution((4, 4, 3, 3), (2, 4, 1, 1), (1, 1), (1, 1), (1, 1))
+CELLS, WIDTH, MIXTURES = 5, 3, 18
+INITIAL = [(3 * i) % (CELLS + 1) for i in range(MIXTURES)]  # the zero cell among them
+
+
+def make(batch: int = 2, tau: float = 0.3, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Return (x, hidden, weight, bias, cells)."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (
+        (batch, 4, 5, 5),
+        (batch, WIDTH),
+        (MIXTURES * (CELLS + 1), WIDTH),
+        (MIXTURES * (CELLS + 1),),
+        (CELLS, 2, 4, 1, 1),
+    )
+    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+    return [tensor.requires_grad_() for tensor in tensors]
+
+
+def factors(hidden: Tensor, weight: Tensor, bias: Tensor, tau: float = 0.3) -> AttentionFactors:
+    return AttentionFactors(hidden, weight, bias, torch.tensor(tau, dtype=hidden.dtype), torch.tensor(INITIAL))
+
+
+def convolve(*tensors: Tensor) -> Tensor:
+    x, hidden, weight, bias, cells = tensors
+    return dynamic_convolution(x, factors(hidden, weight, bias), cells, GEOMETRY)
+
+
+def literal(*tensors: Tensor) -> Tensor:
+    x, hidden, weight, bias, cells = tensors
+    return reference.convolve(x, factors(hidden, weight, bias).alpha(), cells, GEOMETRY)
+
+
+def test_alpha_of_factors_is_that_of_the_layers_attention() -> None:
+    layer = KWConv2d(8, 8, 3, padding=1)
+    share_warehouse([layer], budget=2)
+    layer.double()
+    x = torch.randn(3, 8, 6, 6, dtype=torch.float64)
+    for tau in (1.0, 0.3, 0.0):
+        set_temperature(layer, tau)
+        found = layer.attention.factors(layer.attention.hidden(x), layer.warehouse.temperature)
+        torch.testing.assert_close(found.alpha(), layer.attend(x), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(make_alpha(found), layer.attend(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("limit", [1, 10**9])
+def test_gradients_made_in_chunks_are_autograds(limit: int) -> None:
+    _, hidden, weight, bias, _ = make(batch=4)
+    made = factors(hidden, weight, bias)
+    alpha = made.alpha()
+    gradient = torch.randn_like(alpha)
+    sizes = torch.linalg.vector_norm(made.z(hidden), ord=1, dim=-1) + 1e-3
+    expected = torch.autograd.grad(alpha, (hidden, weight, bias), gradient)
+    expected_of_sizes = torch.autograd.grad(sizes, (hidden, weight, bias), gradient[..., 0])
+    with workspace(limit), torch.no_grad():
+        torch.testing.assert_close(make_sizes(made), sizes)
+        for one, other in zip(differentiate_alpha(made, gradient), expected, strict=True):
+            torch.testing.assert_close(one, other)
+        for one, other in zip(differentiate_sizes(made, gradient[..., 0]), expected_of_sizes, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 2, 33])
+def test_output_and_gradients_are_those_of_the_literal_form(batch: int) -> None:
+    tensors = make(batch)
+    y, expected = convolve(*tensors), literal(*tensors)
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-8)
+    gradient = torch.randn_like(y)
+    found = torch.autograd.grad(y, tensors, gradient)
+    for one, other in zip(found, torch.autograd.grad(expected, tensors, gradient), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-8)
+
+
+def test_first_and_second_derivatives() -> None:
+    assert torch.autograd.gradcheck(convolve, make(), fast_mode=True)
+    assert torch.autograd.gradgradcheck(convolve, make(), fast_mode=True)
+
+
+def test_the_operator_keeps_pytorchs_rules() -> None:
+    x, hidden, weight, bias, cells = make(dtype=torch.float32)
+    geometry = ([4, 4, 3, 3], [1, 1], [1, 1], [1, 1], 1)
+    tau, initial = torch.tensor(0.3), torch.tensor(INITIAL)
+    arguments = (x, hidden, weight, bias, cells, tau, initial, *geometry, "auto", False)
+    assert set(torch.library.opcheck(factored.factored_convolution, arguments).values()) == {"SUCCESS"}
+
+
+def test_nothing_that_grows_with_batch_and_cells_is_kept() -> None:
+    layer = KWConv2d(8, 8, 3, padding=1)
+    share_warehouse([layer], budget=64)
+    x = torch.randn(4, 8, 6, 6)
+    sizes: list[int] = []
+    parameters = {parameter.data_ptr() for parameter in layer.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in parameters:
+            sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        layer(x)
+    assert max(sizes) == x.numel() < 4 * layer.partition.mixtures * layer.partition.cells
+
+
+def test_what_wants_to_see_alpha_is_given_it() -> None:
+    layer, linear = KWConv2d(8, 8, 3, padding=1), KWLinear(8, 8)
+    share_warehouse([layer])
+    share_warehouse([linear, KWLinear(8, 8)], name="linear", basis=0.5)
+    set_temperature(layer, 0.2)
+    x = torch.randn(2, 8, 6, 6)
+    seen: list[Tensor] = []
+    expected = layer(x)
+    with layer.attention.register_forward_hook(lambda _, __, alpha: seen.append(alpha)):
+        torch.testing.assert_close(layer(x), expected)
+    with layer.attention.expand.register_forward_hook(lambda _, __, z: z + 1):
+        moved = layer(x)
+    assert seen[0].shape == (2, layer.partition.mixtures, layer.partition.cells)
+    assert not torch.allclose(moved, expected, atol=1e-6)
+    nn.utils.parametrizations.weight_norm(layer.attention.expand)
+    torch.testing.assert_close(layer(x), expected)
+    assert not layer.attention.has_factors
+    assert not linear.attention.has_factors
+
+
+def test_a_temperature_set_before_the_backward_pass_does_not_change_it() -> None:
+    layer = KWConv2d(8, 8, 3, padding=1)
+    share_warehouse([layer])
+    set_temperature(layer, 0.5)
+    x = torch.randn(2, 8, 6, 6)
+    layer(x).sum().backward()
+    expected = [parameter.grad.clone() for parameter in layer.parameters()]
+    layer.zero_grad()
+    y = layer(x)
+    set_temperature(layer, 0.1)
+    y.sum().backward()
+    for parameter, gradient in zip(layer.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
