@@ -59,10 +59,12 @@ CHAPTERS: dict[str, list[str]] = {
     "Tutorials": [".docs/tutorials/own_images", ".docs/tutorials/own_module", ".docs/tutorials/published"],
     "Guides": [
         "recipes/README",
+        "recipes/family",
         "recipes/keras/README",
         "recipes/examples/README",
         "kw_lightning/fit/README",
         "kw_lightning/sweep/README",
+        "kw_lightning/report/README",
         "kw_lightning/inference/README",
         "kw_lightning/export/README",
         "kw_lightning/bench/README",
@@ -73,10 +75,16 @@ CHAPTERS: dict[str, list[str]] = {
 }
 
 
+def chapters(app: Sphinx) -> dict[str, list[str]]:
+    """Return the pages by chapter; those that no chapter names are guides."""
+    named = {root_doc, *(page for pages in CHAPTERS.values() for page in pages)}
+    return {**CHAPTERS, "Guides": [*CHAPTERS["Guides"], *sorted(app.env.found_docs - named)]}
+
+
 def add_chapters(app: Sphinx, name: str, source: list[str]) -> None:
     """Put the table of contents behind the README, where its readers elsewhere do not need it."""
     if name == root_doc:
-        for title, pages in CHAPTERS.items():
+        for title, pages in chapters(app).items():
             listed = "\n".join(f"/{page}" for page in pages)
             source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {title}\n\n{listed}\n```\n"
 
@@ -111,7 +119,7 @@ def write_the_ways_in(app: Sphinx, failure: Exception | None) -> None:
         return
     out = Path(app.outdir)
     lines = [f"# {project}", "", f"> {metadata.metadata('kw-lightning')['Summary']}", ""]
-    for title, pages in {"Start": [root_doc], **CHAPTERS}.items():
+    for title, pages in {"Start": [root_doc], **chapters(app)}.items():
         lines += [f"## {title}", ""]
         for page in pages:
             file = Path("_sources") / Path(app.env.doc2path(page, base=False)).with_suffix(".md.txt")
