@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from kw_lightning import convert
+from kw_lightning.builder import build
 from kw_lightning.errors import RecipeError, RunError
 from kw_lightning.export.static import fold, needs_samples, with_learnt_kernels
 from kw_lightning.inference.saving import SavedNetwork
@@ -17,6 +18,7 @@ from kw_lightning.planning import Plan, plan
 from kw_lightning.preprocessing import Preprocessing
 from kw_lightning.published import published_entries
 from kw_lightning.recipe import load_recipe
+from kw_lightning.report.attention import DetailedMetric
 
 X = torch.randn(4, 8, 6, 6)
 
@@ -167,3 +169,22 @@ def test_gates_count_fold_and_need_dynamics() -> None:
         published_entries(network, "torchvision/resnet18")
     with pytest.raises(RecipeError, match=r'gates\[0\]: found "inputs", allowed: input, output; did you mean "input"'):
         load_recipe(written({"gates": ["inputs"]}))
+
+
+def test_statistics_count_weights_that_no_sample_changes_for_every_image() -> None:
+    alpha, targets = torch.randn(1, 3, 4), torch.tensor([0, 1, 1])
+    learnt, dynamic = DetailedMetric([3], 4), DetailedMetric([3], 4)
+    learnt.update(0, alpha, targets)
+    dynamic.update(0, alpha.expand(3, -1, -1), targets)
+    assert learnt.class_use is not None
+    assert dynamic.class_use is not None
+    torch.testing.assert_close(learnt.class_use, dynamic.class_use)
+
+
+def test_stages_serve_a_network_of_layers_whose_own_warehouses_were_taken_away() -> None:
+    layers = [{"Conv2D": {"filters": 8, "kernel_size": 3, "warehouse": "own"}} for _ in range(3)]
+    model = {"input": [8, 9, 9], "layers": [*layers, "GlobalAveragePooling2D"]}
+    network = build(load_recipe({"kw": 1, "model": model, "stages": {"sharing": "network", "dynamic": False}}))
+    assert sum(isinstance(module, KWLayer) for module in network.modules()) == 2
+    named = build(load_recipe({"kw": 1, "model": model, "warehouses": {"own": {}}}))
+    assert sum(isinstance(module, KWLayer) for module in named.modules()) == 3

@@ -159,7 +159,7 @@ def read_network(recipe: Recipe, *, allow_python: Sequence[str] = ()) -> Network
             document.problem("model.input", sentence(f"an input {list(shape)}", f"1 to {MAX_INPUT:,} numbers"))
         )
         shape = None
-    expander = Expander(definitions, document, [warehouse.name for warehouse in recipe.warehouses])
+    expander = Expander(definitions, document, _declared(recipe))
     graph = None
     if not definitions.endless:
         try:
@@ -172,9 +172,14 @@ def read_network(recipe: Recipe, *, allow_python: Sequence[str] = ()) -> Network
     return Network(recipe, graph, shape)
 
 
+def _declared(recipe: Recipe) -> list[str]:
+    """Return the warehouses that layers may name: those of `stages` are found in a network of static ones."""
+    return [warehouse.name for warehouse in recipe.warehouses if warehouse.path != "stages"]
+
+
 def _warehouses(node: Node, recipe: Recipe) -> dict[str, str]:
     """Return submodule → warehouse of a layer; nothing when the recipe declares no warehouse."""
-    return node.content.warehouses if isinstance(node.content, Layer) and recipe.warehouses else {}
+    return node.content.warehouses if isinstance(node.content, Layer) and _declared(recipe) else {}
 
 
 def _backbone(recipe: Recipe, allow_python: tuple[str, ...]) -> tuple[Node, Shape]:

@@ -455,7 +455,7 @@ def _gated(x: Tensor, factors: Tensor | None, dimensions: int) -> Tensor:
     """Return x times factors [batch, channels] of its channels, which stand at -dimensions; x itself without any."""
     if factors is None:
         return x
-    shape = (len(factors), *[1] * (x.dim() - 1 - dimensions), -1, *[1] * (dimensions - 1))
+    shape = (factors.shape[0], *[1] * (x.dim() - 1 - dimensions), -1, *[1] * (dimensions - 1))
     return x * in_type(factors, x.dtype).view(shape)
 
 

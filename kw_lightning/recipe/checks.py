@@ -77,8 +77,9 @@ def _check_softmax(root: Node) -> list[Problem]:
     }
     attentions["stages"] = _map(_child(root, "stages"), "attention")
     functions = {path: {**usual, **own}.get("function", Node(None)).value for path, own in attentions.items()}
-    wrong = [path for path, own in attentions.items() if "softmax_temperature" in own and functions[path] != "softmax"]
-    if "softmax_temperature" in usual and "softmax" not in functions.values():
+    others = (None, "contrast", "sigmoid", "relu")  # what is no function at all is told once
+    wrong = [path for path, own in attentions.items() if "softmax_temperature" in own and functions[path] in others]
+    if "softmax_temperature" in usual and all(found in others for found in functions.values()):
         wrong.append("defaults")
     attentions["defaults"] = usual
     text = sentence("softmax_temperature without softmax", "function: softmax beside it")

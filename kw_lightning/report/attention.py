@@ -111,7 +111,7 @@ class DetailedMetric(AttentionMetric):
 
         Args:
             layer: the layer's place in `mixtures`.
-            attention: α, [batch, m, n].
+            attention: α, [batch, m, n]; [1, m, n] where no sample changes it.
             targets: the class of each image, [batch], or of several labels 0 and 1 for each class, [batch, classes].
         """
         super().update(layer, attention)
@@ -122,7 +122,8 @@ class DetailedMetric(AttentionMetric):
         places = torch.bucketize(attention[:images].reshape(-1).clamp(-1, 1), edges[1:-1])
         self.histogram += torch.bincount(places, minlength=len(EDGES) - 1)
         if targets is not None:
-            self._add_by_class(attention.abs().sum(dim=1), targets, count=layer == 0)
+            use = attention.abs().sum(dim=1).expand(len(targets), -1)
+            self._add_by_class(use, targets, count=layer == 0)
 
     def _add_by_class(self, use: Tensor, targets: Tensor, *, count: bool) -> None:
         """Add the use of the cells [batch, n] to that of the images' classes, of which there may be new ones."""

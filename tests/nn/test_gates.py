@@ -110,6 +110,13 @@ def test_gates_under_autocast_are_as_exact_as_the_attention() -> None:
     assert half(torch.randn(2, 8, 6, 6, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
+def test_gates_leave_the_batch_free_in_an_exported_graph() -> None:
+    layer = gated(KWConv2d, (8, 12, 3), {}, function="softmax").float().eval()
+    x = torch.randn(5, 8, 6, 6)
+    program = torch.export.export(layer, (x[:2],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    torch.testing.assert_close(program.module()(x), layer(x), rtol=1e-4, atol=1e-5)
+
+
 def test_an_unknown_gate_is_refused() -> None:
     with pytest.raises(ValueError, match=r'found the unknown gate "inputs".*did you mean "input"'):
         ChannelGates(16, 8, 8, ["inputs"])  # type: ignore[list-item]
