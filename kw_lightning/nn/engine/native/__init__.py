@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from kw_lightning.nn.engine.native.calls import (
+    DEPTHWISE,
+    MIX_INPUTS,
+    MIX_KERNELS,
+    WINOGRAD,
+    Form,
+    available,
+    backward,
+    forward,
+)
 from kw_lightning.nn.engine.native.library import LibraryError, Status, find_compiler, status
-from kw_lightning.nn.engine.native.passes import available, backward, forward
-from kw_lightning.nn.engine.native.tables import allows_winograd
+from kw_lightning.nn.engine.native.positions import allows_winograd
 
 __all__ = [
+    "DEPTHWISE",
+    "MIX_INPUTS",
+    "MIX_KERNELS",
+    "WINOGRAD",
+    "Form",
     "LibraryError",
     "Status",
     "allows_winograd",

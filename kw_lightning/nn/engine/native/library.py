@@ -25,8 +25,9 @@ from pathlib import Path
 from kw_lightning.errors import printable
 from kw_lightning.nn.engine import cache
 from kw_lightning.nn.engine.cache import CacheError
+from kw_lightning.nn.engine.native import layout
 
-SOURCES = ("tiles.h", "pass.h", "mix_kernels.c", "mix_inputs.c", "mix_depthwise.c")
+SOURCES = ("tiles.h", "pass.h", "layout.c", "mix_kernels.c", "mix_inputs.c", "mix_depthwise.c")
 FUNCTIONS = (
     "kw_lanes",
     "kw_rows",
@@ -195,8 +196,11 @@ def _open(path: Path) -> ctypes.CDLL:
             getattr(loaded, function).restype = ctypes.c_int64
         for function in PASSES:
             getattr(loaded, function).restype = None
+        fault = layout.difference(loaded)
     except (OSError, AttributeError) as error:
         raise LibraryError(f"the library cannot be opened: {error}") from error
+    if fault is not None:
+        raise LibraryError(f"the library takes its arguments otherwise: {fault}")
     return loaded
 
 

@@ -20,7 +20,7 @@ static index_t lay_out(const Pass *p, float *at, Memory *m) {
     m->block = at, at += p->cells * LANES;
     m->gradient = at, at += kernels ? p->cells * LANES : 0;
     m->turned = at, at += kernels ? LANES * padded(p->cells) : 0;
-    m->kernels = at, at += p->group * p->rows * LANES;
+    m->kernels = at, at += p->mixed_samples * p->rows * LANES;
     return padded(at - start);
 }
 
@@ -107,8 +107,8 @@ static void run_lanes(const Pass *p, index_t lane, index_t first, index_t last, 
     index_t lanes = smaller(LANES, p->lanes - lane), width = padded(p->cells);
     pack_cells(p, lane, lanes, 0, 1, m->block, LANES, p->cells * LANES);
     if (alpha_gradient) turn_cells(p, 1, m->block, m->turned);
-    for (index_t b = first; b < last; b += p->group) {
-        index_t samples = smaller(p->group, last - b), rows = samples * p->rows;
+    for (index_t b = first; b < last; b += p->mixed_samples) {
+        index_t samples = smaller(p->mixed_samples, last - b), rows = samples * p->rows;
         const float *alpha = p->alpha + b * p->rows * p->cells;
         if (p->out.data) product(rows, 2, p->cells, alpha, p->cells, 1, m->block, LANES, m->kernels, LANES, 0);
         for (index_t i = 0; i < samples * p->lane_groups; i++) {

@@ -13,15 +13,15 @@ static index_t joined(const Pass *p) { return p->taps * p->depth_groups; }
 /* Forward: lanes are output channels, depths input channels. */
 
 /* Numbers of a row of U, whose last store goes past its end. */
-static index_t row_step(const Pass *p) { return p->chunk * p->cells + LANES; }
-static index_t forward_rows(const Pass *p) { return p->samples * p->lane_groups * p->out_positions; }
+static index_t row_step(const Pass *p) { return p->block_depths * p->cells + LANES; }
+static index_t forward_rows(const Pass *p) { return p->read_samples * p->lane_groups * p->out_positions; }
 
 static index_t forward_scratch(const Pass *p) { /* of one thread */
-    return larger(joined(p) * (p->chunk + padded(p->cells)), p->chunk * p->cells * LANES);
+    return larger(joined(p) * (p->block_depths + padded(p->cells)), p->block_depths * p->cells * LANES);
 }
 
 index_t kw_mix_inputs_memory(const Pass *p) {
-    return p->samples * sample_size(p) + forward_rows(p) * (row_step(p) + padded(p->lanes)) +
+    return p->read_samples * sample_size(p) + forward_rows(p) * (row_step(p) + padded(p->lanes)) +
            p->threads * forward_scratch(p);
 }
 
@@ -53,14 +53,14 @@ static void mix_inputs(const Pass *p, const float *alpha, index_t group, const f
 
 void kw_mix_inputs(const Pass *p) {
     index_t blocks = pieces(p->lanes, LANES), items = blocks * p->parts;
-    float *source = p->memory, *mixed = source + p->samples * sample_size(p);
+    float *source = p->memory, *mixed = source + p->read_samples * sample_size(p);
     float *out = mixed + forward_rows(p) * row_step(p), *scratch = out + forward_rows(p) * padded(p->lanes);
-    for (index_t first = 0; first < p->batch; first += p->samples) {
-        index_t samples = smaller(p->samples, p->batch - first), groups = samples * p->lane_groups;
+    for (index_t first = 0; first < p->batch; first += p->read_samples) {
+        index_t samples = smaller(p->read_samples, p->batch - first), groups = samples * p->lane_groups;
         index_t rows = groups * p->out_positions;
         read_source(p, first, samples, source, scratch, forward_scratch(p));
-        for (index_t depth = 0; depth < p->depths; depth += p->chunk) {
-            index_t depths = smaller(p->chunk, p->depths - depth);
+        for (index_t depth = 0; depth < p->depths; depth += p->block_depths) {
+            index_t depths = smaller(p->block_depths, p->depths - depth);
 #pragma omp parallel num_threads(p->threads)
             {
 #pragma omp for schedule(static)
@@ -105,8 +105,8 @@ static index_t mixed_step(const Pass *p) { return (p->cells + 1) * LANES; }
 
 static index_t lay_out(const Pass *p, float *at, Memory *m) {
     float *start = at;
-    index_t block = p->cells * p->depths * LANES, each = pieces(p->samples, p->parts) * p->lane_groups;
-    index_t mixed = p->group * p->depth_groups * p->source_positions * mixed_step(p), width = padded(p->cells);
+    index_t block = p->cells * p->depths * LANES, each = pieces(p->read_samples, p->parts) * p->lane_groups;
+    index_t mixed = p->mixed_samples * p->depth_groups * p->source_positions * mixed_step(p), width = padded(p->cells);
     m->out = at, at += each * p->out_positions * LANES;
     m->other = at, at += each * p->out_positions * LANES;
     m->block = at, at += block;
@@ -121,7 +121,7 @@ static index_t lay_out(const Pass *p, float *at, Memory *m) {
 }
 
 index_t kw_mix_inputs_backward_memory(const Pass *p) {
-    return p->samples * sample_size(p) + p->threads * lay_out(p, NULL, &(Memory){0});
+    return p->read_samples * sample_size(p) + p->threads * lay_out(p, NULL, &(Memory){0});
 }
 
 /* The gradients that pass through one row; `mixture` and `place` say what it takes. */
@@ -189,9 +189,9 @@ static void run_lanes(const Pass *p, index_t lane, index_t first, index_t last, 
         for (index_t g = 0; g < p->lane_groups; g++)
             read_map(&p->other, &p->other_sums, b, g * p->lanes + lane, lanes, p->out_positions, LANES, NULL,
                      m->other + ((b - first) * p->lane_groups + g) * map);
-    for (index_t b = first; b < last; b += p->group) {
+    for (index_t b = first; b < last; b += p->mixed_samples) {
         index_t skip = (b - first) * p->lane_groups * map;
-        differentiate(p, m, smaller(p->group, last - b), source + (b - first) * sample_size(p),
+        differentiate(p, m, smaller(p->mixed_samples, last - b), source + (b - first) * sample_size(p),
                       p->alpha + b * p->rows * p->cells, m->other + skip, m->out + skip,
                       alpha_gradient ? alpha_gradient + b * p->rows * width : NULL, b > first);
     }

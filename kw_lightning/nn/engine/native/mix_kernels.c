@@ -22,20 +22,20 @@ typedef struct {
 } Memory;
 
 /* Numbers of a mixture in a block; no power of two, so that mixtures share no set of the cache. */
-static index_t kernel_step(const Pass *p) { return (p->chunk + 1) * LANES; }
+static index_t kernel_step(const Pass *p) { return (p->block_depths + 1) * LANES; }
 
 static index_t lay_out(const Pass *p, float *at, Memory *m) {
     float *start = at;
-    index_t block = p->chunk * p->cells * LANES, each = pieces(p->samples, p->parts) * p->lane_groups;
+    index_t block = p->block_depths * p->cells * LANES, each = pieces(p->read_samples, p->parts) * p->lane_groups;
     int kernels = p->other.data != NULL;
-    m->mapped = at, at += larger(p->source.positions, p->out.positions) * larger(p->chunk, LANES);
+    m->mapped = at, at += larger(p->source.positions, p->out.positions) * larger(p->block_depths, LANES);
     m->out = at, at += p->out.data ? each * p->out_positions * LANES : 0;
     m->other = at, at += kernels ? each * p->out_positions * LANES : 0;
     m->block = at, at += block;
     m->gradient = at, at += kernels ? block : 0;
-    m->turned = at, at += kernels ? p->chunk * LANES * padded(p->cells) : 0;
-    m->kernels = at, at += p->group * p->rows * kernel_step(p);
-    m->zeros = at, at += p->chunk;
+    m->turned = at, at += kernels ? p->block_depths * LANES * padded(p->cells) : 0;
+    m->kernels = at, at += p->mixed_samples * p->rows * kernel_step(p);
+    m->zeros = at, at += p->block_depths;
     return padded(at - start);
 }
 
@@ -43,7 +43,7 @@ index_t kw_lanes(void) { return LANES; }
 index_t kw_rows(void) { return ROWS; }
 
 index_t kw_mix_kernels_memory(const Pass *p) {
-    return p->samples * sample_size(p) + p->threads * lay_out(p, NULL, &(Memory){0});
+    return p->read_samples * sample_size(p) + p->threads * lay_out(p, NULL, &(Memory){0});
 }
 
 /* One tile of output positions. */
@@ -178,18 +178,18 @@ static void run_lanes(const Pass *p, index_t lane, index_t first, index_t last, 
     Memory own, *m = &own;
     lay_out(p, memory, m);
     index_t lanes = smaller(LANES, p->lanes - lane), map = p->out_positions * LANES;
-    memset(m->zeros, 0, p->chunk * sizeof(float));
+    memset(m->zeros, 0, p->block_depths * sizeof(float));
     for (index_t b = first; p->other.data && b < last; b++)
         for (index_t g = 0; g < p->lane_groups; g++)
             read_map(&p->other, &p->other_sums, b, g * p->lanes + lane, lanes, p->out_positions, LANES, m->mapped,
                      m->other + ((b - first) * p->lane_groups + g) * map);
-    for (index_t depth = 0; depth < p->depths; depth += p->chunk) {
-        index_t depths = smaller(p->chunk, p->depths - depth);
+    for (index_t depth = 0; depth < p->depths; depth += p->block_depths) {
+        index_t depths = smaller(p->block_depths, p->depths - depth);
         Block k = {depth, depths, first, source, m->out, m->other};
         pack_cells(p, lane, lanes, depth, depths, m->block, LANES, p->cells * LANES);
         if (alpha_gradient) turn_cells(p, depths, m->block, m->turned);
         while (k.first < last) {
-            index_t samples = smaller(p->group, last - k.first);
+            index_t samples = smaller(p->mixed_samples, last - k.first);
             if (p->out.data) mix_and_apply(p, &k, samples, m);
             if (p->other.data) differentiate(p, &k, samples, m, alpha_gradient, k.first > first);
             k.first += samples;

@@ -11,31 +11,77 @@ typedef struct {
     const int32_t *start, *term;
 } Sums;
 
-/* A tensor [batch, channels, positions] by its steps, in numbers. */
+/* A tensor [batch, channels, positions] in single precision, where it lies; steps in numbers. */
 typedef struct {
-    float *data;
-    index_t batch, channel, position, positions;
+    float *data;       /* NULL: not to be touched, only its size is known */
+    index_t batch;     /* step from one sample to the next */
+    index_t channel;   /* step from one channel to the next; this or the next is 1 */
+    index_t position;  /* step from one position to the next */
+    index_t positions; /* of a channel */
 } Map;
 
-/* The same order as in passes.py. */
+/* What a pass is told. native/layout.py declares the same and is compared with `kw_layout` when the library is opened.
+
+   All passes go through the same loops; what is blocked by what is decided in native/blocking.py:
+
+       read_samples of the batch: the source's maps of these are read, depths together     (read_source)
+           parts of those samples, times blocks of LANES lanes: shared among the threads   (share_out)
+               block_depths of the depths: this block of all cells is packed once          (pack_cells)
+                   mixed_samples: the block's part of their kernels is mixed, and used
+                       lane groups, tiles of positions, taps, depth groups, depths
+
+   A "number" is 4 bytes. In mix_inputs.c a sample's mixed inputs stand where its kernels do elsewhere. */
 typedef struct {
-    index_t batch, rows, cells;                       /* samples; mixtures of a sample; n */
-    index_t lanes, depths, lane_groups, depth_groups; /* of a cell; cells along the kernel */
-    index_t row_tap, row_lane, row_depth;             /* mixture (t, g, h) = t row_tap + g row_lane + h row_depth */
-    index_t cell_step, lane_step, depth_step;         /* in E, in numbers */
-    index_t out_positions, source_positions;          /* of the pass, after and before `Sums` */
-    Map out, source, other;                           /* other: what the kernels' gradient takes beside source */
+    /* How much there is. */
+    index_t batch; /* samples */
+    index_t rows;  /* mixtures of a sample: taps times lane groups times depth groups */
+    index_t cells; /* n */
+
+    /* The channel axes of a cell: output and input channels forward, input and output channels for the gradient of the
+       input; of a depthwise convolution its channels, and 1. */
+    index_t lanes;        /* of a cell, along the axis that lies along the vectors */
+    index_t depths;       /* of a cell, along the other */
+    index_t lane_groups;  /* cells side by side along the kernel's axis of lanes */
+    index_t depth_groups; /* and of depths */
+
+    /* Mixture (tap t, lane group g, depth group h) is row t row_tap + g row_lane + h row_depth of alpha. */
+    index_t row_tap, row_lane, row_depth;
+
+    /* Steps in E from one cell, lane or depth to the next, in numbers. */
+    index_t cell_step, lane_step, depth_step;
+
+    /* Positions between which the pass computes: after the sums of the source, and before those of out. */
+    index_t out_positions, source_positions;
+
+    Map out;    /* written: the output, or the gradient of the input */
+    Map source; /* read: the input, or the gradient of the output */
+    Map other;  /* read backwards: the input, which the gradient of the kernels takes beside the source */
+
+    /* How those positions come of the maps' own, of the same maps; of Winograd's form alone. */
     Sums out_sums, source_sums, other_sums;
-    index_t taps, tiles, spans;
-    const int32_t *tile_start, *tile; /* a tile: count, taps, [count] positions, then for each tap: t, [count] reads */
-    const int32_t *reads;             /* [taps, output positions of the convolution]: what each reads, -1 for none */
-    const int32_t *span;              /* of the kernels' gradient, each: t, whether it adds, runs from, to */
-    const int32_t *run;               /* each: source, other, step of other, length */
-    index_t chunk, group, samples, parts, threads; /* see passes.py */
-    const float *alpha, *cell;
+
+    /* Which position reads which: see native/positions.py. */
+    index_t taps;              /* kernel positions that read anything; in Winograd's form transformed ones */
+    index_t tiles;             /* entries of tile_start */
+    index_t spans;             /* entries of span */
+    const int32_t *tile_start; /* where each tile begins in `tile` */
+    const int32_t *tile;       /* a tile: count, taps, [count] positions, then for each tap: t, [count] reads */
+    const int32_t *reads;      /* [taps, output positions of the convolution]: what each reads, -1 for none */
+    const int32_t *span;       /* of the kernels' gradient, each: t, whether it adds, runs from, to */
+    const int32_t *run;        /* each: source, other, step of other, length */
+
+    /* Blocking: see the loops above. */
+    index_t block_depths;  /* depths of a block of cells */
+    index_t mixed_samples; /* samples whose kernels, of one block, exist at once in a thread */
+    index_t read_samples;  /* samples whose maps are read together, for all threads */
+    index_t parts;         /* into which the samples are cut where there are fewer blocks of lanes than threads */
+    index_t threads;
+
+    const float *alpha;    /* [batch, rows, cells] */
+    const float *cell;     /* E, by the steps above */
     float *alpha_gradient; /* [threads, batch, rows, padded cells], added to; NULL if not wanted */
-    float *cell_gradient;  /* [parts, cells, ...]; NULL if not wanted */
-    float *memory;
+    float *cell_gradient;  /* [parts, cells, ...], steps as of E; NULL if not wanted */
+    float *memory;         /* of as many numbers as the pass's `_memory` function says */
 } Pass;
 
 /* to[i] = the sums of rows of `from`, both [positions, width]. */
@@ -120,11 +166,11 @@ INLINE index_t sample_size(const Pass *p) { return p->source_positions * p->dept
 /* Read the source of samples from `first` on, [sample, group, chunk of depths, position, depth], into `to`. */
 static inline void read_source(const Pass *p, index_t first, index_t samples, float *to, float *scratch,
                                index_t scratch_step) {
-    index_t chunks = pieces(p->depths, p->chunk), count = samples * p->depth_groups * chunks;
+    index_t chunks = pieces(p->depths, p->block_depths), count = samples * p->depth_groups * chunks;
 #pragma omp parallel for schedule(static) num_threads(p->threads)
     for (index_t thread = 0; thread < p->threads; thread++)
         for (index_t i = count * thread / p->threads; i < count * (thread + 1) / p->threads; i++) {
-            index_t depth = i % chunks * p->chunk, depths = smaller(p->chunk, p->depths - depth);
+            index_t depth = i % chunks * p->block_depths, depths = smaller(p->block_depths, p->depths - depth);
             index_t channel = i / chunks % p->depth_groups * p->depths + depth, b = i / chunks / p->depth_groups;
             read_map(&p->source, &p->source_sums, first + b, channel, depths, p->source_positions, depths,
                      scratch + thread * scratch_step, to + b * sample_size(p) + channel * p->source_positions);
@@ -139,9 +185,9 @@ typedef void Work(const Pass *p, index_t lane, index_t first, index_t last, cons
    Where every lane takes all of the source, it is read before, for all of them. */
 static inline void share_out(const Pass *p, index_t memory, int shared, Work *work) {
     index_t items = pieces(p->lanes, LANES) * p->parts, gradients = p->batch * p->rows * padded(p->cells);
-    float *source = p->memory, *own = source + (shared ? p->samples * sample_size(p) : 0);
-    for (index_t first = 0; first < p->batch; first += p->samples) {
-        index_t samples = smaller(p->samples, p->batch - first);
+    float *source = p->memory, *own = source + (shared ? p->read_samples * sample_size(p) : 0);
+    for (index_t first = 0; first < p->batch; first += p->read_samples) {
+        index_t samples = smaller(p->read_samples, p->batch - first);
         if (shared) read_source(p, first, samples, source, own, memory);
 #pragma omp parallel for schedule(static) num_threads(p->threads)
         for (index_t thread = 0; thread < p->threads; thread++)

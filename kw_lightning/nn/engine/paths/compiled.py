@@ -23,10 +23,10 @@ class CompiledPath(Path):
     """A path by a pass in C, in float32 on a CPU.
 
     Attributes:
-        compiled: the pass, see `native`.
+        form: the pass.
     """
 
-    compiled: ClassVar[str]
+    form: ClassVar[native.Form]
 
     def refusal(self, problem: Problem) -> str | None:
         """Return why it cannot compute a problem, None where it can."""
@@ -45,14 +45,14 @@ class CompiledPath(Path):
     def forward(self, operands: Operands, y: Tensor) -> None:
         """Write the convolution of every sample with its own kernel."""
         x, attention, cells, convolution = operands
-        native.forward(first_or_last(x), attention, cells, convolution, y, self.compiled)
+        native.forward(first_or_last(x), attention, cells, convolution, y, self.form)
 
     def backward(self, gradient: Tensor, operands: Operands, needed: tuple[bool, bool, bool]) -> Gradients:
         """Return the gradients."""
         _, attention, cells, convolution = operands
         x = first_or_last(operands.x)
         found = new_gradients(x, attention, cells, needed)
-        native.backward(first_or_last(gradient), x, attention, cells, convolution, found, self.compiled)
+        native.backward(first_or_last(gradient), x, attention, cells, convolution, found, self.form)
         return found
 
 

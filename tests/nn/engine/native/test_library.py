@@ -230,6 +230,31 @@ exec cc "$@" -O0
     assert list((home / ".cache" / "kw_lightning").iterdir()) == []
 
 
+@needs_compiler
+def test_a_library_with_another_structure_than_pythons_is_done_without_and_told_once(home: Path) -> None:
+    text = """#!/bin/sh
+# Compiles the sources with one field more in the middle of `Pass`.
+for last; do
+    case "$last" in *.c) source=$last ;; esac
+done
+if [ -n "$source" ]; then
+    cp "$(dirname "$source")"/*.h "$(dirname "$source")"/*.c {folder}
+    sed -i 's/index_t tiles; /index_t added, tiles; /' {folder}/pass.h
+    cd {folder}
+    exec cc -O0 -march=native -fPIC -fopenmp -c "$(basename "$source")" -o "$last"
+fi
+exec cc "$@"
+"""
+    (home.parent / "changed").mkdir()
+    asked = ask_at(home, CC=str(program(home / "mine", text.format(folder=home.parent / "changed"))))
+    assert asked.code == 0
+    reason = "the library takes its arguments otherwise: Pass.tiles is 8 bytes at "
+    assert asked.answer.startswith(f"False not in use: {reason}")
+    (line,) = asked.lines
+    assert reason in line
+    assert list((home / ".cache" / "kw_lightning").iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("environment", "message"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from kw_lightning.nn.engine import native
 from kw_lightning.nn.engine.costs import Fitted, Load, Units
 from kw_lightning.nn.engine.paths.compiled import CompiledPath, moved, padded_cell
 from kw_lightning.nn.engine.problem import Problem
@@ -15,7 +16,7 @@ class InputsCompiled(CompiledPath):
 
     name = "mix_inputs/compiled"
     fitted = Fitted(Units(1.2e-10, 3.4e-11, 5.9e-10, 0, 0), Units(3.2e-10, 6.6e-11, 1.9e-09, 0, 0))
-    compiled = "mix_inputs"
+    form = native.MIX_INPUTS
 
     def load(self, problem: Problem) -> Load:
         """Count the work of a forward pass."""

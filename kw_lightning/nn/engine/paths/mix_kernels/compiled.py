@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from kw_lightning.nn.engine import native
 from kw_lightning.nn.engine.costs import Fitted, Load, Units
 from kw_lightning.nn.engine.paths.compiled import CompiledPath, moved, padded_cell
 from kw_lightning.nn.engine.problem import Problem
@@ -15,7 +16,7 @@ class KernelsCompiled(CompiledPath):
 
     name = "mix_kernels/compiled"
     fitted = Fitted(Units(3.4e-11, 3.7e-11, 5.6e-10, 0, 0.00024), Units(1e-10, 6.9e-11, 1.6e-09, 0, 0.00042))
-    compiled = "mix_kernels"
+    form = native.MIX_KERNELS
 
     def load(self, problem: Problem) -> Load:
         """Count the work of a forward pass: no product is taken with the padding."""

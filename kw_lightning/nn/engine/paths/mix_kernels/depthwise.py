@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from kw_lightning.nn.engine import native
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.costs import Load
 from kw_lightning.nn.engine.paths.compiled import CompiledPath, moved, padded_cell
@@ -15,7 +16,7 @@ class Depthwise(CompiledPath):
     """The pass of native/mix_depthwise.c."""
 
     name = "mix_kernels/depthwise"
-    compiled = "depthwise"
+    form = native.DEPTHWISE
 
     def refuses(self, convolution: Convolution) -> str | None:
         """Return why it cannot compute a geometry, None where it can; of one channel, every path can compute one."""

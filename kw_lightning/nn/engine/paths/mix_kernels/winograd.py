@@ -1,6 +1,6 @@
 """Mix kernels as `compiled` does, in Winograd's form F(2, 3), which takes fewer products on a tile of the output.
 
-The mixture, being linear, may be of transformed kernels: α comes transformed. See native/tables.py.
+The mixture, being linear, may be of transformed kernels: α comes transformed. See native/positions.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Winograd(CompiledPath):
 
     name = "mix_kernels/winograd"
     fitted = Fitted(Units(3.6e-11, 5.2e-11, 4e-10, 0, 0.00061), Units(1.1e-10, 8e-11, 1.7e-09, 0, 0))
-    compiled = "winograd"
+    form = native.WINOGRAD
 
     def refuses(self, convolution: Convolution) -> str | None:
         """Return why it cannot compute a geometry, None where it can."""

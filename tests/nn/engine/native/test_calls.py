@@ -16,14 +16,19 @@ from torch import Tensor
 
 from kw_lightning.nn.engine import Convolution, native, reference, workspace
 from kw_lightning.nn.engine.gradients import Gradients
-from kw_lightning.nn.engine.native import library, passes, tables
+from kw_lightning.nn.engine.native import blocking, calls, library, positions
 from kw_lightning.nn.engine.taps import find_taps
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from geometries import suited
 
-ORDERS = ("mix_kernels", "winograd", "mix_inputs", "depthwise")
+FORMS = {
+    "mix_kernels": native.MIX_KERNELS,
+    "winograd": native.WINOGRAD,
+    "mix_inputs": native.MIX_INPUTS,
+    "depthwise": native.DEPTHWISE,
+}
 # Relative to the largest number of each result; Winograd's sums of sums lose a digit.
 TOLERANCE = 2e-5
 
@@ -42,7 +47,7 @@ def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 def clear_caches() -> None:
     library.find.cache_clear()
-    passes._describe.cache_clear()
+    calls._describe.cache_clear()
 
 
 @contextlib.contextmanager
@@ -56,7 +61,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 def compare(
-    order: str, convolution: Convolution, size: tuple[int, ...], batch: int, cells: int, *, last: bool = False
+    form: str, convolution: Convolution, size: tuple[int, ...], batch: int, cells: int, *, last: bool = False
 ) -> None:
     """Compare with the literal form in float64."""
     generator = torch.Generator().manual_seed(0)
@@ -68,33 +73,33 @@ def compare(
     expected = reference.convolve(*exact, convolution)
     gradient = torch.randn(expected.shape, generator=generator)
     wanted = torch.autograd.grad(expected, exact, gradient.double())
-    x, gradient, y = (order_memory(t, last) for t in (x, gradient, torch.full(expected.shape, torch.nan)))
-    native.forward(x, attention, stored, convolution, y, order)
+    x, gradient, y = (in_memory(t, last) for t in (x, gradient, torch.full(expected.shape, torch.nan)))
+    native.forward(x, attention, stored, convolution, y, FORMS[form])
     found = Gradients(torch.full_like(x, torch.nan), torch.zeros_like(attention), torch.full_like(stored, torch.nan))
-    native.backward(gradient, x, attention, stored, convolution, found, order)
+    native.backward(gradient, x, attention, stored, convolution, found, FORMS[form])
     results = (y, found.x, found.attention, found.cells)
     for name, one, other in zip(("y", "x", "α", "E"), results, (expected, *wanted), strict=True):
         assert one is not None
         largest = other.abs().max().clamp_min(1e-3)
-        assert (one.double() - other).abs().max() < TOLERANCE * largest, (order, name)
+        assert (one.double() - other).abs().max() < TOLERANCE * largest, (form, name)
 
 
-def order_memory(x: Tensor, last: bool) -> Tensor:
+def in_memory(x: Tensor, last: bool) -> Tensor:
     return x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x
 
 
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[str, Convolution, tuple[int, ...], int, int]:
-    """Draw (order, geometry, input size, batch, cells)."""
-    order = draw(st.sampled_from(ORDERS))
-    dimensions = draw(st.integers(1, 3 if order != "winograd" else 2))
+    """Draw (form, geometry, input size, batch, cells)."""
+    form = draw(st.sampled_from(list(FORMS)))
+    dimensions = draw(st.integers(1, 3 if form != "winograd" else 2))
 
     def sides(low: int, high: int) -> tuple[int, ...]:
         return tuple(draw(st.integers(low, high)) for _ in range(dimensions))
 
     plain = (1,) * dimensions
     kernel, stride, dilation = (3,) * dimensions, plain, plain
-    if order != "winograd":
+    if form != "winograd":
         kernel, stride, dilation = sides(1, 3), sides(1, 3), sides(1, 2)
     padding = tuple(draw(st.integers(0, d * (k - 1))) for k, d in zip(kernel, dilation, strict=True))
     co, ci = draw(st.integers(1, 40)), draw(st.integers(1, 40))
@@ -105,54 +110,54 @@ def problems(draw: st.DrawFn) -> tuple[str, Convolution, tuple[int, ...], int, i
         padding,
         dilation,
     )
-    geometry = suited(order, geometry)
+    geometry = suited(form, geometry)
     least = [d * (k - 1) + 1 - 2 * p for k, p, d in zip(kernel, padding, dilation, strict=True)]
     size = tuple(max(n, 1) + draw(st.integers(0, 6)) for n in least)
     assume(find_taps(geometry, size).taps)  # where all is padding, no pass is called
-    return order, geometry, size, draw(st.integers(1, 5)), draw(st.integers(1, 40))
+    return form, geometry, size, draw(st.integers(1, 5)), draw(st.integers(1, 40))
 
 
 @settings(max_examples=120)
 @given(problems(), st.booleans(), st.integers(1, 3))
-def test_every_order_equals_the_literal_form(
+def test_every_form_equals_the_literal_form(
     problem: tuple[str, Convolution, tuple[int, ...], int, int], last: bool, count: int
 ) -> None:
     with threads(count):
         compare(*problem, last=last)
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("cell", [(16, 16), (20, 24), (40, 36), (64, 64)])
-def test_both_widths_of_vectors_equal_the_literal_form(vectors: str, order: str, cell: tuple[int, int]) -> None:
+def test_both_widths_of_vectors_equal_the_literal_form(vectors: str, form: str, cell: tuple[int, int]) -> None:
     loaded = library.library()
     assert loaded is not None
     assert loaded.kw_lanes() == (32 if vectors == "wide" else 16)
     co, ci = cell
     geometry = Convolution((co * 2, ci * 2, 3, 3), (*cell, 1, 1), (1, 1), (1, 1), (1, 1))
-    compare(order, suited(order, geometry), (7, 9), 3, 37)
+    compare(form, suited(form, geometry), (7, 9), 3, 37)
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_small_bounds_of_memory_change_nothing(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_small_bounds_of_memory_change_nothing(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     geometry = Convolution((40, 48, 3, 3), (20, 24, 1, 1), (1, 1), (1, 1), (1, 1))
     for name in ("BLOCK_BYTES", "KERNEL_BYTES", "MAP_BYTES"):
-        monkeypatch.setattr(passes, name, 1)
+        monkeypatch.setattr(blocking, name, 1)
     with workspace(1):
-        compare(order, suited(order, geometry), (6, 5), 5, 7)
-    passes._describe.cache_clear()
+        compare(form, suited(form, geometry), (6, 5), 5, 7)
+    calls._describe.cache_clear()
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("count", [1, 2, 5, 8])
-def test_threads_share_lanes_and_samples(order: str, count: int) -> None:
+def test_threads_share_lanes_and_samples(form: str, count: int) -> None:
     with threads(count):
         geometry = Convolution((24, 40, 3, 3), (24, 40, 1, 1), (1, 1), (1, 1), (1, 1))
-        compare(order, suited(order, geometry), (5, 5), 6, 9)
+        compare(form, suited(form, geometry), (5, 5), 6, 9)
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_the_same_bits_twice(order: str) -> None:
-    geometry = suited(order, Convolution((24, 40, 3, 3), (24, 40, 1, 1), (1, 1), (1, 1), (1, 1)))
+@pytest.mark.parametrize("form", FORMS)
+def test_the_same_bits_twice(form: str) -> None:
+    geometry = suited(form, Convolution((24, 40, 3, 3), (24, 40, 1, 1), (1, 1), (1, 1), (1, 1)))
     torch.manual_seed(0)
     channels = geometry.kernel_shape[1] * geometry.groups
     x, attention, cells = torch.randn(6, channels, 5, 5), torch.randn(6, 9, 9), torch.randn(9, *geometry.cell_shape)
@@ -160,22 +165,22 @@ def test_the_same_bits_twice(order: str) -> None:
     results = []
     for _ in range(2):
         y = torch.empty(6, 24, 5, 5)
-        native.forward(x, attention, cells, geometry, y, order)
+        native.forward(x, attention, cells, geometry, y, FORMS[form])
         found = Gradients(torch.empty_like(x), torch.zeros_like(attention), torch.empty_like(cells))
-        native.backward(gradient, x, attention, cells, geometry, found, order)
+        native.backward(gradient, x, attention, cells, geometry, found, FORMS[form])
         results.append((y, found.x, found.attention, found.cells))
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
 def test_tables_read_every_position_that_a_tap_does() -> None:
     geometry = Convolution((4, 4, 3, 3), (4, 4, 1, 1), (2, 1), (1, 1), (1, 2))
-    found = tables.find_tables(geometry, (6, 7), 6, winograd=False)
+    found = positions.find_tables(geometry, (6, 7), 6, winograd=False)
     ones = torch.ones(1, 1, 6, 7)
     count = torch.nn.functional.conv2d(ones, torch.ones(1, 1, 3, 3), None, (2, 1), (1, 1), (1, 2))
     assert (found.reads >= 0).sum(0).tolist() == count.flatten().int().tolist()
     # Each tile once, and in the runs of the kernels' gradient the same pairs.
-    positions = [
+    places = [
         p for start in found.forward.tile_start for p in found.forward.tile[start + 2 :][: found.forward.tile[start]]
     ]
-    assert sorted(map(int, positions)) == list(range(found.outputs))
+    assert sorted(map(int, places)) == list(range(found.outputs))
     assert int(found.run.view(-1, 4)[:, 3].sum()) == int((found.reads >= 0).sum())

@@ -1,0 +1,166 @@
+"""How the work of a compiled pass is cut so that what is used together stays in the cache; pass.h draws the loops.
+
+A number is 4 bytes. A block is `width` lanes by `depths` depths of every cell; from it the kernels of `mixed` samples
+are made, used and forgotten. All sizes come of the shapes and of the bounds here: nothing is measured at run time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+NUMBER = 4
+"""Bytes of a number."""
+BLOCK_BYTES = 160 * 1024
+"""Of one block of all cells, which shares the second-level cache with the kernels that are mixed from it.
+
+Half and twice of this and of the two below were alike on a processor with 0.5 MB of it and 8 MB of the third level."""
+KERNEL_BYTES = 192 * 1024
+"""Of the kernels that are mixed from one block and exist at once."""
+MAP_BYTES = 4 * 2**20
+"""Of the maps that are read together, and stay in the third-level cache."""
+MOST_MAPS = 8
+"""Times `MAP_BYTES` that are read together where packing the cells anew would cost more than a few hundredths."""
+PACKING = 500
+"""Multiply-adds that take as long as packing a number of a cell."""
+LINE = 16
+"""Numbers in a line of the cache."""
+NARROW = 16
+"""Lanes of the narrowest vectors: processors with wider ones have larger caches."""
+LEAST_DEPTHS = 8
+"""Depths of a block backwards, below which its products are too short."""
+IMBALANCE = 1.1
+"""How much longer the busiest thread may take than all of them on average."""
+
+
+class Extents(NamedTuple):
+    """How much there is to cut, in the words of pass.h.
+
+    Attributes:
+        batch, rows, cells: samples, mixtures of a sample, n.
+        lanes, depths, lane_groups, depth_groups: the channel axes of a cell, and the cells along them.
+        source_positions, out_positions: that the pass reads and writes.
+        threads: that share the work.
+        width: lanes of a block.
+        limit: bytes of kernels that may exist at once, in all threads.
+    """
+
+    batch: int
+    rows: int
+    cells: int
+    lanes: int
+    depths: int
+    lane_groups: int
+    depth_groups: int
+    source_positions: int
+    out_positions: int
+    threads: int
+    width: int
+    limit: int
+
+    def scaled(self, bytes: int) -> int:
+        """Return the bytes of a cache's share on a processor with these vectors."""
+        return bytes * (self.width // NARROW)
+
+
+@dataclass(frozen=True)
+class Blocking:
+    """How the work is cut.
+
+    Attributes:
+        depths: of a block of cells.
+        mixed: samples whose kernels, of one block, exist at once in a thread.
+        read: samples whose maps are read together.
+        parts: into which the samples are cut, so that threads have like shares.
+    """
+
+    depths: int
+    mixed: int
+    read: int
+    parts: int
+
+
+def block_kernels(extents: Extents, *, backward: bool) -> Blocking:
+    """Cut a pass that mixes kernels.
+
+    depths = what of `BLOCK_BYTES` (half of it backwards, where the block's gradient stands beside it) holds
+    cells · width numbers a depth: forward whole lines of the cache, since depths lie together in E.
+    mixed = what of `KERNEL_BYTES` holds rows · (depths + 1) · width numbers a sample.
+    """
+    e = extents
+    block = e.scaled(BLOCK_BYTES) // (2 if backward else 1)
+    most = block // (NUMBER * e.cells * e.width)
+    if backward:
+        depths = _even(e.depths, _between(LEAST_DEPTHS, most, e.depths), LEAST_DEPTHS)
+    else:
+        depths = _even(e.depths, _between(LINE, most // LINE * LINE, e.depths), LINE)
+    sample = NUMBER * e.rows * (depths + 1) * e.width
+    parts = share(e)
+    return Blocking(depths, _between(1, _kernel_bytes(e) // sample, e.batch), _read(e, parts), parts)
+
+
+def block_inputs(extents: Extents, *, backward: bool) -> Blocking:
+    """Cut a pass that mixes inputs.
+
+    Forward as `block_kernels`, but a sample's mixed inputs and output stand beside its map: lane groups · output
+    positions · (depths · cells + width) numbers. Backwards a block has all depths, and mixed = what of twice
+    `KERNEL_BYTES` holds a sample's mixed inputs and their gradient, both of depth groups · source positions ·
+    (cells + 1) · width numbers.
+    """
+    e = extents
+    blocked, parts = block_kernels(e, backward=False), share(e)
+    if not backward:
+        mixed_inputs = NUMBER * e.lane_groups * e.out_positions * (blocked.depths * e.cells + e.width)
+        return Blocking(blocked.depths, blocked.mixed, _read(e, parts, mixed_inputs), parts)
+    sample = NUMBER * 2 * e.depth_groups * e.source_positions * (e.cells + 1) * e.width
+    return Blocking(e.depths, _between(1, e.scaled(KERNEL_BYTES) * 2 // sample, e.batch), _read(e, parts), parts)
+
+
+def block_channels(extents: Extents, *, backward: bool) -> Blocking:
+    """Cut a pass of a depthwise convolution, either way: a block has one depth, and a thread reads its own maps.
+
+    mixed = what of `KERNEL_BYTES` holds rows · width numbers a sample.
+    """
+    e = extents
+    return Blocking(1, _between(1, _kernel_bytes(e) // (NUMBER * e.rows * e.width), e.batch), e.batch, share(e))
+
+
+def share(extents: Extents) -> int:
+    """Return the fewest parts of the samples with which blocks of lanes · parts go evenly among the threads."""
+    blocks = -(-extents.lanes // extents.width)
+    threads = extents.threads
+    parts = next(n for n in range(1, threads + 1) if _imbalance(blocks * n, threads) <= IMBALANCE)
+    return min(parts, extents.batch)
+
+
+def _kernel_bytes(extents: Extents) -> int:
+    return min(extents.scaled(KERNEL_BYTES), extents.limit // extents.threads)
+
+
+def _read(extents: Extents, parts: int, beside: int = 0) -> int:
+    """Return the samples that are read together.
+
+    As many as `MAP_BYTES` hold of source positions · depths · depth groups numbers, and bytes beside them, each; more,
+    up to `MOST_MAPS` times as many, so that packing the cells, which is done anew for them, is a few hundredths of the
+    work: PACKING · cells / (rows · (cells + positions)) samples.
+    """
+    e = extents
+    held = NUMBER * e.source_positions * e.depths * e.depth_groups + beside
+    packing = PACKING * e.cells // (e.rows * (e.cells + e.source_positions))
+    samples = max(MAP_BYTES // held, min(packing, MOST_MAPS * MAP_BYTES // held))
+    return _even(e.batch, _between(parts, samples, e.batch), parts)
+
+
+def _imbalance(items: int, threads: int) -> float:
+    return -(-items // threads) * threads / items
+
+
+def _between(least: int, value: int, most: int) -> int:
+    """Return the value, but at least `least`, and at most `most` whatever the least."""
+    return max(min(value, most), min(least, most))
+
+
+def _even(whole: int, most: int, multiple: int) -> int:
+    """Return the size of equal pieces of `whole` of about `most`, a multiple of `multiple` and no more than all."""
+    size = -(-whole // -(-whole // most))
+    return min(-(-size // multiple) * multiple, whole)

@@ -1,0 +1,219 @@
+"""Calls of the compiled passes: what they are told, and the gradients that they hand back."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from kw_lightning.nn.engine.convolution import Convolution
+from kw_lightning.nn.engine.gradients import Gradients
+from kw_lightning.nn.engine.native import layout
+from kw_lightning.nn.engine.native.blocking import Blocking, Extents, block_channels, block_inputs, block_kernels
+from kw_lightning.nn.engine.native.layout import Map, Pass
+from kw_lightning.nn.engine.native.library import library
+from kw_lightning.nn.engine.native.positions import Sums, Tables, find_tables
+from kw_lightning.nn.engine.workspace import scratch, workspace_bytes
+from kw_lightning.nn.partition import Shape
+
+
+@dataclass(frozen=True, eq=False)  # one of the four below, by identity: it is looked up at every call
+class Form:
+    """One of the compiled passes.
+
+    Attributes:
+        functions: of the library, forward and backward.
+        block: how its work is cut.
+        winograd: it computes between transformed maps.
+        turns: backwards, the lanes are input channels instead of output channels.
+        rereads: backwards it needs the input for every gradient, not for those of α and E alone.
+    """
+
+    functions: tuple[str, str]
+    block: Callable[..., Blocking]
+    winograd: bool = False
+    turns: bool = True
+    rereads: bool = False
+
+
+MIX_KERNELS = Form(("kw_mix_kernels", "kw_mix_kernels"), block_kernels)
+WINOGRAD = replace(MIX_KERNELS, winograd=True)
+MIX_INPUTS = Form(("kw_mix_inputs", "kw_mix_inputs_backward"), block_inputs, rereads=True)
+DEPTHWISE = Form(("kw_mix_depthwise", "kw_mix_depthwise"), block_channels, turns=False)
+
+
+def available() -> bool:
+    """Return whether the compiled passes can be called here."""
+    return library() is not None
+
+
+def forward(x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolution, y: Tensor, form: Form) -> None:
+    """Write the convolution of every sample with its own kernel; all in single precision on a CPU.
+
+    Args:
+        x: [batch, in_channels, *size], channels first or last in memory, as all maps here.
+        attention: α [batch, mixtures, cells], contiguous.
+        cells: E [cells, co, ci, *ones], contiguous.
+        y: [batch, out_channels, *output_size], overwritten.
+        form: the pass.
+    """
+    call = _Call(x, attention, cells, convolution, form, backward=False)
+    call.map("source", x)
+    call.map("out", y)
+    call.run()
+
+
+def backward(
+    gradient: Tensor,
+    x: Tensor,
+    attention: Tensor,
+    cells: Tensor,
+    convolution: Convolution,
+    wanted: Gradients,
+    form: Form,
+) -> None:
+    """Write the gradients.
+
+    Args:
+        gradient: of the output, [batch, out_channels, *output_size].
+        x, attention, cells, form: as in `forward`.
+        wanted: where the gradients go; `wanted.x` [batch, in_channels, *size].
+    """
+    call = _Call(x, attention, cells, convolution, form, backward=True)
+    call.map("source", gradient)
+    call.map("out", x if wanted.x is None else wanted.x, touch=wanted.x is not None)
+    call.map("other", x, touch=wanted.of_kernels or form.rereads)
+    call.run(wanted)
+
+
+class _Call:
+    """One call of a pass, and what has to stay alive until it returns."""
+
+    def __init__(
+        self, x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolution, form: Form, *, backward: bool
+    ) -> None:
+        self.function, self.cells = form.functions[backward], cells
+        limit = workspace_bytes(x.device)
+        self.tables, template = _describe(
+            convolution, tuple(x.shape[2:]), len(x), len(cells), form, backward, torch.get_num_threads(), limit
+        )
+        self.attention = self._taps_of(attention)
+        self.arguments = Pass.from_buffer_copy(template)
+        self.arguments.alpha, self.arguments.cell = self.attention.data_ptr(), cells.data_ptr()
+
+    def map(self, name: str, tensor: Tensor, *, touch: bool = True) -> None:
+        """Tell the pass where one of its maps lies; only its size if it is not to be touched."""
+        flat = tensor.view(*tensor.shape[:2], -1)
+        setattr(self.arguments, name, Map(flat.data_ptr() if touch else None, *flat.stride(), flat.shape[2]))
+
+    def run(self, wanted: Gradients | None = None) -> None:
+        """Call the pass, and hand out the gradients of α and E."""
+        p = self.arguments
+        attention_gradient = cells_gradient = None
+        if wanted is not None and wanted.attention is not None:
+            attention_gradient = self.cells.new_zeros(p.threads, p.batch, p.rows, _padded(p.cells))
+            p.alpha_gradient = attention_gradient.data_ptr()
+        if wanted is not None and wanted.cells is not None:
+            # Where threads share a block of lanes, each of them has a gradient of its own.
+            cells_gradient = wanted.cells if p.parts == 1 else self.cells.new_zeros(p.parts, *self.cells.shape)
+            p.cell_gradient = cells_gradient.data_ptr()
+        loaded = _library()
+        memory = scratch("native", [getattr(loaded, self.function + "_memory")(ctypes.byref(p))], self.cells)
+        p.memory = memory.data_ptr()
+        getattr(loaded, self.function)(ctypes.byref(p))
+        if wanted is not None and wanted.attention is not None and attention_gradient is not None:
+            self._put_back(attention_gradient.sum(0)[..., : p.cells], wanted.attention)
+        if wanted is not None and wanted.cells is not None and p.parts > 1 and cells_gradient is not None:
+            torch.sum(cells_gradient, 0, out=wanted.cells)
+
+    def _taps_of(self, attention: Tensor) -> Tensor:
+        """Return α of the taps that the tables know, [batch, taps · groups, cells]."""
+        tables = self.tables
+        if tables.kernel_transform is None and len(tables.live) == tables.kernel_positions:
+            return attention
+        by_tap = attention.view(len(attention), tables.kernel_positions, -1)
+        if tables.kernel_transform is not None:
+            by_tap = torch.matmul(tables.kernel_transform, by_tap)
+        else:
+            by_tap = by_tap[:, list(tables.live)]
+        return by_tap.reshape(len(attention), -1, attention.shape[2])
+
+    def _put_back(self, gradient: Tensor, total: Tensor) -> None:
+        """Add the gradient of `_taps_of(attention)` to that of α, `total` [batch, mixtures, cells]."""
+        tables = self.tables
+        place = total.view(len(total), tables.kernel_positions, -1)
+        by_tap = gradient.reshape(len(total), -1, place.shape[2])
+        if tables.kernel_transform is not None:
+            place += torch.matmul(tables.kernel_transform.t(), by_tap)
+        elif len(tables.live) == tables.kernel_positions:
+            place += by_tap
+        else:
+            place[:, list(tables.live)] += by_tap
+
+
+@functools.lru_cache(maxsize=1024)
+def _describe(
+    convolution: Convolution,
+    size: Shape,
+    batch: int,
+    cells: int,
+    form: Form,
+    backward: bool,
+    threads: int,
+    limit: int,
+) -> tuple[Tables, Pass]:
+    """Return the tables of a pass, and what it is told but for the places of tensors.
+
+    Args:
+        size: of the convolution's input.
+        cells: n.
+        limit: bytes of the kernels that are mixed at once.
+    """
+    tables = find_tables(convolution, size, _library().kw_rows(), winograd=form.winograd)
+    direction = tables.backward if backward else tables.forward
+    _, out_groups, in_groups = convolution.grid
+    co, ci = convolution.cell_shape[:2]  # ci is 1 in depthwise convolutions: lanes are theirs, both ways
+    p = Pass(batch=batch, rows=len(tables.live) * out_groups * in_groups, cells=cells, threads=threads)
+    p.cell_step, p.row_tap = co * ci, out_groups * in_groups
+    if backward and form.turns:
+        p.lanes, p.depths, p.lane_groups, p.depth_groups = ci, co, in_groups, out_groups
+        p.row_lane, p.row_depth, p.lane_step, p.depth_step = 1, in_groups, 1, ci
+    else:
+        p.lanes, p.depths, p.lane_groups, p.depth_groups = co, ci, out_groups, in_groups
+        p.row_lane, p.row_depth, p.lane_step, p.depth_step = in_groups, 1, ci, 1
+    p.source_positions, p.out_positions = tables.inputs, tables.outputs
+    if backward:
+        p.source_positions, p.out_positions = tables.outputs, tables.inputs
+    p.taps, p.tiles, p.spans = len(tables.live), len(direction.tile_start), len(tables.span) // 4
+    p.tile_start, p.tile = direction.tile_start.data_ptr(), direction.tile.data_ptr()
+    p.reads, p.span, p.run = (table.data_ptr() for table in (tables.reads, tables.span, tables.run))
+    p.source_sums, p.out_sums = _sums(direction.source_sums), _sums(direction.out_sums)
+    p.other_sums = _sums(tables.forward.source_sums)
+    blocking = form.block(_extents(p, limit), backward=backward)
+    p.block_depths, p.mixed_samples = blocking.depths, blocking.mixed
+    p.read_samples, p.parts = blocking.read, blocking.parts
+    return tables, p
+
+
+def _extents(p: Pass, limit: int) -> Extents:
+    told = {name: getattr(p, name) for name in Extents._fields if name not in ("width", "limit")}
+    return Extents(**told, width=_library().kw_lanes(), limit=limit)
+
+
+def _library() -> ctypes.CDLL:
+    loaded = library()
+    assert loaded is not None
+    return loaded
+
+
+def _padded(cells: int) -> int:
+    lanes: int = _library().kw_lanes()
+    return -(-cells // lanes) * lanes
+
+
+def _sums(sums: Sums | None) -> layout.Sums:
+    return layout.Sums() if sums is None else layout.Sums(sums.start.data_ptr(), sums.term.data_ptr())

@@ -1,0 +1,74 @@
+"""The structures that Python hands to the compiled passes: their fields are told in pass.h, one by one.
+
+Nothing but the order of bytes ties the two declarations, and a field too many on one side would be silent damage to
+memory: so the library says where its fields lie, and is not used where that is elsewhere.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+
+class Sums(ctypes.Structure):
+    """See pass.h."""
+
+    _fields_ = (("start", ctypes.c_void_p), ("term", ctypes.c_void_p))
+
+
+class Map(ctypes.Structure):
+    """See pass.h."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("batch", "channel", "position", "positions")),
+    )
+
+
+class Pass(ctypes.Structure):
+    """See pass.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "rows", "cells")),
+        *((name, ctypes.c_int64) for name in ("lanes", "depths", "lane_groups", "depth_groups")),
+        *((name, ctypes.c_int64) for name in ("row_tap", "row_lane", "row_depth")),
+        *((name, ctypes.c_int64) for name in ("cell_step", "lane_step", "depth_step")),
+        *((name, ctypes.c_int64) for name in ("out_positions", "source_positions")),
+        *((name, Map) for name in ("out", "source", "other")),
+        *((name, Sums) for name in ("out_sums", "source_sums", "other_sums")),
+        *((name, ctypes.c_int64) for name in ("taps", "tiles", "spans")),
+        *((name, ctypes.c_void_p) for name in ("tile_start", "tile", "reads", "span", "run")),
+        *((name, ctypes.c_int64) for name in ("block_depths", "mixed_samples", "read_samples", "parts", "threads")),
+        *((name, ctypes.c_void_p) for name in ("alpha", "cell", "alpha_gradient", "cell_gradient", "memory")),
+    )
+
+
+class _Field(ctypes.Structure):
+    """See layout.c."""
+
+    _fields_ = (("name", ctypes.c_char_p), ("offset", ctypes.c_int64), ("bytes", ctypes.c_int64))
+
+
+def difference(loaded: ctypes.CDLL) -> str | None:
+    """Return how a library's structures differ from these, None where they are the same."""
+    found = ctypes.POINTER(_Field)()
+    loaded.kw_layout.restype = ctypes.c_int64
+    count = loaded.kw_layout(ctypes.byref(found))
+    theirs = {found[index].name.decode(): (found[index].offset, found[index].bytes) for index in range(count)}
+    ours = {name: place for structure in (Sums, Map, Pass) for name, place in _places(structure)}
+    for name in (*ours, *theirs):
+        if theirs.get(name) != ours.get(name):
+            here, there = (_told(places.get(name)) for places in (ours, theirs))
+            return f"{name} is {there} in the library, and {here} in layout.py"
+    return None
+
+
+def _places(structure: type[ctypes.Structure]) -> list[tuple[str, tuple[int, int]]]:
+    """Return (offset, bytes) of every field by name, and of the whole, which is told last: fields say more."""
+    fields = [getattr(structure, name) for name, *_ in structure._fields_]
+    named = zip((f"{structure.__name__}.{name}" for name, *_ in structure._fields_), fields, strict=True)
+    places = [(name, (field.offset, field.size)) for name, field in named]
+    return [*places, (structure.__name__, (0, ctypes.sizeof(structure)))]
+
+
+def _told(place: tuple[int, int] | None) -> str:
+    return "missing" if place is None else f"{place[1]} bytes at {place[0]}"

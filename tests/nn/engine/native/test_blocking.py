@@ -1,0 +1,77 @@
+"""How the work of the compiled passes is cut: what the bounds hold, and what threads share."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kw_lightning.nn.engine.native import blocking
+from kw_lightning.nn.engine.native.blocking import Blocking, Extents, block_channels, block_inputs, block_kernels
+
+# ResNet18's third stage: 256 to 256 channels, 3×3, on 14×14, budget 1.
+STAGE = Extents(16, 9, 47, 256, 256, 1, 1, 196, 196, 2, 16, 6 * 2**20)
+
+
+@st.composite
+def extents(draw: st.DrawFn) -> Extents:
+    def number(most: int) -> int:
+        return draw(st.integers(1, most))
+
+    sizes = [number(most) for most in (70, 30, 200, 600, 600, 4, 4, 3000, 3000, 9)]
+    return Extents(*sizes, draw(st.sampled_from([16, 32])), draw(st.sampled_from([1, 2**16, 6 * 2**20])))
+
+
+@given(extents(), st.sampled_from([block_kernels, block_inputs, block_channels]), st.booleans())
+def test_every_size_is_within_what_there_is(e: Extents, block: object, backward: bool) -> None:
+    found: Blocking = block(e, backward=backward)
+    assert 1 <= found.depths <= e.depths
+    assert 1 <= found.mixed <= e.batch
+    assert 1 <= found.parts <= found.read <= e.batch
+    assert found.parts <= e.threads
+
+
+@given(extents(), st.booleans())
+def test_blocks_and_kernels_keep_within_their_bounds_or_are_the_least(e: Extents, backward: bool) -> None:
+    found, wide = block_kernels(e, backward=backward), e.width // 16
+    block = 4 * e.cells * found.depths * e.width * (2 if backward else 1)
+    step = blocking.LEAST_DEPTHS if backward else blocking.LINE
+    # Pieces are evened out and rounded up to whole steps.
+    assert block <= blocking.BLOCK_BYTES * wide + 4 * e.cells * step * e.width * 2 or found.depths <= step
+    kernels = 4 * e.rows * (found.depths + 1) * e.width * found.mixed
+    assert kernels <= min(blocking.KERNEL_BYTES * wide, e.limit // e.threads) or found.mixed == 1
+
+
+@given(extents(), st.sampled_from([block_kernels, block_inputs]), st.booleans())
+def test_maps_keep_within_their_bound_or_are_one_for_each_part(e: Extents, block: object, backward: bool) -> None:
+    found: Blocking = block(e, backward=backward)
+    maps = 4 * e.source_positions * e.depths * e.depth_groups * found.read
+    most = blocking.MOST_MAPS * blocking.MAP_BYTES
+    assert maps <= most * found.read / max(found.read - found.parts, 1) or found.read <= 2 * found.parts
+
+
+@given(extents())
+def test_threads_have_like_shares(e: Extents) -> None:
+    parts = block_kernels(e, backward=False).parts
+    items = -(-e.lanes // e.width) * parts
+    busiest = -(-items // e.threads)
+    assert busiest * e.threads / items <= blocking.IMBALANCE or parts == e.batch
+
+
+def test_a_layer_of_resnet18_is_cut_as_the_formulas_say() -> None:
+    # Forward: 160 KiB hold 54 depths of 47 cells by 16 lanes, 48 in whole lines; 192 KiB hold 6 samples of 9 kernels.
+    assert block_kernels(STAGE, backward=False) == Blocking(48, 6, 16, 1)
+    # Backwards half of it, 27 depths, evened out to 32; 10 samples.
+    assert block_kernels(STAGE, backward=True) == Blocking(32, 10, 16, 1)
+    assert block_channels(STAGE._replace(depths=1), backward=True) == Blocking(1, 16, 16, 1)
+    # Wider vectors come with larger caches.
+    assert block_kernels(STAGE._replace(width=32), backward=False).depths == 48
+    # Backwards, of mixed inputs, every depth: 384 KiB hold one sample of 196 positions by 48 cells by 16 lanes, twice.
+    assert block_inputs(STAGE, backward=True) == Blocking(256, 1, 16, 1)
+
+
+@pytest.mark.parametrize(("lanes", "threads", "parts"), [(256, 2, 1), (24, 4, 2), (16, 4, 4), (48, 2, 2), (16, 64, 16)])
+def test_samples_are_cut_where_there_are_fewer_blocks_of_lanes_than_threads(
+    lanes: int, threads: int, parts: int
+) -> None:
+    assert blocking.share(STAGE._replace(lanes=lanes, threads=threads)) == parts
