@@ -16,7 +16,7 @@ from kw_lightning.nn.engine.native import layout
 from kw_lightning.nn.engine.native.blocking import Blocking, Extents, block_channels, block_inputs, block_kernels
 from kw_lightning.nn.engine.native.layout import Map, Pass
 from kw_lightning.nn.engine.native.library import library
-from kw_lightning.nn.engine.native.positions import Sums, Tables, find_tables
+from kw_lightning.nn.engine.native.positions import Positions, Sums, find_positions
 from kw_lightning.nn.engine.workspace import scratch, workspace_bytes
 from kw_lightning.nn.partition import Shape
 
@@ -98,7 +98,7 @@ class _Call:
     ) -> None:
         self.function, self.cells = form.functions[backward], cells
         limit = workspace_bytes(x.device)
-        self.tables, template = _describe(
+        self.positions, template = _describe(
             convolution, tuple(x.shape[2:]), len(x), len(cells), form, backward, torch.get_num_threads(), limit
         )
         self.attention = self._taps_of(attention)
@@ -131,28 +131,28 @@ class _Call:
             torch.sum(cells_gradient, 0, out=wanted.cells)
 
     def _taps_of(self, attention: Tensor) -> Tensor:
-        """Return α of the taps that the tables know, [batch, taps · groups, cells]."""
-        tables = self.tables
-        if tables.kernel_transform is None and len(tables.live) == tables.kernel_positions:
+        """Return α of the taps that read anything, [batch, taps · groups, cells]."""
+        positions = self.positions
+        if positions.kernel_transform is None and len(positions.live) == positions.kernel_positions:
             return attention
-        by_tap = attention.view(len(attention), tables.kernel_positions, -1)
-        if tables.kernel_transform is not None:
-            by_tap = torch.matmul(tables.kernel_transform, by_tap)
+        by_tap = attention.view(len(attention), positions.kernel_positions, -1)
+        if positions.kernel_transform is not None:
+            by_tap = torch.matmul(positions.kernel_transform, by_tap)
         else:
-            by_tap = by_tap[:, list(tables.live)]
+            by_tap = by_tap[:, list(positions.live)]
         return by_tap.reshape(len(attention), -1, attention.shape[2])
 
     def _put_back(self, gradient: Tensor, total: Tensor) -> None:
         """Add the gradient of `_taps_of(attention)` to that of α, `total` [batch, mixtures, cells]."""
-        tables = self.tables
-        place = total.view(len(total), tables.kernel_positions, -1)
+        positions = self.positions
+        place = total.view(len(total), positions.kernel_positions, -1)
         by_tap = gradient.reshape(len(total), -1, place.shape[2])
-        if tables.kernel_transform is not None:
-            place += torch.matmul(tables.kernel_transform.t(), by_tap)
-        elif len(tables.live) == tables.kernel_positions:
+        if positions.kernel_transform is not None:
+            place += torch.matmul(positions.kernel_transform.t(), by_tap)
+        elif len(positions.live) == positions.kernel_positions:
             place += by_tap
         else:
-            place[:, list(tables.live)] += by_tap
+            place[:, list(positions.live)] += by_tap
 
 
 @functools.lru_cache(maxsize=1024)
@@ -165,19 +165,19 @@ def _describe(
     backward: bool,
     threads: int,
     limit: int,
-) -> tuple[Tables, Pass]:
-    """Return the tables of a pass, and what it is told but for the places of tensors.
+) -> tuple[Positions, Pass]:
+    """Return which position of a pass reads which, and what it is told but for the places of tensors.
 
     Args:
         size: of the convolution's input.
         cells: n.
         limit: bytes of the kernels that are mixed at once.
     """
-    tables = find_tables(convolution, size, _library().kw_rows(), winograd=form.winograd)
-    direction = tables.backward if backward else tables.forward
+    positions = find_positions(convolution, size, _library().kw_rows(), winograd=form.winograd)
+    direction = positions.backward if backward else positions.forward
     _, out_groups, in_groups = convolution.grid
     co, ci = convolution.cell_shape[:2]  # ci is 1 in depthwise convolutions: lanes are theirs, both ways
-    p = Pass(batch=batch, rows=len(tables.live) * out_groups * in_groups, cells=cells, threads=threads)
+    p = Pass(batch=batch, rows=len(positions.live) * out_groups * in_groups, cells=cells, threads=threads)
     p.cell_step, p.row_tap = co * ci, out_groups * in_groups
     if backward and form.turns:
         p.lanes, p.depths, p.lane_groups, p.depth_groups = ci, co, in_groups, out_groups
@@ -185,18 +185,18 @@ def _describe(
     else:
         p.lanes, p.depths, p.lane_groups, p.depth_groups = co, ci, out_groups, in_groups
         p.row_lane, p.row_depth, p.lane_step, p.depth_step = in_groups, 1, ci, 1
-    p.source_positions, p.out_positions = tables.inputs, tables.outputs
+    p.source_positions, p.out_positions = positions.inputs, positions.outputs
     if backward:
-        p.source_positions, p.out_positions = tables.outputs, tables.inputs
-    p.taps, p.tiles, p.spans = len(tables.live), len(direction.tile_start), len(tables.span) // 4
+        p.source_positions, p.out_positions = positions.outputs, positions.inputs
+    p.taps, p.tiles, p.spans = len(positions.live), len(direction.tile_start), len(positions.span) // 4
     p.tile_start, p.tile = direction.tile_start.data_ptr(), direction.tile.data_ptr()
-    p.reads, p.span, p.run = (table.data_ptr() for table in (tables.reads, tables.span, tables.run))
+    p.reads, p.span, p.run = (table.data_ptr() for table in (positions.reads, positions.span, positions.run))
     p.source_sums, p.out_sums = _sums(direction.source_sums), _sums(direction.out_sums)
-    p.other_sums = _sums(tables.forward.source_sums)
+    p.other_sums = _sums(positions.forward.source_sums)
     blocking = form.block(_extents(p, limit), backward=backward)
     p.block_depths, p.mixed_samples = blocking.depths, blocking.mixed
     p.read_samples, p.parts = blocking.read, blocking.parts
-    return tables, p
+    return positions, p
 
 
 def _extents(p: Pass, limit: int) -> Extents:

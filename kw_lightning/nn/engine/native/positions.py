@@ -30,7 +30,7 @@ _OUTPUT = torch.tensor([[1, 1, 1, 0], [0, 1, -1, -1]], device="cpu")
 
 @dataclass(frozen=True)
 class Sums:
-    """Positions made as sums of others, see mix_kernels.c: all int32."""
+    """Positions made as sums of others, see pass.h: all int32."""
 
     start: Tensor
     term: Tensor
@@ -41,7 +41,7 @@ class Direction:
     """How a pass goes from one map to another.
 
     Attributes:
-        tile_start, tile: see mix_kernels.c, int32.
+        tile_start, tile: see pass.h, int32.
         source_sums, out_sums: None where positions are read and written as they are.
     """
 
@@ -52,7 +52,7 @@ class Direction:
 
 
 @dataclass(frozen=True)
-class Tables:
+class Positions:
     """A convolution at one input size.
 
     Attributes:
@@ -84,8 +84,8 @@ def allows_winograd(convolution: Convolution) -> bool:
 
 
 @functools.lru_cache(maxsize=256)
-def find_tables(convolution: Convolution, size: Shape, rows: int, *, winograd: bool) -> Tables:
-    """Return the tables for inputs of a spatial size.
+def find_positions(convolution: Convolution, size: Shape, rows: int, *, winograd: bool) -> Positions:
+    """Return which position reads which for inputs of a spatial size.
 
     Args:
         rows: most output positions of a tile.
@@ -95,7 +95,7 @@ def find_tables(convolution: Convolution, size: Shape, rows: int, *, winograd: b
         return _winograd(convolution, size, rows) if winograd else _direct(convolution, size, rows)
 
 
-def _direct(convolution: Convolution, size: Shape, rows: int) -> Tables:
+def _direct(convolution: Convolution, size: Shape, rows: int) -> Positions:
     taps = find_taps(convolution, size)
     inputs = torch.arange(math.prod(size)).view(size)
     outputs = torch.arange(math.prod(taps.output_size)).view(taps.output_size)
@@ -106,7 +106,7 @@ def _direct(convolution: Convolution, size: Shape, rows: int) -> Tables:
         reads[index, target] = source
         gives[index, source] = target
     span, run = _spans(taps)
-    return Tables(
+    return Positions(
         taps.live,
         math.prod(convolution.kernel_shape[2:]),
         None,
@@ -203,7 +203,7 @@ def _table(rows: Sequence[tuple[int, ...]]) -> Tensor:
     return torch.tensor(rows, dtype=torch.int32).reshape(-1)
 
 
-def _winograd(convolution: Convolution, size: Shape, rows: int) -> Tables:
+def _winograd(convolution: Convolution, size: Shape, rows: int) -> Positions:
     output_size = convolution.output_size(size)
     tiles = tuple(-(-n // 2) for n in output_size)
     count = math.prod(tiles)
@@ -223,7 +223,7 @@ def _winograd(convolution: Convolution, size: Shape, rows: int) -> Tables:
         for tap in range(taps):
             runs.append((tap * count + first, tap * count + first, 1, length))
             spans.append((tap, int(first > 0), len(spans), len(runs)))
-    return Tables(
+    return Positions(
         tuple(range(taps)),
         3 ** len(size),
         transform,

@@ -174,7 +174,7 @@ def test_the_same_bits_twice(form: str) -> None:
 
 def test_tables_read_every_position_that_a_tap_does() -> None:
     geometry = Convolution((4, 4, 3, 3), (4, 4, 1, 1), (2, 1), (1, 1), (1, 2))
-    found = positions.find_tables(geometry, (6, 7), 6, winograd=False)
+    found = positions.find_positions(geometry, (6, 7), 6, winograd=False)
     ones = torch.ones(1, 1, 6, 7)
     count = torch.nn.functional.conv2d(ones, torch.ones(1, 1, 3, 3), None, (2, 1), (1, 1), (1, 2))
     assert (found.reads >= 0).sum(0).tolist() == count.flatten().int().tolist()
