@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from kw_lightning.cli.arguments import package_option
 from kw_lightning.errors import RunError
-
-if TYPE_CHECKING:
-    from kw_lightning.report.page import Table
 
 
 def report(
@@ -51,12 +48,12 @@ def report(
     elif changes or split is not None:
         raise RunError("--set and --split are for a single run; several are compared as their folders tell of them")
     else:
-        written = compare(runs, output=output, allow_python=packages, tables=_sweep_tables(runs))
+        written = compare(runs, output=output, allow_python=packages, **_of_sweep(runs))
     typer.echo(written.path)
 
 
-def _sweep_tables(runs: list[str]) -> list[Table]:
-    """Return the table of a folder that is one sweep's."""
+def _of_sweep(runs: list[str]) -> dict[str, Any]:
+    """Return the table of a folder that is one sweep's, and the names of its rows."""
     from kw_lightning.report.page import Table
     from kw_lightning.sweep.folder import SweepFolder
     from kw_lightning.sweep.results import read_results
@@ -65,6 +62,6 @@ def _sweep_tables(runs: list[str]) -> list[Table]:
     folder = SweepFolder(Path(runs[0]))
     manifest = folder.manifest() if len(runs) == 1 else None
     if manifest is None:
-        return []
+        return {}
     head, *rows = text_rows(read_results(folder, manifest))
-    return [Table("The sweep", head, rows)]
+    return {"tables": [Table("The sweep", head, rows)], "names": {row.name: row.label for row in manifest.rows}}

@@ -51,6 +51,7 @@ def compare(
     output: str | Path | None = None,
     allow_python: Sequence[str] = (),
     tables: Sequence[Table] = (),
+    names: Mapping[str, str] | None = None,
 ) -> Report:
     """Write a page that compares runs.
 
@@ -59,6 +60,7 @@ def compare(
         output: the page; by default `report.html` in the one folder of runs, else `comparison.html` here.
         allow_python: packages whose code the recipes may name.
         tables: more to show at the top.
+        names: what groups are called, in the order in which they are to come; the others follow.
 
     Raises:
         RunError: a path without runs, **or** a page that cannot be written.
@@ -66,7 +68,7 @@ def compare(
     places = [user_path(path) for path in paths]
     found = [(place, run) for place in places for run in find_runs(place)]
     records = [(place, read_run(run, allow_python=allow_python)) for place, run in found]
-    groups = grouped(records)
+    groups = _named(grouped(records), names or {})
     one = len(places) == 1 and places[0].is_dir()
     where = user_path(output) if output is not None else places[0] / REPORT if one else Path(COMPARISON)
     notes = dict.fromkeys(f"{record.name}: {note}" for _, record in records for note in record.notes)
@@ -123,6 +125,12 @@ def grouped(records: Sequence[tuple[Path, RunRecord]]) -> list[Group]:
             name += "'"
         named[name] = Group(name, tuple(record for _, record in members))
     return list(named.values())
+
+
+def _named(groups: Sequence[Group], names: Mapping[str, str]) -> list[Group]:
+    order = {name: place for place, name in enumerate(names)}
+    ordered = sorted(groups, key=lambda group: order.get(group.name, len(order)))
+    return [Group(names.get(group.name, group.name), group.runs) for group in ordered]
 
 
 def mean_series(name: str, lines: Sequence[Series]) -> Series:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from kw_lightning.cli import application
 from kw_lightning.recipe import load_recipe, lock_text
 from kw_lightning.report.charts import Series
 from kw_lightning.report.comparison import compare, find_runs, mean_series
+from kw_lightning.sweep.folder import Entry, Manifest
 
 
 def kw(*arguments: object) -> Result:
@@ -85,6 +87,24 @@ def test_a_folder_of_runs_is_searched_and_models_are_no_runs(runs: Path, tmp_pat
     for name in ("run-10", "run-9"):
         write_run(tmp_path / name)
     assert [run.name for run in find_runs(tmp_path)] == ["run-9", "run-10"]
+
+
+def test_the_folder_of_a_sweep_shows_its_table_and_its_rows_in_their_order(runs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    shutil.copytree(runs, folder)
+    entries = [
+        Entry(name, {"budget": budget}, "pets", (), "", 10 + len(budget), None, 9)
+        for name, budget in (("budget=1_2", "1/2"), ("budget=1", "1"))
+    ]
+    (folder / "sweep.json").write_text(Manifest("pets", "accuracy", (0, 1), tuple(entries)).text())
+    for run in folder.glob("*/seed=*"):
+        (run / "model/model.safetensors").touch()
+    assert kw(folder).exit_code == 0
+    text = read(folder / "report.html").text
+    assert re.search(r"The sweep budget seeds .* 1/2 2 13 .* 35\.00 ± 7\.07 1 2 11 .* 55\.00 ± 7\.07 \+20\.00", text)
+    assert re.search(r"All runs .* budget=1/2 2 .* budget=1 2 ", text)
+    (folder / "sweep.json").write_text("{")
+    assert "sweep.json is damaged" in kw(folder).stderr
 
 
 def test_the_mean_is_over_the_runs_that_have_a_place() -> None:
