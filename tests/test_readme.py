@@ -33,7 +33,13 @@ PAGES = [
     "kw_lightning/bench/README.md",
     "recipes/studies/README.md",
 ]
-SHORTER = ["train.epochs=1", "temperature.epochs=0.5", "data.train.samples=40", "data.eval.samples=20"]
+SHORTER = [
+    "train.epochs=1",
+    "temperature.epochs=0.5",
+    "data.train.samples=40",
+    "data.eval.samples=20",
+    "log.report=false",
+]
 SET_UP = ["pip install . && kw-fit digits-resnet", "pip install '.[test]' && pytest -n 2 --dist loadfile"]
 
 

@@ -18,13 +18,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Matrix = np.ndarray[Any, np.dtype[Any]]
+
 COLOURS = "RdBu_r"
 """ColorBrewer's red to blue, which the colour-blind tell apart; white is 0."""
 WIDTH, LOWEST, HIGHEST = 4.6, 1.6, 8.0  # inches
+MOST_PIXELS = 160_000  # values that are drawn; of a larger matrix the largest of each block, so that no line is lost
 MOST_SHAPES = 20_000  # cells of a matrix that are drawn one by one in a vector file; above, they are an image in it
 
 
-def heat_map(mean: Tensor, layers: Mapping[str, LayerPartition] | None = None, *, vector: bool = False) -> Figure:
+def heat_map(
+    mean: Tensor, layers: Mapping[str, LayerPartition] | None = None, *, vector: bool = False, most: int = MOST_PIXELS
+) -> Figure:
     """Return a figure of a warehouse's mean attention: red above 0, white at 0, blue under 0.
 
     Lines part the layers, whose names stand beside their mixtures, and dots mark the cell that each mixture started as.
@@ -33,6 +38,7 @@ def heat_map(mean: Tensor, layers: Mapping[str, LayerPartition] | None = None, *
         mean: the mean of α, [m_t, n].
         layers: the warehouse's layers by name, in its order, with their shares of it.
         vector: draw each cell as a shape of its own, for files that are scaled without pixels.
+        most: how many values are drawn of a matrix that is not drawn so, see `coarser`.
     """
     with drawing():
         from matplotlib.figure import Figure
@@ -43,7 +49,8 @@ def heat_map(mean: Tensor, layers: Mapping[str, LayerPartition] | None = None, *
         figure = Figure((WIDTH, height), layout="constrained")
         axes = figure.add_subplot()
         top = max(float(np.abs(values).max(initial=0.0)), 1e-12)
-        draw_matrix(axes, values, top, "mean α", vector=vector)
+        shown, block = (values, 1) if vector else coarser(values, most)
+        draw_matrix(axes, shown, top, "mean α", block=block, vector=vector)
         axes.set(xlabel="cell", ylabel="" if layers else "mixture", xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
         if layers:
             _mark_layers(axes, layers, height)
@@ -51,8 +58,21 @@ def heat_map(mean: Tensor, layers: Mapping[str, LayerPartition] | None = None, *
         return figure
 
 
+def coarser(values: Matrix, most: int) -> tuple[Matrix, int]:
+    """Return a matrix by blocks of which the value with the largest magnitude stands for all, and the block's side."""
+    side = max(int(np.ceil(np.sqrt(values.size / most))), 1)
+    rows, columns = (-(-length // side) for length in values.shape)
+    if side == 1:
+        return values, 1
+    padded = np.zeros((rows * side, columns * side), values.dtype)
+    padded[: values.shape[0], : values.shape[1]] = values
+    blocks = padded.reshape(rows, side, columns, side).swapaxes(1, 2).reshape(rows, columns, -1)
+    chosen = np.abs(blocks).argmax(axis=-1)
+    return np.take_along_axis(blocks, chosen[..., None], axis=-1)[..., 0], side
+
+
 def draw_matrix(
-    axes: Axes, values: np.ndarray[Any, Any], top: float, label: str, *, vector: bool = False, **options: Any
+    axes: Axes, values: Matrix, top: float, label: str, *, block: int = 1, vector: bool = False, **options: Any
 ) -> None:
     """Draw a matrix in colours about 0, with a bar that tells them.
 
@@ -61,6 +81,7 @@ def draw_matrix(
         values: [rows, columns].
         top: the value of full colour.
         label: what the bar tells.
+        block: side of the square of cells that each value stands for.
         vector: draw each cell as a shape of its own where they are not very many.
         options: of the bar.
     """
@@ -71,7 +92,9 @@ def draw_matrix(
         shown = axes.pcolormesh(*edges, values, cmap=COLOURS, vmin=-top, vmax=top, edgecolors="face", linewidth=0.1)
         axes.invert_yaxis()
     else:
-        shown = axes.imshow(values, COLOURS, vmin=-top, vmax=top, interpolation="none", aspect="auto")
+        extent = (-0.5, columns * block - 0.5, rows * block - 0.5, -0.5)
+        look: Any = {"interpolation": "none", "aspect": "auto", "extent": extent}
+        shown = axes.imshow(values, COLOURS, vmin=-top, vmax=top, **look)
     bar: Any = axes.figure.colorbar(shown, ax=axes, shrink=0.9, pad=0.02, aspect=30, label=label, **options)
     bar.outline.set_linewidth(0)
     if vector:

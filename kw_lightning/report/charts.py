@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 from kw_lightning.callbacks.figures import INK, RULE, drawing
-from kw_lightning.callbacks.heat_map import WIDTH, draw_matrix, heat_map
+from kw_lightning.callbacks.heat_map import MOST_PIXELS, WIDTH, coarser, draw_matrix, heat_map
 from kw_lightning.errors import printable
 from kw_lightning.report.attention import EDGES, Array, WarehouseAttention
 
@@ -27,8 +27,6 @@ SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7f7f7f", "#56b4e9")
 """Okabe and Ito's colours, which the colour-blind tell apart, those that show on white and on black."""
 MOST_POINTS = 400  # of a line; a pixel each, about
 NAMED_CLASSES = 25  # up to which a confusion matrix has names at its sides
-GRID_VALUES = 250_000
-"""Cells of a matrix whose values a page holds at the most; of a larger one the largest of each block."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +95,13 @@ def line_chart(title: str, series: Sequence[Series], *, x: str = "epoch", y: str
     return Chart(title, f"Over the {x}s, {'; '.join(told[:6])}{more}.", svg, {"series": lines})
 
 
-def heat_map_chart(found: WarehouseAttention) -> Chart:
-    """Return the mean attention of a warehouse."""
+def heat_map_chart(found: WarehouseAttention, most: int = MOST_PIXELS) -> Chart:
+    """Return the mean attention of a warehouse, by blocks where it has more than `most` values."""
     mean = found.summary.mean
-    figure = heat_map(mean, found.shares)
+    figure = heat_map(mean, found.shares, most=most)
     with drawing(**{"svg.fonttype": "none"}):
         svg = svg_of(figure)
-    values, block = _coarser(mean.numpy(), GRID_VALUES)
+    values, block = coarser(mean.numpy(), most)
     first, layers = 0, []
     for name, share in found.shares.items():
         layers.append([printable(name), first])
@@ -114,7 +112,7 @@ def heat_map_chart(found: WarehouseAttention) -> Chart:
     words = (
         f"{mean.shape[0]} mixtures of {len(layers)} layers by {mean.shape[1]} cells, of which {used} are in use. "
         f"{found.summary.negative_share:.0%} of all weights are negative; the largest mean is "
-        f"{values[largest]:.3g}, of mixture {int(largest[0]) * block[0]} and cell {int(largest[1]) * block[1]}."
+        f"{values[largest]:.3g}, of mixture {int(largest[0]) * block} and cell {int(largest[1]) * block}."
     )
     return Chart(f"{found.name}: mean attention", words, svg, {"grid": reading}, figure, f"attention/{found.name}")
 
@@ -167,7 +165,7 @@ def confusion_chart(confusion: Array, classes: Sequence[str]) -> Chart:
         axes.set(xlabel="taken for", ylabel="class")
         svg = svg_of(figure)
         named = [printable(name) for name in classes]
-        reading = _grid(axes, confusion, {"names": named, "size": [count, count], "block": [1, 1]})
+        reading = _grid(axes, confusion, {"names": named, "size": [count, count], "block": 1})
     right = int(np.trace(confusion))
     told = f"{right:,} of {int(confusion.sum()):,} images are taken for their class."
     words = f"{told} Each row is a class, each column what it was taken for."
@@ -251,19 +249,6 @@ def _label(name: str, longest: int = 28) -> str:
     name = printable(name).encode("utf-8", "replace").decode()
     name = name if len(name) <= longest else f"{name[: longest - 1]}…"
     return f"\u200b{name}" if name.startswith("_") else name
-
-
-def _coarser(values: Array, most: int) -> tuple[Array, list[int]]:
-    """Return a matrix by blocks of which the value with the largest magnitude stands for all, and the block's sides."""
-    side = max(int(np.ceil(np.sqrt(values.size / most))), 1)
-    rows, columns = (-(-length // side) for length in values.shape)
-    if side == 1:
-        return values, [1, 1]
-    padded = np.zeros((rows * side, columns * side), values.dtype)
-    padded[: values.shape[0], : values.shape[1]] = values
-    blocks = padded.reshape(rows, side, columns, side).swapaxes(1, 2).reshape(rows, columns, -1)
-    chosen = np.abs(blocks).argmax(axis=-1)
-    return np.take_along_axis(blocks, chosen[..., None], axis=-1)[..., 0], [side, side]
 
 
 def _grid(axes: Axes, values: Array, more: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,10 +72,10 @@ def compare(
     one = len(places) == 1 and places[0].is_dir()
     where = user_path(output) if output is not None else places[0] / REPORT if one else Path(COMPARISON)
     notes = dict.fromkeys(f"{record.name}: {note}" for _, record in records for note in record.notes)
-    names = ", ".join(group.name for group in groups)
+    told = ", ".join(group.name for group in groups)
     page = Page(
         f"{places[0].resolve().name}: {len(groups)} recipes" if one else "Runs beside each other",
-        f"{len(records)} runs: {names}." if len(names) < 300 else f"{len(records)} runs of {len(groups)} recipes.",
+        f"{len(records)} runs: {told}." if len(told) < 300 else f"{len(records)} runs of {len(groups)} recipes.",
         tuple(notes),
         [
             Part("Figures", _words(groups), tables=[*tables, _figures(groups)]),

@@ -28,11 +28,11 @@ function gridReading(grid, row, column) {
     const count = value === 1 ? "image" : "images";
     return { ...place, text: `${value} ${count} of ${grid.names[row]} taken for ${grid.names[column]}` };
   }
-  const mixture = row * grid.block[0];
+  const mixture = row * grid.block;
   const layer = grid.layers.filter((one) => one[1] <= mixture).pop() || ["", 0];
-  const rows = span(row, grid.block[0], grid.size[0]);
-  const columns = span(column, grid.block[1], grid.size[1]);
-  const words = grid.block[0] * grid.block[1] > 1 ? "largest mean α" : "mean α";
+  const rows = span(row, grid.block, grid.size[0]);
+  const columns = span(column, grid.block, grid.size[1]);
+  const words = grid.block > 1 ? "largest mean α" : "mean α";
   return { ...place, text: `${layer[0]}, mixture ${rows}, cell ${columns}: ${words} ${value.toPrecision(3)}` };
 }
 

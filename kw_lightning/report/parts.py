@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from kw_lightning.callbacks.heat_map import MOST_PIXELS
 from kw_lightning.fit.by_class import ClassMetrics, worst
 from kw_lightning.fit.report import ROWS
 from kw_lightning.planning import Plan
@@ -29,6 +30,8 @@ from kw_lightning.report.page import Gallery, Part, Picture, Table, Text, Tile
 from kw_lightning.report.pictures import Normalisation, data_address
 from kw_lightning.report.record import RunRecord
 
+PAGE_VALUES = 600_000
+"""Of all heat maps of a page together: some 3 MB as pictures and as values to be read."""
 SHOWN_CLASSES, SHOWN_CONFUSIONS, DRAWN_CLASSES = 40, 12, 300
 PART_NAMES = {"train": "training images", "val": "validation images", "test": "test images"}
 
@@ -146,7 +149,10 @@ def attention(found: Sequence[WarehouseAttention], record: RunRecord, part: str)
     charts: list[Chart] = []
     for warehouse in found:
         histogram = histogram_chart(warehouse)
-        charts += [heat_map_chart(warehouse), *([histogram] if histogram is not None else [])]
+        charts += [
+            heat_map_chart(warehouse, min(MOST_PIXELS, PAGE_VALUES // len(found))),
+            *([histogram] if histogram is not None else []),
+        ]
     if not found:
         words = ""
     else:

@@ -133,7 +133,8 @@ def report_of_run(
     """
     record = read_run(folder.path, planned)
     recipe = planned.recipe
-    findings = Findings(observation.observed, part, classes, _training_images(data), preprocessing(recipe))
+    notes = () if part else ("There are neither validation nor test images, so nothing was measured.",)
+    findings = Findings(observation.observed, part, classes, _training_images(data), preprocessing(recipe), notes)
     return write_report(record, findings, folder.path / REPORT)
 
 

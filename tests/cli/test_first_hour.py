@@ -14,7 +14,13 @@ from kw_lightning.cli import application
 from kw_lightning.cli.own_data import training_for
 
 COLOURS = {"cat": (200, 30, 30), "dog": (30, 200, 30), "eel": (30, 30, 200)}
-SHORTER = ["train.epochs=1", "temperature.epochs=1", "train.accelerator=cpu", "log.tensorboard=false"]
+SHORTER = [
+    "train.epochs=1",
+    "temperature.epochs=1",
+    "train.accelerator=cpu",
+    "log.tensorboard=false",
+    "log.report=false",
+]
 
 
 def kw(*arguments: object) -> Result:

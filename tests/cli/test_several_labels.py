@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from itertools import product
@@ -78,6 +79,18 @@ def evaluated(*arguments: object) -> dict[str, float]:
     return values
 
 
+def test_the_report_names_all_labels_of_an_image_and_has_no_confusion(here: Path) -> None:
+    page = (here / "runs/small-1/report.html").read_text(encoding="utf-8")
+    assert "Confusion matrix" not in page
+    assert "average precision" in page
+    assert re.search(r"<span>(red|green|blue), (red|green|blue).*, told as ", page)
+    assert "no class, told as no class" in page
+    assert not (here / "runs/small-1/confusion.csv").exists()
+    lines = (here / "runs/small-1/classes.csv").read_text().splitlines()
+    assert lines[0] == "name,images,recall,precision,average_precision"
+    assert sorted(line.split(",")[0] for line in lines[1:]) == sorted(COLOURS)
+
+
 def test_a_network_learns_several_labels_and_evaluates_as_it_ended(here: Path) -> None:
     result = json.loads((here / "runs/small-1/result.json").read_text())["val"]
     assert (result["last"]["map"], result["last"]["f1"], result["last"]["exact"]) == (1, 1, 1)
@@ -107,7 +120,7 @@ def test_a_table_of_several_labels_gives_a_recipe_that_trains_as_it_stands(here:
     assert recipe.train is not None
     assert (recipe.train.loss.name, recipe.train.monitor) == ("bce", "val/map")
     shorter = ["train.epochs=1", "temperature.epochs=1", "train.mixup=0.2", "train.cutmix=0.2"]
-    trained = kw("fit", "colours.yaml", *shorter, *SHORTER)
+    trained = kw("fit", "colours.yaml", *shorter, *SHORTER, "log.report=false")
     assert trained.exit_code == 0, trained.output
 
 
@@ -141,7 +154,14 @@ def test_classes_from_one_half_on_are_named_unless_another_threshold_is_given(he
 
 
 def test_a_run_of_several_labels_goes_on_to_the_bit(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ["train.epochs=2", "train.ema.decay=0.9", "data.train.noise=0.1", "train.mixup=0.2", *SHORTER]
+    options = [
+        "train.epochs=2",
+        "train.ema.decay=0.9",
+        "data.train.noise=0.1",
+        "train.mixup=0.2",
+        "log.report=false",
+        *SHORTER,
+    ]
     unbroken = fit("small.yaml", options, output="unbroken")
     original = Classifier.training_step
 

@@ -24,6 +24,7 @@ from kw_lightning.errors import KWError
 from kw_lightning.fit import evaluate
 from kw_lightning.fit.data import data_module
 from kw_lightning.recipe import load_recipe
+from kw_lightning.report import report
 
 DATA = {"name": "fake", "args": {"shape": [3, 8, 8], "classes": 4, "train": 12, "evaluation": 30}}
 LAYERS = [
@@ -163,3 +164,14 @@ def test_what_cannot_be_used_is_one_message(bare: tuple[Path, Own], tmp_path: Pa
         with pytest.raises(KWError, match=message) as caught:
             evaluate(tmp_path / "altered.ckpt", overrides)
         assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_report_of_such_a_checkpoint_shows_what_is_given(bare: tuple[Path, Own], tmp_path: Path) -> None:
+    file, _ = bare
+    page = report(file, output=tmp_path / "alone.html").html
+    assert "The recipe names no network" in page
+    assert "Checkpoint and data were not looked at" in page
+    page = report(file, [*MODEL, f"data={DATA}"], output=tmp_path / "given.html").html
+    assert "tail: mean attention" in page
+    assert "Confusion matrix" in page
+    assert "eel" in page

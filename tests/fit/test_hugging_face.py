@@ -29,7 +29,7 @@ def recipe(folder: Path, **args: str) -> Any:
             "model": {"input": [3, 8, 8], "layers": [{"Flatten": {}}, {"Dense": {"units": "auto"}}]},
             "data": {"name": f"hf/{folder}", "batch_size": 4, "train": {"size": 8}, **({"args": args} if args else {})},
             "train": {"epochs": 1, "accelerator": "cpu"},
-            "log": {"tensorboard": False},
+            "log": {"tensorboard": False, "report": False},
         }
     )
 

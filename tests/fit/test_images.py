@@ -76,7 +76,7 @@ def options(root: Path, **data: Any) -> dict[str, Any]:
         "model": {"input": [3, 8, 8], "layers": [{"Flatten": {}}, {"Dense": {"units": 2}}]},
         "data": {"name": "image_folder", "root": str(root), "batch_size": 4, "train": {}, "eval": {}, **data},
         "train": {"epochs": 1},
-        "log": {"tensorboard": False},
+        "log": {"tensorboard": False, "report": False},
     }
 
 

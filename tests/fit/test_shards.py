@@ -96,7 +96,7 @@ def test_a_run_on_shards_that_is_stopped_inside_an_epoch_goes_on_to_the_bit(
             "args": {"root": str(root), "classes": ["even", "odd"], "size": 8, "batch_size": 2},
         },
         "train": {"epochs": 2, "accelerator": "cpu"},
-        "log": {"tensorboard": False},
+        "log": {"tensorboard": False, "report": False},
     }
     unbroken = fit(recipe, output=tmp_path / "unbroken", allow_python=["shards"])
     original = Classifier.training_step

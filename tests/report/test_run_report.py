@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hostile_run import CLASSES, RECIPE, SCRIPT, write_pictures
 from page_reader import Reader, read
 from typer.testing import CliRunner
@@ -18,6 +19,9 @@ from typer.testing import CliRunner
 from kw_lightning.cli import application
 from kw_lightning.fit import Result, evaluate, fit
 from kw_lightning.report import report
+from kw_lightning.report.observation import Answer, Observed
+from kw_lightning.report.parts import answers
+from kw_lightning.report.pictures import Normalisation
 
 
 def table(path: Path) -> list[list[str]]:
@@ -153,6 +157,29 @@ def test_shares_of_time_are_those_of_kw_bench(hostile: Result, tmp_path: Path) -
     shutil.copytree(hostile.folder / "checkpoints", folder / "checkpoints")
     (folder / "bench.json").write_text(json.dumps({"networks": [{"layers": layers}]}))
     assert re.search(r"first shelf .* 75\.0% second shelf .* 25\.0%", read(report(folder).path).text)
+
+
+def test_a_run_that_measures_nothing_reports_its_training(tmp_path: Path) -> None:
+    table_of = write_pictures(tmp_path, each=4)
+    table_of.write_text(re.sub(",(val|test)\n", ",train\n", table_of.read_text(encoding="utf-8")), encoding="utf-8")
+    overrides = [f"data.root={table_of}", "data.validation=none", "train.epochs=1", "train.monitor=train/loss"]
+    done = fit(RECIPE, [*overrides, "log.tensorboard=false"], output=tmp_path / "run")
+    assert done.report is not None
+    text = read(done.report).text
+    assert "There are neither validation nor test images" in text
+    assert "Learning rate" in text
+    assert "Training image 12" in done.report.read_text(encoding="utf-8")
+    assert "Answers" not in text
+    assert not (tmp_path / "run/confusion.csv").exists()
+
+
+def test_vectors_have_answers_and_no_pictures() -> None:
+    answer = Answer(2.5, torch.ones(6), (1,), ((0, 0.9),), "b/c.png")
+    observed = Observed(np.array([[2, 0], [1, 0]]), (answer,), (), 3)
+    (gallery,) = answers(observed, observed.confusion, [{"name": "a"}, {"name": "b"}], "val", Normalisation()).galleries
+    (shown,) = gallery.images
+    assert (shown.source, shown.caption, shown.mood) == (None, "b, told as a 90%", "wrong")
+    assert shown.detail == "loss 2.5, b/c.png"
 
 
 def test_a_report_that_fails_is_one_warning(
