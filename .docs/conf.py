@@ -60,6 +60,7 @@ CHAPTERS: dict[str, list[str]] = {
     "Guides": [
         "recipes/README",
         "recipes/family",
+        "recipes/adapters",
         "recipes/keras/README",
         "recipes/examples/README",
         "kw_lightning/fit/README",

@@ -15,6 +15,7 @@ from torch import nn
 from kw_lightning import backbones
 from kw_lightning.errors import KWError, RecipeError, sentence
 from kw_lightning.nn import KWLayer, KWLinear, attach_warehouse
+from kw_lightning.nn.adapter import Adapted, count_trainable, trainable_line
 from kw_lightning.nn.partial import PartialLayer
 from kw_lightning.nn.warm_start import load_kernels
 from kw_lightning.nn.weighing import SoftmaxAnnealing
@@ -24,7 +25,16 @@ from kw_lightning.pretrained import load_pretrained
 from kw_lightning.published import WORD, load_placed
 from kw_lightning.recipe import load_recipe
 from kw_lightning.recipe.types import Recipe
-from kw_lightning.replacement import Static, dynamic_layer, keep_from_fusing, replacement, rows_of
+from kw_lightning.replacement import (
+    Static,
+    adapted,
+    adapter_half,
+    dynamic_layer,
+    freeze_others,
+    keep_from_fusing,
+    replacement,
+    rows_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +156,9 @@ def apply_plan(planned: Plan, model: nn.Module, *, warm_start: bool = False) -> 
             With any budget under 1, or where the recipe's `temperature.start` is 0, τ is 0, and the kernels are as
             near as so few cells can come; see `kw_lightning.nn.warm_start`.
 
+    Layers of a warehouse with an adapter stay as they are, and so does the network's output at first; all that neither
+    an adapter nor a dynamic layer has, and `adapter.train` does not name, is then frozen.
+
     Raises:
         KWError: a network that the plan was not made for, **or** layers of one warehouse on several devices or in
             several types.
@@ -160,24 +173,37 @@ def apply_plan(planned: Plan, model: nn.Module, *, warm_start: bool = False) -> 
         _check_warm_start(planned, temperature)
     for warehouse in planned.warehouses:
         dynamics = _make_warehouse(warehouse, statics)
-        if warm_start:
+        if warm_start and warehouse.spec.adapter is not None:
+            errors[warehouse.name] = 0.0  # the old kernels stay
+        elif warm_start:
             kernels = [rows_of(statics[layer.layer.name].weight, layer.rows) for layer in warehouse.layers]
             errors[warehouse.name] = load_kernels(dynamics, kernels, temperature)
         for layer, dynamic in zip(warehouse.layers, dynamics, strict=True):
             dynamic.engine, dynamic.name = planned.recipe.engine, layer.name
             if isinstance(dynamic, KWLinear):
                 _place_batch(dynamic, layer, warehouse)
-            made.setdefault(layer.layer.name, []).append((layer, dynamic))
-    replacements = {
-        name: replacement(statics[name], [(layer.rows, dynamic) for layer, dynamic in parts])
-        for name, parts in made.items()
-    }
-    return Conversion(_swap(model, planned, replacements), errors, temperature)
+            made.setdefault(layer.layer.stands.name, []).append((layer, dynamic))
+    trains = planned.trains
+    kept = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if trains and name in trains}
+    network = _swap(model, planned, {name: _new(statics[name], parts) for name, parts in made.items()})
+    if trains is not None:
+        freeze_others(network, kept)
+    return Conversion(network, errors, temperature)
+
+
+def _new(static: Static, parts: Sequence[tuple[LayerPlan, KWLayer]]) -> nn.Module:
+    """Return what stands in a layer's place: dynamic layers, **or** itself with an adapter."""
+    halves = {layer.layer.part.name: dynamic for layer, dynamic in parts if layer.layer.part is not None}
+    if halves:
+        return adapted(static, halves["down"], halves["up"])
+    return replacement(static, [(layer.rows, dynamic) for layer, dynamic in parts])
 
 
 def report(planned: Plan, conversion: Conversion) -> Conversion:
-    """Log what a warm start kept of the old kernels, and return the conversion."""
+    """Log what a warm start kept of the old kernels, and how much trains beside adapters; return the conversion."""
     errors, temperature = conversion.errors, conversion.temperature
+    if planned.trains is not None:
+        log.info("%s", trainable_line(*count_trainable(conversion.model)))
     if errors and not any(errors.values()):
         log.info("warm start: all dynamic layers have the old kernels at temperature %g", temperature)
     better = "" if temperature == 0 else "temperature.start: 0 comes nearer, and "
@@ -230,6 +256,7 @@ def _check_warm_start(planned: Plan, temperature: float) -> None:
     for warehouse in planned.warehouses:
         attention, alone = warehouse.attention, warehouse.partition.mixtures == 1
         needed = temperature == 0 or attention.start == "none"
+        needed = needed and warehouse.spec.adapter is None
         if needed and attention.function != "contrast" and not (alone and attention.function == "softmax"):
             found = f'a warm start with "{attention.function}" at temperature 0, or without a start'
             text = sentence(found, "contrast, or temperature.start: 1 with attention.start: own or shared")
@@ -241,9 +268,9 @@ def _check_warm_start(planned: Plan, temperature: float) -> None:
 def _static_layers(planned: Plan, modules: Mapping[str, nn.Module]) -> dict[str, Static]:
     """Return the layers that the plan replaces, by name."""
     found: dict[str, Static] = {}
-    for layer in (layer.layer for warehouse in planned.warehouses for layer in warehouse.layers):
+    for layer in (layer.layer.stands for warehouse in planned.warehouses for layer in warehouse.layers):
         module = modules.get(layer.name)
-        if isinstance(module, KWLayer | PartialLayer):
+        if isinstance(module, KWLayer | PartialLayer | Adapted):
             raise KWError(f'"{layer.name}" is dynamic already; convert a network once, from its static form')
         if not isinstance(module, Static) or tuple(module.weight.shape) != layer.kernel_shape:
             what = "no such layer" if module is None else f"another {type(module).__name__}"
@@ -253,7 +280,7 @@ def _static_layers(planned: Plan, modules: Mapping[str, nn.Module]) -> dict[str,
 
 
 def _make_warehouse(warehouse: WarehousePlan, statics: Mapping[str, Static]) -> list[KWLayer]:
-    sources = [statics[layer.layer.name] for layer in warehouse.layers]
+    sources = [statics[layer.layer.stands.name] for layer in warehouse.layers]
     places = {
         (source.weight.device, source.weight.dtype): layer.name
         for source, layer in zip(sources, warehouse.layers, strict=True)
@@ -261,20 +288,22 @@ def _make_warehouse(warehouse: WarehousePlan, statics: Mapping[str, Static]) -> 
     if len(places) > 1:
         found = " and ".join(f'"{name}" in {dtype} on {device}' for (device, dtype), name in places.items())
         raise KWError(f'the layers of warehouse "{warehouse.name}" need one device and one type: found {found}')
-    layers = [dynamic_layer(source, layer.rows) for source, layer in zip(sources, warehouse.layers, strict=True)]
+    layers = [_dynamic(source, layer) for source, layer in zip(sources, warehouse.layers, strict=True)]
+    parts = {layer.layer.part.name for layer in warehouse.layers if layer.layer.part is not None}
     shared = attach_warehouse(
         layers,
         warehouse.partition,
         name=warehouse.name,
+        cell_start="zeros" if "up" in parts else "projection" if "down" in parts else "kernels",
         device=sources[0].weight.device,
         dtype=sources[0].weight.dtype,
         softmax_annealing=_softmax_annealing(warehouse),
         **attention_form(warehouse.spec),
     )
-    shared.cells.requires_grad_(any(source.weight.requires_grad for source in sources))
+    shared.cells.requires_grad_(bool(parts) or any(source.weight.requires_grad for source in sources))
     for layer, source in zip(layers, sources, strict=True):
         if layer.attention is not None:
-            layer.attention.requires_grad_(source.weight.requires_grad)
+            layer.attention.requires_grad_(bool(parts) or source.weight.requires_grad)
         layer.train(source.training)
     return layers
 
@@ -286,6 +315,13 @@ def _softmax_annealing(warehouse: WarehousePlan) -> SoftmaxAnnealing | None:
     return SoftmaxAnnealing(asked.start, asked.end, asked.epochs)
 
 
+def _dynamic(source: Static, layer: LayerPlan) -> KWLayer:
+    part = layer.layer.part
+    if part is None:
+        return dynamic_layer(source, layer.rows)
+    return adapter_half(source, layer.partition.kernel_shape, up=part.name == "up")
+
+
 def _place_batch(dynamic: KWLinear, layer: LayerPlan, warehouse: WarehousePlan) -> None:
     """Say where a linear layer's batch is, or that it may be elsewhere where no forward pass has shown it."""
     dynamic.batch_dim = warehouse.spec.batch_dim or 0
@@ -294,7 +330,8 @@ def _place_batch(dynamic: KWLinear, layer: LayerPlan, warehouse: WarehousePlan) 
 
 
 def _swap(model: nn.Module, planned: Plan, replacements: Mapping[str, nn.Module]) -> nn.Module:
-    names = {layer.layer.name: layer.layer.names for w in planned.warehouses for layer in w.layers}
+    standing = (layer.layer.stands for warehouse in planned.warehouses for layer in warehouse.layers)
+    names = {layer.name: layer.names for layer in standing}
     if "" in replacements:
         return replacements[""]
     parents = [

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from kw_lightning.nn import KWConv1d, KWConv2d, KWConv3d, KWLayer, KWLinear
+from kw_lightning.nn.adapter import Adapted
 from kw_lightning.nn.partial import PartialLayer
 
 Static = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
@@ -32,6 +34,54 @@ def dynamic_layer(static: Static, rows: Rows = None) -> KWLayer:
     bias: Any = static.bias if rows is None else _some(static.bias, rows)
     layer.bias = bias
     return layer
+
+
+def adapter_half(frozen: Static, kernel_shape: Sequence[int], *, up: bool) -> KWLayer:
+    """Return one half of an adapter beside a frozen layer, still without a warehouse, see `kw_lightning.nn.adapter`.
+
+    Args:
+        frozen: the layer.
+        kernel_shape: of the half.
+        up: whether it is the upper half, of kernel size 1; the lower one has the layer's geometry, without groups.
+    """
+    out_channels, in_channels = kernel_shape[:2]
+    if isinstance(frozen, nn.Linear):
+        return KWLinear(in_channels, out_channels, bias=False, device="meta")
+    convolution = DYNAMIC_CONVOLUTIONS[len(kernel_shape) - 3]
+    if up:
+        return convolution(in_channels, out_channels, 1, bias=False, device="meta")  # type: ignore[no-any-return]
+    moves = (frozen.kernel_size, frozen.stride, frozen.padding, frozen.dilation, 1, False, frozen.padding_mode)
+    return convolution(in_channels, out_channels, *moves, device="meta")  # type: ignore[no-any-return]
+
+
+def adapted(frozen: Static, down: KWLayer, up: KWLayer) -> Adapted:
+    """Return a layer with an adapter; its hooks go over, so that they see what the network goes on with."""
+    new = Adapted(frozen, down, up)
+    for name, value in vars(frozen).items():
+        if "_hooks" in name and value:
+            new.__dict__[name], frozen.__dict__[name] = value, type(value)()
+    new._is_full_backward_hook, frozen._is_full_backward_hook = frozen._is_full_backward_hook, None
+    return new
+
+
+def freeze_others(network: nn.Module, kept: Collection[int]) -> None:
+    """Freeze all of a network but cells and attentions, and with its norms their running statistics.
+
+    Args:
+        network: the network, its adapters in place.
+        kept: identities of other parameters that go on training.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, KWLayer)]
+    method = {id(p) for layer in layers for p in layer.parameters() if p is not layer.bias}
+    for parameter in network.parameters():
+        if id(parameter) not in method:
+            parameter.requires_grad_(id(parameter) in kept)
+    own = {id(module) for layer in layers for module in layer.modules()}
+    for module in network.modules():
+        trains = id(module) in own or any(parameter.requires_grad for parameter in module.parameters())
+        if isinstance(module, _NormBase) and module.track_running_stats and not trains:
+            module.eval()
+            module.__dict__["train"] = partial(_stay, module)  # whatever the network is told
 
 
 def replacement(static: Static, parts: Sequence[tuple[Rows, KWLayer]]) -> nn.Module:

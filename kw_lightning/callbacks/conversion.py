@@ -139,7 +139,7 @@ def builds_layers_late(pl_module: LightningModule) -> bool:
 
 def _check_same_warehouses(network: nn.Module, recipe: Recipe) -> None:
     found = {warehouse.name for warehouse, _ in layers_of_warehouses(network)}
-    asked = {warehouse.name for warehouse in recipe.warehouses}
+    asked = {name for warehouse in recipe.warehouses for name in warehouse.names}
     if recipe.stages is None and asked != found:
         raise KWError(
             f"the network is dynamic already, with the warehouses {', '.join(sorted(found))}; "

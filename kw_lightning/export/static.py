@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kw_lightning.errors import KWError
 from kw_lightning.inference.saving import SavedNetwork
 from kw_lightning.nn import KWLayer, KWLinear
+from kw_lightning.nn.adapter import Adapted
 from kw_lightning.nn.gates import OPEN, Factors
 from kw_lightning.nn.partial import PartialLayer
 from kw_lightning.nn.weight import over_rows
@@ -50,6 +51,8 @@ def fold(saved: SavedNetwork, batches: Iterable[Tensor]) -> SavedNetwork:
     for name, module in list(folded.named_modules()):
         if isinstance(module, PartialLayer):
             raise KWError(f'"{name}" is dynamic in a part of its rows, and cannot be folded yet')
+        if isinstance(module, Adapted):
+            _put(folded, name, merged(module, name))
     data = {key: value for key, value in saved.recipe.document.data.items() if key not in DYNAMIC_KEYS}
     recipe = load_recipe(_without_warehouses({**data, "name": f"{saved.recipe.name}-static"}))
     return replace(saved, network=folded.eval(), recipe=recipe)
@@ -125,6 +128,24 @@ def static_layer(layer: KWLayer, attention: Tensor, gates: Factors = OPEN) -> nn
     if layer.bias is not None:
         static.bias = nn.Parameter(layer.bias.detach().clone())
     return static.train(layer.training)
+
+
+@torch.no_grad()
+def merged(layer: Adapted, name: str = "") -> nn.Module:
+    """Return one static layer for a static layer and its adapter, both halves of which are static by now.
+
+    Raises:
+        KWError: a grouped layer, whose adapter brings the groups together.
+    """
+    frozen: Any = layer.frozen
+    down: Any = layer.down.weight
+    up: Any = layer.up.weight
+    if getattr(frozen, "groups", 1) > 1:
+        raise KWError(f'"{name}" has groups, which its adapter brings together: it cannot be folded into one kernel')
+    new = copy.deepcopy(frozen)
+    product = torch.einsum("or,ri...->oi...", up.flatten(1), down)
+    new.weight = nn.Parameter(frozen.weight + product, requires_grad=False)
+    return new  # type: ignore[no-any-return]
 
 
 @torch.no_grad()

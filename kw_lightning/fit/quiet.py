@@ -25,6 +25,7 @@ NOISE = (
     r"You defined a `validation_step` but have no `val_dataloader`",  # the same
     r"Your `IterableDataset` has `__len__` defined",  # as the shards of the examples have, and it is right
     r"GPU available but not used",  # the recipe decides
+    r"Found \d+ module\(s\) in eval mode at the start of training",  # the norms of a network beside adapters
     r"Image size .* exceeds limit",  # images of one's own may be large; twice that is refused, with the file's name
 )
 

@@ -46,6 +46,7 @@ from kw_lightning.fit.starting import Restoring, Start, goes_on_from, start
 from kw_lightning.fit.trackers import check_installed, end_trackers
 from kw_lightning.fit.trainer import OnNan, check_settings, make_trainer, monitored
 from kw_lightning.fit.weighting import class_weights
+from kw_lightning.nn.adapter import count_trainable
 from kw_lightning.notebook import rich_html
 from kw_lightning.paths import user_path
 from kw_lightning.planning import Plan
@@ -331,9 +332,15 @@ def finish(
         for logger in trainer.loggers:
             logger.log_metrics(logged, step=max(trainer.global_step - 1, 0))
             logger.save()
-    parameters = sum(parameter.numel() for parameter in module.network.parameters())
+    trainable, parameters = count_trainable(module.network)
     classes = chosen.by_class(getattr(data, "classes", None) or ())
-    written = {"parameters": parameters, "checkpoint": folder.chosen.name, **measured, "classes": classes}
+    written = {
+        "parameters": parameters,
+        "trainable": trainable,
+        "checkpoint": folder.chosen.name,
+        **measured,
+        "classes": classes,
+    }
     folder.write("result.json", json_text(written, indent=2) + "\n")
     from kw_lightning.inference.checkpoint import (
         load_trained,

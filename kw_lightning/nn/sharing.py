@@ -11,7 +11,7 @@ import torch
 from kw_lightning.nn.gates import Side
 from kw_lightning.nn.layers import KWLayer
 from kw_lightning.nn.partition import Ratio, Start, WarehousePartition, partition
-from kw_lightning.nn.warehouse import Warehouse
+from kw_lightning.nn.warehouse import CellStart, Warehouse
 from kw_lightning.nn.weighing import Function, SoftmaxAnnealing
 
 
@@ -79,6 +79,7 @@ def attach_warehouse(
     *,
     name: str,
     softmax_annealing: SoftmaxAnnealing | None = None,
+    cell_start: CellStart = "kernels",
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     **attention: Any,
@@ -87,7 +88,9 @@ def attach_warehouse(
     for layer in layers:
         if layer.warehouse is not None:
             raise ValueError(f'a layer draws on one warehouse: it has "{layer.warehouse.name}" already')
-    warehouse = Warehouse(name, geometry, softmax_annealing=softmax_annealing, device=device, dtype=dtype)
+    warehouse = Warehouse(
+        name, geometry, start=cell_start, softmax_annealing=softmax_annealing, device=device, dtype=dtype
+    )
     for index, (layer, share) in enumerate(zip(layers, geometry.layers, strict=True)):
         layer.attach(warehouse, share, owner=index == 0, **attention)
     return warehouse

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakSet
 
 import torch
@@ -14,6 +14,8 @@ from torch._subclasses.fake_tensor import is_fake
 from kw_lightning.errors import mistake
 from kw_lightning.nn.partition import LayerPartition, WarehousePartition
 from kw_lightning.nn.weighing import SoftmaxAnnealing
+
+CellStart = Literal["kernels", "projection", "zeros"]
 
 
 class Warehouse(nn.Module):
@@ -31,6 +33,7 @@ class Warehouse(nn.Module):
         name: the name in the recipe.
         partition: the geometry.
         softmax_annealing: how the temperature of its layers' softmax falls; None where it stays 1.
+        start: how the cells are drawn, see `reset_parameters`.
 
     Attributes:
         cells: [n, co, ci, *ck].
@@ -49,6 +52,7 @@ class Warehouse(nn.Module):
         partition: WarehousePartition,
         *,
         softmax_annealing: SoftmaxAnnealing | None = None,
+        start: CellStart = "kernels",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -62,6 +66,7 @@ class Warehouse(nn.Module):
         softmax = None if softmax_annealing is None else torch.empty((), device=device, dtype=exact)
         self.register_buffer("softmax_temperature", softmax)
         self._layers = partition.layers
+        self._start = start
         self.doubted = False
         self._copies: WeakSet[Warehouse] = WeakSet()
         self._as_copied: tuple[int, int] | None = None
@@ -70,12 +75,20 @@ class Warehouse(nn.Module):
     def reset_parameters(self) -> None:
         """Set τ = 1 and T to its start, and draw the cells: normal, std = sqrt(2 / (cells of the layer · co · Πck)).
 
-        Cells that no layer starts from are drawn as if all the warehouse were one layer.
+        Cells that no layer starts from are drawn as if all the warehouse were one layer. Those that start as a
+        "projection" have std = 1 / sqrt(ci · Πkernel) instead, with which a kernel keeps the size of its input, and
+        those that start as "zeros" are that.
         """
         self.temperature.fill_(1.0)
         if self.softmax_temperature is not None and self.softmax_annealing is not None:
             self.softmax_temperature.fill_(self.softmax_annealing.start)
         with torch.no_grad():
+            if self._start == "zeros":
+                self.cells.zero_()
+                return
+            if self._start == "projection":
+                self.cells.normal_(std=1 / math.sqrt(max(math.prod(layer.kernel_shape[1:]) for layer in self._layers)))
+                return
             _draw(self.cells, len(self.cells))
             for layer in self._layers:
                 _draw(self.cells[layer.first_cell : layer.first_cell + layer.own_cells], layer.own_cells)

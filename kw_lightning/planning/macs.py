@@ -17,6 +17,7 @@ from kw_lightning.nn.engine import Convolution, work
 from kw_lightning.nn.partition import LayerPartition
 from kw_lightning.nn.weighing import Function, columns
 from kw_lightning.planning.geometry import gated_channels
+from kw_lightning.planning.network import calls
 from kw_lightning.planning.selection import Choice
 from kw_lightning.planning.tracing import Trace, batch_first, positions
 from kw_lightning.planning.types import Count, LayerPlan, WarehousePlan
@@ -56,7 +57,7 @@ def layer_macs(layer: LayerPlan, warehouse: Warehouse, forward: Trace, engine: s
     gated = gated_channels(attention, Choice(layer.layer, layer.rows))
     form = (attention.reduction, attention.basis, attention.function, gated)
     attending = attention_macs(layer.layer.in_channels, partition, *form)
-    for call in forward.calls_of(layer.layer.names):
+    for call in calls(layer.layer, forward):
         shapes = [batch_first(shape, batch) for shape in (call.inputs, call.outputs)]
         inputs, outputs = (positions(partition.kernel_shape, shape) for shape in shapes)
         # Windowed networks fold windows into the batch, so that one sample is several to the layer.
@@ -64,7 +65,8 @@ def layer_macs(layer: LayerPlan, warehouse: Warehouse, forward: Trace, engine: s
         static += samples * static_macs(partition.kernel_shape, outputs)
         if warehouse.dynamic:
             kw += samples * (attending + work.forward(engine, convolution, partition.cells, inputs, outputs))
-    return Count(static, kw if warehouse.dynamic else static)
+    kw = kw if warehouse.dynamic else static
+    return Count(static if layer.layer.part is None else 0, kw)  # an adapter takes no layer's place
 
 
 def total_macs(warehouses: Sequence[WarehousePlan], forward: Trace) -> Count | None:

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from kw_lightning.errors import KWError
 from kw_lightning.nn import KWLayer
-from kw_lightning.planning.tracing import Trace
+from kw_lightning.planning.tracing import Call, Shape, Trace
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 CONVERTIBLE: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -36,6 +36,14 @@ class Reading(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Part:
+    """Which half of an adapter a layer is, "down" or "up", and the layer that it stands beside."""
+
+    frozen: Layer
+    name: str
+
+
+@dataclass(frozen=True)
 class Layer:
     """One convolution or linear layer of a network.
 
@@ -51,6 +59,7 @@ class Layer:
         beside: of a linear layer, the nearest module that works on [sequence, batch, channels] by its `batch_first`;
             None where there is none.
         reading: of a convolution; None for a linear layer.
+        part: of an adapter's layer, which is not in the network yet; None for all others.
     """
 
     name: str
@@ -63,6 +72,12 @@ class Layer:
     refusal: str | None = None
     beside: str | None = None
     reading: Reading | None = None
+    part: Part | None = None
+
+    @property
+    def stands(self) -> Layer:
+        """Return the layer that stands in the network as it is: itself, or the one that it is an adapter of."""
+        return self if self.part is None else self.part.frozen
 
     @property
     def out_channels(self) -> int:
@@ -126,6 +141,25 @@ def reading(names: Sequence[str], forward: Trace) -> str | None:
     if forward.reads.isdisjoint(names):
         return None
     return f"the network reads its weight {'beside' if forward.calls_of(names) else 'instead of'} calling it"
+
+
+def calls(layer: Layer, forward: Trace) -> tuple[Call, ...]:
+    """Return the calls of a layer; of an adapter's half those that it will have, beside the layer that it stands by."""
+    found = forward.calls_of(layer.stands.names)
+    if layer.part is None:
+        return found
+    channels = -1 if layer.type == "Linear" else 1
+    rank = layer.out_channels if layer.part.name == "down" else layer.in_channels
+    between = [_with_size(call.outputs, channels, rank) for call in found]
+    if layer.part.name == "down":
+        return tuple(replace(call, outputs=shape) for call, shape in zip(found, between, strict=True))
+    return tuple(replace(call, inputs=shape) for call, shape in zip(found, between, strict=True))
+
+
+def _with_size(shape: Shape, dimension: int, size: int) -> Shape:
+    sizes = list(shape)
+    sizes[dimension] = size
+    return tuple(sizes)
 
 
 def refuse_dynamic(model: nn.Module) -> None:

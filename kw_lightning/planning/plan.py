@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
@@ -16,11 +16,12 @@ from kw_lightning.errors import Problem, RecipeError, sentence
 from kw_lightning.limits import MAX_INPUT, MAX_MIXTURES, MAX_PARAMETERS, TooLargeError, bounded_construction
 from kw_lightning.nn.engine import ENGINES, Convolution, refusal
 from kw_lightning.nn.partition import PartitionError, WarehousePartition
+from kw_lightning.planning.adapters import trained, with_adapters
 from kw_lightning.planning.budgets import solve
 from kw_lightning.planning.checks import place_batches, read_in_training
 from kw_lightning.planning.geometry import Geometry, measure
 from kw_lightning.planning.macs import layer_macs, total_macs
-from kw_lightning.planning.network import Network, refuse_dynamic, survey
+from kw_lightning.planning.network import Network, calls, refuse_dynamic, survey
 from kw_lightning.planning.proportion import refusals, warning, without_it
 from kw_lightning.planning.selection import Choice, excluded_by, select
 from kw_lightning.planning.stages import Found, stage_warehouses
@@ -76,11 +77,16 @@ def _plan(
     problems += read_in_training(model, shape, forward, warehouses, chosen, recipe.document)
     chosen, found = place_batches(model, shape, forward, warehouses, chosen, recipe.document)
     problems += found
-    geometries, found = _geometries(recipe, warehouses, chosen)
+    made, layers, found = with_adapters(warehouses, chosen, recipe.document)
+    problems += found
+    trains, found = trained(model, warehouses, recipe.document)
+    problems += found
+    geometries, found = _geometries(recipe, made, layers)
     problems += found
     problems += _unserved(recipe, geometries)
     static = sum(parameter.numel() for parameter in _parameters(model))
-    replaced = sum(math.prod(choice.kernel_shape) for choices in chosen.values() for choice in choices)
+    gone = [choice for choices in layers.values() for choice in choices if choice.layer.part is None]
+    replaced = sum(math.prod(choice.kernel_shape) for choice in gone)
     partitions: dict[str, WarehousePartition] = {}
     if not problems:
         partitions, found = solve(
@@ -99,7 +105,7 @@ def _plan(
     kw = static - replaced + sum(w.cell_parameters + w.attention_parameters for w in planned)
     if kw > MAX_PARAMETERS:
         largest = max(planned, key=lambda warehouse: warehouse.cell_parameters + warehouse.attention_parameters)
-        cure = without_it(largest.spec, chosen[largest.name])
+        cure = without_it(largest.spec, layers[largest.name])
         message = sentence(f"a network of {kw:,} parameters", f"{MAX_PARAMETERS:,}", cure)
         raise TooLargeError(recipe.document.problem(largest.spec.path, message))
     problems += refusals(planned, recipe.document)
@@ -114,6 +120,8 @@ def _plan(
         macs_note=forward.failure,
         input_shape=shape,
         warning=warning(planned),
+        trains=trains,
+        trainable=None if trains is None else kw - static + replaced + _kept(model, trains, gone),
     )
 
 
@@ -228,7 +236,7 @@ def _warehouse_plan(geometry: Geometry, partition: WarehousePartition, forward: 
     layers = []
     for choice, share, size in zip(geometry.choices, partition.layers, sizes, strict=True):
         found = LayerPlan(choice.layer, choice.rows, share, size)
-        inputs = tuple(call.inputs for call in forward.calls_of(choice.layer.names))
+        inputs = tuple(call.inputs for call in calls(choice.layer, forward))
         layers.append(replace(found, macs=layer_macs(found, geometry.spec, forward, engine), inputs=inputs))
     shapes = [choice.kernel_shape for choice in geometry.choices]
     divisors = (math.gcd(*(shape[0] for shape in shapes)), math.gcd(*(shape[1] for shape in shapes)))
@@ -249,6 +257,12 @@ def _static_layers(
             if reason is None and forward.failure is None and not forward.calls_of(layer.names):
                 reason = "the forward pass does not call it"
             yield StaticLayer(layer, reason or "no warehouse takes it")
+
+
+def _kept(model: nn.Module, trains: frozenset[str], gone: Iterable[Choice]) -> int:
+    """Return the numbers in those of a network's own parameters that train and stay."""
+    weights = {f"{name}.weight" for choice in gone for name in choice.layer.names}
+    return sum(p.numel() for name, p in model.named_parameters() if name in trains - weights)
 
 
 def _parameters(model: nn.Module) -> Iterator[nn.Parameter]:

@@ -117,7 +117,14 @@ def stage_warehouses(recipe: Recipe, network: Network, model: nn.Module, forward
         )
         found.append(
             Warehouse(
-                name, selectors, stages.budget, stage.cell, stage.attention, path="stages", dynamic=stages.dynamic
+                name,
+                selectors,
+                stages.budget,
+                stage.cell,
+                stage.attention,
+                path="stages",
+                dynamic=stages.dynamic,
+                adapter=stages.adapter,
             )
         )
     if not found and not problems:

@@ -12,6 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from kw_lightning.nn.adapter import trainable_line
 from kw_lightning.planning.types import Count, Plan, WarehousePlan, budget_text
 from kw_lightning.preprocessing import preprocessing
 from kw_lightning.rand_augment import difference
@@ -62,6 +63,8 @@ def total_lines(plan: Plan) -> list[str]:
             f"warehouses        cells {cells:,} ({_short(cells)}), attention {attention:,} ({_short(attention)})"
         )
     lines.append(f"parameters        {_beside(plan.parameters)}")
+    if plan.trainable is not None:
+        lines.append(f"                  {trainable_line(plan.trainable, plan.parameters.kw)}")
     if plan.macs is not None:
         lines.append(f"multiply-adds     {_beside(plan.macs)}, one sample; attention and mixing included")
     else:

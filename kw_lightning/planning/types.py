@@ -136,6 +136,8 @@ class Plan:
         macs: multiply-adds for one sample of `input_shape`; None if unknown, and `macs_note` says why.
         input_shape: [channels, *size] of one sample, if known.
         warning: what is out of proportion, see `proportion.py`; None when nothing is.
+        trains: beside adapters, which of the network's own parameters are trained; None where there are no adapters.
+        trainable: how many numbers train then, cells and attention included.
     """
 
     recipe: Recipe
@@ -146,6 +148,8 @@ class Plan:
     macs_note: str | None = None
     input_shape: tuple[int, ...] | None = None
     warning: str | None = None
+    trains: frozenset[str] | None = None
+    trainable: int | None = None
 
     @property
     def asked(self) -> Budget | None:
@@ -162,6 +166,7 @@ class Plan:
             "macs": None if self.macs is None else self.macs._asdict(),
             "macs_note": self.macs_note,
             "warning": self.warning,
+            **({} if self.trainable is None else {"trainable": self.trainable}),
             "warehouses": [warehouse.to_dict() for warehouse in self.warehouses],
             "static_layers": [
                 {"name": static.layer.name, "type": static.layer.type, "reason": static.reason}

@@ -8,6 +8,7 @@ from typing import Any
 from kw_lightning.recipe.checks import split_slice
 from kw_lightning.recipe.scalars import read_ratio, read_size
 from kw_lightning.recipe.types import (
+    Adapter,
     Attention,
     Average,
     Budget,
@@ -104,7 +105,16 @@ def _shared(entry: Values, defaults: Values) -> dict[str, Any]:
         "cell": _cell({**defaults.get("cell", {}), **entry.get("cell", {})}),
         "attention": _attention({**defaults.get("attention", {}), **entry.get("attention", {})}),
         "dynamic": entry.get("dynamic", defaults.get("dynamic", True)),
+        "adapter": _adapter(entry.get("adapter"), defaults.get("adapter")),
     }
+
+
+def _adapter(own: Any, defaults: Any) -> Adapter | None:
+    """Return an adapter, key by key over the defaults; `none` is none, whatever the defaults say."""
+    given = [entry for entry in (defaults, own) if isinstance(entry, Mapping)]
+    if own == "none" or not given:
+        return None
+    return Adapter(**_take({key: value for entry in given for key, value in entry.items()}, rank=int, train=tuple))
 
 
 def _warehouse(name: str, entry: Values, defaults: Values) -> Warehouse:

@@ -146,6 +146,19 @@ class Selector:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """A low-rank dynamic layer beside each layer of a warehouse, which stays, frozen.
+
+    Attributes:
+        rank: channels between its two halves.
+        train: names or globs of what else of the network is trained; all else is frozen.
+    """
+
+    rank: int = 16
+    train: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Warehouse:
     """One warehouse of the recipe, the recipe's `defaults` already filled in.
 
@@ -161,6 +174,12 @@ class Warehouse:
     path: str = ""
     batch_dim: int | None = None
     dynamic: bool = True
+    adapter: Adapter | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the warehouses that the network has for it: its own, or those of an adapter's halves."""
+        return (self.name,) if self.adapter is None else (f"{self.name}-down", f"{self.name}-up")
 
 
 @dataclass(frozen=True)
@@ -180,6 +199,7 @@ class Stages:
     cell: Cell = Cell()
     attention: Attention = Attention()
     dynamic: bool = True
+    adapter: Adapter | None = None
 
 
 @dataclass(frozen=True)

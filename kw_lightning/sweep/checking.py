@@ -8,6 +8,7 @@ from kw_lightning.fit.classes import resolved
 from kw_lightning.fit.failures import readable_failures
 from kw_lightning.fit.run import check_training, make_parts
 from kw_lightning.fit.trackers import check_installed
+from kw_lightning.nn.adapter import count_trainable
 from kw_lightning.planning import plan
 from kw_lightning.recipe import Recipe
 from kw_lightning.recipe.locking import content_hash
@@ -51,5 +52,5 @@ def check_row(row: Row, recipe: Recipe, allow_python: Sequence[str]) -> Entry:
         content=content_hash(recipe.document.data),
         parameters=planned.parameters.kw,
         multiply_adds=None if planned.macs is None else planned.macs.kw,
-        trainable=sum(p.numel() for p in module.network.parameters() if p.requires_grad),
+        trainable=count_trainable(module.network)[0],
     )
