@@ -166,7 +166,9 @@ def fit(times: list[dict[str, object]]) -> None:
         slow = sorted(ratios, reverse=True)
         print(f"{name}: {sum(r > 1.25 for r, *_ in ratios)} of {len(ratios)} choices over 1.25 × the fastest; worst:")
         for ratio, index, chosen in slow[:8]:
-            print(f"    {ratio:.2f} × by {chosen} on {found[index]}: {times[index][name]}")
+            convolution, batch, size, cells, *_ = found[index]
+            problem = f"{list(convolution.kernel_shape)} of {cells} cells on {batch} × {list(size)}"
+            print(f"    {ratio:.2f} × by {chosen} on {problem}: {times[index][name]}")
 
 
 def least_squares(rows: Tensor, goal: Tensor) -> Tensor:

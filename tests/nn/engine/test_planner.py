@@ -15,6 +15,7 @@ from geometries import LAYERS, problem
 
 from kw_lightning.builder import convert
 from kw_lightning.nn.engine import ENGINES, Convolution, autotune, dynamic_convolution, native, planner
+from kw_lightning.nn.engine.costs import Fitted, Units, cpu_seconds
 from kw_lightning.nn.engine.orders import ORDERS
 from kw_lightning.nn.engine.paths import PATHS, find_path, order_of
 from kw_lightning.nn.engine.paths import Path as EnginePath
@@ -178,11 +179,32 @@ def test_the_study_fits_units_that_are_not_negative() -> None:
     assert (found >= 0).all()
     found = list(study["problems"]())
     assert len(found) > 100
-    least = min(found, key=lambda problem: problem.batch * math.prod(problem.size))
+    least = min(found, key=lambda problem: find_path("mix_kernels/per_sample").load(problem).mixing)
     for backward in (False, True):
         timed = study["timed"](least._replace(backward=backward), 1)
         assert len(timed) > 1
         assert all(find_path(name).fitted is not None for name in timed)
+
+
+def test_the_study_finds_the_units_that_made_the_times(capsys: pytest.CaptureFixture[str]) -> None:
+    study = runpy.run_path(str(Path(__file__).parents[3] / "recipes/studies/engine_costs.py"))
+    fitted = {path: path.fitted for path in PATHS if path.fitted is not None}
+    times = [
+        {"problem": index}
+        | {
+            name: {path.name: cpu_seconds(path.load(posed), units, backward=backward) for path, units in fitted.items()}
+            for name, backward in (("forward", False), ("backward", True))
+        }
+        for index, posed in enumerate(study["problems"]())
+    ]
+    study["fit"](times)
+    lines = capsys.readouterr().out.splitlines()
+    told = dict(line.split(maxsplit=1) for line in lines if " fitted = " in line)
+    assert told.keys() == {path.name for path in fitted}
+    for path, units in fitted.items():
+        found = torch.tensor(eval(told[path.name].partition("=")[2], {"Fitted": Fitted, "Units": Units}))
+        torch.testing.assert_close(found, torch.tensor(units), rtol=1e-6, atol=1e-15)
+    assert sum(line.split(": ")[1].startswith("0 of ") for line in lines if " choices over " in line) == 2
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"forward": 3', '{"forward x": "nonsense"}', "\0\xff", "[" * 100_000])
