@@ -125,10 +125,10 @@ def answers(
         tables.insert(0, _classes(classes))
     gallery = [_answer(answer, names, normalisation) for answer in observed.worst] if observed is not None else []
     galleries = [Gallery(f"The {len(gallery)} images with the highest loss", gallery)] if gallery else []
-    images = f" of {observed.images:,}" if observed is not None else ""
+    count = f"{observed.images:,} " if observed is not None else ""
     return Part(
         "Answers",
-        f"Over the {PART_NAMES.get(part, 'images')}{images}.",
+        f"Over the {count}{PART_NAMES.get(part, 'images')}.",
         (),
         charts,
         galleries,

@@ -103,7 +103,7 @@ def test_a_report_is_written_again_elsewhere_and_of_another_part(
         application(), ["report", str(hostile.folder), "--split", "val", "--output", str(tmp_path / "again.html")]
     )
     assert (done.exit_code, done.stdout.strip()) == (0, str(tmp_path / "again.html"))
-    assert "Over the validation images of 9." in read(tmp_path / "again.html").text
+    assert "Over the 9 validation images." in read(tmp_path / "again.html").text
     assert len(table(tmp_path / "confusion.csv")) == 4
     for arguments, told in (
         (["nowhere"], "nowhere: no such file or folder"),
