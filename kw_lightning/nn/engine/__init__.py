@@ -10,6 +10,7 @@ from kw_lightning.errors import mistake
 from kw_lightning.nn.engine import exported, factored, operators, reference, work
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.factors import AttentionFactors
+from kw_lightning.nn.engine.kept import bases
 from kw_lightning.nn.engine.planner import ENGINES, check_engine, refusal
 from kw_lightning.nn.engine.workspace import workspace
 from kw_lightning.nn.precision import in_type
@@ -18,6 +19,7 @@ __all__ = [
     "ENGINES",
     "AttentionFactors",
     "Convolution",
+    "bases",
     "dynamic_convolution",
     "dynamic_linear",
     "needs_alpha",

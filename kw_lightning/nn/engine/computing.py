@@ -29,7 +29,7 @@ def forward(x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolutio
         [batch, out_channels, *output_size] in x's type and memory format.
     """
     y = in_huge_pages(empty_output(x, convolution))
-    if _reads_nothing(x, y.shape, convolution):
+    if reads_nothing(x, convolution):
         return y.zero_()
     path.forward(_operands(x, attention, cells, convolution), y)
     return y
@@ -52,7 +52,7 @@ def backward(
         needed: which of the gradients are.
     """
     of_x, of_attention, of_cells = needed
-    if _reads_nothing(x, gradient.shape, convolution):
+    if reads_nothing(x, convolution):
         found = Gradients(torch.zeros_like(x), torch.zeros_like(attention), torch.zeros_like(cells))
     else:
         operands = _operands(x, attention, cells, convolution)
@@ -65,6 +65,8 @@ def _operands(x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolut
     return Operands(x, attention.to(x.dtype).contiguous(), cells.to(x.dtype).contiguous(), convolution)
 
 
-def _reads_nothing(x: Tensor, output_shape: torch.Size, convolution: Convolution) -> bool:
+def reads_nothing(x: Tensor, convolution: Convolution) -> bool:
     """Return whether there is nothing to compute: an empty input or output, **or** one that reads only padding."""
-    return 0 in x.shape or 0 in output_shape or not find_taps(convolution, tuple(x.shape[2:])).taps
+    size = tuple(x.shape[2:])
+    outputs = 0 in convolution.output_size(size) or convolution.kernel_shape[0] == 0
+    return 0 in x.shape or outputs or not find_taps(convolution, size).taps

@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from kw_lightning.nn.engine import computing, reference, work
+from kw_lightning.nn.engine import computing, kept, ranks, reference, work
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.factors import AttentionFactors, differentiate_alpha, make_alpha
 from kw_lightning.nn.engine.layouts import empty_output
 from kw_lightning.nn.engine.planner import check_engine, choose
+from kw_lightning.nn.engine.problem import Problem
+from kw_lightning.nn.engine.taps import find_taps
+from kw_lightning.nn.engine.workspace import in_huge_pages
 
 NAME = "kw_lightning::factored_convolution"
 TENSORS = 5  # that may need a gradient: x, hidden, weight, bias, cells; they come first
@@ -44,6 +47,17 @@ def factored_convolution(
     """Convolve every sample of x [batch, in_channels, *size] with its own mixture of cells, in x's type."""
     convolution = _convolution(cells, kernel_shape, stride, padding, dilation, groups)
     factors = AttentionFactors(hidden, weight, bias, temperature, initial, lasting)
+    if not lasting:
+        kept.forget(factors)
+    problem = _problem(x, cells, convolution, backward=False)
+    size = ranks.size_of_bases(factors, cells)
+    keeps = lasting and ranks.is_compiled(x, convolution) and kept.has_room(factors, size)
+    if not computing.reads_nothing(x, convolution) and ranks.pays(problem, engine, hidden.shape[1], kept=keeps):
+        geometry = convolution, find_taps(convolution, problem.size).live
+        y = in_huge_pages(empty_output(x, convolution))
+        bases = kept.keep(factors, cells, geometry, size) if keeps else None
+        ranks.forward(x, ranks.rank(factors), cells, convolution, y, bases)
+        return y
     alpha = make_alpha(factors)
     path = choose(x, alpha, cells, convolution, engine, backward=False)
     return computing.forward(x, alpha, cells, convolution, path)
@@ -92,6 +106,12 @@ def _backward(
     convolution = _convolution(cells, kernel_shape, stride, padding, dilation, groups)
     factors = AttentionFactors(hidden, weight, bias, temperature, initial)
     of_attention = any(needed[1:4])
+    problem = _problem(x, cells, convolution, backward=True)
+    if not computing.reads_nothing(x, convolution) and ranks.pays(problem, engine, hidden.shape[1], kept=False):
+        ranked = ranks.rank(factors)
+        found = ranks.backward(gradient, x, ranked, cells, convolution, (needed[0], of_attention, needed[4]))
+        tensors = zip((found[0], *(found[1] or [None] * 3), found[2]), (x, hidden, weight, bias, cells), strict=True)
+        return [old.new_empty(0) if new is None else new.to(old.dtype).view(old.shape) for new, old in tensors]
     alpha = make_alpha(factors)
     path = choose(x, alpha, cells, convolution, engine, backward=True)
     of_x, of_alpha, of_cells = computing.backward(
@@ -124,6 +144,10 @@ def _(
     attention = any(needed[1:4])
     wanted = zip((x, hidden, weight, bias, cells), (needed[0], *[attention] * 3, needed[4]), strict=True)
     return [torch.empty_like(tensor) if need else tensor.new_empty(0) for tensor, need in wanted]
+
+
+def _problem(x: Tensor, cells: Tensor, convolution: Convolution, *, backward: bool) -> Problem:
+    return Problem(convolution, len(x), tuple(x.shape[2:]), len(cells), x.dtype, x.device, backward)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

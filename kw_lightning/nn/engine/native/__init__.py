@@ -8,9 +8,12 @@ from kw_lightning.nn.engine.native.calls import (
     MIX_KERNELS,
     WINOGRAD,
     Form,
+    Kept,
     available,
     backward,
+    backward_by_bases,
     forward,
+    forward_by_bases,
 )
 from kw_lightning.nn.engine.native.library import LibraryError, Status, find_compiler, status
 from kw_lightning.nn.engine.native.positions import allows_winograd
@@ -21,12 +24,15 @@ __all__ = [
     "MIX_KERNELS",
     "WINOGRAD",
     "Form",
+    "Kept",
     "LibraryError",
     "Status",
     "allows_winograd",
     "available",
     "backward",
+    "backward_by_bases",
     "find_compiler",
     "forward",
+    "forward_by_bases",
     "status",
 ]

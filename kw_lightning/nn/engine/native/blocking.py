@@ -29,6 +29,8 @@ NARROW = 16
 """Lanes of the narrowest vectors: processors with wider ones have larger caches."""
 LEAST_DEPTHS = 8
 """Depths of a block backwards, below which its products are too short."""
+LEAST_BASES = 4
+"""Depths of a block of bases, which are many: below them the products' registers stay empty."""
 IMBALANCE = 1.1
 """How much longer the busiest thread may take than all of them on average."""
 
@@ -43,6 +45,7 @@ class Extents(NamedTuple):
         threads: that share the work.
         width: lanes of a block.
         limit: bytes of kernels that may exist at once, in all threads.
+        ranks: bases of a mixture, 0 where it is of the cells.
     """
 
     batch: int
@@ -57,6 +60,7 @@ class Extents(NamedTuple):
     threads: int
     width: int
     limit: int
+    ranks: int = 0
 
     def scaled(self, bytes: int) -> int:
         """Return the bytes of a cache's share on a processor with these vectors."""
@@ -94,6 +98,20 @@ def block_kernels(extents: Extents, *, backward: bool) -> Blocking:
         depths = _even(e.depths, _between(LEAST_DEPTHS, most, e.depths), LEAST_DEPTHS)
     else:
         depths = _even(e.depths, _between(LINE, most // LINE * LINE, e.depths), LINE)
+    sample = NUMBER * e.rows * (depths + 1) * e.width
+    parts = share(e)
+    return Blocking(depths, _between(1, _kernel_bytes(e) // sample, e.batch), _read(e, parts), parts)
+
+
+def block_bases(extents: Extents, *, backward: bool) -> Blocking:
+    """Cut a pass that mixes kernels of bases, either way.
+
+    depths = what of `BLOCK_BYTES` holds rows · ranks · width numbers a depth, of the bases of all mixtures; mixed as in
+    `block_kernels`.
+    """
+    e = extents
+    most = e.scaled(BLOCK_BYTES) // (NUMBER * e.rows * e.ranks * e.width)
+    depths = _even(e.depths, _between(LEAST_BASES, most, e.depths), LEAST_BASES)
     sample = NUMBER * e.rows * (depths + 1) * e.width
     parts = share(e)
     return Blocking(depths, _between(1, _kernel_bytes(e) // sample, e.batch), _read(e, parts), parts)
@@ -142,11 +160,12 @@ def _read(extents: Extents, parts: int, beside: int = 0) -> int:
 
     As many as `MAP_BYTES` hold of source positions · depths · depth groups numbers, and bytes beside them, each; more,
     up to `MOST_MAPS` times as many, so that packing the cells, which is done anew for them, is a few hundredths of the
-    work: PACKING · cells / (rows · (cells + positions)) samples.
+    work: PACKING · cells / (rows · (cells + positions)) samples. Bases are mixed anew with them, rows · ranks a cell.
     """
     e = extents
     held = NUMBER * e.source_positions * e.depths * e.depth_groups + beside
-    packing = PACKING * e.cells // (e.rows * (e.cells + e.source_positions))
+    once = (PACKING + e.rows * e.ranks) * e.cells
+    packing = once // (e.rows * ((e.ranks or e.cells) + e.source_positions))
     samples = max(MAP_BYTES // held, min(packing, MOST_MAPS * MAP_BYTES // held))
     return _even(e.batch, _between(parts, samples, e.batch), parts)
 

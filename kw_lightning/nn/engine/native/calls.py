@@ -13,7 +13,14 @@ from torch import Tensor
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.gradients import Gradients
 from kw_lightning.nn.engine.native import layout
-from kw_lightning.nn.engine.native.blocking import Blocking, Extents, block_channels, block_inputs, block_kernels
+from kw_lightning.nn.engine.native.blocking import (
+    Blocking,
+    Extents,
+    block_bases,
+    block_channels,
+    block_inputs,
+    block_kernels,
+)
 from kw_lightning.nn.engine.native.layout import Map, Pass
 from kw_lightning.nn.engine.native.library import library
 from kw_lightning.nn.engine.native.positions import Positions, Sums, find_positions
@@ -21,7 +28,7 @@ from kw_lightning.nn.engine.workspace import scratch, workspace_bytes
 from kw_lightning.nn.partition import Shape
 
 
-@dataclass(frozen=True, eq=False)  # one of the four below, by identity: it is looked up at every call
+@dataclass(frozen=True, eq=False)  # one of the five below, by identity: it is looked up at every call
 class Form:
     """One of the compiled passes.
 
@@ -41,6 +48,7 @@ class Form:
 
 
 MIX_KERNELS = Form(("kw_mix_kernels", "kw_mix_kernels"), block_kernels)
+MIX_BASES = replace(MIX_KERNELS, block=block_bases)
 WINOGRAD = replace(MIX_KERNELS, winograd=True)
 MIX_INPUTS = Form(("kw_mix_inputs", "kw_mix_inputs_backward"), block_inputs, rereads=True)
 DEPTHWISE = Form(("kw_mix_depthwise", "kw_mix_depthwise"), block_channels, turns=False)
@@ -90,32 +98,111 @@ def backward(
     call.run(wanted)
 
 
+def forward_by_bases(
+    x: Tensor, weights: Tensor, bases: Tensor, cells: Tensor, convolution: Convolution, y: Tensor, kept: Kept | None
+) -> None:
+    """Write the convolution of every sample with its own kernel, mixed of few bases a mixture.
+
+    Args:
+        weights: of the bases, [batch, mixtures, ranks], contiguous.
+        bases: by cells, [mixtures, ranks, cells], contiguous.
+        x, cells, y: as in `forward`.
+        kept: memory for the mixed bases, which this pass fills where none did; None where they are not to be kept.
+    """
+    call = _Call(x, weights, cells, convolution, MIX_BASES, backward=False, bases=bases, kept=kept)
+    call.map("source", x)
+    call.map("out", y)
+    call.run()
+
+
+def backward_by_bases(
+    gradient: Tensor,
+    x: Tensor,
+    weights: Tensor,
+    bases: Tensor,
+    cells: Tensor,
+    convolution: Convolution,
+    wanted: Gradients,
+) -> Tensor | None:
+    """Write the gradients of (x, weights, cells), and return that of the bases where that of the weights is wanted.
+
+    Args:
+        gradient, wanted: as in `backward`.
+        x, weights, bases, cells: as in `forward_by_bases`.
+    """
+    call = _Call(x, weights, cells, convolution, MIX_BASES, backward=True, bases=bases)
+    call.map("source", gradient)
+    call.map("out", x if wanted.x is None else wanted.x, touch=wanted.x is not None)
+    call.map("other", x, touch=wanted.of_kernels)
+    return call.run(wanted)
+
+
+class Kept:
+    """Memory for a layer's mixed bases, as blocks that the pass streams.
+
+    Attributes:
+        blocks: flat; None until a pass has filled it.
+    """
+
+    blocks: Tensor | None = None
+
+
 class _Call:
     """One call of a pass, and what has to stay alive until it returns."""
 
     def __init__(
-        self, x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolution, form: Form, *, backward: bool
+        self,
+        x: Tensor,
+        attention: Tensor,
+        cells: Tensor,
+        convolution: Convolution,
+        form: Form,
+        *,
+        backward: bool,
+        bases: Tensor | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self.function, self.cells = form.functions[backward], cells
-        limit = workspace_bytes(x.device)
+        limit, ranks = workspace_bytes(x.device), 0 if bases is None else bases.shape[1]
+        size, threads = tuple(x.shape[2:]), torch.get_num_threads()
         self.positions, template = _describe(
-            convolution, tuple(x.shape[2:]), len(x), len(cells), form, backward, torch.get_num_threads(), limit
+            convolution, size, len(x), len(cells), ranks, form, backward, threads, limit
         )
         self.attention = self._taps_of(attention)
-        self.arguments = Pass.from_buffer_copy(template)
-        self.arguments.alpha, self.arguments.cell = self.attention.data_ptr(), cells.data_ptr()
+        p = self.arguments = Pass.from_buffer_copy(template)
+        p.alpha, p.cell = self.attention.data_ptr(), cells.data_ptr()
+        if bases is not None:
+            self.bases = self._taps_of(bases.flatten(1).unsqueeze(0)).view(p.rows, ranks, len(cells))
+            p.base = self.bases.data_ptr()
+        self.kept = kept
+        if kept is not None:
+            self.blocks = self._find_blocks(kept)
+            p.kept = self.blocks.data_ptr()
+
+    def _find_blocks(self, kept: Kept) -> Tensor:
+        """Return the blocks of mixed bases, or memory for them, and tell the pass which."""
+        p, blocks = self.arguments, kept.blocks
+        numbers = _padded(p.lanes) * -(-p.depths // p.block_depths) * p.block_depths * p.rows * p.ranks
+        p.kept_filled = blocks is not None and blocks.numel() == numbers
+        if blocks is not None and p.kept_filled:
+            return blocks
+        with torch.inference_mode(False):  # it outlives the call
+            return torch.empty(numbers, dtype=self.cells.dtype, device="cpu")
 
     def map(self, name: str, tensor: Tensor, *, touch: bool = True) -> None:
         """Tell the pass where one of its maps lies; only its size if it is not to be touched."""
         flat = tensor.view(*tensor.shape[:2], -1)
         setattr(self.arguments, name, Map(flat.data_ptr() if touch else None, *flat.stride(), flat.shape[2]))
 
-    def run(self, wanted: Gradients | None = None) -> None:
-        """Call the pass, and hand out the gradients of α and E."""
+    def run(self, wanted: Gradients | None = None) -> Tensor | None:
+        """Call the pass, and hand out the gradients of α and E; return that of the bases."""
         p = self.arguments
         attention_gradient = cells_gradient = None
+        terms = p.ranks or p.cells
+        numbers = p.batch * p.rows * _padded(terms)
         if wanted is not None and wanted.attention is not None:
-            attention_gradient = self.cells.new_zeros(p.threads, p.batch, p.rows, _padded(p.cells))
+            of_bases = p.rows * p.ranks * _padded(p.cells)
+            attention_gradient = self.cells.new_zeros(p.threads, numbers + of_bases)
             p.alpha_gradient = attention_gradient.data_ptr()
         if wanted is not None and wanted.cells is not None:
             # Where threads share a block of lanes, each of them has a gradient of its own.
@@ -125,10 +212,23 @@ class _Call:
         memory = scratch("native", [getattr(loaded, self.function + "_memory")(ctypes.byref(p))], self.cells)
         p.memory = memory.data_ptr()
         getattr(loaded, self.function)(ctypes.byref(p))
-        if wanted is not None and wanted.attention is not None and attention_gradient is not None:
-            self._put_back(attention_gradient.sum(0)[..., : p.cells], wanted.attention)
+        if self.kept is not None:
+            self.kept.blocks = self.blocks
         if wanted is not None and wanted.cells is not None and p.parts > 1 and cells_gradient is not None:
             torch.sum(cells_gradient, 0, out=wanted.cells)
+        if wanted is None or wanted.attention is None or attention_gradient is None:
+            return None
+        found = attention_gradient.sum(0)
+        self._put_back(found[:numbers].view(p.batch, p.rows, -1)[..., :terms], wanted.attention)
+        return self._put_back_bases(found[numbers:]) if p.ranks else None
+
+    def _put_back_bases(self, gradient: Tensor) -> Tensor:
+        """Return the gradient of all mixtures' bases, [mixtures, ranks, cells], from that of `base`."""
+        p, positions = self.arguments, self.positions
+        mixtures = p.rows // len(positions.live) * positions.kernel_positions
+        total = self.cells.new_zeros(1, mixtures, p.ranks * p.cells)
+        self._put_back(gradient.view(1, p.rows, p.ranks, -1)[..., : p.cells].flatten(2), total)
+        return total.view(-1, p.ranks, p.cells)
 
     def _taps_of(self, attention: Tensor) -> Tensor:
         """Return α of the taps that read anything, [batch, taps · groups, cells]."""
@@ -161,6 +261,7 @@ def _describe(
     size: Shape,
     batch: int,
     cells: int,
+    ranks: int,
     form: Form,
     backward: bool,
     threads: int,
@@ -171,13 +272,14 @@ def _describe(
     Args:
         size: of the convolution's input.
         cells: n.
+        ranks: bases of a mixture, 0 where it is of the cells.
         limit: bytes of the kernels that are mixed at once.
     """
     positions = find_positions(convolution, size, _library().kw_rows(), winograd=form.winograd)
     direction = positions.backward if backward else positions.forward
     _, out_groups, in_groups = convolution.grid
     co, ci = convolution.cell_shape[:2]  # ci is 1 in depthwise convolutions: lanes are theirs, both ways
-    p = Pass(batch=batch, rows=len(positions.live) * out_groups * in_groups, cells=cells, threads=threads)
+    p = Pass(batch=batch, rows=len(positions.live) * out_groups * in_groups, cells=cells, ranks=ranks, threads=threads)
     p.cell_step, p.row_tap = co * ci, out_groups * in_groups
     if backward and form.turns:
         p.lanes, p.depths, p.lane_groups, p.depth_groups = ci, co, in_groups, out_groups

@@ -12,17 +12,31 @@
    folded into those of alpha and E at once.
 
    Winograd's form of a 3x3 convolution is the same pass between other positions: sums of input positions are read, sums
-   of output positions are written (`Sums`), and alpha comes transformed, which the mixture, being linear, allows. */
+   of output positions are written (`Sums`), and alpha comes transformed, which the mixture, being linear, allows.
+
+   Along the attention's rank, a mixture is of few bases of its own, which are mixtures of the cells:
+
+       W[b, r] = sum over k of alpha[b, r, k] * B[r, k],  B[r, k] = sum over j of base[r, k, j] * E[j].
+
+   The bases of a block are mixed before the kernels, once for all samples, and never see the memory either, unless they
+   are to be kept; backwards, their gradient is collected over the samples, then folded into those of base and E. */
 
 #include "pass.h"
+
+/* Cells whose lanes stay in the first-level cache while all bases are mixed of them. */
+#define CELLS 128
 
 /* The memory of one thread. */
 typedef struct {
     float *mapped, *out, *other, *block, *turned, *gradient, *kernels, *zeros;
+    float *base, *base_turned, *base_gradient;
 } Memory;
 
 /* Numbers of a mixture in a block; no power of two, so that mixtures share no set of the cache. */
 static index_t kernel_step(const Pass *p) { return (p->block_depths + 1) * LANES; }
+
+/* Numbers of a basis in a block. */
+static index_t base_step(const Pass *p) { return p->block_depths * LANES; }
 
 static index_t lay_out(const Pass *p, float *at, Memory *m) {
     float *start = at;
@@ -36,6 +50,9 @@ static index_t lay_out(const Pass *p, float *at, Memory *m) {
     m->turned = at, at += kernels ? p->block_depths * LANES * padded(p->cells) : 0;
     m->kernels = at, at += p->mixed_samples * p->rows * kernel_step(p);
     m->zeros = at, at += p->block_depths;
+    m->base = at, at += p->kept ? 0 : bases(p) * base_step(p);
+    m->base_gradient = at, at += kernels ? bases(p) * base_step(p) : 0;
+    m->base_turned = at, at += kernels ? p->rows * padded(p->ranks) * base_step(p) : 0;
     return padded(at - start);
 }
 
@@ -136,11 +153,55 @@ typedef struct {
     float *out, *other;  /* of that sample */
 } Block;
 
+/* Mix the bases of a block, by so many cells at a time that they stay in the first-level cache. */
+static void mix_bases(const Pass *p, index_t depths, const Memory *m) {
+    for (index_t d = 0; d < depths; d++)
+        for (index_t j = 0; j < p->cells; j += CELLS)
+            product(bases(p), 2, smaller(CELLS, p->cells - j), p->base + j, p->cells, 1,
+                    m->block + (d * p->cells + j) * LANES, LANES, m->base + d * LANES, base_step(p), j > 0);
+}
+
+/* turned[mixture][panel of LANES bases][d, l][basis], as turn_cells does. */
+static void turn_bases(const Pass *p, index_t depths, const Memory *m) {
+    for (index_t r = 0; r < p->rows; r++)
+        for (index_t j = 0; j < p->ranks; j += LANES) {
+            index_t count = smaller(LANES, p->ranks - j);
+            float *panel = m->base_turned + (r * padded(p->ranks) + j) * base_step(p);
+            if (count < LANES) memset(panel, 0, depths * LANES * LANES * sizeof(float));
+            for (index_t d = 0; d < depths; d++)
+                arrange(m->base + (r * p->ranks + j) * base_step(p) + d * LANES, 1, base_step(p),
+                        panel + d * LANES * LANES, LANES, LANES, count);
+        }
+}
+
+/* From the bases' gradient of a block, its part of that of base, and the block of E's. */
+static void fold_bases(const Pass *p, index_t depths, const Memory *m, float *gradient) {
+    index_t width = padded(p->cells);
+    for (index_t j = 0; gradient && j < p->cells; j += LANES)
+        product(bases(p), p->cells - j > WIDTH ? 2 : 1, depths * LANES, m->base_gradient, base_step(p), 1,
+                m->turned + j * depths * LANES, LANES, gradient + j, width, 1);
+    for (index_t d = 0; p->cell_gradient && d < depths; d++)
+        product(p->cells, 2, bases(p), p->base, 1, p->cells, m->base_gradient + d * LANES, base_step(p),
+                m->gradient + d * p->cells * LANES, LANES, 0);
+}
+
+static void mix(const Pass *p, const Block *k, index_t samples, const Memory *m) {
+    index_t step = kernel_step(p), row = p->rows * p->ranks;
+    const float *alpha = p->alpha + k->first * p->rows * terms(p);
+    for (index_t d = 0; d < k->depths; d++)
+        if (!p->ranks)
+            product(samples * p->rows, 2, p->cells, alpha, p->cells, 1, m->block + d * p->cells * LANES, LANES,
+                    m->kernels + d * LANES, step, 0);
+        else
+            for (index_t r = 0; r < p->rows; r++)
+                product(samples, 2, p->ranks, alpha + r * p->ranks, row, 1,
+                        m->base + r * p->ranks * base_step(p) + d * LANES, base_step(p),
+                        m->kernels + r * step + d * LANES, p->rows * step, 0);
+}
+
 static void mix_and_apply(const Pass *p, const Block *k, index_t samples, const Memory *m) {
     index_t step = kernel_step(p);
-    for (index_t d = 0; d < k->depths; d++)
-        product(samples * p->rows, 2, p->cells, p->alpha + k->first * p->rows * p->cells, p->cells, 1,
-                m->block + d * p->cells * LANES, LANES, m->kernels + d * LANES, step, 0);
+    mix(p, k, samples, m);
     for (index_t b = 0; b < samples; b++)
         for (index_t g = 0; g < p->lane_groups; g++)
             for (index_t t = 0; t < p->tiles; t++)
@@ -149,18 +210,10 @@ static void mix_and_apply(const Pass *p, const Block *k, index_t samples, const 
                        k->out + (b * p->lane_groups + g) * p->out_positions * LANES, k->depth > 0);
 }
 
-static void differentiate(const Pass *p, const Block *k, index_t samples, const Memory *m, float *alpha_gradient,
-                          int add) {
+/* The gradient of the kernels of some samples, folded into those of alpha and of the cells. */
+static void fold_into_cells(const Pass *p, const Block *k, index_t samples, const Memory *m, float *alpha_gradient,
+                            int add) {
     index_t step = kernel_step(p), rows = samples * p->rows, width = padded(p->cells);
-    for (index_t b = 0; b < samples; b++)
-        for (index_t g = 0; g < p->lane_groups; g++)
-            for (index_t h = 0; h < p->depth_groups; h++)
-                for (const int32_t *s = p->span, *end = s + 4 * p->spans; s < end; s += 4)
-                    outer(p->run + 4 * s[2], p->run + 4 * s[3],
-                          k->source + b * sample_size(p) + (h * p->depths + k->depth) * p->source_positions, k->depths,
-                          k->other + (b * p->lane_groups + g) * p->out_positions * LANES,
-                          m->kernels + (b * p->rows + s[0] * p->row_tap + g * p->row_lane + h * p->row_depth) * step,
-                          s[1]);
     if (alpha_gradient)
         for (index_t j = 0; j < p->cells; j += LANES)
             product(rows, p->cells - j > WIDTH ? 2 : 1, k->depths * LANES, m->kernels, step, 1,
@@ -170,6 +223,51 @@ static void differentiate(const Pass *p, const Block *k, index_t samples, const 
         for (index_t d = 0; d < k->depths; d++)
             product(p->cells, 2, rows, p->alpha + k->first * p->rows * p->cells, 1, p->cells, m->kernels + d * LANES,
                     step, m->gradient + d * p->cells * LANES, LANES, add);
+}
+
+/* The same into those of alpha and of the bases. */
+static void fold_into_bases(const Pass *p, const Block *k, index_t samples, const Memory *m, float *alpha_gradient,
+                            int add) {
+    index_t step = kernel_step(p), row = p->rows * p->ranks, width = padded(p->ranks);
+    for (index_t r = 0; r < p->rows; r++) {
+        const float *alpha = p->alpha + (k->first * p->rows + r) * p->ranks;
+        for (index_t j = 0; alpha_gradient && j < p->ranks; j += LANES)
+            product(samples, p->ranks - j > WIDTH ? 2 : 1, k->depths * LANES, m->kernels + r * step, p->rows * step, 1,
+                    m->base_turned + (r * width + j) * base_step(p), LANES,
+                    alpha_gradient + (k->first * p->rows + r) * width + j, p->rows * width, 1);
+        for (index_t d = 0; d < k->depths; d++)
+            product(p->ranks, 2, samples, alpha, 1, row, m->kernels + r * step + d * LANES, p->rows * step,
+                    m->base_gradient + r * p->ranks * base_step(p) + d * LANES, base_step(p), add);
+    }
+}
+
+static void differentiate(const Pass *p, const Block *k, index_t samples, const Memory *m, float *alpha_gradient,
+                          int add) {
+    index_t step = kernel_step(p);
+    for (index_t b = 0; b < samples; b++)
+        for (index_t g = 0; g < p->lane_groups; g++)
+            for (index_t h = 0; h < p->depth_groups; h++)
+                for (const int32_t *s = p->span, *end = s + 4 * p->spans; s < end; s += 4)
+                    outer(p->run + 4 * s[2], p->run + 4 * s[3],
+                          k->source + b * sample_size(p) + (h * p->depths + k->depth) * p->source_positions, k->depths,
+                          k->other + (b * p->lane_groups + g) * p->out_positions * LANES,
+                          m->kernels + (b * p->rows + s[0] * p->row_tap + g * p->row_lane + h * p->row_depth) * step,
+                          s[1]);
+    (p->ranks ? fold_into_bases : fold_into_cells)(p, k, samples, m, alpha_gradient, add);
+}
+
+/* Make a block of the cells ready, or of bases where those are not there yet. */
+static void prepare(const Pass *p, index_t lane, index_t lanes, index_t depth, index_t depths, Memory *m,
+                    const float *alpha_gradient) {
+    if (p->kept)
+        m->base = p->kept + (lane / LANES * pieces(p->depths, p->block_depths) + depth / p->block_depths) * bases(p) *
+                                base_step(p);
+    if (p->kept && p->kept_filled) return;
+    pack_cells(p, lane, lanes, depth, depths, m->block, LANES, p->cells * LANES);
+    if (p->ranks) mix_bases(p, depths, m);
+    if (!alpha_gradient) return;
+    turn_cells(p, depths, m->block, m->turned);
+    if (p->ranks) turn_bases(p, depths, m);
 }
 
 /* All depths of some lanes, for samples first to last of the batch; source holds theirs. */
@@ -186,8 +284,7 @@ static void run_lanes(const Pass *p, index_t lane, index_t first, index_t last, 
     for (index_t depth = 0; depth < p->depths; depth += p->block_depths) {
         index_t depths = smaller(p->block_depths, p->depths - depth);
         Block k = {depth, depths, first, source, m->out, m->other};
-        pack_cells(p, lane, lanes, depth, depths, m->block, LANES, p->cells * LANES);
-        if (alpha_gradient) turn_cells(p, depths, m->block, m->turned);
+        prepare(p, lane, lanes, depth, depths, m, alpha_gradient);
         while (k.first < last) {
             index_t samples = smaller(p->mixed_samples, last - k.first);
             if (p->out.data) mix_and_apply(p, &k, samples, m);
@@ -197,6 +294,8 @@ static void run_lanes(const Pass *p, index_t lane, index_t first, index_t last, 
             k.out += samples * p->lane_groups * map;
             k.other += samples * p->lane_groups * map;
         }
+        if (p->ranks && p->other.data)
+            fold_bases(p, depths, m, alpha_gradient ? alpha_gradient + p->batch * p->rows * padded(p->ranks) : NULL);
         if (cell_gradient)
             unpack_cells(p, lane, lanes, depth, depths, m->gradient, LANES, p->cells * LANES, cell_gradient, add);
     }

@@ -77,12 +77,25 @@ typedef struct {
     index_t parts;         /* into which the samples are cut where there are fewer blocks of lanes than threads */
     index_t threads;
 
-    const float *alpha;    /* [batch, rows, cells] */
-    const float *cell;     /* E, by the steps above */
-    float *alpha_gradient; /* [threads, batch, rows, padded cells], added to; NULL if not wanted */
-    float *cell_gradient;  /* [parts, cells, ...], steps as of E; NULL if not wanted */
-    float *memory;         /* of as many numbers as the pass's `_memory` function says */
+    /* Along the attention's rank a mixture is of bases of its own, which are mixtures of the cells: mix_kernels.c. */
+    index_t ranks;       /* bases of a mixture; 0 where it is of the cells, as in all other passes */
+    index_t kept_filled; /* whether `kept` holds the bases already */
+    const float *base;   /* bases by cells, [rows, ranks, cells] */
+    float *kept;         /* the bases' blocks, from pass to pass; NULL if they are not to be kept */
+
+    const float *alpha; /* [batch, rows, terms], the terms being ranks or cells */
+    const float *cell;  /* E, by the steps above */
+    /* Of each thread: of alpha, [batch, rows, padded terms], then of base, [rows, ranks, padded cells]; added to. NULL
+       if not wanted. */
+    float *alpha_gradient;
+    float *cell_gradient; /* [parts, cells, ...], steps as of E; NULL if not wanted */
+    float *memory;        /* of as many numbers as the pass's `_memory` function says */
 } Pass;
+
+/* What a mixture is of. */
+static inline index_t terms(const Pass *p) { return p->ranks ? p->ranks : p->cells; }
+
+static inline index_t bases(const Pass *p) { return p->rows * p->ranks; }
 
 /* to[i] = the sums of rows of `from`, both [positions, width]. */
 static inline void add_up(const Sums *sums, const float *from, float *to, index_t positions, index_t width) {
@@ -184,7 +197,8 @@ typedef void Work(const Pass *p, index_t lane, index_t first, index_t last, cons
 /* Do the work for all lanes and samples: a thread takes neighbouring blocks of lanes, or parts of their samples.
    Where every lane takes all of the source, it is read before, for all of them. */
 static inline void share_out(const Pass *p, index_t memory, int shared, Work *work) {
-    index_t items = pieces(p->lanes, LANES) * p->parts, gradients = p->batch * p->rows * padded(p->cells);
+    index_t items = pieces(p->lanes, LANES) * p->parts;
+    index_t gradients = p->batch * p->rows * padded(terms(p)) + bases(p) * padded(p->cells);
     float *source = p->memory, *own = source + (shared ? p->read_samples * sample_size(p) : 0);
     for (index_t first = 0; first < p->batch; first += p->read_samples) {
         index_t samples = smaller(p->read_samples, p->batch - first);

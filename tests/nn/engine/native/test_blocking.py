@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kw_lightning.nn.engine.native import blocking
-from kw_lightning.nn.engine.native.blocking import Blocking, Extents, block_channels, block_inputs, block_kernels
+from kw_lightning.nn.engine.native.blocking import (
+    BLOCK_BYTES,
+    Blocking,
+    Extents,
+    block_bases,
+    block_channels,
+    block_inputs,
+    block_kernels,
+)
 
 # ResNet18's third stage: 256 to 256 channels, 3×3, on 14×14, budget 1.
 STAGE = Extents(16, 9, 47, 256, 256, 1, 1, 196, 196, 2, 16, 6 * 2**20)
@@ -75,3 +83,11 @@ def test_samples_are_cut_where_there_are_fewer_blocks_of_lanes_than_threads(
     lanes: int, threads: int, parts: int
 ) -> None:
     assert blocking.share(STAGE._replace(lanes=lanes, threads=threads)) == parts
+
+
+def test_bases_of_all_mixtures_share_a_block() -> None:
+    bases = STAGE._replace(cells=188, ranks=17)
+    assert block_bases(bases, backward=False) == block_bases(bases, backward=True)
+    found = block_bases(bases, backward=False)
+    assert found.depths == 16 == BLOCK_BYTES // (4 * 9 * 17 * 16)
+    assert block_bases(bases._replace(rows=36, ranks=65), backward=False).depths == 4

@@ -1,0 +1,189 @@
+"""Time and memory of a ResNet18 over the number of its cells: mixed cell by cell, and along the attention's rank.
+
+    python recipes/studies/cells.py --output cells.json --plot cells.svg
+
+Both ways, and the static network, are timed in turns in one process, so that a busy machine is busy for all of them;
+only ratios to the static network's are worth keeping. `--quick` is a narrow network on small images. The plot needs
+matplotlib, which nothing else here does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kw_lightning.bench import describe_machine
+from kw_lightning.nn import KWConv2d, set_temperature, share_warehouse
+from kw_lightning.nn.engine import bases
+
+WAYS = {"cell by cell": "never", "along the rank": "auto"}
+
+
+class Block(nn.Module):
+    """Two 3×3 convolutions and what goes past them; `layer` makes the convolutions."""
+
+    def __init__(self, layer: Callable[..., nn.Module], inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = layer(inputs, outputs, 3, stride, 1, bias=False)
+        self.conv2 = layer(outputs, outputs, 3, 1, 1, bias=False)
+        self.norm1, self.norm2 = nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)
+        self.past = layer(inputs, outputs, 1, stride, bias=False) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output."""
+        y = torch.relu(self.norm1(self.conv1(x)))
+        return torch.relu(self.norm2(self.conv2(y)) + self.past(x))
+
+
+def make_network(width: int, budget: float | None) -> nn.Module:
+    """Return a ResNet18 for small images; None is the static one, else a warehouse a stage, as published."""
+    layer = nn.Conv2d if budget is None else KWConv2d
+    channels = [width * 2**stage for stage in range(4)]
+    network = nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+    for stage, outputs in enumerate(channels):
+        inputs = channels[max(stage - 1, 0)]
+        network.append(Block(layer, inputs, outputs, 1 if stage == 0 else 2))
+        network.append(Block(layer, outputs, outputs, 1))
+    network.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], 10)])
+    if budget is not None:
+        for stage, members in enumerate(stages(network)):
+            share_warehouse(members, name=f"stage{stage + 1}", budget=budget)
+        set_temperature(network, 0.0)
+    return network
+
+
+def stages(network: nn.Module) -> list[list[KWConv2d]]:
+    """Return the dynamic layers by warehouse: those of a stage, and those that lead to the next."""
+    found: list[list[KWConv2d]] = [[] for _ in range(4)]
+    blocks = [module for module in network if isinstance(module, Block)]
+    for index, block in enumerate(blocks):
+        for layer in block.modules():
+            if isinstance(layer, KWConv2d):
+                leads = index and index % 2 == 0 and layer is not block.conv2
+                found[index // 2 - bool(leads)].append(layer)
+    return found
+
+
+def kept_bytes(network: nn.Module, images: Tensor) -> int:
+    """Return the bytes that a forward pass keeps for the backward pass, parameters apart."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in network.parameters()}
+    found: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = network(images)
+    del y
+    return sum(found.values())
+
+
+def train(network: nn.Module, images: Tensor) -> None:
+    """Do a training step but for the optimizer."""
+    network.train().zero_grad()
+    network(images).square().mean().backward()
+
+
+def infer(network: nn.Module, images: Tensor) -> None:
+    """Compute the answers."""
+    network.eval()
+    with torch.inference_mode():
+        network(images)
+
+
+def measure(
+    width: int, budgets: list[float], sizes: dict[str, tuple[int, int]], rounds: int
+) -> Iterator[dict[str, Any]]:
+    """Yield what every budget takes, both ways, beside the static network in the same rounds.
+
+    Args:
+        width: channels of the first stage.
+        budgets: b, of all warehouses.
+        sizes: batch and side of the images, by mode.
+        rounds: of timing; the fastest is kept.
+    """
+    torch.manual_seed(0)
+    static = make_network(width, None)
+    images = {mode: torch.randn(batch, 3, side, side) for mode, (batch, side) in sizes.items()}
+    images = {mode: x.to(memory_format=torch.channels_last) for mode, x in images.items()}
+    base = kept_bytes(static.train(), images["training"])
+    for budget in budgets:
+        network = make_network(width, budget)
+        row: dict[str, Any] = {
+            "budget": budget,
+            "cells": sum(len(layers[0].warehouse.cells) for layers in stages(network)),
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "kept": kept_bytes(network.train(), images["training"]) / base,
+        }
+        for mode, work in (("training", train), ("inference", infer)):
+            best: dict[str, float] = {}
+            for turn in range(rounds + 1):  # the first one warms up
+                for way in ("static", *WAYS):
+                    with bases(WAYS.get(way, "never")):
+                        start = time.perf_counter()
+                        work(static if way == "static" else network, images[mode])
+                        seconds = time.perf_counter() - start
+                    if turn:
+                        best[way] = min(seconds, best.get(way, seconds))
+            row[mode] = {way: best[way] / best["static"] for way in WAYS}
+        yield row
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw time relative to the static network over the number of cells."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    for mode, axis in zip(("training", "inference"), axes, strict=True):
+        for way in WAYS:
+            axis.plot([row["cells"] for row in rows], [row[mode][way] for row in rows], marker="o", label=way)
+        axis.set(title=mode, xlabel="cells", xscale="log", yscale="log")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("time, static network = 1")
+    axes[0].legend()
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def main() -> None:
+    """Measure, print, and write what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budgets", type=float, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--width", type=int, default=32, help="channels of the first stage")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="16 channels, smaller batches, two rounds")
+    parser.add_argument("--output", type=Path, help="a JSON file for the rows")
+    parser.add_argument("--plot", type=Path, help="an SVG or PNG file for the plot")
+    options = parser.parse_args()
+    sizes = (
+        {"training": (32, 32), "inference": (32, 32)}
+        if options.quick
+        else {"training": (128, 64), "inference": (32, 128)}
+    )
+    width, rounds = (16, 2) if options.quick else (options.width, options.rounds)
+    rows = []
+    for row in measure(width, options.budgets, sizes, rounds):
+        rows.append(row)
+        times = " ".join(f"{mode} {row[mode][way]:.2f} {way}," for mode in sizes for way in WAYS)
+        counts = f"{row['cells']:,} cells, {row['parameters']:,} parameters"
+        print(f"{row['budget']:g}×: {counts}, {times} kept {row['kept']:.2f}", flush=True)
+    machine = str(describe_machine(torch.device("cpu"), torch.float32))
+    result = {"machine": machine, "width": width, "sizes": sizes, "rounds": rounds, "rows": rows}
+    if options.output is not None:
+        options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if options.plot is not None:
+        plot(rows, options.plot)
+
+
+if __name__ == "__main__":
+    main()

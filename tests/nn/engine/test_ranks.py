@@ -1,0 +1,278 @@
+"""Mixing along the attention's rank against the literal form, and the mixed bases that evaluation keeps."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from geometries import LAYERS
+from geometries import problem as posed
+from torch import Tensor, nn
+
+from kw_lightning.nn import KWConv2d, set_temperature, share_warehouse
+from kw_lightning.nn.engine import (
+    AttentionFactors,
+    Convolution,
+    bases,
+    dynamic_convolution,
+    kept,
+    native,
+    ranks,
+    reference,
+)
+from kw_lightning.nn.engine.planner import survey
+
+compiled = pytest.mark.skipif(not native.available(), reason="needs a C compiler")
+
+# Kernel, cell, stride, padding, groups, map, cells, width: several groups both ways, narrow cells, dead taps, a linear.
+GEOMETRIES = {
+    "groups both ways": ((40, 24, 3, 3), (20, 12, 1, 1), 2, 1, 1, (7, 6), 19, 17),
+    "dead taps": ((16, 8, 3, 3), (16, 8, 1, 1), 1, 1, 1, (1, 1), 40, 4),
+    "pointwise": ((20, 64, 1, 1), (10, 32, 1, 1), 1, 0, 1, (4, 4), 300, 3),
+    "whole cells": ((8, 4, 3, 3), (4, 4, 3, 3), 1, 1, 1, (5, 5), 6, 3),
+    "grouped": ((8, 2, 3, 3), (4, 2, 1, 1), 1, 1, 2, (5, 5), 6, 3),
+}
+
+
+def make(name: str, batch: int, tau: float) -> tuple[Convolution, list[Tensor], Tensor, Tensor]:
+    """Return (geometry, [x, hidden, weight, bias, cells], τ, initial cells) in float64."""
+    kernel, cell, stride, padding, groups, size, cells, width = GEOMETRIES[name]
+    convolution = Convolution(kernel, cell, (stride,) * 2, (padding,) * 2, (1, 1), groups)
+    mixtures = math.prod(kernel) // math.prod(cell)
+    generator = torch.Generator().manual_seed(0)
+    columns = mixtures * (cells + 1)
+    shapes = ((batch, kernel[1] * groups, *size), (batch, width), (columns, width), (columns,), (cells, *cell))
+    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    initial = torch.randint(0, cells + 1, (mixtures,), generator=generator)
+    return convolution, tensors, torch.tensor(tau, dtype=torch.float64), initial
+
+
+def convolve(tensors: list[Tensor], tau: Tensor, initial: Tensor, convolution: Convolution) -> Tensor:
+    x, hidden, weight, bias, cells = tensors
+    factors = AttentionFactors(hidden, weight, bias, tau.to(hidden.dtype), initial)
+    return dynamic_convolution(x, factors, cells, convolution)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_output_and_gradients_are_those_of_the_literal_form(name: str, dtype: torch.dtype) -> None:
+    for batch, tau in ((0, 0.3), (1, 0.0), (2, 1.0), (33, 0.3)):
+        convolution, tensors, temperature, initial = make(name, batch, tau)
+        exact = [tensor.clone().requires_grad_() for tensor in tensors]
+        x, hidden, weight, bias, cells = exact
+        alpha = AttentionFactors(hidden, weight, bias, temperature, initial).alpha()
+        expected = reference.convolve(x, alpha, cells, convolution)
+        gradient = torch.randn_like(expected)
+        values = [tensor.to(dtype).requires_grad_() for tensor in tensors]
+        with bases("always"):
+            y = convolve(values, temperature, initial, convolution)
+            found = torch.autograd.grad(y, values, gradient.to(dtype))
+        wanted = torch.autograd.grad(expected, exact, gradient)
+        for one, other in zip((y, *found), (expected, *wanted), strict=True):
+            scale = other.abs().max().clamp_min(1e-3) if batch else 1
+            torch.testing.assert_close(
+                one.double() / scale, other / scale, rtol=0, atol=1e-8 if dtype == torch.float64 else 1e-4
+            )
+
+
+def test_an_unbatched_input_and_channels_last_give_the_same() -> None:
+    layer = evaluated()
+    x = torch.randn(3, 16, 6, 6)
+    expected = layer(x)
+    with bases("always"):
+        torch.testing.assert_close(layer(x[1]), expected[1], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(layer(x.to(memory_format=torch.channels_last)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_only_the_gradients_that_are_needed_are_made() -> None:
+    convolution, tensors, tau, initial = make("groups both ways", 2, 0.3)
+    for wanted in (0, 2, 4):
+        values = [tensor.float() for tensor in tensors]
+        values[wanted].requires_grad_()
+        found = []
+        for way in ("always", "never"):
+            with bases(way):
+                found += torch.autograd.grad(convolve(values, tau, initial, convolution).sin().sum(), values[wanted])
+        torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-3)
+
+
+def evaluated(tau: float = 0.2) -> KWConv2d:
+    torch.manual_seed(0)
+    layer = KWConv2d(16, 16, 3, padding=1)
+    share_warehouse([layer], budget=8)
+    set_temperature(layer, tau)
+    return layer.eval()
+
+
+def double_in_place(layer: KWConv2d) -> None:
+    with torch.no_grad():
+        layer.warehouse.cells.mul_(2)
+
+
+def double_past_the_version(layer: KWConv2d) -> None:
+    layer.warehouse.cells.data.copy_(2 * layer.warehouse.cells.data)
+
+
+def swap_two_cells_past_the_version(layer: KWConv2d) -> None:
+    layer.warehouse.cells.data.copy_(layer.warehouse.cells.data.flip(0))
+
+
+def load_another_state(layer: KWConv2d) -> None:
+    layer.load_state_dict(
+        {name: tensor + 0.5 for name, tensor in layer.state_dict().items() if name != "x"}, strict=True
+    )
+
+
+def average(layer: KWConv2d) -> None:
+    """Swap in an average as Lightning's WeightAveraging does."""
+    averaged = torch.optim.swa_utils.AveragedModel(layer, use_buffers=False)
+    averaged.module.attention.expand.weight.data.mul_(-1)
+    for own, other in zip(layer.parameters(), averaged.module.parameters(), strict=True):
+        held = other.data.clone()
+        other.data.copy_(own.data)
+        own.data.copy_(held)
+
+
+def set_another_temperature(layer: KWConv2d) -> None:
+    set_temperature(layer, 0.7)
+
+
+def take_another_bias(layer: KWConv2d) -> None:
+    layer.attention.expand.bias = nn.Parameter(layer.attention.expand.bias + 1)
+
+
+def there_and_back(layer: KWConv2d) -> None:
+    layer.double()
+    layer.float()
+    layer.warehouse.cells.data.neg_()
+
+
+CHANGES = (
+    double_in_place,
+    double_past_the_version,
+    swap_two_cells_past_the_version,
+    load_another_state,
+    average,
+    set_another_temperature,
+    take_another_bias,
+    there_and_back,
+)
+
+
+@compiled
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_kept_bases_are_never_stale(change: Callable[[KWConv2d], None], mode: Callable[[], torch.no_grad]) -> None:
+    layer, x = evaluated(), torch.randn(4, 16, 6, 6)
+    with mode(), bases("always"):
+        first = layer(x)
+        assert kept.kept_bytes() > 0
+        assert torch.equal(layer(x), first)  # from what was kept
+    change(layer)
+    with mode():
+        with bases("always"):
+            found = layer(x)
+        with bases("never"):
+            expected = layer(x)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(found, first, rtol=1e-3, atol=1e-3)
+
+
+@compiled
+def test_bases_are_mixed_once_while_nothing_changes_and_anew_for_other_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = evaluated()
+    filled: list[bool] = []
+    real = native.forward_by_bases
+
+    def forward(*arguments: object) -> None:
+        filled.append(arguments[-1].blocks is not None)
+        real(*arguments)
+
+    monkeypatch.setattr(native, "forward_by_bases", forward)
+    with torch.no_grad(), bases("always"):
+        for size in (6, 6, 7, 1, 1):  # at 1×1 one tap is live
+            x = torch.randn(2, 16, size, size)
+            y = layer(x)
+            with bases("never"):
+                torch.testing.assert_close(y, layer(x), rtol=1e-3, atol=1e-4)
+    assert filled == [False, True, True, False, True]
+
+
+@compiled
+def test_kept_bases_go_with_their_layer_with_training_and_over_the_bound() -> None:
+    gc.collect()
+    before = kept.kept_bytes()
+    layer, x = evaluated(), torch.randn(2, 16, 6, 6)
+    with torch.no_grad(), bases("always", keep=100):
+        layer(x)
+        assert kept.kept_bytes() == before
+    with torch.no_grad(), bases("always"):
+        layer(x)
+        assert kept.kept_bytes() > before
+        twin = copy.deepcopy(layer)
+        double_in_place(twin)
+        torch.testing.assert_close(twin(x) - twin.bias.view(-1, 1, 1), 2 * (layer(x) - layer.bias.view(-1, 1, 1)))
+    with bases("always"):
+        layer.train()(x)
+    with torch.no_grad(), bases("always"):
+        layer.eval()(x)
+    del layer, twin
+    gc.collect()
+    assert kept.kept_bytes() == before
+
+
+@compiled
+def test_two_threads_that_evaluate_one_layer_agree() -> None:
+    layer, x = evaluated(), torch.randn(4, 16, 6, 6)
+    with torch.no_grad(), bases("never"):
+        expected = layer(x)
+    results: list[Tensor] = []
+
+    def evaluate() -> None:
+        with torch.no_grad():
+            results.extend(layer(x) for _ in range(20))
+
+    with bases("always"):
+        threads = [threading.Thread(target=evaluate) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(results) == 40
+    for y in results:
+        torch.testing.assert_close(y, expected, rtol=1e-3, atol=1e-4)
+
+
+@compiled
+def test_it_is_taken_where_it_should_be_faster() -> None:
+    many = posed("resnet18 layer3", 128, 64)._replace(cells=188)
+    assert ranks.pays(many, "auto", 16, kept=False)
+    assert ranks.pays(many._replace(backward=True), "mix_kernels", 16, kept=False)
+    assert not ranks.pays(many._replace(batch=1), "auto", 16, kept=False)
+    assert not ranks.pays(posed("resnet18 layer4", 64, 224)._replace(cells=108), "auto", 32, kept=False)
+    assert not ranks.pays(many, "mix_outputs", 16, kept=False)
+    assert not ranks.pays(many._replace(dtype=torch.float64), "auto", 16, kept=False)
+    with bases("never"):
+        assert not ranks.pays(many, "auto", 16, kept=False)
+
+
+def test_more_cells_cost_nothing_beside_their_bases_once() -> None:
+    for name in LAYERS:
+        few = posed(name, 64)
+        if few.convolution.groups == 1:
+            many = few._replace(cells=64 * few.cells)
+            small, large = (ranks.load(problem, 16, kept=True) for problem in (few, many))
+            assert small.mixing == large.mixing
+            assert survey(many, "auto")[0].seconds > survey(few, "auto")[0].seconds
+
+
+def test_a_use_or_a_bound_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ValueError, match='"sometimes"'), bases("sometimes"):
+        pass
+    with pytest.raises(ValueError, match="-1"), bases(keep=-1):
+        pass
