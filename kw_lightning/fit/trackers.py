@@ -11,7 +11,7 @@ import json
 import logging
 import sys
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
@@ -72,6 +72,13 @@ class TrackioLogger(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add metrics at a step."""
         self.experiment.log(dict(metrics), step=step)
+
+    @rank_zero_only
+    def log_image(self, key: str, images: Sequence[Any], step: int | None = None) -> None:
+        """Show pictures, as pixels [height, width, 3], at a step."""
+        import trackio
+
+        self.experiment.log({key: [trackio.Image(pixels) for pixels in images]}, step=step)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:

@@ -167,9 +167,11 @@ class Listening:
 
     Attributes:
         targets: the classes of the batch that runs next, see `DetailedMetric.update`; None where there are none.
+        failure: what kept it from adding on; the network runs on.
     """
 
     targets: Tensor | None = None
+    failure: Exception | None = None
     _warehouses: dict[str, tuple[DetailedMetric, dict[str, LayerPartition]]] = field(default_factory=dict)
     _hooks: ExitStack = field(default_factory=ExitStack)
 
@@ -190,10 +192,19 @@ class Listening:
 
     def end(self) -> tuple[WarehouseAttention, ...]:
         """Stop listening and return what was heard of each warehouse."""
-        self._hooks.close()
-        found, self._warehouses = self._warehouses, {}
+        found = self._warehouses
+        self.stop()
         heard = ((name, metric, shares) for name, (metric, shares) in found.items() if int(metric.samples.sum()))
         return tuple(metric.details(name, shares) for name, metric, shares in heard)
 
+    def stop(self) -> None:
+        """Stop listening and forget what was heard."""
+        self._hooks.close()
+        self._warehouses = {}
+
     def _add(self, metric: DetailedMetric, layer: int, module: nn.Module, args: Any, attention: Tensor) -> None:
-        metric.update(layer, attention, self.targets)
+        if self.failure is None:
+            try:
+                metric.update(layer, attention, self.targets)
+            except Exception as error:
+                self.failure = error

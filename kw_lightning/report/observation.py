@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,16 +67,37 @@ class Observed:
     images: int
 
 
+def _harmless(hook: Callable[..., None]) -> Callable[..., None]:
+    """Return a hook that stops watching where it fails: what is measured goes on."""
+
+    @functools.wraps(hook)
+    def guarded(self: Observation, *args: Any, **kwargs: Any) -> None:
+        if self.failure is not None:
+            return
+        try:
+            hook(self, *args, **kwargs)
+        except Exception as error:
+            self.failure = error
+            self._stop()
+
+    return guarded
+
+
 class Observation(Callback):
-    """Watches a pass of a Trainer over validation or test images with a `Classifier`; `observed` is what it saw.
+    """Watches a pass of a Trainer over validation or test images with a `Classifier`.
 
     Args:
         worst: how many of the worst answers are kept.
+
+    Attributes:
+        observed: what was seen of the last pass; None before it, and where watching failed.
+        failure: what it failed for.
     """
 
     def __init__(self, worst: int = WORST) -> None:
         self.worst = worst
         self.observed: Observed | None = None
+        self.failure: Exception | None = None
         self._listening = Listening()
         self._begin_anew()
 
@@ -85,9 +108,11 @@ class Observation(Callback):
         self._logits: Tensor | None = None
         self._hook: Any = None
 
+    @_harmless
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to the network."""
         assert isinstance(pl_module, Classifier)
+        self.observed = None
         self._begin_anew()
         self._listening.begin(pl_module.network)
         self._hook = pl_module.network.register_forward_hook(self._keep_logits)
@@ -96,6 +121,7 @@ class Observation(Callback):
         """Do the same."""
         self.on_validation_start(trainer, pl_module)
 
+    @_harmless
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
@@ -106,6 +132,7 @@ class Observation(Callback):
         """Do the same."""
         self.on_validation_batch_start(*args, **kwargs)
 
+    @_harmless
     def on_validation_batch_end(
         self,
         trainer: Trainer,
@@ -141,6 +168,7 @@ class Observation(Callback):
         """Do the same."""
         self.on_validation_batch_end(*args, **kwargs)
 
+    @_harmless
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop listening."""
         self._hook.remove()
@@ -152,7 +180,10 @@ class Observation(Callback):
             file = file_of(samples.samples, -number) if named and isinstance(samples, Transformed) else ""
             worst.append(Answer(answer.loss, answer.image, answer.truth, answer.said, _short(file)))
         confusion = self._confusion.cpu().numpy() if self._confusion is not None else None
-        self.observed = Observed(confusion, tuple(worst), self._listening.end(), self._images)
+        attention = self._listening.end()
+        if self._listening.failure is not None:
+            raise self._listening.failure
+        self.observed = Observed(confusion, tuple(worst), attention, self._images)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do the same."""
@@ -160,9 +191,13 @@ class Observation(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop listening."""
+        self._stop()
+
+    def _stop(self) -> None:
+        self.observed = None
         if self._hook is not None:
             self._hook.remove()
-        self._listening.end()
+        self._listening.stop()
 
     def _keep_logits(self, module: Any, args: Any, output: Tensor) -> None:
         self._logits = output

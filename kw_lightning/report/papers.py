@@ -78,7 +78,8 @@ def write_attention(
         raise RunError(f"{opened.checkpoint}: a static network; it has no warehouses and so no attention")
     watching = Observation(worst=0)
     measured = evaluate_opened(opened, split, [watching])
-    assert watching.observed is not None
+    if watching.observed is None:
+        raise RunError(f"{opened.checkpoint}: its attention could not be measured") from watching.failure
     place = folder_of(opened.checkpoint).path / "attention" / f"{opened.checkpoint.stem}-{measured.split}"
     folder = user_path(output) if output is not None else place
     found, images = watching.observed.attention, watching.observed.images

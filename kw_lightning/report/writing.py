@@ -133,7 +133,8 @@ def report_of_run(
     """
     record = read_run(folder.path, planned)
     recipe = planned.recipe
-    notes = () if part else ("There are neither validation nor test images, so nothing was measured.",)
+    nothing = () if part else ("There are neither validation nor test images, so nothing was measured.",)
+    notes = (*nothing, *_failure(observation))
     findings = Findings(observation.observed, part, classes, _training_images(data), preprocessing(recipe), notes)
     return write_report(record, findings, folder.path / REPORT)
 
@@ -210,7 +211,13 @@ def _look(opened: Opened, split: str | None) -> Findings:
             raise
         notes = (f"Nothing was measured: {first_line(error)}",)
     steps = preprocessing(recipe)
+    notes += _failure(observation)
     return Findings(observation.observed, part, classes, _training_images(opened.data), steps, notes)
+
+
+def _failure(observation: Observation) -> tuple[str, ...]:
+    error = observation.failure
+    return (f"Answers and attention were not watched: {type(error).__name__}: {first_line(error)}",) if error else ()
 
 
 def _without_data(record: RunRecord, error: KWError) -> Findings:

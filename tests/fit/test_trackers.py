@@ -87,7 +87,9 @@ def test_a_run_is_tracked_offline_and_gone_on_with(
         f"log.{name}={json.dumps(OFFLINE[name])}",
         "train.schedule.name=constant",
     ]
-    fit("digits-resnet", [*options, "train.epochs=1"], output=tmp_path / "run")
+    fit("digits-resnet", [*options, "train.epochs=1", "log.report=true"], output=tmp_path / "run")
+    pictures = {picture.name.partition("_")[0].partition("-")[0] for picture in tmp_path.rglob("*.png")}
+    assert name == "trackio" or {"confusion", "stage1", "stage2"} <= pictures
     before = json.loads((tmp_path / "run" / IDENTITIES).read_text())[name]
     assert before
     fit("digits-resnet", options, resume=tmp_path / "run")

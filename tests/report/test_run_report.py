@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from kw_lightning.cli import application
 from kw_lightning.fit import Result, evaluate, fit
 from kw_lightning.report import report
-from kw_lightning.report.observation import Answer, Observed
+from kw_lightning.report.observation import Answer, Observation, Observed
 from kw_lightning.report.parts import answers
 from kw_lightning.report.pictures import Normalisation
 
@@ -171,6 +171,21 @@ def test_a_run_that_measures_nothing_reports_its_training(tmp_path: Path) -> Non
     assert "Training image 12" in done.report.read_text(encoding="utf-8")
     assert "Answers" not in text
     assert not (tmp_path / "run/confusion.csv").exists()
+
+
+@pytest.mark.parametrize("part", ["attention.DetailedMetric.update", "observation._answer"])
+def test_watching_that_fails_leaves_the_measurement_whole(
+    part: str, hostile: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("no more")
+
+    monkeypatch.setattr(f"kw_lightning.report.{part}", fail)
+    watching = Observation()
+    found = evaluate(hostile.folder, observers=[watching])
+    assert found.metrics["accuracy"] == hostile.test["accuracy"]
+    assert watching.observed is None
+    assert isinstance(watching.failure, MemoryError)
 
 
 def test_vectors_have_answers_and_no_pictures() -> None:
