@@ -78,7 +78,8 @@ class TrackioLogger(Logger):
         """Show pictures, as pixels [height, width, 3], at a step."""
         import trackio
 
-        self.experiment.log({key: [trackio.Image(pixels) for pixels in images]}, step=step)
+        for pixels in images:  # it takes no list of them
+            self.experiment.log({key: trackio.Image(pixels)}, step=step)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
