@@ -144,3 +144,6 @@ def test_the_table_of_results_is_the_study() -> None:
     figures = re.findall(r"\d\d\.\d\d ± \d\.\d\d", short)
     assert len(figures) == 8
     assert [figure for figure in figures if figure not in table] == []
+    starts = runpy.run_path(str(ROOT / "recipes/studies/warm_start.py"))
+    results = json.loads((ROOT / "recipes/studies/warm_start.json").read_text(encoding="utf-8"))
+    assert starts["table"](results) in text_of("recipes/studies/README.md")
