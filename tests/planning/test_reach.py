@@ -66,6 +66,7 @@ def test_stages_without_the_key_are_divided_and_with_it_are_kept() -> None:
     kept = plan(recipe(stages={"sharing": "stage", "handover": False}), model, input_shape=[3, 64, 64])
     assert divided.warning is None
     assert kept.warning is not None
+    assert ", or narrow stages.sharing; attention.at_most" in kept.warning
     names = {static.layer.name for static in kept.static_layers}
     assert names == {"features.0.0", "classifier.1"}, "what is asked for is not left static either"
     assert {"stage2", "stage2-depthwise"} <= set(layout(kept))
