@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from kw_lightning.cli.arguments import JsonOption, package_option, recipes_and_overrides
 from kw_lightning.cli.completion import complete_recipe
-from kw_lightning.errors import printable
+from kw_lightning.errors import mistake, printable
 from kw_lightning.paths import user_path
+from kw_lightning.recipe.reading import read_yaml
 from kw_lightning.sweep.grid import Grid, make_grid
 from kw_lightning.sweep.loading import load_rows
 
@@ -40,6 +41,13 @@ def sweep(
     table: Annotated[
         bool, typer.Option("--table", help="Print the table of what is finished, and run nothing.")
     ] = False,
+    launcher: Annotated[
+        str, typer.Option(metavar="local|slurm|ray", help="What makes the runs; slurm and ray need their extras.")
+    ] = "local",
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="KEY=VALUE", help="For slurm or ray, as slurm_partition=gpu or num_gpus=1."),
+    ] = None,
     json: JsonOption = False,
     allow_python: Annotated[list[str] | None, package_option("Let the recipes run code")] = None,
 ) -> None:
@@ -54,8 +62,8 @@ def sweep(
     if not isinstance(source, Path):
         load_rows(source.rows)  # their mistakes are told before what is slow to import: torch and lightning
     from kw_lightning.cli.output import console, error_console
+    from kw_lightning.sweep.engines import engine_of
     from kw_lightning.sweep.folder import SweepFolder
-    from kw_lightning.sweep.processes import local
     from kw_lightning.sweep.results import read_results
     from kw_lightning.sweep.run import default_folder, open_sweep
     from kw_lightning.sweep.run import sweep as make
@@ -72,7 +80,9 @@ def sweep(
         results = read_results(folder, manifest)
     else:
         packages = tuple(allow_python or ())
-        outcome = make(source, output=output, launcher=local(jobs), allow_python=packages, tell=tell)
+        place = source if isinstance(source, Path) else user_path(output or default_folder(source))
+        begin = engine_of(launcher, place, _options(options or ()))
+        outcome = make(source, output=output, jobs=jobs, begin=begin, allow_python=packages, tell=tell)
         folder, results, failed = SweepFolder(outcome.folder), outcome.results, bool(outcome.failed)
     if json:
         typer.echo(json_of(results, folder), nl=False)
@@ -82,6 +92,21 @@ def sweep(
         tell(f"sweep folder: {folder.path}")
     if failed:
         raise typer.Exit(FAILED)
+
+
+def _options(given: Sequence[str]) -> dict[str, Any]:
+    """Return `KEY=VALUE` as a map, the values read as YAML.
+
+    Raises:
+        typer.BadParameter: anything else.
+    """
+    found: dict[str, Any] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise typer.BadParameter(mistake(text, "key=value, as num_gpus=1"))
+        found[key] = read_yaml(value, "--with").plain()
+    return found
 
 
 def _source(recipes: Sequence[str], settings: Sequence[str], seeds: int | None, output: Path | None) -> Grid | Path:

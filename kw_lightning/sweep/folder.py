@@ -79,6 +79,10 @@ class Manifest:
         return json_text({"version": VERSION, **asdict(self)}, indent=2) + "\n"
 
 
+BEFORE = (".lock", "slurm")
+"""What may be there before the sweep itself: a lock that is left, and submitit's folder, made to try its options."""
+
+
 class SweepFolder:
     """A folder with the runs of a sweep; one process at a time starts them."""
 
@@ -95,7 +99,7 @@ class SweepFolder:
         with readable_errors(self.path):
             if self.path.exists() and not self.path.is_dir():
                 raise RunError(f"{self.path} is a file; a sweep needs a folder")
-            others = self.path.is_dir() and any(file.name != ".lock" for file in self.path.iterdir())
+            others = self.path.is_dir() and any(file.name not in BEFORE for file in self.path.iterdir())
             if others and not (self.path / MANIFEST).exists():
                 raise RunError(f"{self.path} is not empty and holds no sweep. Give another folder with --output")
             self.path.mkdir(parents=True, exist_ok=True)

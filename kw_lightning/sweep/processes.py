@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -59,35 +59,42 @@ class Watcher(Protocol):
         """Hear that runs are at work, several times a second."""
 
 
-class Launcher(Protocol):
-    """Makes runs: here, in a queue or in a cluster."""
+class Running(Protocol):
+    """A run that was begun."""
 
-    def __call__(self, jobs: Sequence[Job], watcher: Watcher) -> None:
-        """Make all runs.
+    def poll(self) -> int | None:
+        """Return its exit code, None while it runs."""
 
-        Raises:
-            KeyboardInterrupt: Ctrl-C.
-            InterruptedRunError: SIGTERM.
-        """
+    def stop(self, number: int) -> None:
+        """Ask it to end whole, as this signal would."""
+
+    def end(self) -> None:
+        """End it now."""
 
 
-def local(at_once: int = 1) -> Launcher:
-    """Return the launcher of this machine, which has at most `at_once` processes at a time.
+Begin = Callable[[Job, int], Running]
+"""Begins a job in one of the slots, which count from 0."""
 
-    The first Ctrl-C asks every process to end with its checkpoint, as one Ctrl-C does with kw-fit, and waits for that;
-    the second ends them at once, and what they had written before is kept.
+
+def run_all(jobs: Sequence[Job], at_once: int, watcher: Watcher, begin: Begin | None = None) -> None:
+    """Make runs, so many at a time.
+
+    The first Ctrl-C asks every run to end with its checkpoint, as one Ctrl-C does with kw-fit, and waits for that; the
+    second ends them at once, and what they had written before is kept.
+
+    Args:
+        jobs: the runs, in the order in which they begin.
+        at_once: slots.
+        watcher: is told what happens.
+        begin: begins a run; by default as a process of this machine.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C.
+        InterruptedRunError: SIGTERM.
     """
-
-    def launch(jobs: Sequence[Job], watcher: Watcher) -> None:
-        run_all(jobs, at_once, watcher)
-
-    return launch
-
-
-def run_all(jobs: Sequence[Job], at_once: int, watcher: Watcher) -> None:
-    """Run jobs as processes; see `local`."""
+    begin = begin or process_in(at_once)
     waiting = list(jobs)
-    slots: dict[int, tuple[Job, subprocess.Popen[bytes], float]] = {}
+    slots: dict[int, tuple[Job, Running, float]] = {}
     signals = StopSignals()
     signals.catch()
     told = False
@@ -96,22 +103,22 @@ def run_all(jobs: Sequence[Job], at_once: int, watcher: Watcher) -> None:
             for slot in range(at_once):
                 if slot not in slots and waiting and not signals.wanted:
                     job = waiting.pop(0)
-                    slots[slot] = (job, start(job, slot_environment(slot, at_once, os.environ)), time.monotonic())
                     watcher.started(job)
+                    slots[slot] = (job, begin(job, slot), time.monotonic())
             if signals.wanted and not told:
                 told = True
-                for _, process, _ in slots.values():
-                    process.send_signal(signals.wanted)
-            for slot, (job, process, since) in list(slots.items()):
-                code = process.poll()
+                for _, run, _ in slots.values():
+                    run.stop(signals.wanted)
+            for slot, (job, run, since) in list(slots.items()):
+                code = run.poll()
                 if code is not None:
                     del slots[slot]
                     watcher.ended(job, code, time.monotonic() - since)
             watcher.waiting([job for job, _, _ in slots.values()])
             time.sleep(TICK)
     finally:
-        for _, process, _ in slots.values():  # after a second Ctrl-C, or a fault of our own
-            end(process)
+        for _, run, _ in slots.values():  # after a second Ctrl-C, or a fault of our own
+            run.end()
         signals.release()
     if signals.wanted == signal.SIGTERM:
         raise InterruptedRunError("Interrupted", signal.SIGTERM)
@@ -119,8 +126,43 @@ def run_all(jobs: Sequence[Job], at_once: int, watcher: Watcher) -> None:
         raise KeyboardInterrupt("Interrupted")
 
 
+class Process:
+    """A run as a process of this machine, in a group of its own, which Ctrl-C of the terminal does not reach."""
+
+    def __init__(self, job: Job, environment: Mapping[str, str]) -> None:
+        self._process = start(job, environment)
+
+    def poll(self) -> int | None:
+        """Return its exit code, None while it runs."""
+        return self._process.poll()
+
+    def stop(self, number: int) -> None:
+        """Send it the signal."""
+        self._process.send_signal(number)
+
+    def end(self) -> None:
+        """End it, and all that it started, now."""
+        end(self._process)
+
+
+def process_in(at_once: int) -> Begin:
+    """Return what begins runs as processes of this machine, which share it between so many slots."""
+    return lambda job, slot: Process(job, slot_environment(slot, at_once, os.environ))
+
+
+def run_here(job: Job) -> int:
+    """Make a run inside a task of another engine, and return its exit code; it ends whole when the task is ended."""
+    process = start(job, os.environ)
+    try:
+        return process.wait()
+    except BaseException:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        raise
+
+
 def start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start a job in a group of processes of its own, which Ctrl-C of the terminal does not reach."""
+    """Start a job's process in a group of its own; its output goes to the end of its log."""
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("ab") as log:
         log.write(f"$ {shlex.join(job.command)}\n".encode(errors="replace"))

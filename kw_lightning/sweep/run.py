@@ -22,7 +22,7 @@ from kw_lightning.sweep.checking import check_rows
 from kw_lightning.sweep.folder import MANIFEST, Manifest, SweepFolder, read_result, wait_for_end
 from kw_lightning.sweep.grid import SEED, Grid
 from kw_lightning.sweep.loading import load_rows
-from kw_lightning.sweep.processes import STOPPED, Job, Launcher, kw, local
+from kw_lightning.sweep.processes import STOPPED, Begin, Job, kw, run_all
 from kw_lightning.sweep.results import Results, figures_of, read_results
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,8 @@ def sweep(
     source: Grid | Path,
     *,
     output: str | Path | None = None,
-    launcher: Launcher | None = None,
+    jobs: int = 1,
+    begin: Begin | None = None,
     allow_python: Sequence[str] = (),
     tell: Tell = log.info,
 ) -> Outcome:
@@ -58,7 +59,8 @@ def sweep(
     Args:
         source: the grid, **or** the folder of a sweep that goes on.
         output: the folder; by default `runs/NAME-sweep` of the first recipe.
-        launcher: what makes the runs; by default this machine, one at a time.
+        jobs: how many runs at a time.
+        begin: begins a run, see `kw_lightning.sweep.engines`; by default as a process of this machine.
         allow_python: packages whose code the recipes may name.
         tell: hears what happens, a line each.
 
@@ -80,13 +82,13 @@ def sweep(
     try:
         if isinstance(source, Grid):
             lay_down(folder, manifest, recipes, tell)
-        jobs = open_jobs(folder, manifest, allow_python)
-        watcher = Told(folder, manifest, jobs, tell)
+        left = open_jobs(folder, manifest, allow_python)
+        watcher = Told(folder, manifest, left, tell)
         total = len(manifest.rows) * len(manifest.seeds)
-        if len(jobs) < total:
-            tell(f"{total - len(jobs)} of {total} runs are finished")
+        if len(left) < total:
+            tell(f"{total - len(left)} of {total} runs are finished")
         try:
-            (launcher or local())(jobs, watcher)
+            run_all(left, jobs, watcher, begin)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"Interrupted; kw sweep {folder.path} goes on") from None
         except InterruptedRunError as stop:

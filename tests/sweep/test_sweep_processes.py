@@ -39,18 +39,20 @@ class Watcher:
 
     def __init__(self, *signals: int) -> None:
         self.codes: dict[str, int] = {}
-        self.most = 0
+        self.running = self.most = 0
         self.signals = list(signals)
         self.begun: list[str] = []
 
     def started(self, job: Job) -> None:
         self.begun.append(job.row)
+        self.running += 1
+        self.most = max(self.most, self.running)
 
     def ended(self, job: Job, code: int, seconds: float) -> None:
         self.codes[job.row] = code
+        self.running -= 1
 
     def waiting(self, running: Sequence[Job]) -> None:
-        self.most = max(self.most, len(running))
         if self.signals and running and all("ready\n" in job.log.read_text() for job in running):
             threading.Timer(0.05, os.kill, (os.getpid(), self.signals.pop(0))).start()
 

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from kw_lightning.errors import RunError
 from kw_lightning.fit import fit
 from kw_lightning.recipe import load_recipe
 from kw_lightning.sweep.grid import Grid, make_grid
-from kw_lightning.sweep.processes import Job, Watcher
+from kw_lightning.sweep.processes import Job
 from kw_lightning.sweep.run import Outcome, sweep
 
 QUICK = [
@@ -31,6 +31,22 @@ QUICK = [
 BUDGETS = "warehouses.*.budget=1,1/2"
 
 
+@dataclass
+class Ended:
+    """A run that has ended."""
+
+    code: int
+
+    def poll(self) -> int:
+        return self.code
+
+    def stop(self, number: int) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
 class InProcess:
     """Makes runs by the function that kw-fit calls, but for those of a row that is to fail or to be interrupted."""
 
@@ -38,20 +54,17 @@ class InProcess:
         self.fails, self.interrupts = fails, interrupts
         self.made: list[tuple[str, int]] = []
 
-    def __call__(self, jobs: Sequence[Job], watcher: Watcher) -> None:
-        for job in jobs:
-            watcher.started(job)
-            job.log.parent.mkdir(parents=True, exist_ok=True)
-            if job.row == self.interrupts:
-                raise KeyboardInterrupt
-            if job.row == self.fails:
-                job.log.write_text("much\nno space left\n\n")
-                watcher.ended(job, 1, 0.5)
-                continue
-            _, recipe, change, _, output, _, resume = job.command[3:]
-            fit(recipe, [change], output=output, resume=resume)
-            self.made.append((job.row, job.seed))
-            watcher.ended(job, 0, 0.5)
+    def __call__(self, job: Job, slot: int) -> Ended:
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        if job.row == self.interrupts:
+            raise KeyboardInterrupt
+        if job.row == self.fails:
+            job.log.write_text("much\nno space left\n\n")
+            return Ended(1)
+        _, recipe, change, _, output, _, resume = job.command[3:]
+        fit(recipe, [change], output=output, resume=resume)
+        self.made.append((job.row, job.seed))
+        return Ended(0)
 
 
 def grid(*more: str, seeds: int = 1) -> Grid:
@@ -68,7 +81,7 @@ def interrupted(folder: Path) -> list[str]:
     """What is said by a sweep that is interrupted in its second row."""
     lines: list[str] = []
     with pytest.raises(KeyboardInterrupt, match=rf"kw sweep {folder} goes on"):
-        sweep(grid(BUDGETS), output=folder, launcher=InProcess(interrupts="budget=1-2"), tell=lines.append)
+        sweep(grid(BUDGETS), output=folder, begin=InProcess(interrupts="budget=1-2"), tell=lines.append)
     return lines
 
 
@@ -76,7 +89,7 @@ def interrupted(folder: Path) -> list[str]:
 def outcome(folder: Path, interrupted: list[str]) -> tuple[Outcome, InProcess, list[str]]:
     """The same sweep, gone on with to its end."""
     launcher, lines = InProcess(), list[str]()
-    return sweep(folder, launcher=launcher, tell=lines.append), launcher, lines
+    return sweep(folder, begin=launcher, tell=lines.append), launcher, lines
 
 
 def test_a_sweep_goes_on_where_it_was_with_finished_runs_kept(
@@ -135,7 +148,7 @@ def test_a_grown_grid_is_said_and_a_failed_run_does_not_end_the_others(
 ) -> None:
     launcher, lines = InProcess(fails="budget=3-4"), list[str]()
     grown = grid("warehouses.*.budget=3/4,1/2")
-    found = sweep(grown, output=folder, launcher=launcher, tell=lines.append)
+    found = sweep(grown, output=folder, begin=launcher, tell=lines.append)
     assert lines[:2] == [
         "the grid has changed: 1 new rows; 1 are no longer in it: their runs stay, and the table leaves them out",
         "1 of 2 runs are finished",
@@ -152,7 +165,7 @@ def test_a_changed_recipe_is_refused_where_it_has_runs(
 ) -> None:
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
     with pytest.raises(RunError, match=r"another recipe: budget=1: train\.epochs \(1 → 7\), and 1 more rows"):
-        sweep(grid(BUDGETS, "train.epochs=7"), output=folder, launcher=InProcess())
+        sweep(grid(BUDGETS, "train.epochs=7"), output=folder, begin=InProcess())
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()} == before
 
 
@@ -162,13 +175,13 @@ def test_the_recipes_of_a_sweep_are_frozen_until_a_run_has_begun(tmp_path: Path)
     for epochs in (3, 4):  # nothing was trained with 3
         own.write_text(f"kw: 1\nextends: digits-resnet\ntrain: {{epochs: {epochs}}}\n")
         with pytest.raises(KeyboardInterrupt):
-            sweep(make_grid([str(own)], []), output=tmp_path / "out", launcher=launcher)
+            sweep(make_grid([str(own)], []), output=tmp_path / "out", begin=launcher)
     own.unlink()
     frozen = load_recipe(tmp_path / "out/recipes/net.yaml")
     assert frozen.train is not None
     assert frozen.train.epochs == 4
     with pytest.raises(KeyboardInterrupt):
-        sweep(tmp_path / "out", launcher=launcher)
+        sweep(tmp_path / "out", begin=launcher)
 
 
 @pytest.mark.parametrize(
@@ -182,6 +195,8 @@ def test_the_recipes_of_a_sweep_are_frozen_until_a_run_has_begun(tmp_path: Path)
         (["."], 1, "no sweep.json in this folder"),
         ([".", "train.epochs=1,2"], 2, "is a folder"),
         (["digits-resnet", "train.epochs=1,2", "--output", "other"], 1, "other is not empty and holds no sweep"),
+        (["digits-resnet", "--launcher", "slrm"], 1, 'did you mean "slurm"?'),
+        (["digits-resnet", "--with", "num_gpus=1"], 1, "--with is for --launcher slurm and ray"),
         (["digits-resnet", "--table"], 1, "runs/digits-resnet-sweep: no such folder"),
     ],
 )
