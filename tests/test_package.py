@@ -116,6 +116,7 @@ def test_wheel_holds_what_is_read_at_run_time(wheel: Path) -> None:
         "kw_lightning/fit/data/digits.md",
         "kw_lightning/nn/engine/native/tiles.h",
         "kw_lightning/nn/engine/native/mix_kernels.c",
+        *(f"kw_lightning/report/page.{ending}" for ending in ("html", "css", "js")),
     } <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not any(name.startswith("tests/") for name in names)
