@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kw_lightning.nn.partition import Shape, mixture_grid
@@ -54,6 +55,19 @@ class Convolution:
                 f"Calculated padded input size per channel: ({found}). Kernel size: ({kernel}). "
                 "Kernel size can't be greater than actual input size"
             )
+
+    @classmethod
+    def of(
+        cls,
+        cell_shape: Sequence[int],
+        kernel_shape: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> Convolution:
+        """Return the geometry that an operator is called with, in lists or tuples."""
+        return cls(tuple(kernel_shape), tuple(cell_shape), tuple(stride), tuple(padding), tuple(dilation), groups)
 
     def over_tokens(self) -> Convolution:
         """Return a linear layer as a 1×1 convolution over its tokens."""

@@ -45,11 +45,11 @@ def factored_convolution(
     lasting: bool,
 ) -> Tensor:
     """Convolve every sample of x [batch, in_channels, *size] with its own mixture of cells, in x's type."""
-    convolution = _convolution(cells, kernel_shape, stride, padding, dilation, groups)
+    convolution = Convolution.of(cells.shape[1:], kernel_shape, stride, padding, dilation, groups)
     factors = AttentionFactors(hidden, weight, bias, temperature, initial, lasting)
     if not lasting:
         kept.forget(factors)
-    problem = _problem(x, cells, convolution, backward=False)
+    problem = Problem.of(x, cells, convolution, backward=False)
     size = ranks.size_of_bases(factors, cells)
     keeps = lasting and ranks.is_compiled(x, convolution) and kept.has_room(factors, size)
     if not computing.reads_nothing(x, convolution) and ranks.pays(problem, engine, hidden.shape[1], kept=keeps):
@@ -80,7 +80,7 @@ def _(
     engine: str,
     lasting: bool,
 ) -> Tensor:
-    convolution = _convolution(cells, kernel_shape, stride, padding, dilation, groups)
+    convolution = Convolution.of(cells.shape[1:], kernel_shape, stride, padding, dilation, groups)
     check_engine(engine, convolution)
     return empty_output(x, convolution)
 
@@ -103,10 +103,10 @@ def _backward(
     engine: str,
     needed: Sequence[bool],
 ) -> list[Tensor]:
-    convolution = _convolution(cells, kernel_shape, stride, padding, dilation, groups)
+    convolution = Convolution.of(cells.shape[1:], kernel_shape, stride, padding, dilation, groups)
     factors = AttentionFactors(hidden, weight, bias, temperature, initial)
     of_attention = any(needed[1:4])
-    problem = _problem(x, cells, convolution, backward=True)
+    problem = Problem.of(x, cells, convolution, backward=True)
     if not computing.reads_nothing(x, convolution) and ranks.pays(problem, engine, hidden.shape[1], kept=False):
         ranked = ranks.rank(factors)
         found = ranks.backward(gradient, x, ranked, cells, convolution, (needed[0], of_attention, needed[4]))
@@ -146,10 +146,6 @@ def _(
     return [torch.empty_like(tensor) if need else tensor.new_empty(0) for tensor, need in wanted]
 
 
-def _problem(x: Tensor, cells: Tensor, convolution: Convolution, *, backward: bool) -> Problem:
-    return Problem(convolution, len(x), tuple(x.shape[2:]), len(cells), x.dtype, x.device, backward)
-
-
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.kernel_shape, ctx.stride, ctx.padding, ctx.dilation, ctx.groups, ctx.engine, _ = inputs
     ctx.save_for_backward(*tensors)
@@ -160,7 +156,7 @@ def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     needed = list(ctx.needs_input_grad[:TENSORS])
     geometry = ctx.kernel_shape, ctx.stride, ctx.padding, ctx.dilation, ctx.groups
     if torch.is_grad_enabled():
-        gradients = _literal_gradients(gradient, tensors, _convolution(tensors[4], *geometry), needed)
+        gradients = _literal_gradients(gradient, tensors, Convolution.of(tensors[4].shape[1:], *geometry), needed)
     else:
         found = _backward(gradient, *tensors, *geometry, ctx.engine, needed)
         gradients = [tensor if need else None for tensor, need in zip(found, needed, strict=True)]
@@ -177,9 +173,7 @@ def _literal_gradients(
     x, hidden, weight, bias, cells, temperature, initial = tensors
     alpha = AttentionFactors(hidden, weight, bias, temperature, initial).alpha()
     y = reference.convolve(x, alpha.to(x.dtype), cells.to(x.dtype), convolution)
-    wanted = [tensor for tensor, need in zip(tensors[:TENSORS], needed, strict=True) if need]
-    found = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
-    return [next(found) if need else None for need in needed]
+    return reference.differentiate(y, tensors[:TENSORS], gradient, needed)
 
 
 @register_flop_formula(torch.ops.kw_lightning.factored_convolution)
@@ -233,16 +227,3 @@ def _backward_operations(
     attention = any(needed[1:4])
     convolving = work.backward(engine, convolution, cells[0], *positions, [needed[0], attention, needed[4]])
     return 2 * x[0] * (2 * attention * math.prod(weight) + convolving)
-
-
-def _convolution(
-    cells: Tensor,
-    kernel_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Convolution:
-    return Convolution(
-        tuple(kernel_shape), tuple(cells.shape[1:]), tuple(stride), tuple(padding), tuple(dilation), groups
-    )

@@ -35,7 +35,7 @@ def dynamic_convolution(
     engine: str,
 ) -> Tensor:
     """Convolve every sample of x [batch, in_channels, *size] with its own mixture of cells, in x's type."""
-    convolution = _convolution(cells, kernel_shape, stride, padding, dilation, groups)
+    convolution = Convolution.of(cells.shape[1:], kernel_shape, stride, padding, dilation, groups)
     path = choose(x, attention, cells, convolution, engine, backward=False)
     return computing.forward(x, attention, cells, convolution, path)
 
@@ -52,7 +52,7 @@ def _(
     groups: int,
     engine: str,
 ) -> Tensor:
-    convolution = _convolution(cells, kernel_shape, stride, padding, dilation, groups)
+    convolution = Convolution.of(cells.shape[1:], kernel_shape, stride, padding, dilation, groups)
     check_engine(engine, convolution)
     return empty_output(x, convolution)
 
@@ -71,7 +71,7 @@ def _backward(
     engine: str,
     needed: Sequence[bool],
 ) -> list[Tensor]:
-    convolution = _convolution(cells, kernel_shape, stride, padding, dilation, groups)
+    convolution = Convolution.of(cells.shape[1:], kernel_shape, stride, padding, dilation, groups)
     path = choose(x, attention, cells, convolution, engine, backward=True)
     return computing.backward(gradient, x, attention, cells, convolution, path, needed)
 
@@ -103,7 +103,7 @@ def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
     needed = list(ctx.needs_input_grad[:3])
     if torch.is_grad_enabled():
-        gradients = _literal_gradients(gradient, tensors, _convolution(tensors[2], *ctx.geometry), needed)
+        gradients = _literal_gradients(gradient, tensors, Convolution.of(tensors[2].shape[1:], *ctx.geometry), needed)
     else:
         found = _backward(gradient, *tensors, *ctx.geometry, ctx.engine, needed)
         gradients = [tensor if need else None for tensor, need in zip(found, needed, strict=True)]
@@ -160,19 +160,4 @@ def _literal_gradients(
     """Return gradients that can be differentiated again."""
     x, attention, cells = tensors
     y = reference.convolve(x, attention.to(x.dtype), cells.to(x.dtype), convolution)
-    wanted = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
-    found = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
-    return [next(found) if need else None for need in needed]
-
-
-def _convolution(
-    cells: Tensor,
-    kernel_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Convolution:
-    return Convolution(
-        tuple(kernel_shape), tuple(cells.shape[1:]), tuple(stride), tuple(padding), tuple(dilation), groups
-    )
+    return reference.differentiate(y, tensors, gradient, needed)

@@ -72,8 +72,7 @@ def choose(
     Raises:
         ValueError: an engine that cannot compute the convolution.
     """
-    problem = Problem(convolution, x.shape[0], tuple(x.shape[2:]), len(cells), x.dtype, x.device, backward)
-    ranked = rank(problem, engine)
+    ranked = rank(Problem.of(x, cells, convolution, backward=backward), engine)
     if engine == "autotune" and len(ranked) > 1 and x.numel():
         return autotune.fastest(ranked, x, attention, cells, convolution, backward=backward)
     return ranked[0]

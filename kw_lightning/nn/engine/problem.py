@@ -34,6 +34,11 @@ class Problem(NamedTuple):
     device: torch.device
     backward: bool = False
 
+    @classmethod
+    def of(cls, x: Tensor, cells: Tensor, convolution: Convolution, *, backward: bool) -> Problem:
+        """Return what is to be computed of tensors, by their shapes alone."""
+        return cls(convolution, x.shape[0], tuple(x.shape[2:]), len(cells), x.dtype, x.device, backward)
+
     @property
     def on_cpu(self) -> bool:
         """Return whether the tensors are a CPU's."""
@@ -57,5 +62,4 @@ class Operands(NamedTuple):
 
     def problem(self, *, backward: bool) -> Problem:
         """Return what is to be computed, by shapes alone."""
-        x = self.x
-        return Problem(self.convolution, x.shape[0], tuple(x.shape[2:]), len(self.cells), x.dtype, x.device, backward)
+        return Problem.of(self.x, self.cells, self.convolution, backward=backward)

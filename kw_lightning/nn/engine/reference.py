@@ -5,6 +5,8 @@ The yardstick of tests and benchmarks. Paper: KernelWarehouse (ICML 2024), equat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -92,3 +94,19 @@ def apply_linear(x: Tensor, attention: Tensor, cells: Tensor, convolution: Convo
         [batch, tokens, out_features].
     """
     return torch.bmm(x, assemble_kernels(attention, cells, convolution).transpose(1, 2))
+
+
+def differentiate(
+    y: Tensor, tensors: Sequence[Tensor], gradient: Tensor, needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """Return the gradients of tensors that the literal form's output y was made of, which can be differentiated again.
+
+    Args:
+        y: the output.
+        tensors: what it was made of.
+        gradient: of y.
+        needed: for each tensor, whether its gradient is; None stands for the others.
+    """
+    wanted = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
+    return [next(found) if need else None for need in needed]
