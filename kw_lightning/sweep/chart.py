@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+from kw_lightning.callbacks.figures import drawing
 from kw_lightning.sweep.results import Results
 from kw_lightning.sweep.table import NAMES, PLAIN
 
@@ -17,21 +18,20 @@ def draw(results: Results) -> str:
     The test images' figures where there are some, else those of the validation images, which chose the checkpoints.
     """
     # slow to import
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     part, metric = results.parts[-1], results.manifest.metric
     unit, scale = ("", 1.0) if metric in PLAIN else (", %", 100.0)
     points = [(row, found) for row in results.rows if (found := row.parts[part].summary) is not None]
     sizes = [row.entry.parameters for row, _ in points]
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": results.manifest.name}):  # text stays text; same bytes
+    with drawing(**{"svg.fonttype": "none"}):  # text stays text
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axes = figure.add_subplot()
         for row, found in points:
             place = (row.entry.parameters, scale * found.mean)
             spread = scale * found.deviation if found.deviation is not None else None
             axes.errorbar(*place, yerr=spread, fmt="o", capsize=3)
-            axes.annotate(_plain(row.entry.label), place, xytext=(6, 6), textcoords="offset points", fontsize="small")
+            axes.annotate(row.entry.label, place, xytext=(6, 6), textcoords="offset points", fontsize="small")
         if max(sizes) > WIDE * min(sizes):
             axes.set_xscale("log")
         axes.set_xlabel("parameters")
@@ -41,8 +41,3 @@ def draw(results: Results) -> str:
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()
-
-
-def _plain(text: str) -> str:
-    """Return a label that matplotlib does not take for a formula."""
-    return text.replace("$", r"\$")

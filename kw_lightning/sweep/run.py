@@ -209,7 +209,7 @@ class Told:
             metric = self.manifest.metric
             found = figures_of(read_result(self.folder.run(job.row, job.seed)) or {}, metric)
             unit = "" if metric in table.PLAIN else " %"
-            figures = [f"{table.NAMES[part]} {metric} {table.figure(v, metric)}{unit}" for part, v in found.items()]
+            figures = [f"{table.NAMES[part]} {metric} {table.figure(metric, v)}{unit}" for part, v in found.items()]
             self.tell(f"{self._label(job)}: {', '.join([*figures, f'{seconds:.0f} s'])}")
         elif code in STOPPED:
             self.tell(f"{self._label(job)}: interrupted")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
@@ -18,6 +18,10 @@ class Summary:
     deviation: float | None
     count: int
 
+    def text(self, show: Callable[[float, str], str]) -> str:
+        """Return `mean ± deviation`; `show` writes a figure, with the sign "+" where both signs are to be seen."""
+        return show(self.mean, "") + ("" if self.deviation is None else f" ± {show(self.deviation, '')}")
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -27,6 +31,17 @@ class Difference:
     low: float | None
     high: float | None
     pairs: int
+
+    def text(self, show: Callable[[float, str], str]) -> str:
+        """Return `mean (low to high)`; `show` writes a figure, as for `Summary`."""
+        if self.low is None or self.high is None:
+            return show(self.mean, "+")
+        return f"{show(self.mean, '+')} ({show(self.low, '+')} to {show(self.high, '+')})"
+
+
+def points(value: float, sign: str) -> str:
+    """Return a figure in percent, or a difference of two, with two decimals."""
+    return f"{value:{sign}.2f}"
 
 
 def summarize(values: Sequence[float]) -> Summary | None:

@@ -7,11 +7,12 @@ import io
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from kw_lightning.fit.report import json_text
 from kw_lightning.sweep.folder import SweepFolder
-from kw_lightning.sweep.results import Figures, Results, RowResult
+from kw_lightning.sweep.results import Results, RowResult
 
 NAMES = {"val": "validation", "test": "test"}
 PLAIN = ("loss",)
@@ -32,6 +33,7 @@ def text_rows(results: Results) -> list[list[str]]:
         unit = "" if metric in PLAIN else ", %"
         head += [f"{NAMES[part]} {metric}{unit}", "to the first row (95 %)"]
     rows = [head]
+    show = partial(figure, metric)
     for row in results.rows:
         entry = row.entry
         cells = [entry.settings.get(key, "") for key in keys] or [entry.name]
@@ -39,7 +41,8 @@ def text_rows(results: Results) -> list[list[str]]:
         cells += [f"{entry.trainable:,}"] if _frozen(results) else []
         cells.append("–" if entry.multiply_adds is None else f"{entry.multiply_adds:,}")
         for part in results.parts:
-            cells += [_spread(row.parts[part], metric), _interval(row.parts[part], metric)]
+            summary, beside = row.parts[part].summary, row.parts[part].difference
+            cells += ["–" if summary is None else summary.text(show), "" if beside is None else beside.text(show)]
         rows.append(cells)
     return rows
 
@@ -102,27 +105,9 @@ def _frozen(results: Results) -> bool:
     return any(row.entry.trainable != row.entry.parameters for row in results.rows)
 
 
-def figure(value: float, metric: str, sign: str = "") -> str:
+def figure(metric: str, value: float, sign: str = "") -> str:
     """Return a figure as people read it: a loss as it is, all else in percent."""
     return f"{value:{sign}.4f}" if metric in PLAIN else f"{100 * value:{sign}.2f}"
-
-
-def _spread(figures: Figures, metric: str) -> str:
-    found = figures.summary
-    if found is None:
-        return "–"
-    deviation = "" if found.deviation is None else f" ± {figure(found.deviation, metric)}"
-    return figure(found.mean, metric) + deviation
-
-
-def _interval(figures: Figures, metric: str) -> str:
-    found = figures.difference
-    if found is None:
-        return ""
-    mean = figure(found.mean, metric, "+")
-    if found.low is None or found.high is None:
-        return mean
-    return f"{mean} ({figure(found.low, metric, '+')} to {figure(found.high, metric, '+')})"
 
 
 def _lines(rows: Sequence[Sequence[str]], left: int) -> Iterator[str]:

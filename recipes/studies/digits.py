@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from kw_lightning.fit import fit
+from kw_lightning.sweep.statistics import points, summarize
 
 NETWORKS: dict[str, list[str]] = {
     "static": ["digits-resnet-static"],
@@ -89,8 +89,8 @@ def table(results: list[dict[str, Any]]) -> str:
                 for result in own
                 if result["setting"] == setting and result["seed"] < counts[setting]
             ]
-            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.2f}{spread}" if values else "")
+            found = summarize(values)
+            cells.append("" if found is None else found.text(points))
         if own:
             lines.append(f"| {network} | {own[0]['parameters']:,} | {' | '.join(cells)} |")
     return "\n".join(lines)

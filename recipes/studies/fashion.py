@@ -38,7 +38,7 @@ import torch
 from kw_lightning.fit import fit
 from kw_lightning.planning import plan
 from kw_lightning.recipe import load_recipe
-from kw_lightning.sweep.statistics import Difference, paired_difference, summarize
+from kw_lightning.sweep.statistics import Difference, paired_difference, points, summarize
 
 RATES = (1e-3, 3e-3, 1e-2)
 SHARES = (0.1, 0.2, 0.4, 0.6)
@@ -423,11 +423,11 @@ def table(study: Study, network: str, seeds: Sequence[int]) -> str:
         one = next(iter(runs.values()))
         found, accuracy = study.found[one], summarize([study.found[run]["test"] for run in runs.values()])
         assert accuracy is not None
-        deviation = "" if accuracy.deviation is None else f" ± {accuracy.deviation:.2f}"
-        beside = "" if row == STATIC else shown(difference(study, network, row, STATIC, seeds))
+        to_static = None if row == STATIC else difference(study, network, row, STATIC, seeds)
+        beside = "" if to_static is None else to_static.text(points)
         lines.append(
             f"| {row} | {found['parameters']:,} | {found['macs']:,} | {one.rate:g} | {one.share:.0%} | {len(runs)} "
-            f"| {accuracy.mean:.2f}{deviation} | {beside} |"
+            f"| {accuracy.text(points)} | {beside} |"
         )
     return "\n".join(lines)
 
@@ -450,15 +450,6 @@ def difference(study: Study, network: str, row: str, other: str, seeds: Sequence
     return paired_difference(theirs, own)
 
 
-def shown(difference: Difference | None) -> str:
-    """Return a difference with its interval, as the tables have it."""
-    if difference is None:
-        return ""
-    if difference.low is None:
-        return f"{difference.mean:+.2f}"
-    return f"{difference.mean:+.2f} ({difference.low:+.2f} to {difference.high:+.2f})"
-
-
 def judged(study: Study, seeds: Sequence[int]) -> str:
     """Return what came of each claim."""
     lines = ["| claim | network | found | |", "| --- | --- | ---: | --- |"]
@@ -475,7 +466,7 @@ def judged(study: Study, seeds: Sequence[int]) -> str:
                 "" if claim.size is None else f" with at most {claim.size:.0%} of its parameters ({own / theirs:.0%})"
             )
             text = f"{claim.row} at least {claim.points:+.1f} points from {claim.other}{size}"
-            lines.append(f"| {text} | {network} | {shown(found)} | {reached} |")
+            lines.append(f"| {text} | {network} | {found.text(points)} | {reached} |")
     return "\n".join(lines)
 
 

@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
-import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kw_lightning.fit import fit
 from kw_lightning.nn import KWLayer, warehouses
+from kw_lightning.sweep.statistics import paired_difference, points, summarize
 
 SETTING = [
     "data.validation=none",
@@ -81,7 +80,6 @@ NETWORKS: dict[str, tuple[str, bool, list[str]]] = {
     "4×, warm, at τ = 0 from the start": ("digits-resnet-4x", True, [AT_ONCE]),
     "4×, from scratch": ("digits-resnet-4x", False, []),
 }
-T_95 = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # by degrees of freedom
 
 
 def main() -> None:
@@ -126,29 +124,11 @@ def table(results: list[dict[str, Any]]) -> str:
     ]
     for name, found in by_name.items():
         parameters = next((r["parameters"] for r in results if r["network"] == name), 0)
-        differences = [found[seed] - by_name[REFERENCE][seed] for seed in seeds]
-        spread = spread_of([found[seed] for seed in seeds])
-        beside = "" if name == REFERENCE else interval(differences)
-        lines.append(f"| {name} | {parameters:,} | {spread} | {beside} |")
+        summary = summarize([found[seed] for seed in seeds])
+        beside = paired_difference(by_name[REFERENCE], {seed: found[seed] for seed in seeds})
+        texts = "" if summary is None else summary.text(points), "" if beside is None else beside.text(points)
+        lines.append(f"| {name} | {parameters:,} | {texts[0]} | {'' if name == REFERENCE else texts[1]} |")
     return "\n".join(lines)
-
-
-def spread_of(values: list[float]) -> str:
-    """Return the mean and, of several values, the sample standard deviation."""
-    if not values:
-        return ""
-    return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
-
-
-def interval(differences: list[float]) -> str:
-    """Return the mean difference and, of 2 to 10, its 95 % interval."""
-    if not differences:
-        return ""
-    mean, freedom = statistics.mean(differences), len(differences) - 1
-    if not 0 < freedom < len(T_95):
-        return f"{mean:+.2f}"
-    half = T_95[freedom] * statistics.stdev(differences) / math.sqrt(len(differences))
-    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
 
 
 if __name__ == "__main__":
