@@ -19,10 +19,20 @@ RecipeArgument = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
+SplitOption = Annotated[
+    str | None,
+    typer.Option(metavar="train|val|test", help="Part of the data. \\[default: test, or val where there is none]"),
+]
+
 
 def override_argument(help: str) -> Any:
     """Declare the overrides of a command, which says by `help` what they do there."""
     return typer.Argument(metavar="KEY=VALUE", help=help, autocompletion=complete_override)
+
+
+InsideArgument = Annotated[
+    list[str] | None, override_argument("Changes to the recipe inside, as data.root=/elsewhere.")
+]
 
 
 def package_option(permission: str) -> Any:

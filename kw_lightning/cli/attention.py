@@ -7,18 +7,13 @@ from typing import Annotated
 
 import typer
 
-from kw_lightning.cli.arguments import override_argument, package_option
+from kw_lightning.cli.arguments import InsideArgument, SplitOption, package_option
 
 
 def attention(
     run: Annotated[Path, typer.Argument(metavar="RUN_OR_CKPT", help="A run folder or a checkpoint file.")],
-    overrides: Annotated[
-        list[str] | None, override_argument("Changes to the recipe inside, as data.root=/elsewhere.")
-    ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(metavar="train|val|test", help="Part of the data. \\[default: test, or val where there is none]"),
-    ] = None,
+    overrides: InsideArgument = None,
+    split: SplitOption = None,
     checkpoint: Annotated[
         str | None, typer.Option(metavar="best|last|FILE", help="Of a run folder. \\[default: the chosen one]")
     ] = None,
