@@ -6,6 +6,7 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pickle import UnpicklingError
 
 _SHOWN = 60
 """Characters of a value that a message shows."""
@@ -152,4 +153,6 @@ def _shortened(text: str) -> str:
 
 def first_line(error: BaseException, length: int = 300) -> str:
     """Return the first line of what an exception says, or its name where it says nothing."""
+    if isinstance(error, UnpicklingError):  # torch's words advise to run the file's code
+        return "it holds other things than tensors, or is damaged; no code of a file is run"
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:length]
