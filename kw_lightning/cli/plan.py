@@ -43,7 +43,6 @@ def plan(
     loaded = load_recipe(source, changes)  # its mistakes are told before what is slow to import: torch
     from rich.text import Text
 
-    from kw_lightning.builder import warm_start_errors
     from kw_lightning.cli.output import console, warn
     from kw_lightning.planning import plan as make_plan
     from kw_lightning.planning.table import PlanTable
@@ -54,12 +53,16 @@ def plan(
     planned = make_plan(loaded, allow_python=allowed)
     warn(planned.warning)
     warn_of_contradictions(loaded)
-    errors = warm_start_errors(planned, allow_python=allowed) if warm_start else {}
+    errors = {}
+    if warm_start:
+        from kw_lightning.builder import warm_start_errors
+
+        errors = dict(warm_start_errors(planned, allow_python=allowed))
     if json:
         from json import dumps
 
         steps = preprocessing(loaded)
-        more = {"warm_start": dict(errors)} if warm_start else {}
+        more = {"warm_start": errors} if warm_start else {}
         found = {**planned.to_dict(), "preprocessing": None if steps is None else steps.to_dict(), **more}
         if engine:
             from kw_lightning.planning.engine import plan_engine
