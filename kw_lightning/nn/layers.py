@@ -161,10 +161,9 @@ class KWLayer(nn.Module):
             return attention.factors(hidden, warehouse.temperature), gates
         return attention(x, *warehouse.temperatures, hidden=hidden), gates
 
-    def _one_kernel(self, weights: Tensor | AttentionFactors, dtype: torch.dtype) -> Tensor:
+    def _one_kernel(self, alpha: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the kernel [*kernel_shape] that α [1, mixtures, cells] mixes for all samples."""
         cells = self._attached()[0].cells
-        alpha = weights if isinstance(weights, Tensor) else weights.alpha()
         return in_type(assemble_kernels(in_type(alpha, cells.dtype), cells, self._convolution())[0], dtype)
 
     @property
@@ -282,11 +281,9 @@ class _KWConvNd(KWLayer):
         if attention.dynamic:
             y = dynamic_convolution(x, weights, warehouse.cells, convolution, self.engine)
         else:
-            kernel, geometry = (
-                self._one_kernel(weights, dtype),
-                (self.stride, self._padding, self.dilation, self.groups),
-            )
-            y = CONVOLVE[self.dimensions](x, kernel, None, *geometry)
+            assert isinstance(weights, Tensor)  # factors are a dynamic attention's
+            kernel = self._one_kernel(weights, dtype)
+            y = CONVOLVE[self.dimensions](x, kernel, None, self.stride, self._padding, self.dilation, self.groups)
         y = self._finish(_gated(y, gates.output, self.dimensions + 1), self.dimensions + 1)
         return y.squeeze(0) if single else y
 
