@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -35,14 +40,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = partial_of(path)  # of the same name every time, so that what a kill left is written over
-        try:
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with undisturbed_by_children():
+            try:
+                with partial.open("wb") as file:
+                    torch.save(checkpoint, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: Any, *args: Any, **options: Any) -> dict[str, Any]:
         """Read a checkpoint; of a local file the checksums are compared.
@@ -54,6 +60,28 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             verify(Path(path))
         state: dict[str, Any] = super().load_checkpoint(path, *args, **options)
         return state
+
+
+@contextmanager
+def undisturbed_by_children() -> Iterator[None]:
+    """Hear of a child process that ended only at the end of the block.
+
+    torch's data loaders raise in the handler of SIGCHLD, wherever the process is; raised inside `torch.save` it leaves
+    a writer that cannot be closed, which ends the whole process.
+    """
+    number = getattr(signal, "SIGCHLD", None)  # not on Windows
+    handler = signal.getsignal(number) if number is not None else None
+    if number is None or not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard: list[tuple[int, FrameType | None]] = []
+    signal.signal(number, lambda *arguments: heard.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(number, handler)
+        if heard:
+            handler(*heard[-1])
 
 
 def partial_of(path: Path) -> Path:

@@ -1,8 +1,11 @@
 """Checkpoint files: whole or not at all, and damage is noticed."""
 
+import os
 import pickle
 import random
+import signal
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -83,3 +86,28 @@ def test_what_a_kill_left_is_written_over(checkpoint: Path) -> None:
     AtomicCheckpointIO().save_checkpoint({"step": 2}, checkpoint)
     assert [path.name for path in checkpoint.parent.iterdir()] == ["last.ckpt"]
     assert read(checkpoint) == {"step": 2}
+
+
+class EndsAChild:
+    """As if a process that reads images ended while a checkpoint is written."""
+
+    def __reduce__(self) -> tuple[type[OrderedDict[str, int]], tuple[()]]:
+        os.kill(os.getpid(), signal.SIGCHLD)
+        return OrderedDict, ()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="this system has no such signal")
+def test_a_child_that_ends_is_heard_of_when_the_file_is_whole(tmp_path: Path) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    path = tmp_path / "last.ckpt"
+    before = signal.signal(signal.SIGCHLD, fail)
+    try:
+        with pytest.raises(RuntimeError, match="DataLoader worker"):
+            AtomicCheckpointIO().save_checkpoint({"child": EndsAChild(), "weights": torch.arange(5000.0)}, path)
+        assert signal.getsignal(signal.SIGCHLD) is fail
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert torch.equal(read(path)["weights"], torch.arange(5000.0))
+    assert not partial_of(path).exists()
