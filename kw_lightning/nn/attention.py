@@ -178,6 +178,10 @@ class ContrastingAttention(CellWeights):
             return in_type(x, dtype)
         if 0 in x.shape[1:]:  # the mean of no positions is not a number, and so would all gradients be
             return x.sum(dim=positions, dtype=dtype)
+        if x.requires_grad and torch.is_grad_enabled() and not _is_recorded():
+            # The same mean. `mean` makes a map of its gradient, to be added to the layer's; this one's is [batch,
+            # channels] seen as a map, and added in place.
+            return x.sum(dim=positions, dtype=dtype) / math.prod(x.shape[position] for position in positions)
         return x.mean(dim=positions, dtype=dtype)
 
     def _hidden(self, pooled: Tensor) -> Tensor:
@@ -284,6 +288,11 @@ def attention_size(
     own, rank = _low_rank(mixtures, cells, budget, basis)
     others = cells - own
     return shared + width * mixtures * (rank + numbers - others) + rank * others + mixtures * numbers
+
+
+def _is_recorded() -> bool:
+    """Return whether a graph is made, which knows what a mean is."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 def _within_reach(pooled: Tensor) -> Tensor:

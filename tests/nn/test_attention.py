@@ -113,6 +113,17 @@ def test_a_training_batch_of_one_uses_the_running_statistics_and_leaves_them() -
     assert not torch.equal(attention.norm.running_mean, before)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_means_gradient_is_no_map_of_its_own(channels_last: bool) -> None:
+    x = torch.randn(2, *((5, 5, 16) if channels_last else (16, 5, 5)), requires_grad=True)
+    positions = (1, 2) if channels_last else (2, 3)
+    pooled = make(channels_last=channels_last)._pool(x)
+    assert torch.equal(pooled, x.mean(positions))
+    (gradient,) = torch.autograd.grad(pooled, x, torch.ones_like(pooled))
+    assert torch.equal(gradient, torch.full_like(x, 1 / 25))
+    assert [gradient.stride(position) for position in positions] == [0, 0]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_the_largest_activations_of_half_precision_give_finite_weights_and_gradients(
