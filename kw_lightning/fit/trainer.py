@@ -40,7 +40,8 @@ ONE_LABEL, SEVERAL_LABELS = ("val/accuracy", "val/top5"), ("val/map", "val/f1", 
 OnNan = Literal["stop", "warn"]
 NAN_HINT = (
     "lower train.optimizer.lr, give train.schedule.warmup_epochs or train.gradient_clip, or train.precision=bf16-mixed "
-    "in place of 16-mixed. {} is the last finite checkpoint, if there is one"
+    "in place of 16-mixed; 16-true needs train.optimizer.eps=1e-4, since 1e-8 is 0 in float16. {} is the last finite "
+    "checkpoint, if there is one"
 )
 
 

@@ -13,9 +13,15 @@ HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backwa
 def autocast_type(device: torch.device) -> torch.dtype | None:
     """Return the type that autocast asks for on a device; None where it is off, or there is none (`meta`)."""
     kind = device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    if not _has_autocast(kind) or not torch.is_autocast_enabled(kind):
         return None
     return torch.get_autocast_dtype(kind)
+
+
+# Older compilers cannot trace the question.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_autocast(kind: str) -> bool:
+    return torch.amp.is_autocast_available(kind)
 
 
 def in_type(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -44,7 +44,10 @@ class Losses(Classifier):
         return y
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters(), lr=self.lr)
+        # Weights in float16 need an eps that float16 knows: 1e-8 is 0 there, and 0 / 0 the first step of a parameter
+        # without a gradient.
+        half = any(parameter.dtype == torch.float16 for parameter in self.parameters())
+        return torch.optim.AdamW(self.parameters(), lr=self.lr, eps=1e-4 if half else 1e-8)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.losses.append(float(outputs["loss"]))

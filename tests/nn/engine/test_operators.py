@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import statistics
 from typing import Any
 
 import pytest
@@ -13,6 +15,12 @@ from kw_lightning.nn import KWConv2d, KWLinear, set_temperature, share_warehouse
 from kw_lightning.nn.engine import Convolution, dynamic_convolution, operators, reference
 
 GEOMETRY = Convolution((4, 4, 3, 3), (2, 4, 1, 1), (1, 1), (1, 1), (1, 1))
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+    ),
+]
 SHAPES = ((2, 4, 5, 5), (2, 18, 3), (3, 2, 4, 1, 1))
 
 
@@ -81,7 +89,8 @@ def test_compiles_without_graph_breaks(dynamic: bool) -> None:
         y.square().sum().backward()
         torch.testing.assert_close(y, expected)
         for parameter, gradient in zip(net.parameters(), gradients, strict=True):
-            torch.testing.assert_close(parameter.grad, gradient)
+            # Relative to the largest: a gradient that is a small rest of large sums has its roundings from those.
+            assert (parameter.grad - gradient).abs().max() < 1e-5 * gradient.abs().max().clamp_min(1.0)
 
 
 def test_exports() -> None:
@@ -171,18 +180,49 @@ def test_an_unknown_engine_is_refused() -> None:
         dynamic_convolution(*tensors(), GEOMETRY, "fast")
 
 
+def step(net: nn.Module, x: Tensor) -> list[Tensor]:
+    """Return the output, and all gradients of its mean square as one vector, in float64 on the CPU."""
+    net.zero_grad()
+    y = net(x)
+    with torch.autocast(x.device.type, enabled=False):
+        y.to(torch.promote_types(y.dtype, torch.float32)).square().mean().backward()
+    gradients = torch.cat([parameter.grad.double().flatten().cpu() for parameter in net.parameters()])
+    return [y.detach().double().cpu(), gradients]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_step_under_autocast_is_as_exact_as_its_type(dtype: torch.dtype, device: str) -> None:
+    """Outputs to a few roundings; gradients to about √eps, in the middle of several inputs.
+
+    A rounding of eps takes a share of about eps of all hidden activations and of all z across 0, where the gradients
+    of ReLU and |z| jump by all of it: squares of errors add up to eps. The literal form misses by as much.
+    """
+    net = network()
+    for name, parameter in net.named_parameters():
+        if name.endswith("expand.bias"):  # else samples without a hidden activation have no z: α jumps by 1/0.001
+            nn.init.normal_(parameter)
+    exact = copy.deepcopy(net).double()
+    net.to(device)
+    eps = torch.finfo(dtype).eps
+    misses = []
+    for _ in range(7):
+        x = torch.randn(4, 8, 12, 12)
+        with torch.autocast(device, dtype):
+            found = step(net, x.to(device))
+        pairs = zip(found, step(exact, x.double()), strict=True)
+        of_y, of_gradients = (float((one - other).norm() / other.norm()) for one, other in pairs)
+        assert of_y < 4 * eps
+        misses.append(of_gradients)
+    assert statistics.median(misses) < eps**0.5
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_step_on_a_gpu_under_autocast_waits_for_nothing_and_equals_the_cpus(dtype: torch.dtype) -> None:
-    net = network()
-    x = torch.randn(4, 8, 12, 12)
-    expected = net(x)
-    expected.square().mean().backward()
-    gradients = [parameter.grad.clone() for parameter in net.parameters()]
-    net.zero_grad()
-    net.cuda()
-    x = x.cuda()
+def test_a_step_on_a_gpu_under_autocast_waits_for_nothing(dtype: torch.dtype) -> None:
+    net = network().cuda()
+    x = torch.randn(4, 8, 12, 12, device="cuda")
     net(x).sum().backward()  # what is made once
     net.zero_grad()
     torch.cuda.set_sync_debug_mode("error")
@@ -193,8 +233,6 @@ def test_a_step_on_a_gpu_under_autocast_waits_for_nothing_and_equals_the_cpus(dt
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert y.dtype == dtype
-    for one, other in zip((y, *(p.grad for p in net.parameters())), (expected, *gradients), strict=True):
-        assert (one.float().cpu() - other).abs().max() < 5e-2 * other.abs().max()
 
 
 @pytest.mark.gpu
