@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,8 @@ ENDED = (
     "make data.workers or data.batch_size smaller"
 )
 
+WORKER = "DataLoader worker"  # so torch's messages of one that ended begin
+
 
 @contextmanager
 def readable_failures() -> Iterator[None]:
@@ -27,7 +30,8 @@ def readable_failures() -> Iterator[None]:
         RunError: in place of torch's errors. On the CPU they are a plain RuntimeError, known by its text alone.
     """
     try:
-        yield
+        with _quiet_while_nothing_can_be_raised():
+            yield
     except torch.OutOfMemoryError as error:
         raise RunError(f"the device's memory is too small for this run; {SMALLER}") from error
     except MemoryError as error:
@@ -36,8 +40,24 @@ def readable_failures() -> Iterator[None]:
         text = str(error)
         if "DefaultCPUAllocator" in text:
             raise RunError(f"the computer's memory is too small for this run; {SMALLER}") from error
-        if text.startswith("DataLoader worker"):
+        if text.startswith(WORKER):
             raise RunError(ENDED) from error
         raise
     except ConnectionResetError as error:  # the worker ended while it handed over a batch
         raise RunError(ENDED) from error
+
+
+@contextmanager
+def _quiet_while_nothing_can_be_raised() -> Iterator[None]:
+    """Print nothing of a worker's end that is heard in a destructor: the loader notices it in seconds, and raises."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if not str(unraisable.exc_value).startswith(WORKER):
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
