@@ -58,7 +58,10 @@ def problem(
 
 
 def suited(path: str, convolution: Convolution) -> Convolution:
-    """Return the convolution, for the depthwise path with every output channel by itself."""
+    """Return the convolution, for the paths of grouped ones in two groups, or with every output channel by itself."""
+    if path.endswith("by_group"):
+        channels, *others = convolution.kernel_shape
+        return dataclasses.replace(convolution, kernel_shape=(2 * channels, *others), groups=2)
     if not path.endswith("depthwise"):
         return convolution
     (channels, _, *kernel), (cell, *_) = convolution.kernel_shape, convolution.cell_shape

@@ -40,6 +40,7 @@ class Extents(NamedTuple):
 
     Attributes:
         batch, rows, cells: samples, mixtures of a sample, n.
+        groups, cell_groups: of the convolution itself, whose channels are side by side.
         lanes, depths, lane_groups, depth_groups: the channel axes of a cell, and the cells along them.
         source_positions, out_positions: that the pass reads and writes.
         threads: that share the work.
@@ -61,6 +62,8 @@ class Extents(NamedTuple):
     width: int
     limit: int
     ranks: int = 0
+    groups: int = 1
+    cell_groups: int = 1
 
     def scaled(self, bytes: int) -> int:
         """Return the bytes of a cache's share on a processor with these vectors."""
@@ -145,7 +148,7 @@ def block_channels(extents: Extents, *, backward: bool) -> Blocking:
 
 def share(extents: Extents) -> int:
     """Return the fewest parts of the samples with which blocks of lanes · parts go evenly among the threads."""
-    blocks = -(-extents.lanes // extents.width)
+    blocks = extents.cell_groups * -(-extents.lanes // extents.width)
     threads = extents.threads
     parts = next(n for n in range(1, threads + 1) if _imbalance(blocks * n, threads) <= IMBALANCE)
     return min(parts, extents.batch)
@@ -158,12 +161,12 @@ def _kernel_bytes(extents: Extents) -> int:
 def _read(extents: Extents, parts: int, beside: int = 0) -> int:
     """Return the samples that are read together.
 
-    As many as `MAP_BYTES` hold of source positions · depths · depth groups numbers, and bytes beside them, each; more,
+    As many as `MAP_BYTES` hold of source positions · channels numbers, and bytes beside them, each; more,
     up to `MOST_MAPS` times as many, so that packing the cells, which is done anew for them, is a few hundredths of the
     work: PACKING · cells / (rows · (cells + positions)) samples. Bases are mixed anew with them, rows · ranks a cell.
     """
     e = extents
-    held = NUMBER * e.source_positions * e.depths * e.depth_groups + beside
+    held = NUMBER * e.source_positions * e.depths * e.depth_groups * e.groups * e.cell_groups + beside
     once = (PACKING + e.rows * e.ranks) * e.cells
     packing = once // (e.rows * ((e.ranks or e.cells) + e.source_positions))
     samples = max(MAP_BYTES // held, min(packing, MOST_MAPS * MAP_BYTES // held))

@@ -182,7 +182,8 @@ class _Call:
     def _find_blocks(self, kept: Kept) -> Tensor:
         """Return the blocks of mixed bases, or memory for them, and tell the pass which."""
         p, blocks = self.arguments, kept.blocks
-        numbers = _padded(p.lanes) * -(-p.depths // p.block_depths) * p.block_depths * p.rows * p.ranks
+        lanes = p.cell_groups * _padded(p.lanes)
+        numbers = lanes * -(-p.depths // p.block_depths) * p.block_depths * p.rows * p.ranks
         p.kept_filled = blocks is not None and blocks.numel() == numbers
         if blocks is not None and p.kept_filled:
             return blocks
@@ -281,6 +282,12 @@ def _describe(
     co, ci = convolution.cell_shape[:2]  # ci is 1 in depthwise convolutions: lanes are theirs, both ways
     p = Pass(batch=batch, rows=len(positions.live) * out_groups * in_groups, cells=cells, ranks=ranks, threads=threads)
     p.cell_step, p.row_tap = co * ci, out_groups * in_groups
+    p.groups = p.cell_groups = 1
+    if form.turns and convolution.groups > 1:
+        p.cell_groups = max(co * convolution.groups // convolution.kernel_shape[0], 1)
+        p.groups = convolution.groups // p.cell_groups
+        co, out_groups = co // p.cell_groups, out_groups // p.groups
+        p.group_step, p.row_group = co * ci, out_groups * in_groups
     if backward and form.turns:
         p.lanes, p.depths, p.lane_groups, p.depth_groups = ci, co, in_groups, out_groups
         p.row_lane, p.row_depth, p.lane_step, p.depth_step = 1, in_groups, 1, ci

@@ -29,9 +29,10 @@ class Pass(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("batch", "rows", "cells")),
+        *((name, ctypes.c_int64) for name in ("groups", "cell_groups")),
         *((name, ctypes.c_int64) for name in ("lanes", "depths", "lane_groups", "depth_groups")),
-        *((name, ctypes.c_int64) for name in ("row_tap", "row_lane", "row_depth")),
-        *((name, ctypes.c_int64) for name in ("cell_step", "lane_step", "depth_step")),
+        *((name, ctypes.c_int64) for name in ("row_tap", "row_group", "row_lane", "row_depth")),
+        *((name, ctypes.c_int64) for name in ("cell_step", "group_step", "lane_step", "depth_step")),
         *((name, ctypes.c_int64) for name in ("out_positions", "source_positions")),
         *((name, Map) for name in ("out", "source", "other")),
         *((name, Sums) for name in ("out_sums", "source_sums", "other_sums")),

@@ -99,22 +99,21 @@ static void convolve(const Pass *p, index_t sample, index_t group, index_t lane,
 }
 
 /* Some lanes of samples first to last of the batch, which read their own source. */
-static void run_lanes(const Pass *p, index_t lane, index_t first, index_t last, const float *source, float *memory,
-                      float *alpha_gradient, float *cell_gradient, int add) {
+static void run_lanes(const Pass *p, index_t group, index_t lane, index_t first, index_t last, const float *source,
+                      float *memory, float *alpha_gradient, float *cell_gradient, int add) {
     (void)source;
     Memory own, *m = &own;
     lay_out(p, memory, m);
     index_t lanes = smaller(LANES, p->lanes - lane), width = padded(p->cells);
-    pack_cells(p, lane, lanes, 0, 1, m->block, LANES, p->cells * LANES);
+    pack_cells(p, group, lane, lanes, 0, 1, m->block, LANES, p->cells * LANES);
     if (alpha_gradient) turn_cells(p, 1, m->block, m->turned);
     for (index_t b = first; b < last; b += p->mixed_samples) {
         index_t samples = smaller(p->mixed_samples, last - b), rows = samples * p->rows;
         const float *alpha = p->alpha + b * p->rows * p->cells;
         if (p->out.data) product(rows, 2, p->cells, alpha, p->cells, 1, m->block, LANES, m->kernels, LANES, 0);
         for (index_t i = 0; i < samples * p->lane_groups; i++) {
-            index_t sample = i / p->lane_groups, group = i % p->lane_groups;
-            convolve(p, b + sample, group, lane, lanes, m->kernels + (sample * p->rows + group * p->row_lane) * LANES,
-                     m);
+            index_t sample = i / p->lane_groups, g = i % p->lane_groups;
+            convolve(p, b + sample, g, lane, lanes, m->kernels + (sample * p->rows + g * p->row_lane) * LANES, m);
         }
         for (index_t j = 0; alpha_gradient && j < p->cells; j += LANES)
             product(rows, p->cells - j > WIDTH ? 2 : 1, LANES, m->kernels, LANES, 1, m->turned + j * LANES, LANES,
@@ -122,7 +121,8 @@ static void run_lanes(const Pass *p, index_t lane, index_t first, index_t last, 
         if (cell_gradient)
             product(p->cells, 2, rows, alpha, 1, p->cells, m->kernels, LANES, m->gradient, LANES, b > first);
     }
-    if (cell_gradient) unpack_cells(p, lane, lanes, 0, 1, m->gradient, LANES, p->cells * LANES, cell_gradient, add);
+    if (cell_gradient)
+        unpack_cells(p, group, lane, lanes, 0, 1, m->gradient, LANES, p->cells * LANES, cell_gradient, add);
 }
 
 void kw_mix_depthwise(const Pass *p) { share_out(p, lay_out(p, NULL, &(Memory){0}), 0, run_lanes); }

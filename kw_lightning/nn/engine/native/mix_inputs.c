@@ -77,7 +77,7 @@ void kw_mix_inputs(const Pass *p) {
                         index_t lane = i / p->parts * LANES, lanes = smaller(LANES, p->lanes - lane);
                         index_t from = rows * (i % p->parts) / p->parts, to = rows * (i % p->parts + 1) / p->parts;
                         float *block = scratch + thread * forward_scratch(p);
-                        pack_cells(p, lane, lanes, depth, depths, block, LANES, p->cells * LANES);
+                        pack_cells(p, 0, lane, lanes, depth, depths, block, LANES, p->cells * LANES);
                         product(to - from, 2, depths * p->cells, mixed + from * row_step(p), row_step(p), 1, block,
                                 LANES, out + (i / p->parts * rows + from) * LANES, LANES, depth > 0);
                     }
@@ -178,12 +178,12 @@ static void differentiate(const Pass *p, const Memory *m, index_t samples, const
                 m->gradient + j * p->depths * LANES, LANES, add);
 }
 
-static void run_lanes(const Pass *p, index_t lane, index_t first, index_t last, const float *source, float *memory,
-                      float *alpha_gradient, float *cell_gradient, int add) {
+static void run_lanes(const Pass *p, index_t group, index_t lane, index_t first, index_t last, const float *source,
+                      float *memory, float *alpha_gradient, float *cell_gradient, int add) {
     Memory own, *m = &own;
     lay_out(p, memory, m);
     index_t lanes = smaller(LANES, p->lanes - lane), map = p->out_positions * LANES, width = padded(p->cells);
-    pack_cells(p, lane, lanes, 0, p->depths, m->block, p->depths * LANES, LANES);
+    pack_cells(p, group, lane, lanes, 0, p->depths, m->block, p->depths * LANES, LANES);
     memset(m->out, 0, (last - first) * p->lane_groups * map * sizeof(float));
     for (index_t b = first; b < last; b++)
         for (index_t g = 0; g < p->lane_groups; g++)
@@ -196,7 +196,7 @@ static void run_lanes(const Pass *p, index_t lane, index_t first, index_t last, 
                       alpha_gradient ? alpha_gradient + b * p->rows * width : NULL, b > first);
     }
     if (cell_gradient)
-        unpack_cells(p, lane, lanes, 0, p->depths, m->gradient, p->depths * LANES, LANES, cell_gradient, add);
+        unpack_cells(p, group, lane, lanes, 0, p->depths, m->gradient, p->depths * LANES, LANES, cell_gradient, add);
     for (index_t b = first; p->out.data && b < last; b++)
         for (index_t g = 0; g < p->lane_groups; g++)
             write_map(&p->out, &p->out_sums, b, g * p->lanes + lane, lanes, NULL,

@@ -4,7 +4,9 @@
 
        out[b, p, g, l] = sum over taps t, groups h of depths and depths d of
                          source[b, reads(t, p), h, d] * W[b, (t, g, h)][d, l],
-       W[b, r] = sum over j of alpha[b, r, j] * E[j].
+       W[b, r] = sum over j of alpha[b, r, j] * E[j],
+
+   and that for each group of a grouped convolution.
 
    Lanes l and depths d are the two channel axes of a cell: output and input channels in the forward pass, input and
    output channels for the gradient of the input. A block is LANES lanes by some depths of every cell. It is packed
@@ -35,12 +37,18 @@ typedef struct {
 /* Numbers of a mixture in a block; no power of two, so that mixtures share no set of the cache. */
 static index_t kernel_step(const Pass *p) { return (p->block_depths + 1) * LANES; }
 
+/* Groups of lanes of which one block of a cell mixes kernels, in all groups of the convolution. */
+static index_t lane_groups(const Pass *p) { return p->groups * p->lane_groups; }
+
+/* Numbers of a group's source in one sample. */
+static index_t group_size(const Pass *p) { return p->source_positions * group_depths(p); }
+
 /* Numbers of a basis in a block. */
 static index_t base_step(const Pass *p) { return p->block_depths * LANES; }
 
 static index_t lay_out(const Pass *p, float *at, Memory *m) {
     float *start = at;
-    index_t block = p->block_depths * p->cells * LANES, each = pieces(p->read_samples, p->parts) * p->lane_groups;
+    index_t block = p->block_depths * p->cells * LANES, each = pieces(p->read_samples, p->parts) * lane_groups(p);
     int kernels = p->other.data != NULL;
     m->mapped = at, at += larger(p->source.positions, p->out.positions) * larger(p->block_depths, LANES);
     m->out = at, at += p->out.data ? each * p->out_positions * LANES : 0;
@@ -199,15 +207,22 @@ static void mix(const Pass *p, const Block *k, index_t samples, const Memory *m)
                         m->kernels + r * step + d * LANES, p->rows * step, 0);
 }
 
+/* The source of sample b and of group q, of those that the block has. */
+static const float *source_of(const Pass *p, const Block *k, index_t b, index_t q) {
+    return k->source + b * sample_size(p) + q * p->cell_groups * group_size(p);
+}
+
 static void mix_and_apply(const Pass *p, const Block *k, index_t samples, const Memory *m) {
     index_t step = kernel_step(p);
     mix(p, k, samples, m);
     for (index_t b = 0; b < samples; b++)
-        for (index_t g = 0; g < p->lane_groups; g++)
+        for (index_t i = 0; i < lane_groups(p); i++) {
+            index_t q = i / p->lane_groups, row = q * p->row_group + i % p->lane_groups * p->row_lane;
             for (index_t t = 0; t < p->tiles; t++)
-                gather(p, p->tile + p->tile_start[t], k->source + b * sample_size(p) + k->depth * p->source_positions,
-                       m->zeros, k->depths, m->kernels + (b * p->rows + g * p->row_lane) * step,
-                       k->out + (b * p->lane_groups + g) * p->out_positions * LANES, k->depth > 0);
+                gather(p, p->tile + p->tile_start[t], source_of(p, k, b, q) + k->depth * p->source_positions, m->zeros,
+                       k->depths, m->kernels + (b * p->rows + row) * step,
+                       k->out + (b * lane_groups(p) + i) * p->out_positions * LANES, k->depth > 0);
+        }
 }
 
 /* The gradient of the kernels of some samples, folded into those of alpha and of the cells. */
@@ -245,64 +260,71 @@ static void differentiate(const Pass *p, const Block *k, index_t samples, const 
                           int add) {
     index_t step = kernel_step(p);
     for (index_t b = 0; b < samples; b++)
-        for (index_t g = 0; g < p->lane_groups; g++)
+        for (index_t i = 0; i < lane_groups(p); i++) {
+            index_t q = i / p->lane_groups, row = q * p->row_group + i % p->lane_groups * p->row_lane;
             for (index_t h = 0; h < p->depth_groups; h++)
                 for (const int32_t *s = p->span, *end = s + 4 * p->spans; s < end; s += 4)
                     outer(p->run + 4 * s[2], p->run + 4 * s[3],
-                          k->source + b * sample_size(p) + (h * p->depths + k->depth) * p->source_positions, k->depths,
-                          k->other + (b * p->lane_groups + g) * p->out_positions * LANES,
-                          m->kernels + (b * p->rows + s[0] * p->row_tap + g * p->row_lane + h * p->row_depth) * step,
-                          s[1]);
+                          source_of(p, k, b, q) + (h * p->depths + k->depth) * p->source_positions, k->depths,
+                          k->other + (b * lane_groups(p) + i) * p->out_positions * LANES,
+                          m->kernels + (b * p->rows + row + s[0] * p->row_tap + h * p->row_depth) * step, s[1]);
+        }
     (p->ranks ? fold_into_bases : fold_into_cells)(p, k, samples, m, alpha_gradient, add);
 }
 
 /* Make a block of the cells ready, or of bases where those are not there yet. */
-static void prepare(const Pass *p, index_t lane, index_t lanes, index_t depth, index_t depths, Memory *m,
+static void prepare(const Pass *p, index_t group, index_t lane, index_t lanes, index_t depth, index_t depths, Memory *m,
                     const float *alpha_gradient) {
     if (p->kept)
-        m->base = p->kept + (lane / LANES * pieces(p->depths, p->block_depths) + depth / p->block_depths) * bases(p) *
-                                base_step(p);
+        m->base = p->kept + ((group * pieces(p->lanes, LANES) + lane / LANES) * pieces(p->depths, p->block_depths) +
+                             depth / p->block_depths) *
+                                bases(p) * base_step(p);
     if (p->kept && p->kept_filled) return;
-    pack_cells(p, lane, lanes, depth, depths, m->block, LANES, p->cells * LANES);
+    pack_cells(p, group, lane, lanes, depth, depths, m->block, LANES, p->cells * LANES);
     if (p->ranks) mix_bases(p, depths, m);
     if (!alpha_gradient) return;
     turn_cells(p, depths, m->block, m->turned);
     if (p->ranks) turn_bases(p, depths, m);
 }
 
+/* Where the channels of a group of lanes begin, of the groups of the convolution of which a block has part. */
+static index_t channel_of(const Pass *p, index_t group, index_t i) {
+    return ((i / p->lane_groups * p->cell_groups + group) * p->lane_groups + i % p->lane_groups) * p->lanes;
+}
+
 /* All depths of some lanes, for samples first to last of the batch; source holds theirs. */
-static void run_lanes(const Pass *p, index_t lane, index_t first, index_t last, const float *source, float *memory,
-                      float *alpha_gradient, float *cell_gradient, int add) {
+static void run_lanes(const Pass *p, index_t group, index_t lane, index_t first, index_t last, const float *source,
+                      float *memory, float *alpha_gradient, float *cell_gradient, int add) {
     Memory own, *m = &own;
     lay_out(p, memory, m);
     index_t lanes = smaller(LANES, p->lanes - lane), map = p->out_positions * LANES;
     memset(m->zeros, 0, p->block_depths * sizeof(float));
     for (index_t b = first; p->other.data && b < last; b++)
-        for (index_t g = 0; g < p->lane_groups; g++)
-            read_map(&p->other, &p->other_sums, b, g * p->lanes + lane, lanes, p->out_positions, LANES, m->mapped,
-                     m->other + ((b - first) * p->lane_groups + g) * map);
+        for (index_t i = 0; i < lane_groups(p); i++)
+            read_map(&p->other, &p->other_sums, b, channel_of(p, group, i) + lane, lanes, p->out_positions, LANES,
+                     m->mapped, m->other + ((b - first) * lane_groups(p) + i) * map);
     for (index_t depth = 0; depth < p->depths; depth += p->block_depths) {
         index_t depths = smaller(p->block_depths, p->depths - depth);
-        Block k = {depth, depths, first, source, m->out, m->other};
-        prepare(p, lane, lanes, depth, depths, m, alpha_gradient);
+        Block k = {depth, depths, first, source + group * group_size(p), m->out, m->other};
+        prepare(p, group, lane, lanes, depth, depths, m, alpha_gradient);
         while (k.first < last) {
             index_t samples = smaller(p->mixed_samples, last - k.first);
             if (p->out.data) mix_and_apply(p, &k, samples, m);
             if (p->other.data) differentiate(p, &k, samples, m, alpha_gradient, k.first > first);
             k.first += samples;
             k.source += samples * sample_size(p);
-            k.out += samples * p->lane_groups * map;
-            k.other += samples * p->lane_groups * map;
+            k.out += samples * lane_groups(p) * map;
+            k.other += samples * lane_groups(p) * map;
         }
         if (p->ranks && p->other.data)
             fold_bases(p, depths, m, alpha_gradient ? alpha_gradient + p->batch * p->rows * padded(p->ranks) : NULL);
         if (cell_gradient)
-            unpack_cells(p, lane, lanes, depth, depths, m->gradient, LANES, p->cells * LANES, cell_gradient, add);
+            unpack_cells(p, group, lane, lanes, depth, depths, m->gradient, LANES, p->cells * LANES, cell_gradient, add);
     }
     for (index_t b = first; p->out.data && b < last; b++)
-        for (index_t g = 0; g < p->lane_groups; g++)
-            write_map(&p->out, &p->out_sums, b, g * p->lanes + lane, lanes, m->mapped,
-                      m->out + ((b - first) * p->lane_groups + g) * map);
+        for (index_t i = 0; i < lane_groups(p); i++)
+            write_map(&p->out, &p->out_sums, b, channel_of(p, group, i) + lane, lanes, m->mapped,
+                      m->out + ((b - first) * lane_groups(p) + i) * map);
 }
 
 void kw_mix_kernels(const Pass *p) { share_out(p, lay_out(p, NULL, &(Memory){0}), 1, run_lanes); }

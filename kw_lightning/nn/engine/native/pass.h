@@ -25,30 +25,36 @@ typedef struct {
    All passes go through the same loops; what is blocked by what is decided in native/blocking.py:
 
        read_samples of the batch: the source's maps of these are read, depths together     (read_source)
-           parts of those samples, times blocks of LANES lanes: shared among the threads   (share_out)
+           parts of those samples, times blocks of LANES lanes of one group of a cell:
+           shared among the threads                                                        (share_out)
                block_depths of the depths: this block of all cells is packed once          (pack_cells)
                    mixed_samples: the block's part of their kernels is mixed, and used
-                       lane groups, tiles of positions, taps, depth groups, depths
+                       groups, lane groups, tiles of positions, taps, depth groups, depths
 
    A "number" is 4 bytes. In mix_inputs.c a sample's mixed inputs stand where its kernels do elsewhere. */
 typedef struct {
     /* How much there is. */
     index_t batch; /* samples */
-    index_t rows;  /* mixtures of a sample: taps times lane groups times depth groups */
+    index_t rows;  /* mixtures of a sample: taps times groups times lane groups times depth groups */
     index_t cells; /* n */
 
-    /* The channel axes of a cell: output and input channels forward, input and output channels for the gradient of the
-       input; of a depthwise convolution its channels, and 1. */
+    /* A grouped convolution is many small ones side by side, of which a cell spans cell_groups; groups times that are
+       all of them. Both are 1 where there are no groups, and of depthwise convolutions, whose lanes are their groups. */
+    index_t groups, cell_groups;
+
+    /* The channel axes of a cell in one group: output and input channels forward, input and output channels for the
+       gradient of the input; of a depthwise convolution its channels, and 1. */
     index_t lanes;        /* of a cell, along the axis that lies along the vectors */
     index_t depths;       /* of a cell, along the other */
-    index_t lane_groups;  /* cells side by side along the kernel's axis of lanes */
+    index_t lane_groups;  /* cells side by side along the axis of lanes of a group's kernel */
     index_t depth_groups; /* and of depths */
 
-    /* Mixture (tap t, lane group g, depth group h) is row t row_tap + g row_lane + h row_depth of alpha. */
-    index_t row_tap, row_lane, row_depth;
+    /* Mixture (tap t, group q, lane group g, depth group h) is row t row_tap + q row_group + g row_lane + h row_depth
+       of alpha. */
+    index_t row_tap, row_group, row_lane, row_depth;
 
-    /* Steps in E from one cell, lane or depth to the next, in numbers. */
-    index_t cell_step, lane_step, depth_step;
+    /* Steps in E from one cell, group in it, lane or depth to the next, in numbers. */
+    index_t cell_step, group_step, lane_step, depth_step;
 
     /* Positions between which the pass computes: after the sums of the source, and before those of out. */
     index_t out_positions, source_positions;
@@ -97,6 +103,11 @@ static inline index_t terms(const Pass *p) { return p->ranks ? p->ranks : p->cel
 
 static inline index_t bases(const Pass *p) { return p->rows * p->ranks; }
 
+/* The groups of a convolution, and channels of its source in each. */
+static inline index_t all_groups(const Pass *p) { return p->groups * p->cell_groups; }
+
+static inline index_t group_depths(const Pass *p) { return p->depths * p->depth_groups; }
+
 /* to[i] = the sums of rows of `from`, both [positions, width]. */
 static inline void add_up(const Sums *sums, const float *from, float *to, index_t positions, index_t width) {
     index_t whole = width / WIDTH * WIDTH;
@@ -136,14 +147,15 @@ static inline void write_map(const Map *map, const Sums *sums, index_t sample, i
         arrange(from, 1, LANES, to, map->channel, channels, map->positions);
 }
 
-/* block[d * depth_step + j * cell_step + l] = E[j][depth + d][lane + l]. */
-static inline void pack_cells(const Pass *p, index_t lane, index_t lanes, index_t depth, index_t depths, float *block,
-                              index_t cell_step, index_t depth_step) {
+/* block[d * depth_step + j * cell_step + l] = E[j][depth + d][lane + l], of one group of a cell. */
+static inline void pack_cells(const Pass *p, index_t group, index_t lane, index_t lanes, index_t depth, index_t depths,
+                              float *block, index_t cell_step, index_t depth_step) {
     int turned = p->depth_step == 1;
     index_t lines = turned ? lanes : depths, line = turned ? depths : lanes;
     if (lanes < LANES) memset(block, 0, depths * p->cells * LANES * sizeof(float));
     for (index_t j = 0; j < p->cells; j++) {
-        const float *cell = p->cell + j * p->cell_step + lane * p->lane_step + depth * p->depth_step;
+        const float *cell = p->cell + j * p->cell_step + group * p->group_step + lane * p->lane_step +
+                            depth * p->depth_step;
         /* The lines of a cell are short and far apart: no hardware foresees the next cell's. */
         for (index_t i = 0; j + 1 < p->cells && i < lines; i++)
             for (index_t k = 0; k < line; k += 16)
@@ -164,40 +176,42 @@ static inline void turn_cells(const Pass *p, index_t depths, const float *block,
 }
 
 /* Write, or add, a block of E's gradient as pack_cells lays it; backwards, lanes lie together in E. */
-static inline void unpack_cells(const Pass *p, index_t lane, index_t lanes, index_t depth, index_t depths,
-                                const float *block, index_t cell_step, index_t depth_step, float *to, int add) {
+static inline void unpack_cells(const Pass *p, index_t group, index_t lane, index_t lanes, index_t depth,
+                                index_t depths, const float *block, index_t cell_step, index_t depth_step, float *to,
+                                int add) {
     for (index_t j = 0; j < p->cells; j++)
         for (index_t d = 0; d < depths; d++) {
-            float *line = to + j * p->cell_step + (depth + d) * p->depth_step + lane;
+            float *line = to + j * p->cell_step + group * p->group_step + (depth + d) * p->depth_step + lane;
             const float *from = block + j * cell_step + d * depth_step;
             for (index_t l = 0; l < lanes; l++) line[l] = add ? line[l] + from[l] : from[l];
         }
 }
 
-INLINE index_t sample_size(const Pass *p) { return p->source_positions * p->depths * p->depth_groups; }
+INLINE index_t sample_size(const Pass *p) { return p->source_positions * group_depths(p) * all_groups(p); }
 
-/* Read the source of samples from `first` on, [sample, group, chunk of depths, position, depth], into `to`. */
+/* Read the source of samples from `first` on, [sample, group, depth group, chunk of depths, position, depth]. */
 static inline void read_source(const Pass *p, index_t first, index_t samples, float *to, float *scratch,
                                index_t scratch_step) {
-    index_t chunks = pieces(p->depths, p->block_depths), count = samples * p->depth_groups * chunks;
+    index_t chunks = pieces(p->depths, p->block_depths), runs = all_groups(p) * p->depth_groups;
+    index_t count = samples * runs * chunks;
 #pragma omp parallel for schedule(static) num_threads(p->threads)
     for (index_t thread = 0; thread < p->threads; thread++)
         for (index_t i = count * thread / p->threads; i < count * (thread + 1) / p->threads; i++) {
             index_t depth = i % chunks * p->block_depths, depths = smaller(p->block_depths, p->depths - depth);
-            index_t channel = i / chunks % p->depth_groups * p->depths + depth, b = i / chunks / p->depth_groups;
+            index_t channel = i / chunks % runs * p->depths + depth, b = i / chunks / runs;
             read_map(&p->source, &p->source_sums, first + b, channel, depths, p->source_positions, depths,
                      scratch + thread * scratch_step, to + b * sample_size(p) + channel * p->source_positions);
         }
 }
 
-/* What one thread does for LANES lanes of samples first to last; memory is its own. */
-typedef void Work(const Pass *p, index_t lane, index_t first, index_t last, const float *source, float *memory,
-                  float *alpha_gradient, float *cell_gradient, int add);
+/* What one thread does for LANES lanes of one group of a cell, of samples first to last; memory is its own. */
+typedef void Work(const Pass *p, index_t group, index_t lane, index_t first, index_t last, const float *source,
+                  float *memory, float *alpha_gradient, float *cell_gradient, int add);
 
 /* Do the work for all lanes and samples: a thread takes neighbouring blocks of lanes, or parts of their samples.
    Where every lane takes all of the source, it is read before, for all of them. */
 static inline void share_out(const Pass *p, index_t memory, int shared, Work *work) {
-    index_t items = pieces(p->lanes, LANES) * p->parts;
+    index_t blocks = pieces(p->lanes, LANES), items = p->cell_groups * blocks * p->parts;
     index_t gradients = p->batch * p->rows * padded(terms(p)) + bases(p) * padded(p->cells);
     float *source = p->memory, *own = source + (shared ? p->read_samples * sample_size(p) : 0);
     for (index_t first = 0; first < p->batch; first += p->read_samples) {
@@ -207,8 +221,9 @@ static inline void share_out(const Pass *p, index_t memory, int shared, Work *wo
         for (index_t thread = 0; thread < p->threads; thread++)
             for (index_t i = items * thread / p->threads; i < items * (thread + 1) / p->threads; i++) {
                 index_t part = i % p->parts, from = samples * part / p->parts, to = samples * (part + 1) / p->parts;
+                index_t group = i / p->parts / blocks, lane = i / p->parts % blocks * LANES;
                 if (from == to) continue;
-                work(p, i / p->parts * LANES, first + from, first + to, source + from * sample_size(p),
+                work(p, group, lane, first + from, first + to, source + from * sample_size(p),
                      own + thread * memory, p->alpha_gradient ? p->alpha_gradient + thread * gradients : NULL,
                      p->cell_gradient ? p->cell_gradient + part * p->cells * p->cell_step : NULL,
                      first > 0 || p->parts > 1);

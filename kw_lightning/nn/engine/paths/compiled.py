@@ -63,10 +63,15 @@ def dense_refusal(convolution: Convolution) -> str | None:
     return None if math.prod(convolution.cell_shape[2:]) == 1 else "its cells span one kernel position"
 
 
-def padded_cell(convolution: Convolution) -> int:
-    """Return the numbers of a cell in a compiled pass: where it has few channels, lanes of its vectors stay empty."""
+def padded_cell(convolution: Convolution, groups: int = 1) -> int:
+    """Return the numbers of a cell in a compiled pass: where it has few channels, lanes of its vectors stay empty.
+
+    Args:
+        convolution: whose cell.
+        groups: of the convolution that a cell spans, each with lanes of its own.
+    """
     co, ci = convolution.cell_shape[:2]
-    return -(-co // LANES) * LANES * ci
+    return groups * -(-co // (groups * LANES)) * LANES * ci
 
 
 def moved(problem: Problem) -> int:

@@ -28,6 +28,7 @@ FORMS = {
     "winograd": native.WINOGRAD,
     "mix_inputs": native.MIX_INPUTS,
     "depthwise": native.DEPTHWISE,
+    "by_group": native.MIX_KERNELS,
 }
 # Relative to the largest number of each result; Winograd's sums of sums lose a digit.
 TOLERANCE = 2e-5
@@ -137,6 +138,27 @@ def test_both_widths_of_vectors_equal_the_literal_form(vectors: str, form: str, 
     compare(form, suited(form, geometry), (7, 9), 3, 37)
 
 
+@pytest.mark.parametrize("batch", [1, 2, 33])
+@pytest.mark.parametrize(
+    ("groups", "channels", "cell"),
+    [
+        (4, (8, 8), (32, 8)),  # spans all
+        (4, (8, 8), (16, 4)),  # spans two, and half of their inputs
+        (3, (20, 24), (20, 12)),
+        (3, (24, 20), (8, 20)),  # a third of one
+        (6, (4, 2), (2, 1)),
+        (6, (3, 7), (9, 7)),
+    ],
+)
+def test_cells_span_groups_or_are_part_of_one(
+    groups: int, channels: tuple[int, int], cell: tuple[int, int], batch: int
+) -> None:
+    outputs, inputs = channels
+    with threads(2):
+        kernel = (groups * outputs, inputs, 3, 3)
+        compare("by_group", Convolution(kernel, (*cell, 1, 1), (2, 1), (1, 1), (1, 1), groups), (5, 4), batch, 11)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_small_bounds_of_memory_change_nothing(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     geometry = Convolution((40, 48, 3, 3), (20, 24, 1, 1), (1, 1), (1, 1), (1, 1))
@@ -160,11 +182,12 @@ def test_the_same_bits_twice(form: str) -> None:
     geometry = suited(form, Convolution((24, 40, 3, 3), (24, 40, 1, 1), (1, 1), (1, 1), (1, 1)))
     torch.manual_seed(0)
     channels = geometry.kernel_shape[1] * geometry.groups
-    x, attention, cells = torch.randn(6, channels, 5, 5), torch.randn(6, 9, 9), torch.randn(9, *geometry.cell_shape)
-    gradient = torch.randn(6, 24, 5, 5)
+    mixtures = math.prod(geometry.kernel_shape) // math.prod(geometry.cell_shape)
+    x, attention, cells = (torch.randn(s) for s in ((6, channels, 5, 5), (6, mixtures, 9), (9, *geometry.cell_shape)))
+    gradient = torch.randn(6, geometry.kernel_shape[0], 5, 5)
     results = []
     for _ in range(2):
-        y = torch.empty(6, 24, 5, 5)
+        y = torch.empty_like(gradient)
         native.forward(x, attention, cells, geometry, y, FORMS[form])
         found = Gradients(torch.empty_like(x), torch.zeros_like(attention), torch.empty_like(cells))
         native.backward(gradient, x, attention, cells, geometry, found, FORMS[form])
