@@ -14,6 +14,7 @@ import numpy as np
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 INK, RULE = "#1b1c1e", "#c9cacc"
@@ -51,6 +52,16 @@ def drawing(**changes: Any) -> Iterator[None]:
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(Glyph|constrained_layout|Tight layout)", category=UserWarning)
         yield
+
+
+def spread_sizes(axes: Axes) -> None:
+    """Make the horizontal axis logarithmic, with marks as 20k and 1M: matplotlib's own need `text.parse_math`."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def picture(figure: Figure, dots_per_inch: int = 150) -> np.ndarray[Any, np.dtype[np.uint8]]:

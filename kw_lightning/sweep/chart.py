@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from kw_lightning.callbacks.figures import drawing
+from kw_lightning.callbacks.figures import drawing, spread_sizes
 from kw_lightning.sweep.results import Results
 from kw_lightning.sweep.table import NAMES, PLAIN
 
@@ -33,7 +33,7 @@ def draw(results: Results) -> str:
             axes.errorbar(*place, yerr=spread, fmt="o", capsize=3)
             axes.annotate(row.entry.label, place, xytext=(6, 6), textcoords="offset points", fontsize="small")
         if max(sizes) > WIDE * min(sizes):
-            axes.set_xscale("log")
+            spread_sizes(axes)
         axes.set_xlabel("parameters")
         axes.set_ylabel(f"{NAMES[part]} {metric}{unit}")
         axes.margins(x=0.2, y=0.15)
