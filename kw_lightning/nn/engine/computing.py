@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kw_lightning.nn.engine.convolution import Convolution
+from kw_lightning.nn.engine.epilogue import Epilogue
 from kw_lightning.nn.engine.gradients import Gradients
 from kw_lightning.nn.engine.layouts import empty_output
 from kw_lightning.nn.engine.paths import Path
@@ -16,7 +17,14 @@ from kw_lightning.nn.engine.taps import find_taps
 from kw_lightning.nn.engine.workspace import in_huge_pages
 
 
-def forward(x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolution, path: Path) -> Tensor:
+def forward(
+    x: Tensor,
+    attention: Tensor,
+    cells: Tensor,
+    convolution: Convolution,
+    path: Path,
+    epilogue: Epilogue | None = None,
+) -> Tensor:
     """Compute by one path.
 
     Args:
@@ -24,14 +32,18 @@ def forward(x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolutio
         attention: α [batch, mixtures, cells].
         cells: E [cells, co, ci, *ck].
         path: one that can, see `Path.refusal`.
+        epilogue: what becomes of the output, without gradients.
 
     Returns:
         [batch, out_channels, *output_size] in x's type and memory format.
     """
     y = in_huge_pages(empty_output(x, convolution))
     if reads_nothing(x, convolution):
-        return y.zero_()
-    path.forward(_operands(x, attention, cells, convolution), y)
+        return y.zero_() if epilogue is None else epilogue.apply(y.zero_())
+    operands = _operands(x, attention, cells, convolution)
+    if epilogue is not None:
+        return path.forward_finished(operands, y, epilogue)
+    path.forward(operands, y)
     return y
 
 

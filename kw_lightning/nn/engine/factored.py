@@ -16,6 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from kw_lightning.nn.engine import computing, kept, ranks, reference, work
 from kw_lightning.nn.engine.convolution import Convolution
+from kw_lightning.nn.engine.epilogue import Epilogue
 from kw_lightning.nn.engine.factors import AttentionFactors, differentiate_alpha, make_alpha
 from kw_lightning.nn.engine.layouts import empty_output
 from kw_lightning.nn.engine.planner import check_engine, choose
@@ -46,21 +47,32 @@ def factored_convolution(
 ) -> Tensor:
     """Convolve every sample of x [batch, in_channels, *size] with its own mixture of cells, in x's type."""
     convolution = Convolution.of(cells.shape[1:], kernel_shape, stride, padding, dilation, groups)
-    factors = AttentionFactors(hidden, weight, bias, temperature, initial, lasting)
+    return compute(x, AttentionFactors(hidden, weight, bias, temperature, initial, lasting), cells, convolution, engine)
+
+
+def compute(
+    x: Tensor,
+    factors: AttentionFactors,
+    cells: Tensor,
+    convolution: Convolution,
+    engine: str,
+    epilogue: Epilogue | None = None,
+) -> Tensor:
+    """Return the convolution of every sample with its own mixture of cells, and what becomes of it; no gradients."""
+    lasting = factors.lasting
     if not lasting:
         kept.forget(factors)
     problem = Problem.of(x, cells, convolution, backward=False)
     size = ranks.size_of_bases(factors, cells)
     keeps = lasting and ranks.is_compiled(x, convolution) and kept.has_room(factors, size)
-    if not computing.reads_nothing(x, convolution) and ranks.pays(problem, engine, hidden.shape[1], kept=keeps):
+    if not computing.reads_nothing(x, convolution) and ranks.pays(problem, engine, factors.hidden.shape[1], kept=keeps):
         geometry = convolution, find_taps(convolution, problem.size).live
         y = in_huge_pages(empty_output(x, convolution))
         bases = kept.keep(factors, cells, geometry, size) if keeps else None
-        ranks.forward(x, ranks.rank(factors), cells, convolution, y, bases)
-        return y
+        return ranks.forward(x, ranks.rank(factors), cells, convolution, y, bases, epilogue)
     alpha = make_alpha(factors)
     path = choose(x, alpha, cells, convolution, engine, backward=False)
-    return computing.forward(x, alpha, cells, convolution, path)
+    return computing.forward(x, alpha, cells, convolution, path, epilogue)
 
 
 @factored_convolution.register_fake

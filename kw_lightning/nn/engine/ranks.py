@@ -18,6 +18,7 @@ from torch import Tensor
 from kw_lightning.nn.engine import native
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.costs import Fitted, Load, Units, cpu_seconds
+from kw_lightning.nn.engine.epilogue import Epilogue
 from kw_lightning.nn.engine.factors import AttentionFactors, FactorGradients, differentiate_sizes, make_sizes
 from kw_lightning.nn.engine.gradients import Gradients, new_gradients
 from kw_lightning.nn.engine.kept import use
@@ -145,9 +146,15 @@ def is_compiled(x: Tensor, convolution: Convolution) -> bool:
 
 
 def forward(
-    x: Tensor, ranked: Ranked, cells: Tensor, convolution: Convolution, y: Tensor, kept: Kept | None = None
-) -> None:
-    """Write the convolution of every sample with its own kernel.
+    x: Tensor,
+    ranked: Ranked,
+    cells: Tensor,
+    convolution: Convolution,
+    y: Tensor,
+    kept: Kept | None = None,
+    epilogue: Epilogue | None = None,
+) -> Tensor:
+    """Return the convolution of every sample with its own kernel.
 
     Args:
         x: [batch, in_channels, *size], not empty.
@@ -155,17 +162,21 @@ def forward(
         cells: E [cells, co, ci, *ck].
         y: [batch, out_channels, *output_size], overwritten.
         kept: see `native.forward_by_bases`.
+        epilogue: what becomes of the output.
     """
     weights, bases = ranked.weights.to(x.dtype).contiguous(), ranked.bases.to(x.dtype).contiguous()
     cells = cells.to(x.dtype).contiguous()
     if is_compiled(x, convolution):
-        native.forward_by_bases(first_or_last(x), weights, bases, cells, convolution, y, kept)
-        return
+        after = None if epilogue is None or epilogue.fits(y) else epilogue
+        within = epilogue if after is None else None
+        native.forward_by_bases(first_or_last(x), weights, bases, cells, convolution, y, kept, within)
+        return y if after is None else after.apply(y)
     mixed = _mixed_bases(bases, cells)
     for samples in _chunks(x, cells, weights):
         for index in range(samples.start, samples.stop):
             kernel = _kernels(weights[index : index + 1], mixed, convolution)[0]
             y[index : index + 1] = torch.ops.aten.convolution(x[index : index + 1], kernel, None, *_call(convolution))
+    return y if epilogue is None else epilogue.apply(y)
 
 
 def backward(

@@ -190,7 +190,7 @@ def test_bases_are_mixed_once_while_nothing_changes_and_anew_for_other_sizes(mon
     real = native.forward_by_bases
 
     def forward(*arguments: object) -> None:
-        filled.append(arguments[-1].blocks is not None)
+        filled.append(arguments[6].blocks is not None)
         real(*arguments)
 
     monkeypatch.setattr(native, "forward_by_bases", forward)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kw_lightning.nn.engine.convolution import Convolution
+from kw_lightning.nn.engine.epilogue import ACTIVATIONS, Epilogue
 from kw_lightning.nn.engine.gradients import Gradients
 from kw_lightning.nn.engine.native import layout
 from kw_lightning.nn.engine.native.blocking import (
@@ -59,7 +60,15 @@ def available() -> bool:
     return library() is not None
 
 
-def forward(x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolution, y: Tensor, form: Form) -> None:
+def forward(
+    x: Tensor,
+    attention: Tensor,
+    cells: Tensor,
+    convolution: Convolution,
+    y: Tensor,
+    form: Form,
+    epilogue: Epilogue | None = None,
+) -> None:
     """Write the convolution of every sample with its own kernel; all in single precision on a CPU.
 
     Args:
@@ -68,10 +77,12 @@ def forward(x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolutio
         cells: E [cells, co, ci, *ones], contiguous.
         y: [batch, out_channels, *output_size], overwritten.
         form: the pass.
+        epilogue: what becomes of y; one that fits it.
     """
     call = _Call(x, attention, cells, convolution, form, backward=False)
     call.map("source", x)
     call.map("out", y)
+    call.finish(epilogue)
     call.run()
 
 
@@ -99,19 +110,27 @@ def backward(
 
 
 def forward_by_bases(
-    x: Tensor, weights: Tensor, bases: Tensor, cells: Tensor, convolution: Convolution, y: Tensor, kept: Kept | None
+    x: Tensor,
+    weights: Tensor,
+    bases: Tensor,
+    cells: Tensor,
+    convolution: Convolution,
+    y: Tensor,
+    kept: Kept | None,
+    epilogue: Epilogue | None = None,
 ) -> None:
     """Write the convolution of every sample with its own kernel, mixed of few bases a mixture.
 
     Args:
         weights: of the bases, [batch, mixtures, ranks], contiguous.
         bases: by cells, [mixtures, ranks, cells], contiguous.
-        x, cells, y: as in `forward`.
+        x, cells, y, epilogue: as in `forward`.
         kept: memory for the mixed bases, which this pass fills where none did; None where they are not to be kept.
     """
     call = _Call(x, weights, cells, convolution, MIX_BASES, backward=False, bases=bases, kept=kept)
     call.map("source", x)
     call.map("out", y)
+    call.finish(epilogue)
     call.run()
 
 
@@ -192,8 +211,17 @@ class _Call:
 
     def map(self, name: str, tensor: Tensor, *, touch: bool = True) -> None:
         """Tell the pass where one of its maps lies; only its size if it is not to be touched."""
-        flat = tensor.view(*tensor.shape[:2], -1)
-        setattr(self.arguments, name, Map(flat.data_ptr() if touch else None, *flat.stride(), flat.shape[2]))
+        setattr(self.arguments, name, _map(tensor, touch=touch))
+
+    def finish(self, epilogue: Epilogue | None) -> None:
+        """Tell the pass what becomes of its output."""
+        if epilogue is None:
+            return
+        factors = [None if factor is None else factor.data_ptr() for factor in epilogue.factors]
+        added = Map() if epilogue.added is None else _map(epilogue.added)
+        epsilon = 0.0 if epilogue.norm is None else epilogue.norm.epsilon
+        activation = 0 if epilogue.activation is None else 1 + list(ACTIVATIONS).index(epilogue.activation)
+        self.arguments.epilogue = layout.Epilogue(*factors, added, epsilon, activation, True)
 
     def run(self, wanted: Gradients | None = None) -> Tensor | None:
         """Call the pass, and hand out the gradients of α and E; return that of the bases."""
@@ -311,6 +339,12 @@ def _describe(
 def _extents(p: Pass, limit: int) -> Extents:
     told = {name: getattr(p, name) for name in Extents._fields if name not in ("width", "limit")}
     return Extents(**told, width=_library().kw_lanes(), limit=limit)
+
+
+def _map(tensor: Tensor, *, touch: bool = True) -> Map:
+    """Return where a map [batch, channels, *size] lies, channels first or last."""
+    flat = tensor.view(*tensor.shape[:2], -1)
+    return Map(flat.data_ptr() if touch else None, *flat.stride(), flat.shape[2])
 
 
 def _library() -> ctypes.CDLL:

@@ -24,6 +24,18 @@ class Map(ctypes.Structure):
     )
 
 
+class Epilogue(ctypes.Structure):
+    """See epilogue.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("scale", "bias", "mean", "variance", "weight", "shift")),
+        ("added", Map),
+        ("epsilon", ctypes.c_float),
+        ("activation", ctypes.c_int32),
+        ("present", ctypes.c_int64),
+    )
+
+
 class Pass(ctypes.Structure):
     """See pass.h."""
 
@@ -35,6 +47,7 @@ class Pass(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("cell_step", "group_step", "lane_step", "depth_step")),
         *((name, ctypes.c_int64) for name in ("out_positions", "source_positions")),
         *((name, Map) for name in ("out", "source", "other")),
+        ("epilogue", Epilogue),
         *((name, Sums) for name in ("out_sums", "source_sums", "other_sums")),
         *((name, ctypes.c_int64) for name in ("taps", "tiles", "spans")),
         *((name, ctypes.c_void_p) for name in ("tile_start", "tile", "reads", "span", "run")),
@@ -57,7 +70,7 @@ def difference(loaded: ctypes.CDLL) -> str | None:
     loaded.kw_layout.restype = ctypes.c_int64
     count = loaded.kw_layout(ctypes.byref(found))
     theirs = {found[index].name.decode(): (found[index].offset, found[index].bytes) for index in range(count)}
-    ours = {name: place for structure in (Sums, Map, Pass) for name, place in _places(structure)}
+    ours = {name: place for structure in (Sums, Map, Epilogue, Pass) for name, place in _places(structure)}
     for name in (*ours, *theirs):
         if theirs.get(name) != ours.get(name):
             here, there = (_told(places.get(name)) for places in (ours, theirs))

@@ -27,7 +27,7 @@ from kw_lightning.nn.engine import cache
 from kw_lightning.nn.engine.cache import CacheError
 from kw_lightning.nn.engine.native import layout
 
-SOURCES = ("tiles.h", "pass.h", "layout.c", "mix_kernels.c", "mix_inputs.c", "mix_depthwise.c")
+SOURCES = ("tiles.h", "epilogue.h", "pass.h", "layout.c", "mix_kernels.c", "mix_inputs.c", "mix_depthwise.c")
 FUNCTIONS = (
     "kw_lanes",
     "kw_rows",

@@ -89,7 +89,7 @@ static void convolve(const Pass *p, index_t sample, index_t group, index_t lane,
     read_map(&p->source, &p->source_sums, sample, channel, lanes, p->source_positions, LANES, NULL, m->source);
     if (p->out.data) {
         for (index_t t = 0; t < p->tiles; t++) gather(p, p->tile + p->tile_start[t], m->source, kernels, m->out);
-        write_map(&p->out, &p->out_sums, sample, channel, lanes, NULL, m->out);
+        write_map(p, sample, channel, lanes, NULL, m->out);
     }
     if (p->other.data) {
         read_map(&p->other, &p->other_sums, sample, channel, lanes, p->out_positions, LANES, NULL, m->other);

@@ -86,7 +86,7 @@ void kw_mix_inputs(const Pass *p) {
 #pragma omp parallel for schedule(static) num_threads(p->threads)
         for (index_t i = 0; i < blocks * groups; i++) {
             index_t lane = i / groups * LANES, group = i % p->lane_groups, b = i % groups / p->lane_groups;
-            write_map(&p->out, &p->out_sums, first + b, group * p->lanes + lane, smaller(LANES, p->lanes - lane), NULL,
+            write_map(p, first + b, group * p->lanes + lane, smaller(LANES, p->lanes - lane), NULL,
                       out + i * p->out_positions * LANES);
         }
     }
@@ -199,7 +199,7 @@ static void run_lanes(const Pass *p, index_t group, index_t lane, index_t first,
         unpack_cells(p, group, lane, lanes, 0, p->depths, m->gradient, p->depths * LANES, LANES, cell_gradient, add);
     for (index_t b = first; p->out.data && b < last; b++)
         for (index_t g = 0; g < p->lane_groups; g++)
-            write_map(&p->out, &p->out_sums, b, g * p->lanes + lane, lanes, NULL,
+            write_map(p, b, g * p->lanes + lane, lanes, NULL,
                       m->out + ((b - first) * p->lane_groups + g) * map);
 }
 

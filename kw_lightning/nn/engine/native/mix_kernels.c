@@ -323,7 +323,7 @@ static void run_lanes(const Pass *p, index_t group, index_t lane, index_t first,
     }
     for (index_t b = first; p->out.data && b < last; b++)
         for (index_t i = 0; i < lane_groups(p); i++)
-            write_map(&p->out, &p->out_sums, b, channel_of(p, group, i) + lane, lanes, m->mapped,
+            write_map(p, b, channel_of(p, group, i) + lane, lanes, m->mapped,
                       m->out + ((b - first) * lane_groups(p) + i) * map);
 }
 

@@ -3,6 +3,7 @@
 #ifndef KW_PASS_H
 #define KW_PASS_H
 
+#include "epilogue.h"
 #include "tiles.h"
 
 /* Positions made as sums of others: row i adds term[k] for start[i] <= k < start[i + 1], where a term is a position
@@ -10,15 +11,6 @@
 typedef struct {
     const int32_t *start, *term;
 } Sums;
-
-/* A tensor [batch, channels, positions] in single precision, where it lies; steps in numbers. */
-typedef struct {
-    float *data;       /* NULL: not to be touched, only its size is known */
-    index_t batch;     /* step from one sample to the next */
-    index_t channel;   /* step from one channel to the next; this or the next is 1 */
-    index_t position;  /* step from one position to the next */
-    index_t positions; /* of a channel */
-} Map;
 
 /* What a pass is told. native/layout.py declares the same and is compared with `kw_layout` when the library is opened.
 
@@ -62,6 +54,8 @@ typedef struct {
     Map out;    /* written: the output, or the gradient of the input */
     Map source; /* read: the input, or the gradient of the output */
     Map other;  /* read backwards: the input, which the gradient of the kernels takes beside the source */
+
+    Epilogue epilogue; /* of out, in the forward pass */
 
     /* How those positions come of the maps' own, of the same maps; of Winograd's form alone. */
     Sums out_sums, source_sums, other_sums;
@@ -137,14 +131,10 @@ static inline void read_map(const Map *map, const Sums *sums, index_t sample, in
     if (sums->start) add_up(sums, raw, to, positions, width);
 }
 
-static inline void write_map(const Map *map, const Sums *sums, index_t sample, index_t channel, index_t channels,
-                             float *mapped, const float *from) {
-    float *to = map->data + sample * map->batch + channel * map->channel;
-    if (sums->start) add_up(sums, from, mapped, map->positions, LANES), from = mapped;
-    if (map->channel == 1)
-        arrange(from, LANES, 1, to, map->position, map->positions, channels);
-    else
-        arrange(from, 1, LANES, to, map->channel, channels, map->positions);
+static inline void write_map(const Pass *p, index_t sample, index_t channel, index_t channels, float *mapped,
+                             const float *from) {
+    if (p->out_sums.start) add_up(&p->out_sums, from, mapped, p->out.positions, LANES), from = mapped;
+    write_rows(&p->out, &p->epilogue, sample, channel, channels, from);
 }
 
 /* block[d * depth_step + j * cell_step + l] = E[j][depth + d][lane + l], of one group of a cell. */

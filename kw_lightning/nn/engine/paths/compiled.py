@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kw_lightning.nn.engine import native
 from kw_lightning.nn.engine.convolution import Convolution
+from kw_lightning.nn.engine.epilogue import Epilogue
 from kw_lightning.nn.engine.gradients import Gradients, new_gradients
 from kw_lightning.nn.engine.layouts import first_or_last
 from kw_lightning.nn.engine.paths.path import Path
@@ -46,6 +47,14 @@ class CompiledPath(Path):
         """Write the convolution of every sample with its own kernel."""
         x, attention, cells, convolution = operands
         native.forward(first_or_last(x), attention, cells, convolution, y, self.form)
+
+    def forward_finished(self, operands: Operands, y: Tensor, epilogue: Epilogue) -> Tensor:
+        """Return what becomes of the convolution: the pass does it while it writes."""
+        if not epilogue.fits(y):
+            return super().forward_finished(operands, y, epilogue)
+        x, attention, cells, convolution = operands
+        native.forward(first_or_last(x), attention, cells, convolution, y, self.form, epilogue)
+        return y
 
     def backward(self, gradient: Tensor, operands: Operands, needed: tuple[bool, bool, bool]) -> Gradients:
         """Return the gradients."""

@@ -7,6 +7,7 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from kw_lightning.nn.engine.costs import Fitted, Load
+from kw_lightning.nn.engine.epilogue import Epilogue
 from kw_lightning.nn.engine.gradients import Gradients
 from kw_lightning.nn.engine.problem import Operands, Problem
 
@@ -42,6 +43,11 @@ class Path(Protocol):
             y: [batch, out_channels, *output_size] in the memory format of x, overwritten.
         """
         ...
+
+    def forward_finished(self, operands: Operands, y: Tensor, epilogue: Epilogue) -> Tensor:
+        """Return what becomes of the convolution, y or another tensor; arguments are as in `forward`."""
+        self.forward(operands, y)
+        return epilogue.apply(y)
 
     def backward(self, gradient: Tensor, operands: Operands, needed: tuple[bool, bool, bool]) -> Gradients:
         """Return the gradients.

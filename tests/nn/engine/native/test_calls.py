@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kw_lightning.nn.engine import Convolution, native, reference, workspace
+from kw_lightning.nn.engine.epilogue import Epilogue, Norm
 from kw_lightning.nn.engine.gradients import Gradients
 from kw_lightning.nn.engine.native import blocking, calls, library, positions
 from kw_lightning.nn.engine.taps import find_taps
@@ -83,6 +84,10 @@ def compare(
         assert one is not None
         largest = other.abs().max().clamp_min(1e-3)
         assert (one.double() - other).abs().max() < TOLERANCE * largest, (form, name)
+    ones, added = torch.ones(y.shape[1]), in_memory(torch.randn(y.shape, generator=generator), last)
+    epilogue = Epilogue(norm=Norm(0.25 * ones, 3 * ones, ones, 0.5 * ones, 1.0), added=added, activation="relu6")
+    native.forward(x, attention, stored, convolution, y, FORMS[form], epilogue)
+    assert (y - ((expected - 0.25) / 2 + 0.5 + added).clamp(0, 6)).abs().max() < TOLERANCE * expected.abs().max()
 
 
 def in_memory(x: Tensor, last: bool) -> Tensor:

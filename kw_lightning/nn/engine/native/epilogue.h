@@ -1,0 +1,122 @@
+/* What becomes of an output where it is written, while it is in the nearest cache: the layer's own factor and bias,
+   the batch norm behind the layer, a sum with another map, an activation. */
+
+#ifndef KW_EPILOGUE_H
+#define KW_EPILOGUE_H
+
+#include <math.h>
+
+#include "tiles.h"
+
+/* A tensor [batch, channels, positions] in single precision, where it lies; steps in numbers. */
+typedef struct {
+    float *data;       /* NULL: not to be touched, only its size is known */
+    index_t batch;     /* step from one sample to the next */
+    index_t channel;   /* step from one channel to the next; this or the next is 1 */
+    index_t position;  /* step from one position to the next */
+    index_t positions; /* of a channel */
+} Map;
+
+/* With factors by output channel, each NULL where there is none:
+
+       act(((y scale + bias) - mean) / sqrt(variance + epsilon) weight + shift + added). */
+typedef struct {
+    const float *scale, *bias;                    /* the layer's own */
+    const float *mean, *variance, *weight, *shift; /* the norm's; mean and variance, or neither */
+    Map added;                                    /* of the output's sizes; data NULL: nothing is added */
+    float epsilon;                                /* the norm's */
+    int32_t activation;                           /* as numbered below */
+    index_t present;                              /* whether there is anything to do */
+} Epilogue;
+
+enum { IDENTITY, RELU, RELU6, HARDSWISH, SILU };
+
+/* Positions that are finished at once. */
+#define STRIP 64
+
+typedef int32_t vector_int __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+#define ALL(value) ((value) - (vector){0})
+/* a where the mask is set, else b; what is no number stays none, since it compares as false. */
+#define CHOOSE(mask, a, b) ((vector)(((vector_int)(a) & (mask)) | ((vector_int)(b) & ~(mask))))
+#define AT_LEAST(v, bound) CHOOSE((v) < (bound), ALL(bound), v)
+#define AT_MOST(v, bound) CHOOSE((v) > (bound), ALL(bound), v)
+
+/* v / (1 + e^-v). e^u is 2^n e^r with |r| <= ln(2) / 2, and e^r its Taylor series to the seventh power: 1e-7. */
+#define SILU_OF(v, to)                                                                                   \
+    do {                                                                                                 \
+        vector u = AT_MOST(AT_LEAST(-(v), -87.0f), 87.0f), n = u * 1.44269504f, r;                       \
+        n = (n + 12582912.0f) - 12582912.0f; /* to the nearest whole number */                           \
+        r = (u - n * 0.693359375f) + n * 2.12194440e-4f;                                                 \
+        vector e = ALL(1.0f / 5040);                                                                     \
+        e = e * r + 1.0f / 720, e = e * r + 1.0f / 120, e = e * r + 1.0f / 24, e = e * r + 1.0f / 6;     \
+        e = e * r + 0.5f, e = e * r + 1.0f, e = e * r + 1.0f;                                            \
+        vector_int power = (__builtin_convertvector(n, vector_int) + 127) << 23;                         \
+        (to) = (v) / (1.0f + e * (vector)power);                                                         \
+    } while (0)
+
+/* Rows of LANES channels: rows = act(rows scale + shift + added), `added` laid out alike or NULL. */
+INLINE void finish_rows(const int activation, index_t count, const float *from, const float *scale,
+                        const float *shift, const float *added, float *to) {
+    for (index_t half = 0; half < LANES; half += WIDTH) {
+        vector factor = LOAD(scale + half), term = LOAD(shift + half);
+        for (index_t i = half; i < count * LANES; i += LANES) {
+            vector v = LOAD(from + i) * factor + term;
+            if (added) v += LOAD(added + i);
+            if (activation == RELU) v = AT_LEAST(v, 0.0f);
+            if (activation == RELU6) v = AT_MOST(AT_LEAST(v, 0.0f), 6.0f);
+            if (activation == HARDSWISH) v = v * AT_MOST(AT_LEAST(v + 3.0f, 0.0f), 6.0f) / 6.0f;
+            if (activation == SILU) SILU_OF(v, v);
+            STORE(to + i, v);
+        }
+    }
+}
+
+static inline void finish(const Epilogue *e, index_t count, const float *from, const float *scale, const float *shift,
+                          const float *added, float *to) {
+    switch (e->activation) {
+#define CASE(NAME)                                                 \
+    case NAME:                                                     \
+        finish_rows(NAME, count, from, scale, shift, added, to); \
+        break;
+        CASE(IDENTITY) CASE(RELU) CASE(RELU6) CASE(HARDSWISH) CASE(SILU)
+#undef CASE
+    }
+}
+
+/* One factor and one term by lane, for channels from `channel` on; the norm's as torch computes them. */
+static inline void join_factors(const Epilogue *e, index_t channel, index_t channels, float *scale, float *shift) {
+    memset(scale, 0, LANES * sizeof(float)), memset(shift, 0, LANES * sizeof(float));
+    for (index_t l = 0, c = channel; l < channels; l++, c++) {
+        float factor = e->mean ? (e->weight ? e->weight[c] : 1.0f) / sqrtf(e->variance[c] + e->epsilon) : 1.0f;
+        scale[l] = (e->scale ? e->scale[c] : 1.0f) * factor;
+        shift[l] = ((e->bias ? e->bias[c] : 0.0f) - (e->mean ? e->mean[c] : 0.0f)) * factor;
+        shift[l] += e->shift ? e->shift[c] : 0.0f;
+    }
+}
+
+/* Write rows [positions, LANES] into some channels of a sample's map, finished where there is an epilogue. */
+static inline void write_rows(const Map *map, const Epilogue *e, index_t sample, index_t channel, index_t channels,
+                              const float *from) {
+    float scale[LANES], shift[LANES], finished[STRIP * LANES], read[STRIP * LANES];
+    float *to = map->data + sample * map->batch + channel * map->channel;
+    index_t strip = e->present ? STRIP : map->positions;
+    const float *added = e->added.data + sample * e->added.batch + channel * e->added.channel;
+    if (e->present) join_factors(e, channel, channels, scale, shift);
+    for (index_t first = 0; first < map->positions; first += strip) {
+        index_t count = smaller(strip, map->positions - first);
+        const float *rows = from + first * LANES;
+        if (e->present) {
+            if (e->added.data)
+                arrange(added + first * e->added.position, e->added.position, e->added.channel, read, LANES, count,
+                        channels);
+            finish(e, count, rows, scale, shift, e->added.data ? read : NULL, finished);
+            rows = finished;
+        }
+        if (map->channel == 1)
+            arrange(rows, LANES, 1, to + first * map->position, map->position, count, channels);
+        else
+            arrange(rows, 1, LANES, to + first, map->channel, channels, count);
+    }
+}
+
+#endif
