@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from kw_lightning.nn.engine.factors import AttentionFactors
 from kw_lightning.nn.gates import ChannelGates, Side
 from kw_lightning.nn.partition import LayerPartition, Start
-from kw_lightning.nn.precision import autocast_type, call_linear, in_type, is_plain
+from kw_lightning.nn.precision import autocast_type, call_linear, in_type, is_plain, is_recorded
 from kw_lightning.nn.weighing import CellWeights, Function, columns
 
 LARGEST_MEAN = 1e15  # of an input channel; its square has room in float32
@@ -164,11 +164,14 @@ class ContrastingAttention(CellWeights):
             hidden: what `hidden(x)` gave.
             temperature: τ, a scalar tensor.
         """
-        # Of its own, since τ may be set before the backward pass.
-        tau = in_type(temperature, hidden.dtype).clone() if self.annealed else hidden.new_zeros(())
-        weight, bias = (in_type(tensor, hidden.dtype) for tensor in (self.expand.weight, self.expand.bias))
         still = not self.training and not torch.is_grad_enabled()
         lasting = still and not torch.jit.is_tracing()  # type: ignore[attr-defined]
+        if self.annealed:
+            tau = in_type(temperature, hidden.dtype)
+            tau = tau if lasting else tau.clone()  # τ may be set before the backward pass
+        else:
+            tau = hidden.new_zeros(())
+        weight, bias = in_type(self.expand.weight, hidden.dtype), in_type(self.expand.bias, hidden.dtype)
         return AttentionFactors(hidden, weight, bias, tau, self._initial_on(hidden.device), lasting)
 
     def _pool(self, x: Tensor) -> Tensor:
@@ -178,7 +181,7 @@ class ContrastingAttention(CellWeights):
             return in_type(x, dtype)
         if 0 in x.shape[1:]:  # the mean of no positions is not a number, and so would all gradients be
             return x.sum(dim=positions, dtype=dtype)
-        if x.requires_grad and torch.is_grad_enabled() and not _is_recorded():
+        if x.requires_grad and torch.is_grad_enabled() and not is_recorded():
             # The same mean. `mean` makes a map of its gradient, to be added to the layer's; this one's is [batch,
             # channels] seen as a map, and added in place.
             return x.sum(dim=positions, dtype=dtype) / math.prod(x.shape[position] for position in positions)
@@ -191,7 +194,7 @@ class ContrastingAttention(CellWeights):
         norm = self.norm
         # A network turned to half precision as a whole has a norm in half precision, which takes only its own type.
         x = in_type(hidden, norm.weight.dtype)
-        if isinstance(norm, nn.BatchNorm1d) and norm.training and x.shape[0] <= 1:
+        if isinstance(norm, nn.BatchNorm1d) and _takes_running_statistics(norm, x):
             x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
         else:
             x = norm(x)
@@ -290,9 +293,11 @@ def attention_size(
     return shared + width * mixtures * (rank + numbers - others) + rank * others + mixtures * numbers
 
 
-def _is_recorded() -> bool:
-    """Return whether a graph is made, which knows what a mean is."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+def _takes_running_statistics(norm: nn.BatchNorm1d, x: Tensor) -> bool:
+    """Return whether a norm's own call, which takes longer in evaluation, is left out."""
+    if norm.training:
+        return x.shape[0] <= 1
+    return norm.running_mean is not None and is_plain(norm, nn.BatchNorm1d) and not is_recorded()
 
 
 def _within_reach(pooled: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kw_lightning.nn.engine.native.attention import differentiate_weights, weigh, weighs
 from kw_lightning.nn.engine.native.calls import (
     DEPTHWISE,
     MIX_INPUTS,
@@ -31,8 +32,11 @@ __all__ = [
     "available",
     "backward",
     "backward_by_bases",
+    "differentiate_weights",
     "find_compiler",
     "forward",
     "forward_by_bases",
     "status",
+    "weigh",
+    "weighs",
 ]

@@ -27,7 +27,16 @@ from kw_lightning.nn.engine import cache
 from kw_lightning.nn.engine.cache import CacheError
 from kw_lightning.nn.engine.native import layout
 
-SOURCES = ("tiles.h", "epilogue.h", "pass.h", "layout.c", "mix_kernels.c", "mix_inputs.c", "mix_depthwise.c")
+SOURCES = (
+    "tiles.h",
+    "epilogue.h",
+    "pass.h",
+    "layout.c",
+    "mix_kernels.c",
+    "mix_inputs.c",
+    "mix_depthwise.c",
+    "attention.c",
+)
 FUNCTIONS = (
     "kw_lanes",
     "kw_rows",
@@ -37,6 +46,8 @@ FUNCTIONS = (
     "kw_mix_depthwise_memory",
 )
 PASSES = ("kw_mix_kernels", "kw_mix_inputs", "kw_mix_inputs_backward", "kw_mix_depthwise")
+# Of attention.c, which take their arguments one by one: `p`ointers and `n`umbers.
+WEIGHINGS = {"kw_weigh": "pppnnnnp", "kw_differentiate_weights": "pppnnnn"}
 FLAGS = ("-O3", "-march=native", "-fPIC", "-fopenmp")
 SWITCH = "KW_NATIVE"
 COMPILERS = ("cc", "gcc", "clang")
@@ -194,8 +205,12 @@ def _open(path: Path) -> ctypes.CDLL:
         loaded = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
         for function in FUNCTIONS:
             getattr(loaded, function).restype = ctypes.c_int64
-        for function in PASSES:
+        for function in (*PASSES, *WEIGHINGS):
             getattr(loaded, function).restype = None
+        for function, arguments in WEIGHINGS.items():
+            getattr(loaded, function).argtypes = [
+                ctypes.c_void_p if kind == "p" else ctypes.c_int64 for kind in arguments
+            ]
         fault = layout.difference(loaded)
     except (OSError, AttributeError) as error:
         raise LibraryError(f"the library cannot be opened: {error}") from error
