@@ -15,8 +15,9 @@ from torch import Tensor
 
 # From 5 to 20 MiB were alike where tried from 0.6 to 40, beside a last-level cache of 32; under 2.5 was slower.
 CPU_BYTES = 6 * 2**20
-# On a GPU, chunks are for memory alone: as few as possible.
+# On a GPU, chunks are for memory alone, as few as possible: at least so much, and a share of its memory.
 GPU_BYTES = 256 * 2**20
+GPU_SHARE = 32
 # Memory larger than this is given back after use.
 KEPT_BYTES = 64 * 2**20
 # New memory from this size on is asked for in huge pages.
@@ -33,7 +34,14 @@ def workspace_bytes(device: torch.device) -> int:
     """Return the bound on the bytes of per-sample kernels that exist at once in one layer."""
     if _bytes is not None:
         return _bytes
-    return CPU_BYTES if device.type == "cpu" else GPU_BYTES
+    return CPU_BYTES if device.type == "cpu" else _gpu_bytes(device)
+
+
+@functools.lru_cache(maxsize=64)
+def _gpu_bytes(device: torch.device) -> int:
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return GPU_BYTES
+    return max(GPU_BYTES, int(torch.cuda.get_device_properties(device).total_memory) // GPU_SHARE)
 
 
 class _Scratch(threading.local):

@@ -11,6 +11,7 @@ from kw_lightning.nn.engine.paths.mix_kernels.depthwise import Depthwise
 from kw_lightning.nn.engine.paths.mix_kernels.grouped import Grouped
 from kw_lightning.nn.engine.paths.mix_kernels.per_sample import PerSample
 from kw_lightning.nn.engine.paths.mix_kernels.shifted import Shifted
+from kw_lightning.nn.engine.paths.mix_kernels.triton import Triton
 from kw_lightning.nn.engine.paths.mix_kernels.winograd import Winograd
 from kw_lightning.nn.engine.paths.mix_outputs.at_once import OutputsAtOnce
 from kw_lightning.nn.engine.paths.mix_outputs.by_cell import OutputsByCell
@@ -24,6 +25,7 @@ PATHS: tuple[Path, ...] = (
     InputsCompiled(),
     Depthwise(),
     ByGroup(),
+    Triton(),
     Shifted(),
     InputsByCell(),
     OutputsByCell(),

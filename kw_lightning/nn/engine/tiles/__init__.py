@@ -1,0 +1,1 @@
+"""Kernels of the GPU in Triton: products of every sample's image with its own kernel, in tiles."""

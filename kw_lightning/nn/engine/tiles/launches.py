@@ -1,0 +1,248 @@
+"""Launching the kernels: numbers of a convolution as they take them, and the sizes of their tiles."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import math
+import os
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kw_lightning.nn.engine.convolution import Convolution
+from kw_lightning.nn.engine.tiles.walks import Walk, backward_walks, forward_walk, two_sides
+
+
+class Tiles(NamedTuple):
+    """How a kernel cuts its products.
+
+    Attributes:
+        positions, outputs, inputs: of a tile, powers of 2 of at least 16.
+        warps: that compute one.
+        stages: tiles of operands in flight.
+    """
+
+    positions: int
+    outputs: int
+    inputs: int
+    warps: int
+    stages: int
+
+
+class Weights(NamedTuple):
+    """What a kernel position and the channels add to the place of a number in a sample's kernel.
+
+    Attributes:
+        sample: numbers of a sample's kernel.
+        tap: what one kernel position adds.
+        outputs, inputs: (channels of a cell, what a group of them adds).
+    """
+
+    sample: int
+    tap: int
+    outputs: tuple[int, int]
+    inputs: tuple[int, int]
+
+    @classmethod
+    def of(cls, convolution: Convolution) -> Weights:
+        """Return the places in mixtures [positions, output groups, input groups, *positions of the cell, co, ci]."""
+        _, out_groups, in_groups = convolution.grid
+        co, ci, *cell = convolution.cell_shape
+        positions = math.prod(cell)  # 1, or all of the kernel
+        block = positions * co * ci
+        tap = co * ci if positions > 1 else out_groups * in_groups * block
+        return cls(math.prod(convolution.kernel_shape), tap, (co, in_groups * block), (ci, block))
+
+
+def missing() -> str | None:
+    """Return why nothing can be launched here, None where it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "needs Triton, which comes with PyTorch for GPUs on Linux"
+    if not interpreted() and not torch.cuda.is_available():
+        return "needs a GPU"
+    return None
+
+
+def interpreted() -> bool:
+    """Return whether Triton computes on the CPU, to find mistakes: TRITON_INTERPRET=1 when it is first used."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def convolve(x: Tensor, weights: Tensor, y: Tensor, convolution: Convolution, tiles: Tiles | None = None) -> None:
+    """Write the convolution of every sample with its own kernel.
+
+    Args:
+        x: [batch, *size, in_channels], contiguous as all tensors here.
+        weights: [batch, numbers of a kernel], see `Weights`.
+        y: [batch, *output_size, out_channels], overwritten.
+    """
+    size = tuple(x.shape[1:-1])
+    places = Weights.of(convolution)
+    walk = forward_walk(convolution, size)
+    _walk(x, weights, y, walk, places, convolution, tiles, turned=False)
+
+
+def convolve_back(
+    gradient: Tensor, weights: Tensor, x: Tensor, convolution: Convolution, tiles: Tiles | None = None
+) -> None:
+    """Write the gradient of the input: of its phases, each a convolution of the output's gradient.
+
+    Args:
+        gradient: [batch, *output_size, out_channels].
+        weights: [batch, numbers of a kernel].
+        x: [batch, *size, in_channels], overwritten.
+    """
+    places = Weights.of(convolution)
+    places = places._replace(outputs=places.inputs, inputs=places.outputs)
+    for walk in backward_walks(convolution, tuple(x.shape[1:-1])):
+        _walk(gradient, weights, x, walk, places, convolution, tiles, turned=True)
+
+
+def correlate(
+    x: Tensor, gradient: Tensor, weights: Tensor, convolution: Convolution, tiles: Tiles | None = None
+) -> None:
+    """Write the gradient of every sample's kernel.
+
+    Args:
+        x: [batch, *size, in_channels].
+        gradient: [batch, *output_size, out_channels].
+        weights: [batch, numbers of a kernel], overwritten.
+    """
+    inputs, outputs = x.shape[-1], gradient.shape[-1]
+    rows, columns = forward_walk(convolution, tuple(x.shape[1:-1]))
+    height, width = two_sides(tuple(x.shape[1:-1]))
+    positions, taps = rows.positions * columns.positions, rows.taps * columns.taps
+    places = Weights.of(convolution)
+    cut = tiles or correlating_tiles(positions, outputs, inputs)
+    programs = len(x) * taps * math.ceil(outputs / cut.outputs) * math.ceil(inputs / cut.inputs)
+    _kernels().correlate[(programs,)](
+        x,
+        gradient,
+        weights,
+        inputs,
+        outputs,
+        height,
+        width,
+        positions,
+        columns.positions,
+        rows.scale,
+        columns.scale,
+        rows.first,
+        columns.first,
+        rows.step,
+        columns.step,
+        taps,
+        columns.taps,
+        math.prod(x.shape[1:]),
+        places.sample,
+        math.prod(gradient.shape[1:]),
+        places.tap * columns.taps,
+        places.tap,
+        *places.inputs,
+        *places.outputs,
+        ALIGNED=_aligned(inputs, outputs, places),
+        M=cut.positions,
+        N=cut.outputs,
+        K=cut.inputs,
+        PRECISION=_precision(),
+        num_warps=cut.warps,
+        num_stages=cut.stages,
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def convolving_tiles(positions: int, outputs: int, inputs: int) -> Tiles:
+    """Return the tiles of a convolution."""
+    m = 128 if positions > 64 else 64
+    n = _power(outputs, 16, 128)
+    k = _power(inputs, 16, 64)
+    return Tiles(m, n, k, 8 if m * n > 128 * 64 else 4, 3)
+
+
+@functools.lru_cache(maxsize=1024)
+def correlating_tiles(positions: int, outputs: int, inputs: int) -> Tiles:
+    """Return the tiles of a gradient of kernels, whose sums go over the positions."""
+    n, k = _power(outputs, 16, 128), _power(inputs, 16, 128)
+    return Tiles(_power(positions, 16, 64), n, k, 8 if n * k > 128 * 64 else 4, 3)
+
+
+def _walk(
+    x: Tensor,
+    weights: Tensor,
+    y: Tensor,
+    walk: Walk,
+    places: Weights,
+    convolution: Convolution,
+    tiles: Tiles | None,
+    *,
+    turned: bool,
+) -> None:
+    inputs, outputs = x.shape[-1], y.shape[-1]
+    rows, columns = walk
+    height, width = two_sides(tuple(x.shape[1:-1]))
+    positions = rows.positions * columns.positions
+    cut = tiles or convolving_tiles(positions, outputs, inputs)
+    tap_row = places.tap * two_sides(convolution.kernel_shape[2:])[1]
+    _kernels().convolve[(len(x) * math.ceil(positions / cut.positions) * math.ceil(outputs / cut.outputs),)](
+        x,
+        weights,
+        y,
+        inputs,
+        outputs,
+        height,
+        width,
+        positions,
+        columns.positions,
+        rows.scale,
+        columns.scale,
+        rows.first,
+        columns.first,
+        rows.step,
+        columns.step,
+        rows.taps * columns.taps,
+        max(columns.taps, 1),
+        rows.place,
+        columns.place,
+        rows.begin,
+        columns.begin,
+        two_sides(tuple(y.shape[1:-1]))[1],
+        math.prod(x.shape[1:]),
+        places.sample,
+        math.prod(y.shape[1:]),
+        rows.kernel_first * tap_row + columns.kernel_first * places.tap,
+        rows.kernel_step * tap_row,
+        columns.kernel_step * places.tap,
+        *places.inputs,
+        *places.outputs,
+        TURNED=turned,
+        ALIGNED=_aligned(inputs, outputs, places),
+        M=cut.positions,
+        N=cut.outputs,
+        K=cut.inputs,
+        PRECISION=_precision(),
+        num_warps=cut.warps,
+        num_stages=cut.stages,
+    )
+
+
+def _aligned(inputs: int, outputs: int, places: Weights) -> int:
+    return math.gcd(16, inputs, outputs, places.inputs[0], places.outputs[0])
+
+
+def _precision() -> str:
+    """Return how float32 is multiplied: as torch's own products are asked to."""
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def _power(number: int, least: int, most: int) -> int:
+    """Return the next power of 2 from a number on, within bounds."""
+    return min(max(1 << (number - 1).bit_length(), least), most)
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    return importlib.import_module("kw_lightning.nn.engine.tiles.kernels")

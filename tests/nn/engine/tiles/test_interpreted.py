@@ -1,0 +1,107 @@
+"""The kernels of Triton: what they compute, interpreted on the CPU, and what a compiler makes of them for a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kw_lightning.nn.engine import Convolution
+from kw_lightning.nn.engine.tiles import launches, walks
+
+triton = pytest.importorskip("triton", reason="Triton comes with PyTorch for GPUs on Linux")
+VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
+TOLERANCE = {"float32": 1e-5, "float16": 4e-3}
+
+
+@pytest.mark.skipif(VERSION < (3, 7), reason="its interpreter cannot read numbers under NumPy from 2.5 on")
+def test_output_and_gradients_equal_the_literal_forms() -> None:
+    script = Path(__file__).with_name("interpreted_script.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=250, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(lines) == 15
+    for case, dtype, errors in lines:
+        assert list(errors) == ["y", "x", "attention", "cells"], case  # each of its shape
+        assert all(error < TOLERANCE[dtype] for error in errors.values()), (case, errors)
+
+
+@pytest.mark.parametrize("name", ["convolve", "convolve turned", "correlate"])
+def test_they_compile_for_hopper_to_tensor_cores_without_spilling_registers(name: str, tmp_path: Path) -> None:
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from kw_lightning.nn.engine.tiles import kernels
+
+    ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    if not ptxas.exists():
+        pytest.skip("this Triton brings no assembler")
+    kernel = kernels.correlate if name == "correlate" else kernels.convolve
+    choose = launches.correlating_tiles if name == "correlate" else launches.convolving_tiles
+    tiles = choose(3136, 256, 256)
+    fixed: dict[str, Any] = {
+        "TURNED": name == "convolve turned",
+        "ALIGNED": 16,
+        "M": tiles.positions,
+        "N": tiles.outputs,
+        "K": tiles.inputs,
+        "PRECISION": "ieee",
+    }
+    types = dict.fromkeys(("x", "weights", "y", "gradient"), "*bf16")
+    signature = {arg: "constexpr" if arg in fixed else types.get(arg, "i32") for arg in kernel.arg_names}
+    constants = {(index,): fixed[arg] for index, arg in enumerate(kernel.arg_names) if arg in fixed}
+    read = ("inputs", "outputs", "in_", "out_", "tap_", "x_sample", "weights_sample", "y_sample", "gradient_sample")
+    sixteen = [["tt.divisibility", 16]]
+    aligned = {(index,): sixteen for index, arg in enumerate(kernel.arg_names) if arg in types or arg.startswith(read)}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    options = {"num_warps": tiles.warps, "num_stages": tiles.stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    assembly = tmp_path / "kernel.ptx"
+    assembly.write_text(compiled.asm["ptx"])
+    assert "wgmma.mma_async" in compiled.asm["ptx"]
+    assert "cp.async.cg" in compiled.asm["ptx"]  # copies of 16 bytes
+    (architecture,) = re.findall(r"\.target (sm_\w+)", compiled.asm["ptx"])
+    report = subprocess.run(
+        [str(ptxas), "-v", "--gpu-name", architecture, str(assembly), "-o", str(tmp_path / "kernel.cubin")],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stderr
+    assert re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report) == [("0", "0")]
+    assert int(compiled.metadata.shared) <= 227 * 1024
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+@pytest.mark.parametrize("dilation", [1, 2, 3])
+@pytest.mark.parametrize("padding", [0, 2])
+def test_the_walks_of_the_gradient_are_those_of_the_convolution_turned(
+    stride: int, dilation: int, padding: int
+) -> None:
+    convolution = Convolution((1, 1, 3), (1, 1, 1), (stride,), (padding,), (dilation,))
+    size = 11
+
+    def pairs(side: walks.Side, length: int) -> set[tuple[int, int, int]]:
+        """Return (written, read, position of the kernel)."""
+        return {
+            (p * side.place + side.begin, p * side.scale + side.first + tap * side.step, k)
+            for p in range(side.positions)
+            for tap in range(side.taps)
+            if 0 <= p * side.scale + side.first + tap * side.step < length
+            for k in [side.kernel_first + tap * side.kernel_step]
+        }
+
+    (outputs,) = convolution.output_size((size,))
+    forward = pairs(walks.forward_walk(convolution, (size,))[1], size)
+    backward = [walk[1] for walk in walks.backward_walks(convolution, (size,))]
+    assert {(x, y, k) for y, x, k in forward} == set().union(*(pairs(side, outputs) for side in backward))
+    written = [p * side.place + side.begin for side in backward for p in range(side.positions)]
+    assert sorted(written) == list(range(size))
