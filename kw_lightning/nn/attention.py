@@ -157,6 +157,11 @@ class ContrastingAttention(CellWeights):
             type(t) in TENSORS for t in (self.expand.weight, self.expand.bias)
         )
 
+    @property
+    def factors_width(self) -> int | None:
+        """Return the width of the factors that it gives, None where it gives α alone."""
+        return self.reduce.out_features if self.has_factors else None
+
     def factors(self, hidden: Tensor, temperature: Tensor) -> AttentionFactors:
         """Return what α of the samples is made of.
 
@@ -223,6 +228,13 @@ def attention_width(in_channels: int, reduction: Fraction | float) -> int:
     """Return the hidden width of the attention, h = max(int(in_channels · reduction), 16)."""
     share = reduction if isinstance(reduction, Fraction) else Fraction(str(reduction))
     return max(in_channels * share.numerator // share.denominator, MINIMUM_WIDTH)
+
+
+def factors_width(
+    in_channels: int, reduction: Fraction | float, basis: Fraction | float | None, function: Function
+) -> int | None:
+    """Return the width of the factors that an attention hands to the engine; None where it hands over α."""
+    return attention_width(in_channels, reduction) if function == "contrast" and basis is None else None
 
 
 def basis_shape(partition: LayerPartition, basis: Fraction | float) -> tuple[int, int]:

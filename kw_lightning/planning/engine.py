@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from kw_lightning.nn.attention import factors_width
 from kw_lightning.nn.engine import Convolution
 from kw_lightning.nn.engine.paths import Path
 from kw_lightning.nn.engine.planner import Choice, survey
@@ -124,8 +125,10 @@ def _problems(plan: Plan, batch: int, dtype: torch.dtype, device: torch.device) 
             for inputs in layer.inputs:
                 samples, *rest = batch_first(inputs, warehouse.spec.batch_dim or 0)
                 convolution, size = _convolution(layer, tuple(rest))
-                cells = warehouse.partition.cells
-                yield layer.name, Problem(convolution, batch * samples, size, cells, dtype, device)
+                cells, attention = warehouse.partition.cells, warehouse.spec.attention
+                form = attention.reduction, attention.basis, attention.function
+                width = factors_width(layer.layer.in_channels, *form) if warehouse.spec.dynamic else None
+                yield layer.name, Problem(convolution, batch * samples, size, cells, dtype, device, width=width)
 
 
 def _convolution(layer: LayerPlan, shape: Shape) -> tuple[Convolution, Shape]:

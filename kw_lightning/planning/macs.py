@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
-from kw_lightning.nn.attention import attention_width, basis_shape
+from kw_lightning.nn.attention import attention_width, basis_shape, factors_width
 from kw_lightning.nn.engine import Convolution, work
 from kw_lightning.nn.partition import LayerPartition
 from kw_lightning.nn.weighing import Function, columns
@@ -57,6 +57,7 @@ def layer_macs(layer: LayerPlan, warehouse: Warehouse, forward: Trace, engine: s
     gated = gated_channels(attention, Choice(layer.layer, layer.rows))
     form = (attention.reduction, attention.basis, attention.function, gated)
     attending = attention_macs(layer.layer.in_channels, partition, *form)
+    width = factors_width(layer.layer.in_channels, attention.reduction, attention.basis, attention.function)
     for call in calls(layer.layer, forward):
         shapes = [batch_first(shape, batch) for shape in (call.inputs, call.outputs)]
         inputs, outputs = (positions(partition.kernel_shape, shape) for shape in shapes)
@@ -64,7 +65,8 @@ def layer_macs(layer: LayerPlan, warehouse: Warehouse, forward: Trace, engine: s
         samples = shapes[0][0]
         static += samples * static_macs(partition.kernel_shape, outputs)
         if warehouse.dynamic:
-            kw += samples * (attending + work.forward(engine, convolution, partition.cells, inputs, outputs))
+            mixing = work.forward(engine, convolution, partition.cells, inputs, outputs, batch=samples, width=width)
+            kw += samples * attending + mixing
     kw = kw if warehouse.dynamic else static
     return Count(static if layer.layer.part is None else 0, kw)  # an adapter takes no layer's place
 

@@ -2,9 +2,14 @@
 
     python recipes/studies/engine_costs.py --output costs.json
 
-takes about a quarter of an hour on two idle cores. It prints the `fitted` of every path of
-kw_lightning/nn/engine/paths as found here, how far it misses the times, and how much slower than the fastest path the
-planner's choices are.
+takes about half an hour on two idle cores. It prints the `fitted` of every path of kw_lightning/nn/engine/paths as
+found here, how far it misses the times, and how much slower than the fastest path the planner's choices are.
+
+A busy machine still tells how two paths compare, since they are timed in turns:
+
+    python recipes/studies/engine_costs.py --paths mix_kernels/{along_rank,compiled} --beside mix_kernels/compiled
+
+fits the first to times in which the second takes what its own `fitted` says.
 """
 
 from __future__ import annotations
@@ -14,22 +19,24 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path as FilePath
 
 import torch
 from torch import Tensor
 
 from kw_lightning.bench import describe_machine
+from kw_lightning.nn.attention import attention_width
 from kw_lightning.nn.clock import elapsed
-from kw_lightning.nn.engine import Convolution, computing
+from kw_lightning.nn.engine import AttentionFactors, Convolution, computing
 from kw_lightning.nn.engine.costs import Fitted, Units, amounts, cpu_seconds
 from kw_lightning.nn.engine.layouts import empty_output
-from kw_lightning.nn.engine.paths import PATHS, Path
+from kw_lightning.nn.engine.paths import PATHS, Path, find_path
 from kw_lightning.nn.engine.problem import Problem
 
 CPU = torch.device("cpu")
-# (in, out, kernel, map at 224², stride, cell, cells)
+# (in, out, kernel, map at 224², stride, cell, cells); the attention's hidden layer is as wide as of the shipped recipes
 LAYERS = (
     (64, 64, 3, 56, 1, (64, 64), 56),
     (64, 128, 3, 56, 2, (64, 64), 56),
@@ -41,10 +48,13 @@ LAYERS = (
     (256, 512, 3, 14, 2, (256, 256), 47),
     (256, 512, 1, 14, 2, (256, 256), 47),
     (512, 512, 3, 7, 1, (512, 512), 27),
+    (512, 512, 3, 7, 1, (512, 512), 108),
+    (64, 64, 3, 56, 1, (64, 64), 224),
     (512, 512, 3, 7, 1, (512, 512), 7),
     (64, 256, 1, 56, 1, (64, 64), 87),
     (512, 128, 1, 28, 1, (128, 128), 104),
     (256, 1024, 1, 14, 1, (256, 256), 138),
+    (1024, 256, 1, 14, 1, (256, 256), 552),
     (2048, 512, 1, 7, 1, (512, 512), 47),
     (512, 2048, 1, 7, 1, (512, 512), 47),
     (144, 24, 1, 56, 1, (24, 24), 30),
@@ -63,15 +73,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="Rounds; the medians are taken.")
     parser.add_argument("--output", type=FilePath, help="File for the times, as JSON.")
     parser.add_argument("--times", type=FilePath, help="Fit to the times of this file instead of measuring.")
+    parser.add_argument("--paths", nargs="+", metavar="PATH", help="Time these paths alone.")
+    parser.add_argument("--beside", metavar="PATH", help="Take this path's times to be what its units say.")
     arguments = parser.parse_args()
-    times = json.loads(arguments.times.read_text()) if arguments.times else measure(arguments.repeats)
+    if arguments.times:
+        times = json.loads(arguments.times.read_text())
+    else:
+        times = measure(arguments.repeats, arguments.paths or [path.name for path in PATHS])
     if arguments.output:
         arguments.output.write_text(json.dumps(times))
-    fit(times)
+    fit(scale(times, find_path(arguments.beside)) if arguments.beside else times)
 
 
 def problems() -> Iterator[Problem]:
-    """Yield forward problems, each once."""
+    """Yield forward problems, each once, with bases that are mixed anew, and kept where batches are small."""
     seen = set()
     for layer, (batch, size) in itertools.product(LAYERS, INPUTS):
         inputs, outputs, kernel, side, stride, cell, cells = layer
@@ -79,19 +94,21 @@ def problems() -> Iterator[Problem]:
         geometry = Convolution(
             (outputs, inputs, kernel, kernel), (*cell, 1, 1), (stride,) * 2, (kernel // 2,) * 2, (1, 1)
         )
-        problem = Problem(geometry, batch, (side, side), cells, torch.float32, CPU)
-        if problem not in seen:
-            seen.add(problem)
-            yield problem
+        width = attention_width(inputs, Fraction(1, 16))
+        problem = Problem(geometry, batch, (side, side), cells, torch.float32, CPU, width=width)
+        for posed in (problem, problem._replace(kept=True)):
+            if posed not in seen and (not posed.kept or cells > 2 * width):
+                seen.add(posed)
+                yield posed
 
 
-def measure(repeats: int) -> list[dict[str, object]]:
-    """Return the median seconds of every path and pass on every problem."""
+def measure(repeats: int, names: Sequence[str]) -> list[dict[str, object]]:
+    """Return the median seconds of paths, forward and backward, on every problem; of kept bases forward alone."""
     print(describe_machine(CPU, torch.float32))
     results = []
     for index, problem in enumerate(problems()):
         seconds = {
-            name: timed(problem._replace(backward=backward), repeats)
+            name: {} if problem.kept and backward else timed(problem._replace(backward=backward), repeats, names)
             for name, backward in (("forward", False), ("backward", True))
         }
         results.append({"problem": index, **seconds})
@@ -99,18 +116,22 @@ def measure(repeats: int) -> list[dict[str, object]]:
     return results
 
 
-def tensors_of(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-    """Return x, α and E."""
+def tensors_of(problem: Problem) -> tuple[Tensor, AttentionFactors, Tensor]:
+    """Return x, the factors of the attention at temperature 0, and E."""
     convolution, batch, size, cells, *_ = problem
     mixtures = math.prod(convolution.kernel_shape) // math.prod(convolution.cell_shape)
     x = torch.randn(batch, convolution.kernel_shape[1], *size)
-    return x, torch.randn(batch, mixtures, cells) / cells, torch.randn(cells, *convolution.cell_shape)
+    columns, width = mixtures * (cells + 1), problem.width or 1
+    hidden, weight = torch.randn(batch, width).relu(), torch.randn(columns, width)
+    initial = torch.full((mixtures,), cells)
+    factors = AttentionFactors(hidden, weight, torch.zeros(columns), torch.zeros(()), initial, problem.kept)
+    return x, factors, torch.randn(cells, *convolution.cell_shape)
 
 
-def timed(problem: Problem, repeats: int) -> dict[str, float]:
+def timed(problem: Problem, repeats: int, names: Sequence[str]) -> dict[str, float]:
     """Return the median seconds of a pass by every path that is not much slower than the best."""
     tensors, geometry = tensors_of(problem), problem.convolution
-    able = [path for path in PATHS if (path.refusal(problem) or path.unsuited(problem)) is None]
+    able = [path for path in PATHS if (path.refusal(problem) or path.unsuited(problem)) is None and path.name in names]
     work_of_path = {path: sum(amounts(path.load(problem))[:2]) for path in able}
     able = [path for path in able if work_of_path[path] <= MOST_WORK * min(work_of_path.values())]
     gradient = torch.randn_like(empty_output(tensors[0], geometry))
@@ -130,6 +151,22 @@ def timed(problem: Problem, repeats: int) -> dict[str, float]:
             if repeat:
                 rounds[path].append(seconds)
     return {path.name: statistics.median(times) for path, times in rounds.items()}
+
+
+def scale(times: list[dict[str, object]], beside: Path | None) -> list[dict[str, object]]:
+    """Return the times with all of a pass lengthened or shortened so that one path takes what its units say."""
+    if beside is None or beside.fitted is None:
+        raise SystemExit("--beside: the name of a path that has been fitted")
+    found, scaled = list(problems()), []
+    for entry in times:
+        known = {}
+        for name, backward in (("forward", False), ("backward", True)):
+            problem, seconds = found[entry["problem"]], entry[name]
+            if beside.name in seconds:
+                factor = cpu_seconds(beside.load(problem), beside.fitted, backward=backward) / seconds[beside.name]
+                known[name] = {path: factor * second for path, second in seconds.items()}
+        scaled.append({"forward": {}, "backward": {}, **entry, **known})
+    return scaled
 
 
 def fit(times: list[dict[str, object]]) -> None:
@@ -157,6 +194,8 @@ def fit(times: list[dict[str, object]]) -> None:
     for name, backward in (("forward", False), ("backward", True)):
         ratios = []
         for entry in times:
+            if not entry[name]:
+                continue
             problem = found[entry["problem"]]._replace(backward=backward)
             chosen = min(
                 (path for path in PATHS if path.name in entry[name]),

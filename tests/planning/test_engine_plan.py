@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from kw_lightning.builder import convert
 from kw_lightning.cli import application
-from kw_lightning.nn.engine import planner
+from kw_lightning.nn.engine import native, planner
 from kw_lightning.nn.engine.paths import PATHS
+from kw_lightning.nn.engine.paths.mix_kernels.along_rank import AlongRank
 from kw_lightning.nn.engine.problem import Problem
 from kw_lightning.planning import plan
 from kw_lightning.planning.engine import plan_engine
@@ -99,6 +100,19 @@ def test_every_path_of_every_layer_is_told_with_its_time_or_the_reason_against_i
     assert "16×1×3×3 in 16 groups" in depthwise
     assert "mix_outputs/by_cell" in depthwise
     assert "know no groups" in depthwise
+
+
+@pytest.mark.skipif(not native.available(), reason="needs a C compiler")
+def test_the_path_along_the_rank_is_told_with_its_time_or_why_it_cannot() -> None:
+    lines = {}
+    for function in ("contrast", "softmax"):
+        arguments = ["resnet18-kw-4x", f"defaults.attention.function={function}", "--engine", "--batch", "128"]
+        output = CliRunner().invoke(application(), ["plan", *arguments]).output
+        lines[function] = [line for line in output.splitlines() if AlongRank.name in line]
+        assert len(lines[function]) > 8
+    assert all(line.startswith(f"  {AlongRank.name} ") and line.count(" ms") == 2 for line in lines["contrast"])
+    assert any(line.count("*") == 2 for line in lines["contrast"])
+    assert all("the factors of the attention are not at hand" in line for line in lines["softmax"])
 
 
 def test_as_json_it_stands_beside_the_plan() -> None:

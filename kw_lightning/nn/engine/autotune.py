@@ -16,8 +16,10 @@ from kw_lightning.nn.clock import elapsed
 from kw_lightning.nn.engine import cache, computing
 from kw_lightning.nn.engine.cache import CacheError
 from kw_lightning.nn.engine.convolution import Convolution
+from kw_lightning.nn.engine.factors import AttentionFactors
 from kw_lightning.nn.engine.layouts import empty_output
 from kw_lightning.nn.engine.paths import Path, find_path
+from kw_lightning.nn.engine.problem import Problem
 
 REPEATS = 3
 SLOWEST = 4  # a path this many times slower than the best so far is not timed again
@@ -29,7 +31,7 @@ _memory: dict[str, str] = {}
 def fastest(
     candidates: Sequence[Path],
     x: Tensor,
-    attention: Tensor,
+    attention: Tensor | AttentionFactors,
     cells: Tensor,
     convolution: Convolution,
     *,
@@ -42,7 +44,7 @@ def fastest(
         x, attention, cells, convolution: as in `computing.forward`.
         backward: time the backward pass instead of the forward pass.
     """
-    key = _key(x, cells, convolution, backward)
+    key = _key(Problem.of(x, attention, cells, convolution, backward=backward), x, cells)
     if not _memory:
         _memory.update(_read())
     known = find_path(_memory.get(key, ""))
@@ -62,9 +64,10 @@ def cache_file() -> FilePath:
     return cache.open_cache() / f"autotune-{platform.node() or 'machine'}.json"
 
 
-def _key(x: Tensor, cells: Tensor, convolution: Convolution, backward: bool) -> str:
+def _key(problem: Problem, x: Tensor, cells: Tensor) -> str:
     threads = torch.get_num_threads() if x.device.type == "cpu" else _device_name(x.device)
     layout = "last" if x.dim() > 2 and x.stride(1) == 1 else "first"
+    of_factors = () if problem.width is None else (f"width {problem.width}", *["kept"] * problem.kept)
     parts = (
         torch.__version__,
         x.device.type,
@@ -73,9 +76,10 @@ def _key(x: Tensor, cells: Tensor, convolution: Convolution, backward: bool) -> 
         layout,
         tuple(x.shape),
         tuple(cells.shape),
-        convolution,
+        *of_factors,
+        problem.convolution,
     )
-    return f"{'backward' if backward else 'forward'} " + " ".join(str(part) for part in parts)
+    return f"{'backward' if problem.backward else 'forward'} " + " ".join(str(part) for part in parts)
 
 
 @functools.lru_cache(maxsize=16)
@@ -86,7 +90,7 @@ def _device_name(device: torch.device) -> str:
 def _time(
     candidates: Sequence[Path],
     x: Tensor,
-    attention: Tensor,
+    attention: Tensor | AttentionFactors,
     cells: Tensor,
     convolution: Convolution,
     backward: bool,

@@ -9,17 +9,19 @@ from torch import Tensor
 
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.epilogue import Epilogue
+from kw_lightning.nn.engine.factors import AttentionFactors, differentiate_alpha, make_alpha
 from kw_lightning.nn.engine.gradients import Gradients
 from kw_lightning.nn.engine.layouts import empty_output
 from kw_lightning.nn.engine.paths import Path
 from kw_lightning.nn.engine.problem import Operands
+from kw_lightning.nn.engine.ranks import Ranked, differentiate, rank
 from kw_lightning.nn.engine.taps import find_taps
 from kw_lightning.nn.engine.workspace import in_huge_pages
 
 
 def forward(
     x: Tensor,
-    attention: Tensor,
+    attention: Tensor | AttentionFactors,
     cells: Tensor,
     convolution: Convolution,
     path: Path,
@@ -29,7 +31,7 @@ def forward(
 
     Args:
         x: [batch, in_channels, *size].
-        attention: α [batch, mixtures, cells].
+        attention: α [batch, mixtures, cells], **or** its factors.
         cells: E [cells, co, ci, *ck].
         path: one that can, see `Path.refusal`.
         epilogue: what becomes of the output, without gradients.
@@ -40,7 +42,7 @@ def forward(
     y = in_huge_pages(empty_output(x, convolution))
     if reads_nothing(x, convolution):
         return y.zero_() if epilogue is None else epilogue.apply(y.zero_())
-    operands = _operands(x, attention, cells, convolution)
+    operands = _operands(x, attention, cells, convolution, path)
     if epilogue is not None:
         return path.forward_finished(operands, y, epilogue)
     path.forward(operands, y)
@@ -50,31 +52,62 @@ def forward(
 def backward(
     gradient: Tensor,
     x: Tensor,
-    attention: Tensor,
+    attention: Tensor | AttentionFactors,
     cells: Tensor,
     convolution: Convolution,
     path: Path,
     needed: Sequence[bool],
 ) -> list[Tensor]:
-    """Return the gradients of (x, α, E), each in its tensor's type and empty where not needed.
+    """Return the gradients of (x, α, E), **or** of (x, hidden, weight, bias, E) of factors.
+
+    Each is in its tensor's type, and empty where not needed.
 
     Args:
         gradient: of the output, [batch, out_channels, *output_size].
         x, attention, cells, path: as in `forward`.
-        needed: which of the gradients are.
+        needed: which of the gradients of (x, attention, E) are.
     """
     of_x, of_attention, of_cells = needed
+    weights = (attention,) if isinstance(attention, Tensor) else (attention.hidden, attention.weight, attention.bias)
+    tensors = (x, *weights, cells)
+    found: Sequence[Tensor | None]
     if reads_nothing(x, convolution):
-        found = Gradients(torch.zeros_like(x), torch.zeros_like(attention), torch.zeros_like(cells))
+        found = [torch.zeros_like(tensor) for tensor in tensors]
     else:
-        operands = _operands(x, attention, cells, convolution)
-        found = path.backward(gradient, operands, (of_x, of_attention, of_cells))
-    wanted = zip((found.x, found.attention, found.cells), (x, attention, cells), needed, strict=True)
+        operands = _operands(x, attention, cells, convolution, path)
+        gradients = path.backward(gradient, operands, (of_x, of_attention, of_cells))
+        ranked = operands.ranked
+        del operands  # and α with it, where it is made of factors
+        found = [gradients.x, *_of_attention(attention, ranked, gradients), gradients.cells]
+    wanted = zip(found, tensors, (of_x, *[of_attention] * len(weights), of_cells), strict=True)
     return [new.to(old.dtype) if need and new is not None else old.new_empty(0) for new, old, need in wanted]
 
 
-def _operands(x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolution) -> Operands:
-    return Operands(x, attention.to(x.dtype).contiguous(), cells.to(x.dtype).contiguous(), convolution)
+def _operands(
+    x: Tensor, attention: Tensor | AttentionFactors, cells: Tensor, convolution: Convolution, path: Path
+) -> Operands:
+    ranked = None
+    if isinstance(attention, AttentionFactors) and path.of_bases:
+        ranked = rank(attention)
+        attention = ranked.weights
+    elif isinstance(attention, AttentionFactors):
+        attention = make_alpha(attention)
+    return Operands(x, attention.to(x.dtype).contiguous(), cells.to(x.dtype).contiguous(), convolution, ranked)
+
+
+def _of_attention(
+    attention: Tensor | AttentionFactors, ranked: Ranked | None, found: Gradients
+) -> Sequence[Tensor | None]:
+    """Return the gradient of α, **or** those of its factors."""
+    if isinstance(attention, Tensor):
+        return (found.attention,)
+    if found.attention is None:
+        return (None, None, None)
+    exact = attention.hidden.dtype
+    if ranked is None:
+        return differentiate_alpha(attention, found.attention.to(exact))
+    assert found.bases is not None
+    return differentiate(ranked, found.attention.to(exact), found.bases.to(exact))
 
 
 def reads_nothing(x: Tensor, convolution: Convolution) -> bool:

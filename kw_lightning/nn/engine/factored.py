@@ -14,15 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from kw_lightning.nn.engine import computing, kept, ranks, reference, work
+from kw_lightning.nn.engine import computing, kept, reference, work
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.epilogue import Epilogue
-from kw_lightning.nn.engine.factors import AttentionFactors, differentiate_alpha, make_alpha
+from kw_lightning.nn.engine.factors import AttentionFactors
 from kw_lightning.nn.engine.layouts import empty_output
 from kw_lightning.nn.engine.planner import check_engine, choose
-from kw_lightning.nn.engine.problem import Problem
-from kw_lightning.nn.engine.taps import find_taps
-from kw_lightning.nn.engine.workspace import in_huge_pages
 
 NAME = "kw_lightning::factored_convolution"
 TENSORS = 5  # that may need a gradient: x, hidden, weight, bias, cells; they come first
@@ -59,20 +56,10 @@ def compute(
     epilogue: Epilogue | None = None,
 ) -> Tensor:
     """Return the convolution of every sample with its own mixture of cells, and what becomes of it; no gradients."""
-    lasting = factors.lasting
-    if not lasting:
+    if not factors.lasting:
         kept.forget(factors)
-    problem = Problem.of(x, cells, convolution, backward=False)
-    size = ranks.size_of_bases(factors, cells)
-    keeps = lasting and ranks.is_compiled(x, convolution) and kept.has_room(factors, size)
-    if not computing.reads_nothing(x, convolution) and ranks.pays(problem, engine, factors.hidden.shape[1], kept=keeps):
-        geometry = convolution, find_taps(convolution, problem.size).live
-        y = in_huge_pages(empty_output(x, convolution))
-        bases = kept.keep(factors, cells, geometry, size) if keeps else None
-        return ranks.forward(x, ranks.rank(factors), cells, convolution, y, bases, epilogue)
-    alpha = make_alpha(factors)
-    path = choose(x, alpha, cells, convolution, engine, backward=False)
-    return computing.forward(x, alpha, cells, convolution, path, epilogue)
+    path = choose(x, factors, cells, convolution, engine, backward=False)
+    return computing.forward(x, factors, cells, convolution, path, epilogue)
 
 
 @factored_convolution.register_fake
@@ -117,22 +104,9 @@ def _backward(
 ) -> list[Tensor]:
     convolution = Convolution.of(cells.shape[1:], kernel_shape, stride, padding, dilation, groups)
     factors = AttentionFactors(hidden, weight, bias, temperature, initial)
-    of_attention = any(needed[1:4])
-    problem = Problem.of(x, cells, convolution, backward=True)
-    if not computing.reads_nothing(x, convolution) and ranks.pays(problem, engine, hidden.shape[1], kept=False):
-        ranked = ranks.rank(factors)
-        found = ranks.backward(gradient, x, ranked, cells, convolution, (needed[0], of_attention, needed[4]))
-        tensors = zip((found[0], *(found[1] or [None] * 3), found[2]), (x, hidden, weight, bias, cells), strict=True)
-        return [old.new_empty(0) if new is None else new.to(old.dtype).view(old.shape) for new, old in tensors]
-    alpha = make_alpha(factors)
-    path = choose(x, alpha, cells, convolution, engine, backward=True)
-    of_x, of_alpha, of_cells = computing.backward(
-        gradient, x, alpha, cells, convolution, path, [needed[0], of_attention, needed[4]]
-    )
-    del alpha
-    if not of_attention:
-        return [of_x, *(x.new_empty(0) for _ in range(3)), of_cells]
-    return [of_x, *differentiate_alpha(factors, of_alpha), of_cells]
+    path = choose(x, factors, cells, convolution, engine, backward=True)
+    of_parts = [needed[0], any(needed[1:4]), needed[4]]
+    return computing.backward(gradient, x, factors, cells, convolution, path, of_parts)
 
 
 @_backward.register_fake
@@ -210,7 +184,8 @@ def _forward_operations(
     """Return the floating-point operations for FLOP counters: of the last linear layer and of the convolution."""
     convolution = Convolution(tuple(kernel_shape), tuple(cells[1:]), groups=groups)
     positions = math.prod(x[2:]), math.prod(out_shape[2:])
-    return 2 * x[0] * (math.prod(weight) + work.forward(engine, convolution, cells[0], *positions))
+    mixing = work.forward(engine, convolution, cells[0], *positions, batch=x[0], width=hidden[1])
+    return 2 * (x[0] * math.prod(weight) + mixing)
 
 
 @register_flop_formula(torch.ops.kw_lightning.factored_convolution_backward)
@@ -237,5 +212,6 @@ def _backward_operations(
     convolution = Convolution(tuple(kernel_shape), tuple(cells[1:]), groups=groups)
     positions = math.prod(x[2:]), math.prod(gradient[2:])
     attention = any(needed[1:4])
-    convolving = work.backward(engine, convolution, cells[0], *positions, [needed[0], attention, needed[4]])
-    return 2 * x[0] * (2 * attention * math.prod(weight) + convolving)
+    of_parts = [needed[0], attention, needed[4]]
+    mixing = work.backward(engine, convolution, cells[0], *positions, of_parts, batch=x[0], width=hidden[1])
+    return 2 * (2 * x[0] * attention * math.prod(weight) + mixing)

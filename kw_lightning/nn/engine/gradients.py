@@ -19,11 +19,13 @@ class Gradients:
         x: as the pass takes the input, channels first or last; overwritten.
         attention: dα [batch, mixtures, cells], of at least single precision; added to.
         cells: dE [cells, co, …], of at least single precision; overwritten by the first chunk, added to by others.
+        bases: of the bases by cells, [mixtures, ranks, cells], where `attention` is of their weights; else None.
     """
 
     x: Tensor | None
     attention: Tensor | None
     cells: Tensor | None
+    bases: Tensor | None = None
 
     @property
     def of_kernels(self) -> bool:

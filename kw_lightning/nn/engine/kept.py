@@ -8,6 +8,7 @@ products with a fixed vector. That reads the weights once, which is little besid
 from __future__ import annotations
 
 import functools
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,19 +81,23 @@ def kept_bytes() -> int:
         return sum(entry.size for entry in _entries.values())
 
 
-def has_room(factors: AttentionFactors, size: int) -> bool:
-    """Return whether bases of so many bytes may be kept; those of other layers do not make room for them."""
+def may_keep(factors: AttentionFactors, cells: Tensor) -> bool:
+    """Return whether the mixed bases of an attention and cells may be kept.
+
+    They may in evaluation, of single precision on a CPU, where there is room: those of other layers do not make room.
+    """
+    if not factors.lasting or cells.dtype != torch.float32 or cells.device.type != "cpu":
+        return False
     with _lock:
         others = sum(entry.size for weight, entry in _entries.items() if weight is not factors.weight)
-    return others + size <= _settings.limit
+    return others + _size(factors, cells) <= _settings.limit
 
 
-def keep(factors: AttentionFactors, cells: Tensor, geometry: tuple[Any, ...], size: int) -> Kept:
+def keep(factors: AttentionFactors, cells: Tensor, geometry: tuple[Any, ...]) -> Kept:
     """Return the mixed bases of an attention and cells, not filled yet where there are none or they are others'.
 
     Args:
         geometry: all that they depend on beside the tensors.
-        size: bytes of them.
     """
     tensors = factors.weight, factors.bias, cells
     state = (*geometry, float(factors.temperature), *(_place(tensor) for tensor in tensors))
@@ -100,9 +105,14 @@ def keep(factors: AttentionFactors, cells: Tensor, geometry: tuple[Any, ...], si
     with _lock:
         entry = _entries.get(factors.weight)
         if entry is None or entry.state != state or not all(map(torch.equal, entry.tensors, contents)):
-            entry = _entries[factors.weight] = _Entry(state, contents, size)
+            entry = _entries[factors.weight] = _Entry(state, contents, _size(factors, cells))
         found: Kept = entry.bases
         return found
+
+
+def _size(factors: AttentionFactors, cells: Tensor) -> int:
+    """Return the bytes of the mixed bases, but for what their blocks are padded by."""
+    return 4 * factors.mixtures * (factors.hidden.shape[1] + 2) * math.prod(cells.shape[1:])
 
 
 def forget(factors: AttentionFactors) -> None:

@@ -13,6 +13,7 @@ beside that, its `load` says.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from kw_lightning.nn.engine.convolution import Convolution
@@ -47,6 +48,27 @@ def count(order: str, convolution: Convolution, cells: int, inputs: int, outputs
     if order == "mix_outputs":
         return MultiplyAdds(mixtures * cells * co * inputs, cells * cell * in_groups * inputs)
     return MultiplyAdds(mixtures * cells * cell // co * outputs, cells * cell * out_groups * outputs)
+
+
+def count_along_rank(
+    convolution: Convolution, cells: int, outputs: int, *, batch: int, ranks: int, needed: Sequence[bool] | None = None
+) -> int:
+    """Return the multiply-adds of a pass for a batch whose kernels are mixed of bases, made once for all samples.
+
+    Args:
+        convolution, cells, outputs: as of `count`.
+        batch: samples.
+        ranks: bases of a mixture.
+        needed: which of the gradients of (x, attention, E) are, for a backward pass; None for a forward pass.
+    """
+    kernel = math.prod(convolution.kernel_shape)
+    if needed is None:
+        return kernel * ranks * (batch + cells) + batch * kernel * outputs
+    x, attention, stored = needed
+    of_kernels = attention or stored
+    samples = x + attention + of_kernels  # for the gradient of x, of the bases' weights, and of the bases
+    once = (x or attention) + attention + stored
+    return kernel * ranks * (batch * samples + cells * once) + (x + of_kernels) * batch * kernel * outputs
 
 
 def count_backward(order: str, forward: MultiplyAdds, x: bool, attention: bool, cells: bool) -> int:

@@ -10,14 +10,18 @@ import torch
 from torch import Tensor
 
 from kw_lightning.errors import sentence
-from kw_lightning.nn.engine import autotune
+from kw_lightning.nn.engine import autotune, kept
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.costs import cpu_seconds, gpu_seconds
+from kw_lightning.nn.engine.factors import AttentionFactors
 from kw_lightning.nn.engine.orders import ORDERS
 from kw_lightning.nn.engine.paths import PATHS, Path, find_path, order_of
+from kw_lightning.nn.engine.paths.mix_kernels.along_rank import AlongRank
 from kw_lightning.nn.engine.problem import Problem
 
 ENGINES = ("auto", "autotune", *ORDERS, "reference")
+# The engines that may mix along the attention's rank.
+ALONG_RANK = ("auto", "autotune", "mix_kernels")
 # A device for which no path is compiled: what cannot compute there for its geometry's sake can nowhere.
 _ANYWHERE = torch.device("meta")
 
@@ -40,7 +44,7 @@ class Choice:
 def refusal(engine: str, convolution: Convolution) -> str | None:
     """Return why an engine can compute a convolution nowhere, None where it can."""
     problem = Problem(convolution, 1, convolution.kernel_shape[2:], 1, torch.float32, _ANYWHERE)
-    reasons = [path.refusal(problem) for path in _candidates(engine)]
+    reasons = [path.refusal(problem) for path in _candidates(engine) if not path.of_bases]
     return None if None in reasons else reasons[-1]
 
 
@@ -56,7 +60,13 @@ def check_engine(engine: str, convolution: Convolution) -> None:
 
 
 def choose(
-    x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolution, engine: str, *, backward: bool
+    x: Tensor,
+    attention: Tensor | AttentionFactors,
+    cells: Tensor,
+    convolution: Convolution,
+    engine: str,
+    *,
+    backward: bool,
 ) -> Path:
     """Return the path for a pass.
 
@@ -64,7 +74,7 @@ def choose(
 
     Args:
         x: [batch, in_channels, *size].
-        attention: α [batch, mixtures, cells].
+        attention: α [batch, mixtures, cells], **or** its factors.
         cells: E [cells, co, ci, *ck].
         engine: one of `ENGINES`, **or** the name of a path.
         backward: choose for the backward pass instead of the forward pass.
@@ -72,7 +82,12 @@ def choose(
     Raises:
         ValueError: an engine that cannot compute the convolution.
     """
-    ranked = rank(Problem.of(x, cells, convolution, backward=backward), engine)
+    problem = Problem.of(x, attention, cells, convolution, backward=backward)
+    if problem.width is not None and kept.use() == "never":
+        problem = problem._replace(width=None)
+    elif problem.width is not None and kept.use() == "always" and engine in ALONG_RANK:
+        engine = AlongRank.name
+    ranked = rank(problem, engine)
     if engine == "autotune" and len(ranked) > 1 and x.numel():
         return autotune.fastest(ranked, x, attention, cells, convolution, backward=backward)
     return ranked[0]

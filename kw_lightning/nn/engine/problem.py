@@ -7,7 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kw_lightning.nn.engine import kept
 from kw_lightning.nn.engine.convolution import Convolution
+from kw_lightning.nn.engine.factors import AttentionFactors
+from kw_lightning.nn.engine.ranks import Ranked
 from kw_lightning.nn.partition import Shape
 
 
@@ -24,6 +27,8 @@ class Problem(NamedTuple):
         dtype: of the input, in which all is computed.
         device: of the input.
         backward: the gradients are to be computed instead of the output.
+        width: of the attention's hidden layer, where its factors are at hand; None where α alone is.
+        kept: bases that are mixed of the factors may be kept: the weights stand still, and there is room.
     """
 
     convolution: Convolution
@@ -33,11 +38,24 @@ class Problem(NamedTuple):
     dtype: torch.dtype
     device: torch.device
     backward: bool = False
+    width: int | None = None
+    kept: bool = False
 
     @classmethod
-    def of(cls, x: Tensor, cells: Tensor, convolution: Convolution, *, backward: bool) -> Problem:
-        """Return what is to be computed of tensors, by their shapes alone."""
-        return cls(convolution, x.shape[0], tuple(x.shape[2:]), len(cells), x.dtype, x.device, backward)
+    def of(
+        cls,
+        x: Tensor,
+        attention: Tensor | AttentionFactors,
+        cells: Tensor,
+        convolution: Convolution,
+        *,
+        backward: bool = False,
+    ) -> Problem:
+        """Return what is to be computed of tensors, by their shapes alone, **or** of an attention's factors."""
+        problem = cls(convolution, x.shape[0], tuple(x.shape[2:]), len(cells), x.dtype, x.device, backward)
+        if isinstance(attention, Tensor):
+            return problem
+        return problem._replace(width=attention.hidden.shape[1], kept=kept.may_keep(attention, cells))
 
     @property
     def on_cpu(self) -> bool:
@@ -50,16 +68,14 @@ class Operands(NamedTuple):
 
     Attributes:
         x: [batch, in_channels, *size], in any memory format.
-        attention: α [batch, mixtures, cells], contiguous.
+        attention: α [batch, mixtures, cells], **or** weights of the bases, [batch, mixtures, ranks]; contiguous.
         cells: E [cells, co, ci, *ck], contiguous.
         convolution: the geometry.
+        ranked: the bases, for a path that mixes them; None for all others.
     """
 
     x: Tensor
     attention: Tensor
     cells: Tensor
     convolution: Convolution
-
-    def problem(self, *, backward: bool) -> Problem:
-        """Return what is to be computed, by shapes alone."""
-        return Problem.of(self.x, self.cells, self.convolution, backward=backward)
+    ranked: Ranked | None = None

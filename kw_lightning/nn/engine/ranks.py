@@ -7,39 +7,15 @@ are made once for a batch; then a sample costs the width of the hidden layer, an
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from kw_lightning.nn.engine import native
 from kw_lightning.nn.engine.convolution import Convolution
-from kw_lightning.nn.engine.costs import Fitted, Load, Units, cpu_seconds
-from kw_lightning.nn.engine.epilogue import Epilogue
 from kw_lightning.nn.engine.factors import AttentionFactors, FactorGradients, differentiate_sizes, make_sizes
-from kw_lightning.nn.engine.gradients import Gradients, new_gradients
-from kw_lightning.nn.engine.kept import use
-from kw_lightning.nn.engine.layouts import first_or_last
-from kw_lightning.nn.engine.native import Kept
-from kw_lightning.nn.engine.paths.compiled import dense_refusal
-from kw_lightning.nn.engine.paths.mix_kernels.compiled import KernelsCompiled
-from kw_lightning.nn.engine.planner import survey
-from kw_lightning.nn.engine.problem import Problem
+from kw_lightning.nn.engine.gradients import Gradients
 from kw_lightning.nn.engine.reference import join_mixtures, split_kernels
-from kw_lightning.nn.engine.workspace import sample_chunks
-
-# As of `KernelsCompiled`; mixing has fewer terms and its own bases for each mixture, which take 1.6 times as long
-# forward and 1.25 times backward: ResNet18 4×, maps of 16² to 4², batch 128.
-FITTED = Fitted(Units(5.5e-11, 3.7e-11, 5.6e-10, 0, 0.0003), Units(1.25e-10, 6.9e-11, 1.6e-09, 0, 0.0006))
-# How much faster it has to promise to be.
-MARGIN = 1.1
-# Samples whose mixing takes as long as bringing kept bases from the memory.
-STREAMING = 3
-# Bytes of maps for which bases are mixed once, see native/passes.py.
-MAPS_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -62,6 +38,11 @@ class Ranked:
     def share(self) -> Tensor:
         """Return (1 − τ) / s, [batch, mixtures, 1]."""
         return ((1 - self.factors.temperature) / self.sizes).unsqueeze(-1)
+
+
+def count(width: int) -> int:
+    """Return the bases of a mixture that grow with the hidden layer's width: one of its own, and the constant."""
+    return width + 1
 
 
 def rank(factors: AttentionFactors) -> Ranked:
@@ -94,151 +75,57 @@ def differentiate(ranked: Ranked, of_weights: Tensor, of_bases: Tensor) -> Facto
     return found
 
 
-def pays(problem: Problem, engine: str, width: int, *, kept: bool) -> bool:
-    """Return whether to mix along the rank: as it is told by `kept.bases`, else where it should be faster.
-
-    Args:
-        problem: what is to be computed.
-        engine: one of `planner.ENGINES`, **or** the name of a path, which then is taken.
-        width: of the attention's hidden layer.
-        kept: the bases are there already.
-    """
-    if use() == "never" or engine not in ("auto", "autotune", "mix_kernels"):
-        return False
-    return use() == "always" or _is_faster(problem, engine, width, kept)
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_faster(problem: Problem, engine: str, width: int, kept: bool) -> bool:
-    single = problem.dtype == torch.float32 and problem.on_cpu
-    if not single or dense_refusal(problem.convolution) is not None or not native.available():
-        return False
-    others = [choice.seconds for choice in survey(problem, engine) if choice.seconds is not None]
-    found = cpu_seconds(load(problem, width, kept=kept), FITTED, backward=problem.backward)
-    return bool(others) and found * MARGIN < min(others)
-
-
-def load(problem: Problem, width: int, *, kept: bool) -> Load:
-    """Count the work of a forward pass, as `KernelsCompiled.load` does: bases are mixed once for all maps at once.
-
-    Args:
-        problem: what is to be computed, without groups.
-        width: of the attention's hidden layer.
-        kept: the bases are there already, and streamed from the memory.
-    """
-    plain = KernelsCompiled().load(problem)
-    kernels = plain.mixing / (problem.batch * problem.cells) if problem.batch * problem.cells else 0.0
-    ranks = width + 1
-    maps = 4 * problem.batch * problem.convolution.kernel_shape[1] * math.prod(problem.size)
-    once = STREAMING if kept else problem.cells * math.ceil(max(maps, 1) / MAPS_BYTES)
-    return dataclasses.replace(plain, mixing=kernels * ranks * (problem.batch + once))
-
-
-def size_of_bases(factors: AttentionFactors, cells: Tensor) -> int:
-    """Return the bytes of the mixed bases, but for what their blocks are padded by."""
-    return 4 * factors.mixtures * (factors.hidden.shape[1] + 2) * math.prod(cells.shape[1:])
-
-
-def is_compiled(x: Tensor, convolution: Convolution) -> bool:
-    """Return whether the compiled pass serves."""
-    single = x.dtype == torch.float32 and x.device.type == "cpu"
-    return single and dense_refusal(convolution) is None and native.available()
-
-
-def forward(
-    x: Tensor,
-    ranked: Ranked,
-    cells: Tensor,
-    convolution: Convolution,
-    y: Tensor,
-    kept: Kept | None = None,
-    epilogue: Epilogue | None = None,
-) -> Tensor:
-    """Return the convolution of every sample with its own kernel.
+def forward(x: Tensor, weights: Tensor, bases: Tensor, cells: Tensor, convolution: Convolution, y: Tensor) -> None:
+    """Write the convolution of every sample with its own kernel, by torch's products: to check compiled passes by.
 
     Args:
         x: [batch, in_channels, *size], not empty.
-        ranked: the attention.
+        weights: of the bases, [batch, mixtures, ranks].
+        bases: by cells, [mixtures, ranks, cells].
         cells: E [cells, co, ci, *ck].
         y: [batch, out_channels, *output_size], overwritten.
-        kept: see `native.forward_by_bases`.
-        epilogue: what becomes of the output.
     """
-    weights, bases = ranked.weights.to(x.dtype).contiguous(), ranked.bases.to(x.dtype).contiguous()
-    cells = cells.to(x.dtype).contiguous()
-    if is_compiled(x, convolution):
-        after = None if epilogue is None or epilogue.fits(y) else epilogue
-        within = epilogue if after is None else None
-        native.forward_by_bases(first_or_last(x), weights, bases, cells, convolution, y, kept, within)
-        return y if after is None else after.apply(y)
     mixed = _mixed_bases(bases, cells)
-    for samples in _chunks(x, cells, weights):
-        for index in range(samples.start, samples.stop):
-            kernel = _kernels(weights[index : index + 1], mixed, convolution)[0]
-            y[index : index + 1] = torch.ops.aten.convolution(x[index : index + 1], kernel, None, *_call(convolution))
-    return y if epilogue is None else epilogue.apply(y)
+    for place in _samples(x):
+        kernel = _kernels(weights[place], mixed, convolution)[0]
+        y[place] = torch.ops.aten.convolution(x[place], kernel, None, *_call(convolution))
 
 
 def backward(
-    gradient: Tensor,
-    x: Tensor,
-    ranked: Ranked,
-    cells: Tensor,
-    convolution: Convolution,
-    needed: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, FactorGradients | None, Tensor | None]:
-    """Return the gradients of (x, factors, E).
-
-    Args:
-        gradient: of the output.
-        x, ranked, cells, convolution: as in `forward`.
-        needed: which of them are.
-    """
-    weights, bases = ranked.weights.to(x.dtype).contiguous(), ranked.bases.to(x.dtype).contiguous()
-    stored = cells.to(x.dtype).contiguous()
-    x = first_or_last(x)
-    found = new_gradients(x, weights, stored, needed)
-    if is_compiled(x, convolution):
-        of_bases = native.backward_by_bases(first_or_last(gradient), x, weights, bases, stored, convolution, found)
-    else:
-        of_bases = _by_library(gradient, x, weights, bases, stored, convolution, found)
-    if found.attention is None or of_bases is None:
-        return found.x, None, found.cells
-    exact = ranked.sizes.dtype
-    return found.x, differentiate(ranked, found.attention.to(exact), of_bases.to(exact)), found.cells
-
-
-def _by_library(
     gradient: Tensor,
     x: Tensor,
     weights: Tensor,
     bases: Tensor,
     cells: Tensor,
     convolution: Convolution,
-    found: Gradients,
+    wanted: Gradients,
 ) -> Tensor | None:
+    """Write the gradients of (x, weights, cells), and return that of the bases where that of the weights is wanted.
+
+    Args:
+        gradient: of the output.
+        x, weights, bases, cells, convolution: as in `forward`.
+        wanted: where the gradients go.
+    """
     mixed, (stride, padding, dilation, *rest) = _mixed_bases(bases, cells), _call(convolution)
     of_mixed = torch.zeros_like(mixed, dtype=torch.promote_types(x.dtype, torch.float32))
-    for samples in _chunks(x, cells, weights):
-        for one in range(samples.start, samples.stop):
-            place = slice(one, one + 1)
-            kernel = _kernels(weights[place], mixed, convolution)[0]
-            mask = [found.x is not None, found.of_kernels, False]
-            of_x, of_kernel, _ = torch.ops.aten.convolution_backward(
-                gradient[place], x[place], kernel, None, stride, padding, dilation, *rest, mask
-            )
-            if found.x is not None:
-                found.x[place] = of_x
-            if found.of_kernels:
-                block = split_kernels(of_kernel.unsqueeze(0), convolution)[0].flatten(1)  # [mixtures, cell]
-                if found.attention is not None:
-                    found.attention[one] = torch.einsum("mkc,mc->mk", mixed, block)
-                of_mixed += weights[one].unsqueeze(-1) * block.unsqueeze(1)
-    if found.cells is not None:
-        torch.mm(
-            bases.flatten(0, 1).t().to(of_mixed.dtype), of_mixed.flatten(0, 1), out=found.cells.view(len(cells), -1)
+    mask = [wanted.x is not None, wanted.of_kernels, False]
+    for place in _samples(x):
+        kernel = _kernels(weights[place], mixed, convolution)[0]
+        of_x, of_kernel, _ = torch.ops.aten.convolution_backward(
+            gradient[place], x[place], kernel, None, stride, padding, dilation, *rest, mask
         )
-    if found.attention is None:
+        if wanted.x is not None:
+            wanted.x[place] = of_x
+        if wanted.of_kernels:
+            block = split_kernels(of_kernel.unsqueeze(0), convolution)[0].flatten(1)  # [mixtures, cell]
+            if wanted.attention is not None:
+                wanted.attention[place] = torch.einsum("mkc,mc->mk", mixed, block)
+            of_mixed += weights[place][0].unsqueeze(-1) * block.unsqueeze(1)
+    if wanted.cells is not None:
+        by_cell = bases.flatten(0, 1).t().to(of_mixed.dtype)
+        torch.mm(by_cell, of_mixed.flatten(0, 1), out=wanted.cells.view(len(cells), -1))
+    if wanted.attention is None:
         return None
     return torch.matmul(of_mixed, cells.flatten(1).t().to(of_mixed.dtype))
 
@@ -253,9 +140,9 @@ def _kernels(weights: Tensor, mixed: Tensor, convolution: Convolution) -> Tensor
     return join_mixtures(blocks.unflatten(2, convolution.cell_shape), convolution)
 
 
-def _chunks(x: Tensor, cells: Tensor, weights: Tensor) -> list[slice]:
-    kernel = weights.shape[1] * math.prod(cells.shape[1:]) * x.element_size()
-    return sample_chunks(len(x), kernel, x.device)
+def _samples(x: Tensor) -> list[slice]:
+    """Return every sample by itself."""
+    return [slice(index, index + 1) for index in range(len(x))]
 
 
 def _call(convolution: Convolution) -> tuple[list[int], list[int], list[int], bool, list[int], int]:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from kw_lightning.builder import convert
 from kw_lightning.nn import KWConv2d, KWLinear, set_temperature, share_warehouse
 from kw_lightning.nn.engine import AttentionFactors, Convolution, dynamic_convolution, factored, reference, workspace
 from kw_lightning.nn.engine.factors import differentiate_alpha, differentiate_sizes, make_alpha, make_sizes
+from kw_lightning.planning import plan
+from kw_lightning.recipe import load_recipe
 
 GEOMETRY = Convolution((4, 4, 3, 3), (2, 4, 1, 1), (1, 1), (1, 1), (1, 1))
 CELLS, WIDTH, MIXTURES = 5, 3, 18
@@ -146,3 +150,31 @@ def test_a_temperature_set_before_the_backward_pass_does_not_change_it() -> None
     y.sum().backward()
     for parameter, gradient in zip(layer.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
+
+
+@pytest.mark.parametrize(("batch", "ranked"), [(1, False), (64, True)])
+def test_flop_counters_see_bases_mixed_once_for_a_batch_where_that_is_less(batch: int, ranked: bool) -> None:
+    cells, width, kernel = 144, 16, 8 * 8 * 9
+    shapes = (batch, 8, 6, 6), (batch, width), (9 * (cells + 1), width), (9 * (cells + 1),), (cells, 8, 8, 1, 1)
+    x, hidden, weight, bias, stored = (torch.randn(shape).requires_grad_() for shape in shapes)
+    made = AttentionFactors(hidden, weight, bias, torch.zeros(()), torch.zeros(9, dtype=torch.int64))
+    geometry = Convolution((8, 8, 3, 3), (8, 8, 1, 1), (1, 1), (1, 1), (1, 1))
+    last_linear, products = batch * width * len(bias), kernel * 36 * batch
+    with FlopCounterMode(display=False) as forward:
+        y = dynamic_convolution(x, made, stored, geometry)
+    mixing = (width + 1) * (batch + cells) if ranked else batch * cells
+    assert forward.get_total_flops() == 2 * (last_linear + kernel * mixing + products)
+    with FlopCounterMode(display=False) as backward:
+        y.sum().backward()
+    mixing = 3 * mixing
+    assert backward.get_total_flops() == 2 * (2 * last_linear + kernel * mixing + 2 * products)
+
+
+def test_flop_counters_agree_with_the_plan() -> None:
+    network = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 1))
+    recipe = load_recipe({"kw": 1, "name": "net", "warehouses": {"all": {"layers": ["0", "2"], "budget": 64}}})
+    planned = plan(recipe, network, input_shape=(8, 6, 6))
+    convert(network, recipe)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.randn(1, 8, 6, 6))
+    assert counter.get_total_flops() == pytest.approx(2 * planned.macs.kw, rel=0.01)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kw_lightning.nn.engine import (
+    AttentionFactors,
     Convolution,
     computing,
     dynamic_convolution,
@@ -27,6 +28,7 @@ from kw_lightning.nn.engine.problem import Problem
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda")
+WIDTH = 3  # of the attention's hidden layer
 TOLERANCE = {
     torch.float64: 1e-9,
     torch.float32: 1e-4,
@@ -36,7 +38,7 @@ TOLERANCE = {
 
 
 def refusal(path: Path, convolution: Convolution, dtype: torch.dtype, device: torch.device) -> str | None:
-    return path.refusal(Problem(convolution, 2, (5,) * convolution.dimensions, 3, dtype, device))
+    return path.refusal(Problem(convolution, 2, (5,) * convolution.dimensions, 3, dtype, device, width=WIDTH))
 
 
 def type_of(path: Path, convolution: Convolution) -> torch.dtype:
@@ -74,14 +76,47 @@ def make_tensors(
 ) -> tuple[Tensor, Tensor, Tensor]:
     convolution, size, batch, cells = problem
     generator = torch.Generator().manual_seed(seed)
-    mixtures = math.prod(convolution.kernel_shape) // math.prod(convolution.cell_shape)
     shapes = (
         (batch, convolution.kernel_shape[1] * convolution.groups, *size),
-        (batch, mixtures, cells),
+        (batch, mixtures_of(convolution), cells),
         (cells, *convolution.cell_shape),
     )
     x, attention, stored = (torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)
     return x, attention, stored
+
+
+def mixtures_of(convolution: Convolution) -> int:
+    return math.prod(convolution.kernel_shape) // math.prod(convolution.cell_shape)
+
+
+def make_factors(convolution: Convolution, batch: int, cells: int, dtype: torch.dtype) -> AttentionFactors:
+    """Return factors, half precision's in single as a layer has them; a mixture starts as the zero cell."""
+    generator = torch.Generator().manual_seed(2)
+    mixtures = mixtures_of(convolution)
+    columns = mixtures * (cells + 1)
+    shapes = (batch, WIDTH), (columns, WIDTH), (columns,)
+    exact = torch.promote_types(dtype, torch.float32)
+    hidden, weight, bias = (torch.randn(s, generator=generator, dtype=torch.float64).to(exact) for s in shapes)
+    initial = (torch.arange(mixtures) + cells) % (cells + 1)
+    return AttentionFactors(hidden.relu(), weight, bias, torch.tensor(0.25, dtype=exact), initial)
+
+
+def operands(
+    path: Path, problem: tuple[Convolution, tuple[int, ...], int, int], dtype: torch.dtype
+) -> tuple[Tensor, Tensor | AttentionFactors, Tensor]:
+    """Return x, α or the factors that the path needs, and E."""
+    x, attention, cells = make_tensors(problem, dtype)
+    factors = make_factors(problem[0], problem[2], problem[3], dtype) if path.of_bases else None
+    return x, attention if factors is None else factors, cells
+
+
+def alpha_of(attention: Tensor | AttentionFactors) -> Tensor:
+    return attention if isinstance(attention, Tensor) else attention.alpha()
+
+
+def of_factors(factors: AttentionFactors, device: torch.device) -> AttentionFactors:
+    tensors = [tensor.to(device) for tensor in (factors.hidden, factors.weight, factors.bias)]
+    return AttentionFactors(*tensors, factors.temperature.to(device), factors.initial.to(device))
 
 
 def error(found: Tensor, expected: Tensor) -> float:
@@ -93,19 +128,30 @@ def compare(
     problem: tuple[Convolution, tuple[int, ...], int, int], dtype: torch.dtype, device: torch.device = CPU
 ) -> set[str]:
     """Compare every path with the literal form in float64 and return the orders of those that there were."""
-    convolution = problem[0]
+    convolution, _, batch, count = problem
     x, attention, cells = (tensor.to(device) for tensor in make_tensors(problem, dtype))
-    exact = [tensor.double().clone().requires_grad_() for tensor in (x, attention, cells)]
-    expected = reference.convolve(*exact, convolution)
-    gradient = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
-    wanted = torch.autograd.grad(expected, exact, gradient.double())
+    factors = of_factors(make_factors(convolution, batch, count, dtype), device)
     able = [path for path in PATHS if refusal(path, convolution, dtype, device) is None]
-    for path in able:
-        y = computing.forward(x, attention, cells, convolution, path)
-        found = computing.backward(gradient, x, attention, cells, convolution, path, [True] * 3)
-        assert y.dtype == dtype
-        for name, one, other in zip(("y", "x", "α", "E"), (y, *found), (expected, *wanted), strict=True):
-            assert error(one, other.detach()) < TOLERANCE[dtype], (path.name, name)
+    for handed, those in (
+        (attention, [path for path in able if not path.of_bases]),
+        (factors, [path for path in able if path.of_bases or path.name == "mix_kernels/grouped"]),
+    ):
+        parts = [handed] if isinstance(handed, Tensor) else [handed.hidden, handed.weight, handed.bias]
+        exact = [tensor.double().clone().requires_grad_() for tensor in (x, *parts, cells)]
+        alpha = exact[1]
+        if not isinstance(handed, Tensor):
+            alpha = AttentionFactors(*exact[1:4], handed.temperature.double(), handed.initial).alpha()
+        expected = reference.convolve(exact[0], alpha, exact[-1], convolution)
+        gradient = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+        wanted = torch.autograd.grad(expected, exact, gradient.double())
+        for path in those:
+            y = computing.forward(x, handed, cells, convolution, path)
+            found = computing.backward(gradient, x, handed, cells, convolution, path, [True] * 3)
+            assert y.dtype == dtype
+            assert [one.dtype for one in found] == [one.dtype for one in (x, *parts, cells)]
+            names = ("y", "x", "α", "E") if len(parts) == 1 else ("y", "x", "hidden", "weight", "bias", "E")
+            for name, one, other in zip(names, (y, *found), (expected, *wanted), strict=True):
+                assert error(one, other.detach()) < TOLERANCE[dtype], (path.name, name)
     return {order_of(path) for path in able}
 
 
@@ -175,14 +221,16 @@ def test_memory_format_of_the_input_is_kept(path: Path, kernel: int) -> None:
     convolution = Convolution((6, 4, kernel, kernel), (3, 4, 1, 1), (1, 1), (kernel // 2,) * 2, (1, 1))
     convolution = suited(path.name, convolution)
     dtype = type_of(path, convolution)
-    x, attention, cells = make_tensors((convolution, (6, 5), 3, 3), dtype)
+    x, attention, cells = operands(path, (convolution, (6, 5), 3, 3), dtype)
     x = x.contiguous(memory_format=torch.channels_last)
     y = computing.forward(x, attention, cells, convolution, path)
     assert y.is_contiguous(memory_format=torch.channels_last)
-    assert error(y, reference.convolve(x, attention, cells, convolution)) < (1e-12 if dtype == torch.float64 else 1e-5)
+    assert error(y, reference.convolve(x, alpha_of(attention), cells, convolution)) < (
+        1e-12 if dtype == torch.float64 else 1e-5
+    )
     found = computing.backward(y, x, attention, cells, convolution, path, [True, False, False])
     assert found[0].is_contiguous(memory_format=torch.channels_last)
-    assert [len(gradient) for gradient in found[1:]] == [0, 0]
+    assert not any(len(gradient) for gradient in found[1:])
     assert computing.forward(x.contiguous(), attention, cells, convolution, path).is_contiguous()
 
 
@@ -193,14 +241,15 @@ def test_each_gradient_alone_is_the_same(path: Path) -> None:
     )
     convolution = suited(path.name, convolution)
     dtype = type_of(path, convolution)
-    x, attention, cells = make_tensors((convolution, (6, 5), 3, 3), dtype)
+    x, attention, cells = operands(path, (convolution, (6, 5), 3, 3), dtype)
     gradient = torch.randn_like(computing.forward(x, attention, cells, convolution, path))
     together = computing.backward(gradient, x, attention, cells, convolution, path, [True] * 3)
     for index in range(3):
         needed = [index == other for other in range(3)]
         alone = computing.backward(gradient, x, attention, cells, convolution, path, needed)
-        assert error(alone[index], together[index]) < (1e-12 if dtype == torch.float64 else 1e-6)
-        assert all(len(alone[other]) == 0 for other in range(3) if other != index)
+        wanted = [needed[0], *[needed[1]] * (len(together) - 2), needed[2]]
+        for one, other, want in zip(alone, together, wanted, strict=True):
+            assert error(one, other) < (1e-12 if dtype == torch.float64 else 1e-6) if want else len(one) == 0
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)

@@ -20,7 +20,7 @@ from kw_lightning.nn.engine.orders import ORDERS
 from kw_lightning.nn.engine.paths import PATHS, find_path, order_of
 from kw_lightning.nn.engine.paths import Path as EnginePath
 from kw_lightning.nn.engine.paths.compiled import CompiledPath
-from kw_lightning.nn.engine.problem import Operands, Problem
+from kw_lightning.nn.engine.problem import Problem
 
 FUSED = ("mix_kernels/compiled", "mix_inputs/compiled")
 
@@ -36,7 +36,8 @@ def multiply_adds(path: str, problem: Problem) -> int:
     Backwards, kernels are mixed anew, and both gradients of the mixture and of the product are taken; where inputs or
     outputs are mixed, next to nothing is.
     """
-    geometry, batch, size, cells, *_, backward = problem
+    geometry, batch, size, cells, *_ = problem
+    backward = problem.backward
     kernel, cell = math.prod(geometry.kernel_shape), math.prod(geometry.cell_shape)
     _, out_groups, in_groups = geometry.grid
     positions = math.prod(geometry.output_size(size))
@@ -158,7 +159,7 @@ def test_autotune_times_once_and_remembers(tmp_path: Path, monkeypatch: pytest.M
     expected = dynamic_convolution(*tensors, geometry, "reference")
     torch.testing.assert_close(dynamic_convolution(*tensors, geometry, "autotune"), expected)
     first = len(timed)
-    assert first >= len(planner.rank(Operands(*tensors, geometry).problem(backward=False), "auto"))
+    assert first >= len(planner.rank(Problem.of(*tensors, geometry), "auto"))
     stored = json.loads(autotune.cache_file().read_text())
     assert {find_path(name) for name in stored.values()} <= set(PATHS)
     assert len(stored) == 1
@@ -181,7 +182,7 @@ def test_the_study_fits_units_that_are_not_negative() -> None:
     assert len(found) > 100
     least = min(found, key=lambda problem: find_path("mix_kernels/per_sample").load(problem).mixing)
     for backward in (False, True):
-        timed = study["timed"](least._replace(backward=backward), 1)
+        timed = study["timed"](least._replace(backward=backward), 1, [path.name for path in PATHS])
         assert len(timed) > 1
         assert all(find_path(name).fitted is not None for name in timed)
 

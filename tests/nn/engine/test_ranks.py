@@ -7,6 +7,8 @@ import gc
 import math
 import threading
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,14 +20,18 @@ from kw_lightning.nn import KWConv2d, set_temperature, share_warehouse
 from kw_lightning.nn.engine import (
     AttentionFactors,
     Convolution,
+    autotune,
     bases,
+    computing,
     dynamic_convolution,
     kept,
     native,
-    ranks,
+    planner,
     reference,
 )
-from kw_lightning.nn.engine.planner import survey
+from kw_lightning.nn.engine.kept import Use
+from kw_lightning.nn.engine.paths.mix_kernels.along_rank import AlongRank
+from kw_lightning.nn.engine.problem import Problem
 
 compiled = pytest.mark.skipif(not native.available(), reason="needs a C compiler")
 
@@ -248,27 +254,78 @@ def test_two_threads_that_evaluate_one_layer_agree() -> None:
         torch.testing.assert_close(y, expected, rtol=1e-3, atol=1e-4)
 
 
+def chosen(problem: Problem, engine: str = "auto") -> str:
+    return planner.rank(problem, engine)[0].name
+
+
 @compiled
-def test_it_is_taken_where_it_should_be_faster() -> None:
-    many = posed("resnet18 layer3", 128, 64)._replace(cells=188)
-    assert ranks.pays(many, "auto", 16, kept=False)
-    assert ranks.pays(many._replace(backward=True), "mix_kernels", 16, kept=False)
-    assert not ranks.pays(many._replace(batch=1), "auto", 16, kept=False)
-    assert not ranks.pays(posed("resnet18 layer4", 64, 224)._replace(cells=108), "auto", 32, kept=False)
-    assert not ranks.pays(many, "mix_outputs", 16, kept=False)
-    assert not ranks.pays(many._replace(dtype=torch.float64), "auto", 16, kept=False)
-    with bases("never"):
-        assert not ranks.pays(many, "auto", 16, kept=False)
+def test_it_is_chosen_as_any_other_path_where_it_should_be_fastest() -> None:
+    many = posed("resnet18 layer3", 128, 64)._replace(cells=188, width=16)
+    assert chosen(many) == AlongRank.name
+    assert chosen(many._replace(backward=True), "mix_kernels") == AlongRank.name
+    assert chosen(many._replace(batch=1)) != AlongRank.name
+    assert chosen(many._replace(batch=2, kept=True)) == AlongRank.name
+    assert chosen(posed("resnet18 layer4", 64, 224)._replace(cells=108, width=32)) != AlongRank.name
+    for problem, reason in (
+        (many._replace(width=None), "the factors of the attention are not at hand"),
+        (many._replace(dtype=torch.float64), "it computes in float32 on a CPU, not in float64 on cpu"),
+        (posed("convnext depthwise", 64)._replace(width=16), "know no groups"),
+    ):
+        (found,) = [choice for choice in planner.survey(problem, "auto") if choice.path.of_bases]
+        assert (found.refusal or "").endswith(reason)
+    assert AlongRank.name not in [path.name for path in planner.rank(many, "mix_outputs")]
+
+
+@compiled
+@pytest.mark.parametrize(("use", "runs"), [("never", False), ("always", True), ("auto", False)])
+def test_the_context_overrides_the_choice(use: Use, runs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    real = native.forward_by_bases
+    monkeypatch.setattr(native, "forward_by_bases", lambda *arguments: (ran.append(""), real(*arguments)))
+    layer = evaluated().train()
+    with bases(use):
+        layer(torch.randn(1, 16, 6, 6))
+    assert bool(ran) == runs
+
+
+@compiled
+def test_autotune_times_it_and_remembers_it_for_layers_with_factors_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(autotune, "_memory", {})
+    timed: list[str] = []
+    real = computing.forward
+
+    def forward(*arguments: Any) -> Tensor:
+        timed.append(arguments[4].name)
+        return real(*arguments)
+
+    monkeypatch.setattr(computing, "forward", forward)
+    layer, x = evaluated(), torch.randn(4, 16, 6, 6)
+    with torch.no_grad():
+        expected = layer(x)
+        layer.engine = "autotune"
+        for _ in range(2):
+            torch.testing.assert_close(layer(x), expected, rtol=1e-3, atol=1e-4)
+        layer.train()(x)
+    assert AlongRank.name in timed
+    keys = list(autotune._memory)
+    assert len(keys) == 2
+    assert ["kept" in key.split() for key in keys] == [True, False]
+    assert all("width 16" in key for key in keys)
 
 
 def test_more_cells_cost_nothing_beside_their_bases_once() -> None:
+    path = AlongRank()
     for name in LAYERS:
-        few = posed(name, 64)
+        few = posed(name, 64)._replace(width=16, kept=True)
         if few.convolution.groups == 1:
             many = few._replace(cells=64 * few.cells)
-            small, large = (ranks.load(problem, 16, kept=True) for problem in (few, many))
-            assert small.mixing == large.mixing
-            assert survey(many, "auto")[0].seconds > survey(few, "auto")[0].seconds
+            assert path.load(few).mixing == path.load(many).mixing
+            without = [problem._replace(width=None) for problem in (few, many)]
+            small, large = (planner.survey(problem, "auto")[0].seconds for problem in without)
+            assert large > small
 
 
 def test_a_use_or_a_bound_that_there_is_not_is_refused() -> None:

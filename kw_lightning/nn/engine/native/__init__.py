@@ -5,6 +5,7 @@ from __future__ import annotations
 from kw_lightning.nn.engine.native.attention import differentiate_weights, weigh, weighs
 from kw_lightning.nn.engine.native.calls import (
     DEPTHWISE,
+    MIX_BASES,
     MIX_INPUTS,
     MIX_KERNELS,
     WINOGRAD,
@@ -21,6 +22,7 @@ from kw_lightning.nn.engine.native.positions import allows_winograd
 
 __all__ = [
     "DEPTHWISE",
+    "MIX_BASES",
     "MIX_INPUTS",
     "MIX_KERNELS",
     "WINOGRAD",

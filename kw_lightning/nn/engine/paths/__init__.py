@@ -5,6 +5,7 @@ from __future__ import annotations
 from kw_lightning.nn.engine.paths.mix_inputs.at_once import InputsAtOnce
 from kw_lightning.nn.engine.paths.mix_inputs.by_cell import InputsByCell
 from kw_lightning.nn.engine.paths.mix_inputs.compiled import InputsCompiled
+from kw_lightning.nn.engine.paths.mix_kernels.along_rank import AlongRank
 from kw_lightning.nn.engine.paths.mix_kernels.by_group import ByGroup
 from kw_lightning.nn.engine.paths.mix_kernels.compiled import KernelsCompiled
 from kw_lightning.nn.engine.paths.mix_kernels.depthwise import Depthwise
@@ -22,6 +23,7 @@ __all__ = ["PATHS", "Path", "find_path", "order_of"]
 PATHS: tuple[Path, ...] = (
     KernelsCompiled(),
     Winograd(),
+    AlongRank(),
     InputsCompiled(),
     Depthwise(),
     ByGroup(),

@@ -66,7 +66,7 @@ class CallingPath(Path):
 
     def forward(self, operands: Operands, y: Tensor) -> None:
         """Write the convolution of every sample with its own kernel."""
-        x, _, _, convolution = operands
+        x, convolution = operands.x, operands.convolution
         work = _Work(operands)
         for samples in work.samples:
             kernels = join_mixtures(work.mix(samples), convolution)
@@ -79,7 +79,7 @@ class CallingPath(Path):
 
     def backward(self, gradient: Tensor, operands: Operands, needed: tuple[bool, bool, bool]) -> Gradients:
         """Return the gradients; the kernels are mixed anew, chunk by chunk."""
-        x, attention, cells, convolution = operands
+        x, attention, cells, convolution, _ = operands
         found = new_gradients(x, attention, cells, needed)
         work = _Work(operands)
         for samples in work.samples:
@@ -136,7 +136,7 @@ class _Work:
     """The buffer of per-sample kernels, and the mixing products that fill and read it."""
 
     def __init__(self, operands: Operands) -> None:
-        x, attention, cells, _ = operands
+        x, attention, cells, *_ = operands
         self.attention, self.flat, self.shape = attention, cells.flatten(1), cells.shape[1:]
         batch, mixtures, _ = attention.shape
         size = mixtures * math.prod(self.shape)

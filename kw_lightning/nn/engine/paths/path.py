@@ -18,10 +18,12 @@ class Path(Protocol):
     Attributes:
         name: its order and its method, which is its file in this folder as well: "mix_kernels/compiled".
         fitted: seconds per unit of its load on a CPU; None where it has not been timed.
+        of_bases: it mixes bases, which are made of the attention's factors, instead of cells.
     """
 
     name: ClassVar[str]
     fitted: ClassVar[Fitted | None] = None
+    of_bases: ClassVar[bool] = False
 
     def refusal(self, problem: Problem) -> str | None:
         """Return why it cannot compute a problem, None where it can: the geometry's reasons before the machine's."""
@@ -55,7 +57,7 @@ class Path(Protocol):
         Args:
             gradient: of the output, [batch, out_channels, *output_size], in any memory format.
             operands: as in `forward`.
-            needed: which of the gradients of (x, α, E) are.
+            needed: which of the gradients of (x, α, E) are; of bases' weights and bases for α where it mixes those.
         """
         ...
 
