@@ -20,10 +20,15 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from kw_lightning.nn.engine.factors import AttentionFactors
+from kw_lightning.nn.engine.memory import free_bytes
 from kw_lightning.nn.engine.native import Kept
 
-KEPT_BYTES = 2**30
-"""Of all mixed bases of a process together, where no other bound is set."""
+FREE_SHARE = 4
+"""Part of the free memory that all mixed bases of a process may take, where no other bound is set."""
+UNKNOWN_BYTES = 2**30
+"""Instead, where the system does not tell what is free."""
+STREAMING = 3
+"""Samples whose mixing takes as long as bringing kept bases from the memory."""
 
 Use = Literal["auto", "always", "never"]
 
@@ -33,13 +38,14 @@ class _Entry:
     state: tuple[Any, ...]
     tensors: tuple[Tensor, ...]
     size: int
+    gain: float
     bases: Kept = field(default_factory=Kept)
 
 
 @dataclass(frozen=True)
 class _Settings:
     use: Use = "auto"
-    limit: int = KEPT_BYTES
+    limit: int | None = None
 
 
 _settings = _Settings()
@@ -53,7 +59,8 @@ def bases(use: Use = "auto", keep: int | None = None) -> Iterator[None]:
 
     Args:
         use: "auto" where it should be faster, "always" wherever an attention has factors, "never".
-        keep: bytes of mixed bases that are kept in evaluation, of all layers together, 0 for none; None means 1 GiB.
+        keep: bytes of mixed bases that are kept in evaluation, of all layers together, 0 for none; None means a quarter
+            of what is free when the process first keeps any.
 
     Raises:
         ValueError: another use, **or** a negative number of bytes.
@@ -63,7 +70,7 @@ def bases(use: Use = "auto", keep: int | None = None) -> Iterator[None]:
         raise ValueError(f'mixing along the rank is "auto", "always" or "never": found "{use}"')
     if keep is not None and keep < 0:
         raise ValueError(f"kept bases have 0 bytes or more: found {keep}")
-    before, _settings = _settings, _Settings(use, KEPT_BYTES if keep is None else keep)
+    before, _settings = _settings, _Settings(use, keep)
     try:
         yield
     finally:
@@ -84,13 +91,21 @@ def kept_bytes() -> int:
 def may_keep(factors: AttentionFactors, cells: Tensor) -> bool:
     """Return whether the mixed bases of an attention and cells may be kept.
 
-    They may in evaluation, of single precision on a CPU, where there is room: those of other layers do not make room.
+    They may in evaluation, of single precision on a CPU, where that saves work, and where they find room beside those
+    of other layers that save as much a byte; those that save less make room.
     """
     if not factors.lasting or cells.dtype != torch.float32 or cells.device.type != "cpu":
         return False
+    gain = _gain(factors, cells)
+    if gain <= 0 or _limit() == 0:
+        return False
     with _lock:
-        others = sum(entry.size for weight, entry in _entries.items() if weight is not factors.weight)
-    return others + _size(factors, cells) <= _settings.limit
+        own = _entries.get(factors.weight)
+        gain = gain if own is None else max(gain, own.gain)
+        others = sum(
+            entry.size for weight, entry in _entries.items() if weight is not factors.weight and entry.gain >= gain
+        )
+    return others + _size(factors, cells) <= _limit()
 
 
 def keep(factors: AttentionFactors, cells: Tensor, geometry: tuple[Any, ...]) -> Kept:
@@ -105,14 +120,11 @@ def keep(factors: AttentionFactors, cells: Tensor, geometry: tuple[Any, ...]) ->
     with _lock:
         entry = _entries.get(factors.weight)
         if entry is None or entry.state != state or not all(map(torch.equal, entry.tensors, contents)):
-            entry = _entries[factors.weight] = _Entry(state, contents, _size(factors, cells))
+            entry = _Entry(state, contents, _size(factors, cells), _gain(factors, cells))
+            _entries[factors.weight] = entry
+            _make_room(factors.weight)
         found: Kept = entry.bases
         return found
-
-
-def _size(factors: AttentionFactors, cells: Tensor) -> int:
-    """Return the bytes of the mixed bases, but for what their blocks are padded by."""
-    return 4 * factors.mixtures * (factors.hidden.shape[1] + 2) * math.prod(cells.shape[1:])
 
 
 def forget(factors: AttentionFactors) -> None:
@@ -120,6 +132,41 @@ def forget(factors: AttentionFactors) -> None:
     if len(_entries):
         with _lock:
             _entries.pop(factors.weight, None)
+
+
+def _make_room(new: Tensor) -> None:
+    """Drop what saves least a byte until all is within the bound again, but not what is new."""
+    least = sorted(((weight, entry) for weight, entry in _entries.items()), key=lambda item: item[1].gain)
+    held = sum(entry.size for _, entry in least)
+    for weight, entry in least:
+        if held > _limit() and weight is not new:
+            del _entries[weight]
+            held -= entry.size
+
+
+def _limit() -> int:
+    return _free_share() if _settings.limit is None else _settings.limit
+
+
+@functools.cache
+def _free_share() -> int:
+    free = free_bytes()
+    return UNKNOWN_BYTES if free is None else free // FREE_SHARE
+
+
+def _gain(factors: AttentionFactors, cells: Tensor) -> float:
+    """Return the multiply-adds that kept bases save of a call for each of their numbers.
+
+    Of cells a sample takes cells / ranks for each of them; of bases mixed anew it takes 1, and the batch once n.
+    """
+    batch, width = factors.hidden.shape
+    ranks = width + 1
+    return min(batch * len(cells) / ranks, batch + len(cells)) - batch - STREAMING
+
+
+def _size(factors: AttentionFactors, cells: Tensor) -> int:
+    """Return the bytes of the mixed bases, but for what their blocks are padded by."""
+    return 4 * factors.mixtures * (factors.hidden.shape[1] + 2) * math.prod(cells.shape[1:])
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:

@@ -233,6 +233,37 @@ def test_kept_bases_go_with_their_layer_with_training_and_over_the_bound() -> No
 
 
 @compiled
+def test_bases_that_save_most_a_byte_are_kept_where_there_is_no_room_for_all() -> None:
+    gc.collect()
+    before = kept.kept_bytes()
+    torch.manual_seed(0)
+    few, many = KWConv2d(16, 16, 3, padding=1), KWConv2d(16, 16, 3, padding=1)  # equal bytes
+    share_warehouse([few], name="few", budget=8)
+    share_warehouse([many], name="many", budget=64)
+    x = torch.randn(2, 16, 6, 6)
+    size = 4 * 9 * 18 * 16 * 16
+
+    def is_kept(layer: KWConv2d) -> bool:
+        return layer.attention.expand.weight in kept._entries
+
+    with torch.no_grad():
+        with bases("always", keep=before + size):
+            few.eval()(x)
+            assert is_kept(few)
+            for _ in range(2):
+                many.eval()(x)
+                assert (is_kept(few), is_kept(many)) == (False, True)
+                few(x)  # what saves less does not come back
+            with bases("never"):
+                expected = few(x), many(x)
+            torch.testing.assert_close((few(x), many(x)), expected, rtol=1e-3, atol=1e-4)
+        with bases("always", keep=before + 2 * size):
+            few(x)
+            assert (is_kept(few), is_kept(many)) == (True, True)
+            assert kept.kept_bytes() == before + 2 * size
+
+
+@compiled
 def test_two_threads_that_evaluate_one_layer_agree() -> None:
     layer, x = evaluated(), torch.randn(4, 16, 6, 6)
     with torch.no_grad(), bases("never"):

@@ -17,8 +17,6 @@ from kw_lightning.nn.engine.paths.mix_kernels.compiled import KernelsCompiled
 from kw_lightning.nn.engine.problem import Operands, Problem
 from kw_lightning.nn.engine.taps import find_taps
 
-# Samples whose mixing takes as long as bringing kept bases from the memory.
-STREAMING = 3
 # Bytes of maps for which bases are mixed once, see native/blocking.py.
 MAPS_BYTES = 32 * 2**20
 
@@ -49,7 +47,7 @@ class AlongRank(CompiledPath):
         plain = KernelsCompiled().load(problem)
         kernels = plain.mixing / (problem.batch * problem.cells) if problem.batch * problem.cells else 0.0
         maps = 4 * problem.batch * problem.convolution.kernel_shape[1] * math.prod(problem.size)
-        once = STREAMING if problem.kept else problem.cells * math.ceil(max(maps, 1) / MAPS_BYTES)
+        once = kept.STREAMING if problem.kept else problem.cells * math.ceil(max(maps, 1) / MAPS_BYTES)
         return dataclasses.replace(plain, mixing=kernels * ranks.count(problem.width or 0) * (problem.batch + once))
 
     def forward(self, operands: Operands, y: Tensor) -> None:
