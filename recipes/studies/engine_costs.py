@@ -9,7 +9,9 @@ A busy machine still tells how two paths compare, since they are timed in turns:
 
     python recipes/studies/engine_costs.py --paths mix_kernels/{along_rank,compiled} --beside mix_kernels/compiled
 
-fits the first to times in which the second takes what its own `fitted` says.
+fits the first to times in which the second takes what its own `fitted` says. On a GPU, in bfloat16 and in a minute:
+
+    python recipes/studies/engine_costs.py --device cuda
 """
 
 from __future__ import annotations
@@ -30,10 +32,13 @@ from kw_lightning.bench import describe_machine
 from kw_lightning.nn.attention import attention_width
 from kw_lightning.nn.clock import elapsed
 from kw_lightning.nn.engine import AttentionFactors, Convolution, computing
-from kw_lightning.nn.engine.costs import Fitted, Units, amounts, cpu_seconds
+from kw_lightning.nn.engine.costs import Fitted, Load, Units, amounts, cpu_seconds, gpu_seconds
 from kw_lightning.nn.engine.layouts import empty_output
 from kw_lightning.nn.engine.paths import PATHS, Path, find_path
 from kw_lightning.nn.engine.problem import Problem
+from kw_lightning.planning import plan
+from kw_lightning.planning.engine import plan_engine
+from kw_lightning.recipe import load_recipe
 
 CPU = torch.device("cpu")
 # (in, out, kernel, map at 224², stride, cell, cells); the attention's hidden layer is as wide as of the shipped recipes
@@ -64,6 +69,13 @@ LAYERS = (
     (384, 1536, 1, 14, 1, (384, 384), 72),
 )
 INPUTS = ((16, 224), (1, 224), (64, 32), (3, 96), (16, 64))  # (batch, size)
+GPU_NETWORKS = (
+    ("resnet18-kw-1x", 256),
+    ("resnet50-kw-1x", 256),
+    ("resnet18-kw-4x", 256),
+    ("resnet18-kw-1x", 32),
+    ("mobilenetv2-100-kw-1x", 256),
+)  # (recipe, batch)
 MOST_WORK = 8  # a path of this many times the multiply-adds of another is not timed
 SLOWEST = 4  # nor one again that was this many times slower than another
 
@@ -75,18 +87,27 @@ def main() -> None:
     parser.add_argument("--times", type=FilePath, help="Fit to the times of this file instead of measuring.")
     parser.add_argument("--paths", nargs="+", metavar="PATH", help="Time these paths alone.")
     parser.add_argument("--beside", metavar="PATH", help="Take this path's times to be what its units say.")
+    parser.add_argument("--device", type=torch.device, default=CPU, help="Where the paths compute: cpu or cuda.")
     arguments = parser.parse_args()
+    found = list(problems() if arguments.device.type == "cpu" else gpu_problems(arguments.device))
     if arguments.times:
         times = json.loads(arguments.times.read_text())
     else:
-        times = measure(arguments.repeats, arguments.paths or [path.name for path in PATHS])
+        times = measure(found, arguments.repeats, arguments.paths or [path.name for path in PATHS])
     if arguments.output:
         arguments.output.write_text(json.dumps(times))
-    fit(scale(times, find_path(arguments.beside)) if arguments.beside else times)
+    fit(scale(times, find_path(arguments.beside)) if arguments.beside else times, found)
+
+
+def gpu_problems(device: torch.device) -> Iterator[Problem]:
+    """Yield the forward problems of networks at 224², without those of groups."""
+    for name, batch in GPU_NETWORKS:
+        layers = plan_engine(plan(load_recipe(name), input_shape=(3, 224, 224)), batch, torch.bfloat16, device).layers
+        yield from (layer.problem for layer in layers if layer.problem.convolution.groups == 1)
 
 
 def problems() -> Iterator[Problem]:
-    """Yield forward problems, each once, with bases that are mixed anew, and kept where batches are small."""
+    """Yield a CPU's forward problems, each once, with bases that are mixed anew, and kept where batches are small."""
     seen = set()
     for layer, (batch, size) in itertools.product(LAYERS, INPUTS):
         inputs, outputs, kernel, side, stride, cell, cells = layer
@@ -102,11 +123,11 @@ def problems() -> Iterator[Problem]:
                 yield posed
 
 
-def measure(repeats: int, names: Sequence[str]) -> list[dict[str, object]]:
+def measure(found: Sequence[Problem], repeats: int, names: Sequence[str]) -> list[dict[str, object]]:
     """Return the median seconds of paths, forward and backward, on every problem; of kept bases forward alone."""
-    print(describe_machine(CPU, torch.float32))
+    print(describe_machine(found[0].device, found[0].dtype))
     results = []
-    for index, problem in enumerate(problems()):
+    for index, problem in enumerate(found):
         seconds = {
             name: {} if problem.kept and backward else timed(problem._replace(backward=backward), repeats, names)
             for name, backward in (("forward", False), ("backward", True))
@@ -117,15 +138,18 @@ def measure(repeats: int, names: Sequence[str]) -> list[dict[str, object]]:
 
 
 def tensors_of(problem: Problem) -> tuple[Tensor, AttentionFactors, Tensor]:
-    """Return x, the factors of the attention at temperature 0, and E."""
-    convolution, batch, size, cells, *_ = problem
+    """Return x, on a GPU channels last, the factors of the attention at temperature 0, and E."""
+    convolution, batch, size, cells, dtype, device, *_ = problem
     mixtures = math.prod(convolution.kernel_shape) // math.prod(convolution.cell_shape)
-    x = torch.randn(batch, convolution.kernel_shape[1], *size)
+    x = torch.randn(batch, convolution.kernel_shape[1], *size, device=device, dtype=dtype)
+    if not problem.on_cpu and x.dim() == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
     columns, width = mixtures * (cells + 1), problem.width or 1
-    hidden, weight = torch.randn(batch, width).relu(), torch.randn(columns, width)
-    initial = torch.full((mixtures,), cells)
-    factors = AttentionFactors(hidden, weight, torch.zeros(columns), torch.zeros(()), initial, problem.kept)
-    return x, factors, torch.randn(cells, *convolution.cell_shape)
+    hidden = torch.randn(batch, width, device=device).relu()
+    weight, bias = torch.randn(columns, width, device=device), torch.zeros(columns, device=device)
+    initial = torch.full((mixtures,), cells, device=device)
+    factors = AttentionFactors(hidden, weight, bias, bias.new_zeros(()), initial, problem.kept)
+    return x, factors, torch.randn(cells, *convolution.cell_shape, device=device)
 
 
 def timed(problem: Problem, repeats: int, names: Sequence[str]) -> dict[str, float]:
@@ -133,7 +157,8 @@ def timed(problem: Problem, repeats: int, names: Sequence[str]) -> dict[str, flo
     tensors, geometry = tensors_of(problem), problem.convolution
     able = [path for path in PATHS if (path.refusal(problem) or path.unsuited(problem)) is None and path.name in names]
     work_of_path = {path: sum(amounts(path.load(problem))[:2]) for path in able}
-    able = [path for path in able if work_of_path[path] <= MOST_WORK * min(work_of_path.values())]
+    most = MOST_WORK * min(work_of_path.values()) if problem.on_cpu else math.inf
+    able = [path for path in able if work_of_path[path] <= most]
     gradient = torch.randn_like(empty_output(tensors[0], geometry))
     rounds: dict[Path, list[float]] = {path: [] for path in able}
     for repeat in range(repeats + 1):
@@ -147,7 +172,7 @@ def timed(problem: Problem, repeats: int, names: Sequence[str]) -> dict[str, flo
                     return computing.backward(gradient, *tensors, geometry, path, [True] * 3)
                 return computing.forward(*tensors, geometry, path)
 
-            seconds = elapsed(work, CPU)
+            seconds = elapsed(work, problem.device)
             if repeat:
                 rounds[path].append(seconds)
     return {path.name: statistics.median(times) for path, times in rounds.items()}
@@ -169,9 +194,9 @@ def scale(times: list[dict[str, object]], beside: Path | None) -> list[dict[str,
     return scaled
 
 
-def fit(times: list[dict[str, object]]) -> None:
+def fit(times: list[dict[str, object]], found: Sequence[Problem]) -> None:
     """Print what is fitted and what it is worth."""
-    found = list(problems())
+    word = "fitted" if found[0].on_cpu else "fitted_gpu"
     fitted: dict[str, Fitted] = {}
     for path in PATHS:
         units = []
@@ -190,24 +215,33 @@ def fit(times: list[dict[str, object]]) -> None:
             fitted[path.name] = Fitted(*units)
     for name, both in fitted.items():
         units = ", ".join("Units(" + ", ".join(f"{number:g}" for number in unit) + ")" for unit in both)
-        print(f"{name:22} fitted = Fitted({units})")
+        print(f"{name:22} {word} = Fitted({units})")
     for name, backward in (("forward", False), ("backward", True)):
-        ratios = []
+        ratios, chosen_seconds, least_seconds = [], 0.0, 0.0
         for entry in times:
             if not entry[name]:
                 continue
             problem = found[entry["problem"]]._replace(backward=backward)
             chosen = min(
                 (path for path in PATHS if path.name in entry[name]),
-                key=lambda path: cpu_seconds(path.load(problem), fitted[path.name], backward=backward),
+                key=lambda path: _seconds(path.load(problem), fitted[path.name], problem),
             )
+            chosen_seconds += entry[name][chosen.name]
+            least_seconds += min(entry[name].values())
             ratios.append((entry[name][chosen.name] / min(entry[name].values()), entry["problem"], chosen.name))
+        print(f"{name}: all choices together take {chosen_seconds / least_seconds:.3f} × the fastest paths' time")
         slow = sorted(ratios, reverse=True)
         print(f"{name}: {sum(r > 1.25 for r, *_ in ratios)} of {len(ratios)} choices over 1.25 × the fastest; worst:")
         for ratio, index, chosen in slow[:8]:
             convolution, batch, size, cells, *_ = found[index]
             problem = f"{list(convolution.kernel_shape)} of {cells} cells on {batch} × {list(size)}"
             print(f"    {ratio:.2f} × by {chosen} on {problem}: {times[index][name]}")
+
+
+def _seconds(load: Load, fitted: Fitted, problem: Problem) -> float:
+    if problem.on_cpu:
+        return cpu_seconds(load, fitted, backward=problem.backward)
+    return gpu_seconds(load, fitted, problem.dtype, backward=problem.backward)
 
 
 def least_squares(rows: Tensor, goal: Tensor) -> Tensor:

@@ -125,10 +125,13 @@ def _look_at(path: Path, problem: Problem, *, named: bool) -> Choice:
         reason = path.unsuited(problem)
     if reason is not None or problem.convolution.groups > 1:  # of those no path has been timed systematically
         return Choice(path, reason, None)
-    if not problem.on_cpu:
-        return Choice(path, None, gpu_seconds(path.load(problem), problem.dtype))
-    known = path.fitted
-    return Choice(path, None, known and cpu_seconds(path.load(problem), known, backward=problem.backward))
+    known = path.fitted if problem.on_cpu else path.fitted_gpu
+    if known is None:
+        return Choice(path, None, None)
+    load, backward = path.load(problem), problem.backward
+    if problem.on_cpu:
+        return Choice(path, None, cpu_seconds(load, known, backward=backward))
+    return Choice(path, None, gpu_seconds(load, known, problem.dtype, backward=backward))
 
 
 def _candidates(engine: str) -> tuple[Path, ...]:

@@ -198,7 +198,7 @@ def test_the_study_finds_the_units_that_made_the_times(capsys: pytest.CaptureFix
         }
         for index, posed in enumerate(study["problems"]())
     ]
-    study["fit"](times)
+    study["fit"](times, list(study["problems"]()))
     lines = capsys.readouterr().out.splitlines()
     told = dict(line.split(maxsplit=1) for line in lines if " fitted = " in line)
     assert told.keys() == {path.name for path in fitted}

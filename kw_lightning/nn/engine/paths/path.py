@@ -17,12 +17,13 @@ class Path(Protocol):
 
     Attributes:
         name: its order and its method, which is its file in this folder as well: "mix_kernels/compiled".
-        fitted: seconds per unit of its load on a CPU; None where it has not been timed.
+        fitted, fitted_gpu: seconds per unit of its load on a CPU and on a GPU; None where it has not been timed.
         of_bases: it mixes bases, which are made of the attention's factors, instead of cells.
     """
 
     name: ClassVar[str]
     fitted: ClassVar[Fitted | None] = None
+    fitted_gpu: ClassVar[Fitted | None] = None
     of_bases: ClassVar[bool] = False
 
     def refusal(self, problem: Problem) -> str | None:

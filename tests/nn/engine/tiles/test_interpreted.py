@@ -35,6 +35,24 @@ def test_output_and_gradients_equal_the_literal_forms() -> None:
         assert all(error < TOLERANCE[dtype] for error in errors.values()), (case, errors)
 
 
+HOPPER = 227 * 1024
+
+
+@pytest.mark.parametrize("shared", [launches.SHARED, 163 * 1024, HOPPER])
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("positions", [1, 49, 196, 3136])
+def test_tiles_fit_in_the_memory_of_a_program(positions: int, itemsize: int, shared: int) -> None:
+    for outputs, inputs in ((16, 16), (64, 64), (24, 144), (512, 512), (2048, 64)):
+        for tiles, length in (
+            (launches.convolving_tiles(positions, outputs, inputs, itemsize, shared), "inputs"),
+            (launches.correlating_tiles(positions, outputs, inputs, itemsize, shared), "positions"),
+        ):
+            sides = tiles._asdict()
+            summed = sides.pop(length)
+            assert tiles.stages * summed * (sum(sides.values()) - tiles.warps - tiles.stages) * itemsize <= shared
+            assert all(side >= 16 and side & (side - 1) == 0 for side in tiles[:3])
+
+
 @pytest.mark.parametrize("name", ["convolve", "convolve turned", "correlate"])
 def test_they_compile_for_hopper_to_tensor_cores_without_spilling_registers(name: str, tmp_path: Path) -> None:
     from triton.backends.compiler import GPUTarget
@@ -47,7 +65,7 @@ def test_they_compile_for_hopper_to_tensor_cores_without_spilling_registers(name
         pytest.skip("this Triton brings no assembler")
     kernel = kernels.correlate if name == "correlate" else kernels.convolve
     choose = launches.correlating_tiles if name == "correlate" else launches.convolving_tiles
-    tiles = choose(3136, 256, 256)
+    tiles = choose(3136, 256, 256, 2, HOPPER)
     fixed: dict[str, Any] = {
         "TURNED": name == "convolve turned",
         "ALIGNED": 16,
@@ -77,7 +95,7 @@ def test_they_compile_for_hopper_to_tensor_cores_without_spilling_registers(name
         check=True,
     ).stderr
     assert re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report) == [("0", "0")]
-    assert int(compiled.metadata.shared) <= 227 * 1024
+    assert int(compiled.metadata.shared) <= HOPPER
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 4])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kw_lightning.nn.engine.costs import Load
+from kw_lightning.nn.engine.costs import Fitted, Load, Units
 from kw_lightning.nn.engine.gradients import Gradients
 from kw_lightning.nn.engine.mixing import put_product
 from kw_lightning.nn.engine.paths.mix_inputs.order import MixInputs
@@ -22,6 +22,10 @@ class InputsAtOnce(MixInputs):
     """All cells in one product."""
 
     name = "mix_inputs/at_once"
+    fitted_gpu = Fitted(
+        Units(5.1e-14, 4.4e-16, 1.1e-12, 4.5e-06, 0.0003),
+        Units(1.5e-13, 3.8e-15, 1.9e-12, 7.1e-06, 0.00076),
+    )
 
     def unsuited(self, problem: Problem) -> str | None:
         """Return why it is never the fastest at a problem, None where it may be."""

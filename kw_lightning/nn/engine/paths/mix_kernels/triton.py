@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kw_lightning.nn.engine import mixing
-from kw_lightning.nn.engine.costs import Load
+from kw_lightning.nn.engine.costs import Fitted, Load, Units
 from kw_lightning.nn.engine.gradients import Gradients, new_gradients
 from kw_lightning.nn.engine.orders import count
 from kw_lightning.nn.engine.paths.path import Path
@@ -30,6 +30,10 @@ class Triton(Path):
     """Kernels in Triton."""
 
     name = "mix_kernels/triton"
+    fitted_gpu = Fitted(
+        Units(0, 3e-15, 3.6e-13, 8.8e-06, 0.00028),
+        Units(3.4e-15, 2.1e-15, 3.4e-13, 0.00012, 0),
+    )
 
     def refusal(self, problem: Problem) -> str | None:
         """Return why it cannot compute a problem, None where it can."""
@@ -46,10 +50,6 @@ class Triton(Path):
         if problem.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             return "computes in float32, bfloat16 and float16"
         return launches.missing()
-
-    def unsuited(self, problem: Problem) -> str | None:
-        """Return why it is never the fastest at a problem, None where it may be."""
-        return "it has not been timed"
 
     def load(self, problem: Problem) -> Load:
         """Count the work of a forward pass: kernels are written once and read once."""
