@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from kw_lightning.nn.engine.factors import AttentionFactors
 from kw_lightning.nn.gates import ChannelGates, Side
+from kw_lightning.nn.hidden import activate
 from kw_lightning.nn.partition import LayerPartition, Start
 from kw_lightning.nn.precision import autocast_type, call_linear, in_type, is_plain, is_recorded
 from kw_lightning.nn.weighing import CellWeights, Function, columns
@@ -113,8 +114,13 @@ class ContrastingAttention(CellWeights):
         if autocast_type(x.device) is not None:
             with torch.autocast(x.device.type, enabled=False):
                 return self._hidden(_within_reach(self._pool(x)))
-        pooled = self._pool(x)
-        return self._hidden(_within_reach(pooled) if x.dtype.itemsize < 4 else pooled)
+        if x.dtype.itemsize < 4:
+            return self._hidden(_within_reach(self._pool(x)))
+        if x.dim() > 2 and not (x.requires_grad and torch.is_grad_enabled()) and not is_recorded():
+            found = activate(self._positions_last(x), self.reduce, self.norm)
+            if found is not None:
+                return found
+        return self._hidden(self._pool(x))
 
     def forward(
         self,
@@ -153,9 +159,8 @@ class ContrastingAttention(CellWeights):
         """
         if self.function != "contrast" or self.basis is not None or not is_plain(self, ContrastingAttention):
             return False
-        return is_plain(self.expand, nn.Linear) and all(
-            type(t) in TENSORS for t in (self.expand.weight, self.expand.bias)
-        )
+        expand = self.expand
+        return is_plain(expand, nn.Linear) and type(expand.weight) in TENSORS and type(expand.bias) in TENSORS
 
     @property
     def factors_width(self) -> int | None:
@@ -192,7 +197,17 @@ class ContrastingAttention(CellWeights):
             return x.sum(dim=positions, dtype=dtype) / math.prod(x.shape[position] for position in positions)
         return x.mean(dim=positions, dtype=dtype)
 
+    def _positions_last(self, x: Tensor) -> Tensor:
+        """Return x as [batch, channels, positions]."""
+        if self.channels_last:
+            return (x if x.dim() == 3 else x.flatten(1, -2)).transpose(1, 2)
+        return x if x.dim() == 3 else x.flatten(2)
+
     def _hidden(self, pooled: Tensor) -> Tensor:
+        found = activate(pooled, self.reduce, self.norm)
+        return self._by_modules(pooled) if found is None else found
+
+    def _by_modules(self, pooled: Tensor) -> Tensor:
         return F.relu(self._normalise(call_linear(pooled, self.reduce)))
 
     def _normalise(self, hidden: Tensor) -> Tensor:

@@ -72,9 +72,9 @@ class FactorGradients(NamedTuple):
 
 def make_alpha(factors: AttentionFactors) -> Tensor:
     """Return α [batch, mixtures, cells] as `AttentionFactors.alpha` does, with less memory and no derivative."""
+    if native.weighs(factors.hidden):
+        return native.weigh(factors.hidden, factors.weight, factors.bias, factors.initial, factors.temperature)
     z = factors.z(factors.hidden)
-    if native.weighs(z):
-        return native.weigh(z, factors.initial, factors.temperature)
     size = torch.linalg.vector_norm(z, ord=1, dim=-1, keepdim=True) + SMALLEST_SIZE
     alpha = z[..., :-1]
     return torch.addcmul(factors.begin(alpha.shape[-1]), alpha, (1 - factors.temperature) / size)
@@ -82,26 +82,21 @@ def make_alpha(factors: AttentionFactors) -> Tensor:
 
 def differentiate_alpha(factors: AttentionFactors, gradient: Tensor) -> FactorGradients:
     """Return the gradients of the factors from that of α [batch, mixtures, cells]; z is made anew, in chunks."""
+    tensors = factors.hidden, factors.weight, factors.bias, factors.initial, factors.temperature
+    if native.weighs(factors.hidden):
+        return FactorGradients(*native.differentiate_weights(gradient, *tensors))
     found = _nothing(factors)
     for samples in _chunks(factors):
-        z, part = factors.z(factors.hidden[samples]), gradient[samples]
-        if native.weighs(z):
-            native.differentiate_weights(z, part.contiguous(), factors.temperature)
-            _add(found, factors, samples, z)
-        else:
-            _add(found, factors, samples, _differentiate_weights(factors, z, part))
+        z = factors.z(factors.hidden[samples])
+        size = torch.linalg.vector_norm(z, ord=1, dim=-1, keepdim=True) + SMALLEST_SIZE
+        share = (1 - factors.temperature) / size
+        of_z = z.new_empty(z.shape)
+        part = gradient[samples]
+        of_size = torch.linalg.vecdot(part, z[..., :-1]).unsqueeze(-1) * (share / -size)
+        torch.mul(z.sign_(), of_size, out=of_z)
+        of_z[..., :-1].addcmul_(part, share)
+        _add(found, factors, samples, of_z)
     return found
-
-
-def _differentiate_weights(factors: AttentionFactors, z: Tensor, gradient: Tensor) -> Tensor:
-    """Return the gradient of z, which is lost."""
-    size = torch.linalg.vector_norm(z, ord=1, dim=-1, keepdim=True) + SMALLEST_SIZE
-    share = (1 - factors.temperature) / size
-    of_z = z.new_empty(z.shape)
-    of_size = torch.linalg.vecdot(gradient, z[..., :-1]).unsqueeze(-1) * (share / -size)
-    torch.mul(z.sign_(), of_size, out=of_z)
-    of_z[..., :-1].addcmul_(gradient, share)
-    return of_z
 
 
 def make_sizes(factors: AttentionFactors) -> Tensor:

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from kw_lightning.nn.engine.native.attention import differentiate_weights, weigh, weighs
+from kw_lightning.nn.engine.native.attention import (
+    GIVEN,
+    OF_BATCH,
+    OF_SAMPLE,
+    Activated,
+    activate,
+    differentiate_activations,
+    differentiate_weights,
+    weigh,
+    weighs,
+)
 from kw_lightning.nn.engine.native.calls import (
     DEPTHWISE,
     MIX_BASES,
@@ -22,18 +32,24 @@ from kw_lightning.nn.engine.native.positions import allows_winograd
 
 __all__ = [
     "DEPTHWISE",
+    "GIVEN",
     "MIX_BASES",
     "MIX_INPUTS",
     "MIX_KERNELS",
+    "OF_BATCH",
+    "OF_SAMPLE",
     "WINOGRAD",
+    "Activated",
     "Form",
     "Kept",
     "LibraryError",
     "Status",
+    "activate",
     "allows_winograd",
     "available",
     "backward",
     "backward_by_bases",
+    "differentiate_activations",
     "differentiate_weights",
     "find_compiler",
     "forward",

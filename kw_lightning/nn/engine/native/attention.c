@@ -1,56 +1,287 @@
-/* The attention's last step, from z = V h + c to alpha, and backwards: each mixture of each sample is read once.
+/* The attention: one pass over a map, and then few numbers, which small operators would take longer to hand about than
+   to compute. */
 
-   alpha[j] = temperature * (j == initial) + share * z[j] for j < cells, where share = (1 - temperature) / size and
-   size = the sum over all cells + 1 columns of |z|, and a little: the last column is the zero cell's, and dropped. */
+#include "attention.h"
 
 #include <math.h>
 
-#include "tiles.h"
-
+/* As published, and as in weighing.py. */
 #define SMALLEST_SIZE 1e-3f
-/* Numbers of z that are worth a second thread. */
-#define SHARED 32768
+/* Numbers that are added up in single precision, before their sum is added in double precision. */
+#define RUN 512
+/* Channels that are added up at once where they lie together. */
+#define TOGETHER 64
+/* Numbers of z of one mixture that are kept at once, backwards. */
+#define KEPT 65536
 
-static float find_size(const float *z, index_t columns) {
+/* Four rows of a matrix times a vector: one sum alone would wait for itself. */
+static void four_rows(const float *row, index_t length, const float *x, float *y) {
+    const float *second = row + length, *third = second + length, *fourth = third + length;
+    float a = 0, b = 0, c = 0, d = 0;
+#pragma omp simd reduction(+ : a, b, c, d)
+    for (index_t i = 0; i < length; i++) {
+        a += row[i] * x[i];
+        b += second[i] * x[i];
+        c += third[i] * x[i];
+        d += fourth[i] * x[i];
+    }
+    y[0] = a, y[1] = b, y[2] = c, y[3] = d;
+}
+
+static void multiply(const float *matrix, index_t rows, index_t length, const float *x, float *y) {
+    index_t row = 0;
+    for (; row + 4 <= rows; row += 4) four_rows(matrix + row * length, length, x, y + row);
+    for (; row < rows; row++) {
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (index_t i = 0; i < length; i++) sum += matrix[row * length + i] * x[i];
+        y[row] = sum;
+    }
+}
+
+/* Mean and variance of numbers that lie `step` apart. */
+static void find_statistics(const float *x, index_t count, index_t step, float *mean, float *variance) {
+    double sum = 0, squares = 0;
+    for (index_t i = 0; i < count; i++) sum += x[i * step];
+    double middle = sum / count;
+    for (index_t i = 0; i < count; i++) squares += (x[i * step] - middle) * (x[i * step] - middle);
+    *mean = middle, *variance = squares / count;
+}
+
+/* The sum of a channel whose positions lie together. */
+static double add_positions(const float *x, index_t positions) {
+    double total = 0;
+    for (index_t first = 0; first < positions; first += RUN) {
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (index_t i = first; i < smaller(first + RUN, positions); i++) sum += x[i];
+        total += sum;
+    }
+    return total;
+}
+
+/* The means of some channels that lie together, `step` from one position to the next. */
+static void average_channels(const float *x, index_t step, index_t positions, index_t channels, float *mean) {
+    double total[TOGETHER] = {0};
+    for (index_t first = 0; first < positions; first += RUN) {
+        float sum[TOGETHER] = {0};
+        for (index_t i = first; i < smaller(first + RUN, positions); i++)
+#pragma omp simd
+            for (index_t c = 0; c < channels; c++) sum[c] += x[i * step + c];
+        for (index_t c = 0; c < channels; c++) total[c] += sum[c];
+    }
+    for (index_t c = 0; c < channels; c++) mean[c] = total[c] / positions;
+}
+
+static void pool(const Hidden *p) {
+    int together = p->x.position != 1;
+    index_t blocks = pieces(p->channels, together ? TOGETHER : 1);
+#pragma omp parallel for schedule(static) num_threads(p->threads)
+    for (index_t i = 0; i < p->batch * blocks; i++) {
+        index_t b = i / blocks, channel = i % blocks * (together ? TOGETHER : 1);
+        const float *from = p->x.data + b * p->x.batch + channel * p->x.channel;
+        float *mean = p->pooled + b * p->channels + channel;
+        if (together)
+            average_channels(from, p->x.position, p->x.positions, smaller(TOGETHER, p->channels - channel), mean);
+        else
+            *mean = add_positions(from, p->x.positions) / p->x.positions;
+    }
+}
+
+void kw_hidden(const Hidden *p) {
+    index_t width = p->width;
+    if (p->x.data) pool(p);
+#pragma omp parallel for schedule(static) num_threads(p->threads)
+    for (index_t b = 0; b < p->batch; b++) {
+        float *raw = p->raw + b * width;
+        multiply(p->reduce, width, p->channels, p->pooled + b * p->channels, raw);
+        for (index_t k = 0; p->bias && k < width; k++) raw[k] += p->bias[k];
+        if (p->statistics == OF_SAMPLE) find_statistics(raw, width, 1, p->mean + b, p->variance + b);
+    }
+    if (p->statistics == OF_BATCH)
+        for (index_t k = 0; k < width; k++)
+            find_statistics(p->raw + k, p->batch, width, p->mean + k, p->variance + k);
+    for (index_t b = 0; b < p->batch; b++)
+        for (index_t k = 0; k < width; k++) {
+            index_t i = b * width + k, s = p->statistics == OF_SAMPLE ? b : k;
+            float slope = p->scale[k] / sqrtf(p->variance[s] + p->epsilon);
+            float y = (p->raw[i] - p->mean[s]) * slope + p->shift[k];
+            p->hidden[i] = y < 0 ? 0 : y; /* what is no number stays so */
+        }
+}
+
+/* The gradient of numbers that were normalised together, `step` apart in both, from that of what they became times
+   `scale`, which is one number if scale_step is 0. */
+static void differentiate_group(const float *raw, float *gradient, const float *scale, index_t scale_step, index_t count,
+                                index_t step, float mean, float inverse, int given) {
+    double sum = 0, product = 0;
+    for (index_t i = 0; i < count && !given; i++) {
+        float of_normal = gradient[i * step] * scale[i * scale_step];
+        sum += of_normal;
+        product += of_normal * (raw[i * step] - mean) * inverse;
+    }
+    for (index_t i = 0; i < count; i++) {
+        float of_normal = gradient[i * step] * scale[i * scale_step], normal = (raw[i * step] - mean) * inverse;
+        gradient[i * step] = inverse * (of_normal - (float)(sum / count) - normal * (float)(product / count));
+    }
+}
+
+void kw_hidden_backward(const Hidden *p) {
+    index_t width = p->width;
+    int by_sample = p->statistics == OF_SAMPLE;
+    for (index_t k = 0; k < width; k++) {
+        double scale = 0, shift = 0;
+        for (index_t b = 0; b < p->batch; b++) {
+            index_t i = b * width + k, s = by_sample ? b : k;
+            if (p->hidden[i] <= 0) p->gradient[i] = 0;
+            shift += p->gradient[i];
+            scale += p->gradient[i] * (p->raw[i] - p->mean[s]) / sqrtf(p->variance[s] + p->epsilon);
+        }
+        p->scale_gradient[k] = scale, p->shift_gradient[k] = shift;
+    }
+    for (index_t g = 0; g < (by_sample ? p->batch : width); g++) {
+        float inverse = 1 / sqrtf(p->variance[g] + p->epsilon);
+        if (by_sample)
+            differentiate_group(p->raw + g * width, p->gradient + g * width, p->scale, 1, width, 1, p->mean[g], inverse,
+                                0);
+        else
+            differentiate_group(p->raw + g, p->gradient + g, p->scale + g, 0, p->batch, width, p->mean[g], inverse,
+                                p->statistics == GIVEN);
+    }
+}
+
+/* Memory of one thread. */
+typedef struct {
+    float *turned; /* [width, LANES]: some columns' weights */
+    float *z;      /* [samples, padded columns] */
+    float *sizes;  /* [samples] */
+    float *block;  /* [columns, LANES] */
+    index_t samples, columns;
+} Memory;
+
+static index_t lay_out(const Weighing *p, float *at, Memory *m) {
+    float *start = at;
+    int backward = p->weight_gradient != NULL;
+    m->columns = backward ? padded(p->cells + 1) : LANES;
+    m->samples = backward ? larger(1, smaller(p->batch, KEPT / m->columns)) : p->batch;
+    m->turned = at, at += p->width * LANES;
+    m->z = at, at += m->samples * m->columns;
+    m->sizes = at, at += padded(m->samples);
+    m->block = at, at += backward ? m->columns * LANES : 0;
+    return padded(at - start);
+}
+
+static index_t hidden_numbers(const Weighing *p) {
+    return p->weight_gradient ? padded(p->batch * padded(p->width)) : 0;
+}
+
+index_t kw_weigh_memory(const Weighing *p) {
+    return hidden_numbers(p) + p->threads * lay_out(p, NULL, &(Memory){0});
+}
+
+/* z of LANES columns of a mixture from `column` on, of some samples; 0 beyond the last. */
+static void make_z(const Weighing *p, index_t mixture, index_t column, index_t first, index_t samples, float *turned,
+                   float *z, index_t z_row) {
+    index_t row = mixture * (p->cells + 1) + column, count = smaller(LANES, p->cells + 1 - column);
+    if (count < LANES) memset(turned, 0, p->width * LANES * sizeof(float));
+    arrange(p->weight + row * p->width, 1, p->width, turned, LANES, p->width, count);
+    for (index_t b = 0; b < samples; b++) {
+        memcpy(z + b * z_row, p->bias + row, count * sizeof(float));
+        memset(z + b * z_row + count, 0, (LANES - count) * sizeof(float));
+    }
+    product(samples, 2, p->width, p->hidden + first * p->width, p->width, 1, turned, LANES, z, z_row, 1);
+}
+
+static float add_absolutes(const float *z, index_t count) {
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (index_t j = 0; j < columns; j++) sum += fabsf(z[j]);
-    return sum + SMALLEST_SIZE;
+    for (index_t j = 0; j < count; j++) sum += fabsf(z[j]);
+    return sum;
+}
+
+static void weigh_mixture(const Weighing *p, index_t mixture, float *hidden_gradient, const Memory *m) {
+    (void)hidden_gradient;
+    for (index_t b = 0; b < p->batch; b++) m->sizes[b] = SMALLEST_SIZE;
+    for (index_t column = 0; column <= p->cells; column += LANES) {
+        make_z(p, mixture, column, 0, p->batch, m->turned, m->z, LANES);
+        index_t count = smaller(LANES, p->cells - column);
+        for (index_t b = 0; b < p->batch; b++) {
+            m->sizes[b] += add_absolutes(m->z + b * LANES, LANES);
+            float *alpha = p->alpha + (b * p->mixtures + mixture) * p->cells + column;
+            for (index_t j = 0; j < count; j++) alpha[j] = m->z[b * LANES + j];
+        }
+    }
+    for (index_t b = 0; b < p->batch; b++) {
+        float *alpha = p->alpha + (b * p->mixtures + mixture) * p->cells;
+        float share = (1 - *p->temperature) / m->sizes[b];
+#pragma omp simd
+        for (index_t j = 0; j < p->cells; j++) alpha[j] *= share;
+        if (p->initial[mixture] < p->cells) alpha[p->initial[mixture]] += *p->temperature;
+    }
 }
 
 /* The gradient of |z| times that of z; 0 where z is. */
 INLINE float turn(float gradient, float z) { return z > 0 ? gradient : z < 0 ? -gradient : 0; }
 
-/* z [batch, mixtures, cells + 1], initial [mixtures], alpha [batch, mixtures, cells] written. */
-void kw_weigh(const float *z, const int64_t *initial, const float *temperature, index_t batch, index_t mixtures,
-              index_t cells, index_t threads, float *alpha) {
-    index_t rows = batch * mixtures;
-    float begin = *temperature;
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows * cells > SHARED)
-    for (index_t row = 0; row < rows; row++) {
-        const float *from = z + row * (cells + 1);
-        float *to = alpha + row * cells, share = (1 - begin) / find_size(from, cells + 1);
-        index_t first = initial[row % mixtures];
+/* z becomes its own gradient. */
+static void differentiate_z(const Weighing *p, const float *gradient, float *z) {
+    float size = add_absolutes(z, p->cells + 1) + SMALLEST_SIZE, share = (1 - *p->temperature) / size, sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (index_t j = 0; j < p->cells; j++) sum += gradient[j] * z[j];
+    float of_size = -sum * share / size;
 #pragma omp simd
-        for (index_t j = 0; j < cells; j++) to[j] = share * from[j];
-        if (first < cells) to[first] += begin;
+    for (index_t j = 0; j < p->cells; j++) z[j] = turn(of_size, z[j]) + share * gradient[j];
+    z[p->cells] = turn(of_size, z[p->cells]);
+}
+
+static void differentiate_mixture(const Weighing *p, index_t mixture, float *hidden_gradient, const Memory *m) {
+    index_t columns = p->cells + 1, width = p->width, row = padded(width);
+    const float *weight = p->weight + mixture * columns * width, *hidden = p->memory;
+    float *to = p->weight_gradient + mixture * columns * width, *of_bias = p->bias_gradient + mixture * columns;
+    for (index_t first = 0; first < p->batch; first += m->samples) {
+        index_t samples = smaller(m->samples, p->batch - first);
+        for (index_t column = 0; column < columns; column += LANES)
+            make_z(p, mixture, column, first, samples, m->turned, m->z + column, m->columns);
+        for (index_t b = 0; b < samples; b++) {
+            float *z = m->z + b * m->columns;
+            differentiate_z(p, p->alpha + ((first + b) * p->mixtures + mixture) * p->cells, z);
+            for (index_t j = 0; j < columns; j++) of_bias[j] = first + b > 0 ? of_bias[j] + z[j] : z[j];
+        }
+        for (index_t k = 0; k < width; k += LANES) {
+            index_t count = smaller(LANES, width - k);
+            int vectors = count > WIDTH ? 2 : 1;
+            product(columns, vectors, samples, m->z, 1, m->columns, hidden + first * row + k, row, m->block, LANES, 0);
+            for (index_t j = 0; j < columns; j++)
+                for (index_t l = 0; l < count; l++) {
+                    float *at = to + j * width + k + l, found = m->block[j * LANES + l];
+                    *at = first > 0 ? *at + found : found;
+                }
+            if (count < LANES) memset(m->block, 0, columns * LANES * sizeof(float));
+            arrange(weight + k, width, 1, m->block, LANES, columns, count);
+            product(samples, vectors, columns, m->z, m->columns, 1, m->block, LANES, hidden_gradient + first * row + k,
+                    row, 1);
+        }
     }
 }
 
-/* z becomes its own gradient, of alpha's gradient [batch, mixtures, cells]. */
-void kw_differentiate_weights(float *z, const float *gradient, const float *temperature, index_t batch,
-                              index_t mixtures, index_t cells, index_t threads) {
-    index_t rows = batch * mixtures;
-    float rest = 1 - *temperature;
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows * cells > SHARED)
-    for (index_t row = 0; row < rows; row++) {
-        float *at = z + row * (cells + 1), size = find_size(at, cells + 1), share = rest / size, sum = 0;
-        const float *of_alpha = gradient + row * cells;
-#pragma omp simd reduction(+ : sum)
-        for (index_t j = 0; j < cells; j++) sum += of_alpha[j] * at[j];
-        float of_size = -sum * share / size;
-#pragma omp simd
-        for (index_t j = 0; j < cells; j++) at[j] = turn(of_size, at[j]) + share * of_alpha[j];
-        at[cells] = turn(of_size, at[cells]);
+static void each_mixture(const Weighing *p, void (*work)(const Weighing *, index_t, float *, const Memory *)) {
+    index_t size = lay_out(p, NULL, &(Memory){0}), of_hidden = p->batch * padded(p->width);
+#pragma omp parallel for schedule(static) num_threads(p->threads)
+    for (index_t thread = 0; thread < p->threads; thread++) {
+        Memory own;
+        lay_out(p, p->memory + hidden_numbers(p) + thread * size, &own);
+        for (index_t i = p->mixtures * thread / p->threads; i < p->mixtures * (thread + 1) / p->threads; i++)
+            work(p, i, p->hidden_gradient ? p->hidden_gradient + thread * of_hidden : NULL, &own);
     }
+}
+
+void kw_weigh(const Weighing *p) { each_mixture(p, weigh_mixture); }
+
+void kw_weigh_backward(const Weighing *p) {
+    index_t row = padded(p->width);
+    for (index_t b = 0; b < p->batch; b++) {
+        memcpy(p->memory + b * row, p->hidden + b * p->width, p->width * sizeof(float));
+        memset(p->memory + b * row + p->width, 0, (row - p->width) * sizeof(float));
+    }
+    each_mixture(p, differentiate_mixture);
 }

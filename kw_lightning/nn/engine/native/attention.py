@@ -1,44 +1,144 @@
-"""Calls of attention.c: from z to α and backwards, in single precision on a CPU."""
+"""Calls of attention.c: an attention without its mean over positions, in single precision on a CPU."""
 
 from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from kw_lightning.nn.engine.native import layout
 from kw_lightning.nn.engine.native.library import library
 
+GIVEN, OF_BATCH, OF_SAMPLE = range(3)
+"""Whose mean and variance a norm takes: see attention.h."""
 
-def weighs(z: Tensor) -> bool:
-    """Return whether the functions here take z."""
-    return z.dtype == torch.float32 and z.device.type == "cpu" and library() is not None
+# Multiply-adds that are worth a second thread.
+SHARED = 2**18
 
 
-def weigh(z: Tensor, initial: Tensor, temperature: Tensor) -> Tensor:
-    """Return α [batch, mixtures, cells].
+def weighs(x: Tensor) -> bool:
+    """Return whether the functions here take numbers as those of x."""
+    return x.dtype == torch.float32 and x.device.type == "cpu" and library() is not None
+
+
+@dataclass(frozen=True)
+class Activated:
+    """Hidden activations, and what their gradient is made of.
+
+    Attributes:
+        pooled: means over positions, [batch, channels].
+        hidden: [batch, width].
+        raw: before the norm, [batch, width].
+        mean, variance: the norm's, [width], or [batch] of each sample's numbers.
+    """
+
+    pooled: Tensor
+    hidden: Tensor
+    raw: Tensor
+    mean: Tensor
+    variance: Tensor
+
+
+def activate(
+    x: Tensor,
+    reduce: Tensor,
+    bias: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    given: tuple[Tensor, Tensor] | None,
+    statistics: int,
+    epsilon: float,
+) -> Activated:
+    """Return the hidden activations: mean over positions, linear layer, norm, ReLU.
 
     Args:
-        z: [batch, mixtures, cells + 1], contiguous.
-        initial: β, [mixtures]: the cell that a mixture starts as, the number of cells for none.
-        temperature: τ, a scalar of z's type.
+        x: [batch, channels, positions], channels or positions together in memory, **or** its means [batch, channels];
+            they and all other tensors are contiguous.
+        reduce, bias: of the linear layer, [width, channels] and [width].
+        scale, shift: of the norm, [width].
+        given: the norm's mean and variance, [width], where `statistics` says so.
+        statistics: whose mean and variance the norm takes.
+        epsilon: of the norm.
     """
-    loaded = library()
-    assert loaded is not None
-    batch, mixtures, columns = z.shape
-    alpha = z.new_empty(batch, mixtures, columns - 1)
-    size = batch, mixtures, columns - 1, torch.get_num_threads()
-    loaded.kw_weigh(z.data_ptr(), initial.data_ptr(), temperature.data_ptr(), *size, alpha.data_ptr())
+    (width, channels), batch = reduce.shape, x.shape[0]
+    raw, hidden = x.new_empty(2, batch, width).unbind()
+    mean, variance = given or x.new_empty(2, batch if statistics == OF_SAMPLE else width).unbind()
+    pooled, place = x, layout.Map()
+    if x.dim() == 3:
+        pooled, place = x.new_empty(batch, channels), layout.Map(x.data_ptr(), *x.stride(), x.shape[2])
+    threads = _threads(max(batch * channels * width, x.numel()), batch * channels)
+    sizes = batch, channels, width, threads, statistics, epsilon, place
+    tensors = pooled, reduce, bias, scale, shift, mean, variance, raw, hidden
+    call = layout.Hidden(*sizes, *(None if tensor is None else tensor.data_ptr() for tensor in tensors))
+    _library().kw_hidden(ctypes.byref(call))
+    return Activated(pooled, hidden, raw, mean, variance)
+
+
+def differentiate_activations(
+    gradient: Tensor, found: Activated, scale: Tensor, statistics: int, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of (what is normalised, scale, shift) from that of the hidden activations."""
+    batch, width = gradient.shape
+    of_raw = gradient.clone(memory_format=torch.contiguous_format)
+    of_scale, of_shift = gradient.new_empty(2, width).unbind()
+    call = layout.Hidden(batch, 0, width, 1, statistics, epsilon)
+    call.scale, call.mean, call.variance = scale.data_ptr(), found.mean.data_ptr(), found.variance.data_ptr()
+    call.raw, call.hidden, call.gradient = found.raw.data_ptr(), found.hidden.data_ptr(), of_raw.data_ptr()
+    call.scale_gradient, call.shift_gradient = of_scale.data_ptr(), of_shift.data_ptr()
+    _library().kw_hidden_backward(ctypes.byref(call))
+    return of_raw, of_scale, of_shift
+
+
+def weigh(hidden: Tensor, weight: Tensor, bias: Tensor, initial: Tensor, temperature: Tensor) -> Tensor:
+    """Return α [batch, mixtures, cells]; see `AttentionFactors` for the arguments."""
+    hidden, weight, bias = hidden.contiguous(), weight.contiguous(), bias.contiguous()
+    sizes = _sizes(hidden, weight, initial)
+    alpha = hidden.new_empty(sizes[:3])
+    call = layout.Weighing(*sizes, *_places(hidden, weight, bias, temperature, initial, alpha))
+    _run("kw_weigh", call, hidden)
     return alpha
 
 
-def differentiate_weights(z: Tensor, gradient: Tensor, temperature: Tensor) -> None:
-    """Put its gradient in the place of z.
+def differentiate_weights(
+    gradient: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, initial: Tensor, temperature: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of (hidden, weight, bias) from that of α [batch, mixtures, cells]."""
+    if not len(hidden):
+        return torch.zeros_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
+    gradient, hidden, weight, bias = (tensor.contiguous() for tensor in (gradient, hidden, weight, bias))
+    batch, mixtures, cells, width, threads = _sizes(hidden, weight, initial)
+    loaded = _library()
+    of_hidden = hidden.new_zeros(threads, batch, -(-width // loaded.kw_lanes()) * loaded.kw_lanes())
+    of_weight, of_bias = torch.empty_like(weight), torch.empty_like(bias)
+    places = _places(hidden, weight, bias, temperature, initial, gradient, of_hidden, of_weight, of_bias)
+    _run("kw_weigh_backward", layout.Weighing(batch, mixtures, cells, width, threads, *places), hidden)
+    return of_hidden.sum(0)[:, :width], of_weight, of_bias
 
-    Args:
-        z, temperature: as in `weigh`.
-        gradient: of α, [batch, mixtures, cells], contiguous.
-    """
+
+def _sizes(hidden: Tensor, weight: Tensor, initial: Tensor) -> tuple[int, int, int, int, int]:
+    (rows, width), batch, mixtures = weight.shape, hidden.shape[0], initial.shape[0]
+    return batch, mixtures, rows // mixtures - 1, width, _threads(batch * rows * width, mixtures)
+
+
+def _places(*tensors: Tensor) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+def _run(function: str, call: layout.Weighing, like: Tensor) -> None:
+    """Call a function, with memory of the type of `like`."""
+    loaded, told = _library(), ctypes.byref(call)
+    memory = like.new_empty(loaded.kw_weigh_memory(told))
+    call.memory = memory.data_ptr()
+    getattr(loaded, function)(told)
+
+
+def _threads(multiply_adds: int, pieces: int) -> int:
+    return max(min(torch.get_num_threads(), pieces), 1) if multiply_adds > SHARED else 1
+
+
+def _library() -> ctypes.CDLL:
     loaded = library()
     assert loaded is not None
-    batch, mixtures, columns = z.shape
-    size = batch, mixtures, columns - 1, torch.get_num_threads()
-    loaded.kw_differentiate_weights(z.data_ptr(), gradient.data_ptr(), temperature.data_ptr(), *size)
+    return loaded

@@ -2,7 +2,7 @@
 
 #include <stddef.h>
 
-#include "pass.h"
+#include "attention.h"
 
 typedef struct {
     const char *name;
@@ -82,6 +82,42 @@ static const Field fields[] = {
     FIELD(Pass, alpha_gradient),
     FIELD(Pass, cell_gradient),
     FIELD(Pass, memory),
+    WHOLE(Hidden),
+    FIELD(Hidden, batch),
+    FIELD(Hidden, channels),
+    FIELD(Hidden, width),
+    FIELD(Hidden, threads),
+    FIELD(Hidden, statistics),
+    FIELD(Hidden, epsilon),
+    FIELD(Hidden, x),
+    FIELD(Hidden, pooled),
+    FIELD(Hidden, reduce),
+    FIELD(Hidden, bias),
+    FIELD(Hidden, scale),
+    FIELD(Hidden, shift),
+    FIELD(Hidden, mean),
+    FIELD(Hidden, variance),
+    FIELD(Hidden, raw),
+    FIELD(Hidden, hidden),
+    FIELD(Hidden, gradient),
+    FIELD(Hidden, scale_gradient),
+    FIELD(Hidden, shift_gradient),
+    WHOLE(Weighing),
+    FIELD(Weighing, batch),
+    FIELD(Weighing, mixtures),
+    FIELD(Weighing, cells),
+    FIELD(Weighing, width),
+    FIELD(Weighing, threads),
+    FIELD(Weighing, hidden),
+    FIELD(Weighing, weight),
+    FIELD(Weighing, bias),
+    FIELD(Weighing, temperature),
+    FIELD(Weighing, initial),
+    FIELD(Weighing, alpha),
+    FIELD(Weighing, hidden_gradient),
+    FIELD(Weighing, weight_gradient),
+    FIELD(Weighing, bias_gradient),
+    FIELD(Weighing, memory),
 };
 
 index_t kw_layout(const Field **found) {

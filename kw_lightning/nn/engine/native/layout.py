@@ -58,6 +58,28 @@ class Pass(ctypes.Structure):
     )
 
 
+class Hidden(ctypes.Structure):
+    """See attention.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "channels", "width", "threads", "statistics")),
+        ("epsilon", ctypes.c_double),
+        ("x", Map),
+        *((name, ctypes.c_void_p) for name in ("pooled", "reduce", "bias", "scale", "shift", "mean", "variance")),
+        *((name, ctypes.c_void_p) for name in ("raw", "hidden", "gradient", "scale_gradient", "shift_gradient")),
+    )
+
+
+class Weighing(ctypes.Structure):
+    """See attention.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "mixtures", "cells", "width", "threads")),
+        *((name, ctypes.c_void_p) for name in ("hidden", "weight", "bias", "temperature", "initial", "alpha")),
+        *((name, ctypes.c_void_p) for name in ("hidden_gradient", "weight_gradient", "bias_gradient", "memory")),
+    )
+
+
 class _Field(ctypes.Structure):
     """See layout.c."""
 
@@ -70,7 +92,9 @@ def difference(loaded: ctypes.CDLL) -> str | None:
     loaded.kw_layout.restype = ctypes.c_int64
     count = loaded.kw_layout(ctypes.byref(found))
     theirs = {found[index].name.decode(): (found[index].offset, found[index].bytes) for index in range(count)}
-    ours = {name: place for structure in (Sums, Map, Epilogue, Pass) for name, place in _places(structure)}
+    ours = {
+        name: place for structure in (Sums, Map, Epilogue, Pass, Hidden, Weighing) for name, place in _places(structure)
+    }
     for name in (*ours, *theirs):
         if theirs.get(name) != ours.get(name):
             here, there = (_told(places.get(name)) for places in (ours, theirs))

@@ -35,6 +35,7 @@ SOURCES = (
     "mix_kernels.c",
     "mix_inputs.c",
     "mix_depthwise.c",
+    "attention.h",
     "attention.c",
 )
 FUNCTIONS = (
@@ -44,10 +45,18 @@ FUNCTIONS = (
     "kw_mix_inputs_memory",
     "kw_mix_inputs_backward_memory",
     "kw_mix_depthwise_memory",
+    "kw_weigh_memory",
 )
-PASSES = ("kw_mix_kernels", "kw_mix_inputs", "kw_mix_inputs_backward", "kw_mix_depthwise")
-# Of attention.c, which take their arguments one by one: `p`ointers and `n`umbers.
-WEIGHINGS = {"kw_weigh": "pppnnnnp", "kw_differentiate_weights": "pppnnnn"}
+PASSES = (
+    "kw_mix_kernels",
+    "kw_mix_inputs",
+    "kw_mix_inputs_backward",
+    "kw_mix_depthwise",
+    "kw_hidden",
+    "kw_hidden_backward",
+    "kw_weigh",
+    "kw_weigh_backward",
+)
 FLAGS = ("-O3", "-march=native", "-fPIC", "-fopenmp")
 SWITCH = "KW_NATIVE"
 COMPILERS = ("cc", "gcc", "clang")
@@ -205,12 +214,8 @@ def _open(path: Path) -> ctypes.CDLL:
         loaded = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
         for function in FUNCTIONS:
             getattr(loaded, function).restype = ctypes.c_int64
-        for function in (*PASSES, *WEIGHINGS):
+        for function in PASSES:
             getattr(loaded, function).restype = None
-        for function, arguments in WEIGHINGS.items():
-            getattr(loaded, function).argtypes = [
-                ctypes.c_void_p if kind == "p" else ctypes.c_int64 for kind in arguments
-            ]
         fault = layout.difference(loaded)
     except (OSError, AttributeError) as error:
         raise LibraryError(f"the library cannot be opened: {error}") from error

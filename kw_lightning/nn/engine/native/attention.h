@@ -1,0 +1,48 @@
+/* What the attention's two steps are told; layout.py declares the same, see pass.h. */
+
+#ifndef KW_ATTENTION_H
+#define KW_ATTENTION_H
+
+#include "pass.h"
+
+/* Whose the norm's mean and variance are. */
+enum { GIVEN, OF_BATCH, OF_SAMPLE };
+
+/* From a map to the hidden activations: mean over positions, reduce, norm, ReLU; and backwards but for the first two. */
+typedef struct {
+    index_t batch, channels, width, threads;
+    index_t statistics;     /* see above */
+    double epsilon;         /* of the norm */
+    Map x;                  /* of `channels` channels, not empty; its data NULL where `pooled` is given */
+    float *pooled;          /* [batch, channels]; written forward unless given */
+    const float *reduce;    /* [width, channels] */
+    const float *bias;      /* of reduce, [width]; NULL for none */
+    const float *scale;     /* of the norm, [width] */
+    const float *shift;     /* of the norm, [width] */
+    float *mean, *variance; /* [width], or [batch] where they are a sample's; written forward unless given */
+    float *raw;             /* what is normalised, [batch, width]; written forward */
+    float *hidden;          /* [batch, width]; written forward */
+    float *gradient;        /* backwards: of hidden, [batch, width]; becomes that of raw */
+    float *scale_gradient, *shift_gradient; /* backwards: [width], written */
+} Hidden;
+
+/* From the hidden activations to alpha, and backwards.
+
+   z = weight hidden + bias, and alpha[j] = temperature * (j == initial) + share * z[j] for j < cells, where
+   share = (1 - temperature) / size and size is the sum of |z| over all cells + 1 columns, the last of which is the zero
+   cell's, and a little. */
+typedef struct {
+    index_t batch, mixtures, cells, width, threads;
+    const float *hidden;      /* [batch, width] */
+    const float *weight;      /* [mixtures, cells + 1, width] */
+    const float *bias;        /* [mixtures, cells + 1] */
+    const float *temperature; /* a number */
+    const int64_t *initial;   /* [mixtures] */
+    float *alpha;             /* [batch, mixtures, cells]; written forward, and backwards its gradient, read */
+    float *hidden_gradient;   /* backwards: of each thread, [batch, padded width]; added to */
+    float *weight_gradient;   /* backwards: as weight, written */
+    float *bias_gradient;     /* backwards: as bias, written */
+    float *memory;            /* of as many numbers as kw_weigh_memory says */
+} Weighing;
+
+#endif

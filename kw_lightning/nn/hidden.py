@@ -1,0 +1,136 @@
+"""The attention's hidden activations in one step, in C on a CPU: mean over positions, linear layer, norm and ReLU.
+
+They are few numbers: four operators of torch, and as many backwards, take longer to be called than to compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kw_lightning.nn.engine import native, needs_alpha
+from kw_lightning.nn.engine.native import GIVEN, OF_BATCH, OF_SAMPLE, Activated
+from kw_lightning.nn.engine.reference import differentiate
+from kw_lightning.nn.precision import is_plain, is_recorded
+
+TENSORS = (Tensor, nn.Parameter)  # others have their own way of being multiplied
+LEARNT = 5  # tensors that may need a gradient; they come first
+# Which must be there, of the linear layer's weight and bias, and the norm's weight, bias, running mean and variance.
+NEEDED = {GIVEN: (0, 2, 3, 4, 5), OF_BATCH: (0, 2, 3), OF_SAMPLE: (0, 2, 3)}
+
+
+def activate(x: Tensor, reduce: nn.Module, norm: nn.Module) -> Tensor | None:
+    """Return the hidden activations [batch, width]; None where torch's operators, or the modules, are to be called.
+
+    Args:
+        x: [batch, channels, positions] where it needs no gradient, **or** its means [batch, channels].
+        reduce, norm: of the attention.
+    """
+    if not native.weighs(x) or type(x) not in TENSORS or not x.numel() or 1 not in x.stride()[1:] or _is_watched():
+        return None
+    if not is_plain(reduce, nn.Linear) or not (is_plain(norm, nn.BatchNorm1d) or is_plain(norm, nn.LayerNorm)):
+        return None
+    statistics = _statistics(norm, x.shape[0])
+    # Past `nn.Module.__getattr__`, which is called for each of them otherwise.
+    linear, own, buffers = reduce._parameters, norm._parameters, norm._buffers
+    running = buffers.get("running_mean"), buffers.get("running_var")
+    tensors: list[Any] = [linear["weight"], linear["bias"], own["weight"], own["bias"], *running]
+    learns = x.requires_grad
+    for index, tensor in enumerate(tensors):
+        if tensor is None:
+            if index not in NEEDED[statistics]:
+                continue
+            return None
+        if (
+            tensor.dtype != torch.float32
+            or not tensor.is_cpu
+            or not tensor.is_contiguous()
+            or type(tensor) not in TENSORS
+        ):
+            return None
+        learns = learns or tensor.requires_grad
+    arguments: list[Any] = [x, *tensors, statistics, norm]
+    if learns and torch.is_grad_enabled():
+        hidden: Tensor = _Activation.apply(*arguments)
+        return hidden
+    return _activate(*arguments).hidden
+
+
+def _activate(
+    x: Tensor,
+    reduce: Tensor,
+    bias: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    statistics: int,
+    norm: Any,
+) -> Activated:
+    """Return the hidden activations, and let the norm take note of the batch."""
+    given = (mean, variance) if statistics == GIVEN and mean is not None and variance is not None else None
+    found = native.activate(x, reduce, bias, scale, shift, given, statistics, norm.eps)
+    if statistics == OF_BATCH and mean is not None and variance is not None:
+        momentum = norm.momentum
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+            momentum = 1.0 / float(norm.num_batches_tracked) if momentum is None else momentum
+        mean.lerp_(found.mean, momentum)
+        variance.lerp_(found.variance * (x.shape[0] / (x.shape[0] - 1)), momentum)
+    return found
+
+
+class _Activation(torch.autograd.Function):
+    """`_activate` with its gradient in C; second derivatives go through torch's operators."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        x, *weights, _, _, statistics, norm = arguments
+        found = _activate(*arguments)
+        ctx.statistics, ctx.epsilon = statistics, norm.eps
+        pooled = x if x.dim() == 2 else found.pooled
+        ctx.save_for_backward(pooled, *weights, found.mean, found.variance, found.raw, found.hidden)
+        return found.hidden
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        *learnt, mean, variance, raw, hidden = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:LEARNT]
+        nothing = [None] * (len(ctx.needs_input_grad) - LEARNT)
+        if torch.is_grad_enabled():
+            y = _by_torch(learnt, mean, variance, ctx.statistics, ctx.epsilon)
+            return (*differentiate(y, learnt, gradient, needed), *nothing)
+        pooled, reduce, _, scale, _ = learnt
+        found = Activated(pooled, hidden, raw, mean, variance)
+        of_raw, of_scale, of_shift = native.differentiate_activations(
+            gradient, found, scale, ctx.statistics, ctx.epsilon
+        )
+        of_pooled = torch.mm(of_raw, reduce) if needed[0] else None
+        of_reduce = torch.mm(of_raw.t(), pooled) if needed[1] else None
+        of_bias = of_raw.sum(0) if needed[2] else None
+        return (of_pooled, of_reduce, of_bias, of_scale, of_shift, *nothing)
+
+
+def _by_torch(learnt: Sequence[Tensor], mean: Tensor, variance: Tensor, statistics: int, epsilon: float) -> Tensor:
+    pooled, reduce, bias, scale, shift = learnt
+    raw = F.linear(pooled, reduce, bias)
+    if statistics == OF_SAMPLE:
+        return F.relu(F.layer_norm(raw, scale.shape, scale, shift, epsilon))
+    if statistics == OF_BATCH:
+        return F.relu(F.batch_norm(raw, None, None, scale, shift, True, eps=epsilon))
+    return F.relu(F.batch_norm(raw, mean, variance, scale, shift, eps=epsilon))
+
+
+def _statistics(norm: nn.Module, batch: int) -> int:
+    if type(norm) is nn.LayerNorm:
+        return OF_SAMPLE
+    return OF_BATCH if norm.training and batch > 1 else GIVEN
+
+
+def _is_watched() -> bool:
+    """Return whether a graph is made, a transform is at work, or something looks at every operator."""
+    return is_recorded() or needs_alpha("auto") or torch._C._len_torch_dispatch_stack() > 0
