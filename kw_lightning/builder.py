@@ -179,7 +179,8 @@ def apply_plan(planned: Plan, model: nn.Module, *, warm_start: bool = False) -> 
             kernels = [rows_of(statics[layer.layer.name].weight, layer.rows) for layer in warehouse.layers]
             errors[warehouse.name] = load_kernels(dynamics, kernels, temperature)
         for layer, dynamic in zip(warehouse.layers, dynamics, strict=True):
-            dynamic.engine, dynamic.name = planned.recipe.engine, layer.name
+            dynamic.engine, dynamic.epilogue = planned.recipe.engine, planned.recipe.epilogue
+            dynamic.name = layer.name
             if isinstance(dynamic, KWLinear):
                 _place_batch(dynamic, layer, warehouse)
             made.setdefault(layer.layer.stands.name, []).append((layer, dynamic))

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kw_lightning.bench.timing import Work, interleaved, kept_bytes, median_ratio
 from kw_lightning.errors import KWError
 from kw_lightning.nn import KWLayer
+from kw_lightning.nn.finishing import add_epilogues
 
 CPU = torch.device("cpu")
 KINDS = ("static", "reference", "kw")
@@ -149,11 +150,13 @@ def bench_network(
 
     Args:
         static: the static network.
-        kw: the network with warehouses; its layers' engines are changed while the literal form is measured.
+        kw: the network with warehouses; its layers' engines are changed while the literal form is measured. In
+            inference they do what comes after them, as in `kw predict`.
         setting: what, where and how often.
         multiply_adds: of one sample: of the static network and with warehouses, if known.
     """
     static, kw = setting.place(static), setting.place(kw)
+    add_epilogues(kw)
     x = setting.make_input()
     counted = dict(zip(("static", "kw"), (macs * setting.shape[0] for macs in multiply_adds), strict=False))
     results = []

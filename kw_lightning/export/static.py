@@ -22,7 +22,7 @@ from kw_lightning.recipe import load_recipe
 
 STATIC: Mapping[int, type[Any]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 """Number of spatial dimensions → torch's own layer."""
-DYNAMIC_KEYS = ("warehouses", "stages", "defaults", "temperature", "engine")
+DYNAMIC_KEYS = ("warehouses", "stages", "defaults", "temperature", "engine", "epilogue")
 """Keys of a recipe that a static network does not have."""
 
 

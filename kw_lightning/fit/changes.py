@@ -30,8 +30,8 @@ APPLIED = (
 )
 """Holds from the next step on."""
 FREE = (
-    *("kw", "name", "description", "engine", "log*", "train.checkpoint_every*", "train.compile", "train.deterministic"),
-    "train.channels_last",
+    *("kw", "name", "description", "engine", "epilogue", "log*", "train.checkpoint_every*", "train.compile"),
+    *("train.deterministic", "train.channels_last"),
     *("data.workers", "data.root", "data.eval_batch_size", "data.test"),
     *("trainer.benchmark", "trainer.detect_anomaly", "trainer.profiler", "trainer.inference_mode"),
     *("trainer.limit_test_batches", "trainer.limit_predict_batches", "trainer.enable_autolog_hparams"),

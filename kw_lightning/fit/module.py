@@ -26,6 +26,7 @@ from kw_lightning.fit.label_metrics import label_metrics
 from kw_lightning.fit.losses import measured_loss, training_loss
 from kw_lightning.fit.optimization import make_optimizer, make_schedule
 from kw_lightning.fit.weighting import class_weights
+from kw_lightning.nn.finishing import add_epilogues
 from kw_lightning.planning import Plan, plan
 from kw_lightning.preprocessing import CLASSES, PREPROCESSING, preprocessing
 from kw_lightning.recipe import load_recipe
@@ -74,6 +75,7 @@ class Classifier(LightningModule):
         self.class_weights: Tensor | None = None
         self.teacher: Teacher | None = None
         self.allow_python = tuple(allow_python)
+        self.finishes = False  # whether the network has its epilogues
         # "disable": a loss that is not a number is to be seen, and torchmetrics would leave it out of the mean
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.loss = MeanMetric(nan_strategy="disable")
@@ -169,6 +171,16 @@ class Classifier(LightningModule):
         metrics = {f"{part}/loss": self.loss, f"{part}/accuracy": self.accuracy}
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True)
         self.log(f"{part}/top5", self.top5, on_step=False, on_epoch=True, prog_bar=self.shows_top5)
+
+    def on_validation_start(self) -> None:
+        """Let layers do in evaluation what comes after them; where the network is compiled, the compiler does."""
+        if not (self.finishes or self.train_settings.compile):
+            self.finishes = True  # once: the network is followed for a while
+            add_epilogues(self.network)
+
+    def on_test_start(self) -> None:
+        """Do the same."""
+        self.on_validation_start()
 
     def on_validation_epoch_start(self) -> None:
         """Begin to count anew, class by class."""

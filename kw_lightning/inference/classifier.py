@@ -18,6 +18,7 @@ from kw_lightning.inference.card import model_card
 from kw_lightning.inference.images import ImageInput, Images, in_batches
 from kw_lightning.inference.prediction import Prediction
 from kw_lightning.inference.saving import SavedNetwork, read_folder, write_folder
+from kw_lightning.nn.finishing import add_epilogues
 
 
 class ImageClassifier(nn.Module):
@@ -40,6 +41,7 @@ class ImageClassifier(nn.Module):
         super().__init__()
         self.saved = saved
         self.network = saved.network
+        add_epilogues(self.network)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,15 @@ from torch.fx import Proxy
 from torch.nn import functional as F
 
 from kw_lightning.nn.attention import ContrastingAttention
-from kw_lightning.nn.engine import AttentionFactors, Convolution, dynamic_convolution, dynamic_linear, needs_alpha
+from kw_lightning.nn.engine import (
+    AttentionFactors,
+    Convolution,
+    Epilogue,
+    dynamic_convolution,
+    dynamic_linear,
+    evaluates,
+    needs_alpha,
+)
 from kw_lightning.nn.engine.reference import assemble_kernels
 from kw_lightning.nn.gates import OPEN, Factors
 from kw_lightning.nn.partition import LayerPartition, Shape
@@ -24,6 +33,7 @@ from kw_lightning.nn.warehouse import Warehouse
 from kw_lightning.nn.weighing import CellWeights, LearntWeights
 from kw_lightning.nn.weight import DynamicWeight, over_rows
 
+NOTHING = Epilogue()
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -39,6 +49,7 @@ class KWLayer(nn.Module):
             on it sees them.
         partition: the layer's place in its warehouse.
         engine: the order of contraction, see nn/engine/README.md.
+        epilogue: whether it may do in evaluation what comes after it, see `kw_lightning.nn.finishing`.
         name: the layer's name in the network that was converted, for messages.
         output_scale: [out_channels], a batch norm that was folded into the layer; None where none was.
     """
@@ -49,6 +60,7 @@ class KWLayer(nn.Module):
     warehouse: Warehouse | None
     attention: CellWeights | None
     channels_last = False
+    epilogue = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -191,6 +203,14 @@ class KWLayer(nn.Module):
             "or torch.jit.trace(network, example)"
         )
 
+    def _within(self, epilogue: Epilogue, gates: Factors, x: Tensor) -> Epilogue | None:
+        """Return what becomes of an output where it is made, the layer's own scale and bias first; None: not there."""
+        if gates.output is not None or (epilogue is NOTHING and not evaluates(self.engine, x)):
+            return None
+        if self.output_scale is None and self.bias is None:
+            return epilogue
+        return replace(epilogue, scale=self.output_scale, bias=self.bias)
+
     def _finish(self, y: Tensor, dimensions: int) -> Tensor:
         """Return an output times the scale, plus the bias, where there are such; its channels stand at -dimensions."""
         scale, bias = (
@@ -264,6 +284,15 @@ class _KWConvNd(KWLayer):
         """
         if isinstance(x, Proxy):
             return self._traced(x)  # type: ignore[no-any-return]
+        return self.finished(x, NOTHING)
+
+    def finished(self, x: Tensor, epilogue: Epilogue) -> Tensor:
+        """Return what becomes of the layer's output for x, see `forward`: in plain evaluation, done where it is made.
+
+        Args:
+            epilogue: without scale and bias, which the layer has of its own; but for `NOTHING`, only where the engine
+                `evaluates`.
+        """
         single = x.dim() == self.dimensions + 1
         if single:
             x = x.unsqueeze(0)
@@ -278,13 +307,15 @@ class _KWConvNd(KWLayer):
             x = F.pad(x, self._pad, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
         convolution = self._convolution()
         convolution.check_size(tuple(x.shape[2:]))
+        within = self._within(epilogue, gates, x) if attention.dynamic else None
         if attention.dynamic:
-            y = dynamic_convolution(x, weights, warehouse.cells, convolution, self.engine)
+            y = dynamic_convolution(x, weights, warehouse.cells, convolution, self.engine, within)
         else:
             assert isinstance(weights, Tensor)  # factors are a dynamic attention's
             kernel = self._one_kernel(weights, dtype)
             y = CONVOLVE[self.dimensions](x, kernel, None, self.stride, self._padding, self.dilation, self.groups)
-        y = self._finish(_gated(y, gates.output, self.dimensions + 1), self.dimensions + 1)
+        if within is None:
+            y = epilogue.apply(self._finish(_gated(y, gates.output, self.dimensions + 1), self.dimensions + 1))
         return y.squeeze(0) if single else y
 
     @property
@@ -417,8 +448,10 @@ class KWLinear(KWLayer):
         attention, gates = self._attend(x)
         tokens = in_type(x, dtype)
         tokens = tokens.unsqueeze(1) if x.dim() == 2 else tokens.flatten(1, -2)
-        y = dynamic_linear(_gated(tokens, gates.input, 1), attention, cells, self._convolution(), self.engine)
-        return self._finish(_gated(y, gates.output, 1), 1).reshape(*x.shape[:-1], self.out_features)
+        within = self._within(NOTHING, gates, x)
+        y = dynamic_linear(_gated(tokens, gates.input, 1), attention, cells, self._convolution(), self.engine, within)
+        y = y if within is not None else self._finish(_gated(y, gates.output, 1), 1)
+        return y.reshape(*x.shape[:-1], self.out_features)
 
     def _doubt_batch(self, x: Tensor) -> None:
         warehouse = self._attached()[0]

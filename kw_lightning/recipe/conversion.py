@@ -52,6 +52,7 @@ def convert(data: Values, document: Document) -> Recipe:
         stages=_stages(data["stages"], defaults) if "stages" in data else None,
         temperature=Temperature(**_take(data.get("temperature", {}), start=float, end=float)),
         engine=data.get("engine", Recipe.engine),
+        epilogue=data.get("epilogue", Recipe.epilogue),
         data=Data(**_take(data["data"], validation=_or_none(read_ratio))) if "data" in data else None,
         train=_train(data.get("train", {}), several=several) if "train" in data or several else None,
         trainer=data.get("trainer", {}),

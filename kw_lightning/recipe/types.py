@@ -430,6 +430,7 @@ class Recipe:
     stages: Stages | None = None
     temperature: Temperature = Temperature()
     engine: str = "auto"
+    epilogue: bool = True
     data: Data | None = None
     train: Train | None = None
     trainer: Mapping[str, Any] = field(default_factory=dict)

@@ -106,6 +106,7 @@ def test_everything_of_the_language_reaches_the_typed_recipe() -> None:
                 "budget": {"parameters": "11.7M"},
             },
             "engine": "autotune",
+            "epilogue": False,
             "defaults": {"budget": 2, "cell": {"out": 0.5}, "attention": {"norm": "layer", "basis": "1/8"}},
             "warehouses": {
                 "a": {"layers": ["x", {"type": "Conv2d", "kernel_size": 3, "min_channels": 16, "exclude": ["x.y"]}]},

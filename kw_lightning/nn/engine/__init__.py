@@ -7,11 +7,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from kw_lightning.errors import mistake
-from kw_lightning.nn.engine import exported, factored, operators, reference, work
+from kw_lightning.nn.engine import computing, exported, factored, operators, reference, work
 from kw_lightning.nn.engine.convolution import Convolution
+from kw_lightning.nn.engine.epilogue import Epilogue, Norm
 from kw_lightning.nn.engine.factors import AttentionFactors
 from kw_lightning.nn.engine.kept import bases
-from kw_lightning.nn.engine.planner import ENGINES, check_engine, refusal
+from kw_lightning.nn.engine.planner import ENGINES, check_engine, choose, refusal
 from kw_lightning.nn.engine.workspace import workspace
 from kw_lightning.nn.precision import in_type
 
@@ -19,9 +20,12 @@ __all__ = [
     "ENGINES",
     "AttentionFactors",
     "Convolution",
+    "Epilogue",
+    "Norm",
     "bases",
     "dynamic_convolution",
     "dynamic_linear",
+    "evaluates",
     "needs_alpha",
     "refusal",
     "work",
@@ -30,7 +34,12 @@ __all__ = [
 
 
 def dynamic_convolution(
-    x: Tensor, attention: Tensor | AttentionFactors, cells: Tensor, convolution: Convolution, engine: str = "auto"
+    x: Tensor,
+    attention: Tensor | AttentionFactors,
+    cells: Tensor,
+    convolution: Convolution,
+    engine: str = "auto",
+    epilogue: Epilogue | None = None,
 ) -> Tensor:
     """Convolve every sample with its own mixture of cells.
 
@@ -42,6 +51,7 @@ def dynamic_convolution(
         cells: E [cells, co, ci, *ck].
         convolution: the geometry.
         engine: one of `ENGINES`.
+        epilogue: what becomes of the output; only where `evaluates` says so, since it bypasses the operator.
 
     Returns:
         [batch, out_channels, *output size], in the memory format of x.
@@ -51,6 +61,11 @@ def dynamic_convolution(
     """
     if engine not in ENGINES:
         raise ValueError(mistake(engine, ENGINES, what="the unknown engine"))
+    if epilogue is not None:
+        if isinstance(attention, AttentionFactors):
+            return factored.compute(x, attention, cells, convolution, engine, epilogue)
+        path = choose(x, attention, cells, convolution, engine, backward=False)
+        return computing.forward(x, attention, cells, convolution, path, epilogue)
     if isinstance(attention, AttentionFactors):
         if not needs_alpha(engine):
             return _by_factors(x, attention, cells, convolution, engine)
@@ -75,7 +90,12 @@ def dynamic_convolution(
 
 
 def dynamic_linear(
-    x: Tensor, attention: Tensor | AttentionFactors, cells: Tensor, convolution: Convolution, engine: str = "auto"
+    x: Tensor,
+    attention: Tensor | AttentionFactors,
+    cells: Tensor,
+    convolution: Convolution,
+    engine: str = "auto",
+    epilogue: Epilogue | None = None,
 ) -> Tensor:
     """Multiply every sample's tokens by its own mixture of cells: a 1×1 convolution over the tokens.
 
@@ -84,7 +104,7 @@ def dynamic_linear(
         attention: α [batch, mixtures, cells], **or** the factors that it can be made of.
         cells: E [cells, co, ci].
         convolution: the geometry, without spatial dimensions.
-        engine: one of `ENGINES`.
+        engine, epilogue: as of `dynamic_convolution`.
 
     Returns:
         [batch, tokens, out_features].
@@ -92,8 +112,27 @@ def dynamic_linear(
     if needs_alpha(engine):
         attention = attention.alpha() if isinstance(attention, AttentionFactors) else attention
         return reference.apply_linear(x, in_type(attention, x.dtype), in_type(cells, x.dtype), convolution)
-    y = dynamic_convolution(x.transpose(1, 2), attention, cells.unsqueeze(-1), convolution.over_tokens(), engine)
+    over_tokens = convolution.over_tokens()
+    y = dynamic_convolution(x.transpose(1, 2), attention, cells.unsqueeze(-1), over_tokens, engine, epilogue)
     return y.transpose(1, 2)
+
+
+def evaluates(engine: str, *tensors: object) -> bool:
+    """Return whether there is plain evaluation by an engine, in which an output may be finished where it is made.
+
+    Nothing follows it: no gradients, compiler, export, tracing or transform, and no mode or type of tensor of its own.
+    """
+    return (
+        not torch.is_grad_enabled()
+        and engine != "reference"
+        and {*map(type, tensors)} == {Tensor}
+        and not torch.compiler.is_compiling()
+        and not torch.compiler.is_exporting()
+        and torch._C._get_tracing_state() is None
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._is_torch_function_mode_enabled()
+        and not _taken_apart()
+    )
 
 
 def needs_alpha(engine: str) -> bool:

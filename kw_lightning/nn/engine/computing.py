@@ -43,7 +43,7 @@ def forward(
     if reads_nothing(x, convolution):
         return y.zero_() if epilogue is None else epilogue.apply(y.zero_())
     operands = _operands(x, attention, cells, convolution, path)
-    if epilogue is not None:
+    if epilogue is not None and not epilogue.empty:
         return path.forward_finished(operands, y, epilogue)
     path.forward(operands, y)
     return y

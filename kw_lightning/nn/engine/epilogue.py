@@ -49,6 +49,11 @@ class Epilogue:
         """Return the tensors [out_channels]: scale, bias, and the norm's mean, variance, weight and bias."""
         return self.scale, self.bias, *(self.norm[:4] if self.norm is not None else (None,) * 4)
 
+    @property
+    def empty(self) -> bool:
+        """Return whether there is nothing to do."""
+        return all(part is None for part in (self.scale, self.bias, self.norm, self.added, self.activation))
+
     def fits(self, y: Tensor) -> bool:
         """Return whether a compiled pass that writes y can do it: all in single precision, laid out alike."""
         for factor in self.factors:
