@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kw_lightning.nn.engine import native
+from kw_lightning.nn.engine.tiles import weighing
 from kw_lightning.nn.engine.workspace import sample_chunks
 from kw_lightning.nn.precision import in_type
 from kw_lightning.nn.weighing import SMALLEST_SIZE
@@ -75,6 +76,8 @@ def make_alpha(factors: AttentionFactors) -> Tensor:
     if native.weighs(factors.hidden):
         return native.weigh(factors.hidden, factors.weight, factors.bias, factors.initial, factors.temperature)
     z = factors.z(factors.hidden)
+    if weighing.weighs(z):
+        return weighing.weigh(z, factors.initial, factors.temperature)
     size = torch.linalg.vector_norm(z, ord=1, dim=-1, keepdim=True) + SMALLEST_SIZE
     alpha = z[..., :-1]
     return torch.addcmul(factors.begin(alpha.shape[-1]), alpha, (1 - factors.temperature) / size)
@@ -87,16 +90,24 @@ def differentiate_alpha(factors: AttentionFactors, gradient: Tensor) -> FactorGr
         return FactorGradients(*native.differentiate_weights(gradient, *tensors))
     found = _nothing(factors)
     for samples in _chunks(factors):
-        z = factors.z(factors.hidden[samples])
-        size = torch.linalg.vector_norm(z, ord=1, dim=-1, keepdim=True) + SMALLEST_SIZE
-        share = (1 - factors.temperature) / size
-        of_z = z.new_empty(z.shape)
-        part = gradient[samples]
-        of_size = torch.linalg.vecdot(part, z[..., :-1]).unsqueeze(-1) * (share / -size)
-        torch.mul(z.sign_(), of_size, out=of_z)
-        of_z[..., :-1].addcmul_(part, share)
-        _add(found, factors, samples, of_z)
+        z, part = factors.z(factors.hidden[samples]), gradient[samples]
+        if weighing.weighs(z):
+            weighing.differentiate_weights(z, part, factors.temperature)
+            _add(found, factors, samples, z)
+        else:
+            _add(found, factors, samples, _differentiate_weights(factors, z, part))
     return found
+
+
+def _differentiate_weights(factors: AttentionFactors, z: Tensor, gradient: Tensor) -> Tensor:
+    """Return the gradient of z, which is lost, from that of α."""
+    size = torch.linalg.vector_norm(z, ord=1, dim=-1, keepdim=True) + SMALLEST_SIZE
+    share = (1 - factors.temperature) / size
+    of_z = z.new_empty(z.shape)
+    of_size = torch.linalg.vecdot(gradient, z[..., :-1]).unsqueeze(-1) * (share / -size)
+    torch.mul(z.sign_(), of_size, out=of_z)
+    of_z[..., :-1].addcmul_(gradient, share)
+    return of_z
 
 
 def make_sizes(factors: AttentionFactors) -> Tensor:

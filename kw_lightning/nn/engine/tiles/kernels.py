@@ -189,3 +189,29 @@ def correlate(  # type: ignore[no-untyped-def]
         total.to(weights.dtype.element_ty),
         mask=(n < outputs)[:, None] & (k < inputs)[None, :],
     )
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def weigh(z, initial, temperature, alpha, mixtures, cells, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Write α [rows, cells] of z [rows, cells + 1]; one program takes one mixture of one sample."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, COLUMNS)
+    value = tl.load(z + row * (cells + 1) + column, mask=column <= cells, other=0.0)
+    share = (1 - tl.load(temperature)) / (tl.sum(tl.abs(value), axis=0) + 0.001)
+    begin = tl.load(initial + tl.program_id(0) % mixtures)
+    found = value * share + tl.where(column == begin, tl.load(temperature), 0.0)
+    tl.store(alpha + row * cells + column, found, mask=column < cells)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def differentiate_weights(z, gradient, temperature, row_length, cells, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Put the gradient of z in its place, from that of α, whose rows begin every `row_length` numbers."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, COLUMNS)
+    value = tl.load(z + row * (cells + 1) + column, mask=column <= cells, other=0.0)
+    size = tl.sum(tl.abs(value), axis=0) + 0.001
+    share = (1 - tl.load(temperature)) / size
+    part = tl.load(gradient + row * row_length + column, mask=column < cells, other=0.0)
+    of_size = -tl.sum(part * value, axis=0) * share / size
+    sign = tl.where(value > 0, 1.0, tl.where(value < 0, -1.0, 0.0))
+    tl.store(z + row * (cells + 1) + column, sign * of_size + part * share, mask=column <= cells)

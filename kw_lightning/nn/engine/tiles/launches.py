@@ -62,13 +62,16 @@ class Weights(NamedTuple):
         return cls(math.prod(convolution.kernel_shape), tap, (co, in_groups * block), (ci, block))
 
 
+@functools.cache
 def missing() -> str | None:
     """Return why nothing can be launched here, None where it can."""
     if importlib.util.find_spec("triton") is None:
         return "needs Triton, which comes with PyTorch for GPUs on Linux"
-    if not interpreted() and not torch.cuda.is_available():
+    if interpreted():
+        return None
+    if not torch.cuda.is_available():
         return "needs a GPU"
-    return None
+    return None if torch.cuda.get_device_capability() >= (8, 0) else "needs a GPU of compute capability 8.0 or more"
 
 
 def interpreted() -> bool:
@@ -123,7 +126,7 @@ def correlate(
     places = Weights.of(convolution)
     cut = tiles or correlating_tiles(positions, outputs, inputs, x.element_size(), _shared(x.device))
     programs = len(x) * taps * math.ceil(outputs / cut.outputs) * math.ceil(inputs / cut.inputs)
-    _kernels().correlate[(programs,)](
+    kernels().correlate[(programs,)](
         x,
         gradient,
         weights,
@@ -217,7 +220,7 @@ def _walk(
     positions = rows.positions * columns.positions
     cut = tiles or convolving_tiles(positions, outputs, inputs, x.element_size(), _shared(x.device))
     tap_row = places.tap * two_sides(convolution.kernel_shape[2:])[1]
-    _kernels().convolve[(len(x) * math.ceil(positions / cut.positions) * math.ceil(outputs / cut.outputs),)](
+    kernels().convolve[(len(x) * math.ceil(positions / cut.positions) * math.ceil(outputs / cut.outputs),)](
         x,
         weights,
         y,
@@ -274,5 +277,6 @@ def _power(number: int, least: int, most: int) -> int:
 
 
 @functools.cache
-def _kernels() -> ModuleType:
+def kernels() -> ModuleType:
+    """Return what is compiled when it is first launched."""
     return importlib.import_module("kw_lightning.nn.engine.tiles.kernels")

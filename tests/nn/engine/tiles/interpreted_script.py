@@ -10,9 +10,11 @@ import math
 
 import torch
 
-from kw_lightning.nn.engine import Convolution, computing, reference, workspace
+from kw_lightning.nn.engine import AttentionFactors, Convolution, computing, reference, workspace
+from kw_lightning.nn.engine.factors import differentiate_alpha, make_alpha
 from kw_lightning.nn.engine.paths import find_path
 from kw_lightning.nn.engine.problem import Problem
+from kw_lightning.nn.engine.tiles import weighing
 
 # (kernel [out, in, *size], cell, stride, padding, dilation, input size, batch, cells, type, bytes of a chunk, last)
 CASES = {
@@ -71,7 +73,31 @@ def errors(case: str, dtype: torch.dtype, limit: int | None, *, last: bool) -> d
     }
 
 
+def errors_of_weights(batch: int, cells: int, tau: float) -> dict[str, float]:
+    """Return how far α and the gradients of its factors are from torch's operators in float64."""
+    torch.manual_seed(0)
+    mixtures, width = 3, 5
+    columns = mixtures * (cells + 1)
+    tensors = torch.randn(batch, width), torch.randn(columns, width), torch.randn(columns), torch.tensor(tau)
+    tensors[1][3], tensors[2][3] = 0, 0  # z that is 0, whose absolute value has no slope
+    initial = torch.tensor([0, cells - 1, cells])
+    found = AttentionFactors(*tensors, initial)
+    exact = AttentionFactors(*(tensor.double() for tensor in tensors), initial)
+    assert weighing.weighs(found.z(found.hidden))
+    gradient = torch.randn(batch, mixtures, cells + 2)[..., :cells]  # of wider rows
+    wanted = exact.alpha(), *differentiate_alpha(exact, gradient.double())
+    pairs = zip((make_alpha(found), *differentiate_alpha(found, gradient)), wanted, strict=True)
+    names = ("y", "x", "attention", "cells")
+    return {
+        name: float((one.double() - other).abs().max() / other.abs().max().clamp_min(1e-3))
+        for name, (one, other) in zip(names, pairs, strict=True)
+    }
+
+
 def main() -> None:
+    for batch, cells, tau in ((1, 1, 0.0), (2, 40, 0.3), (3, 7, 1.0)):
+        name = f"α of {cells} cells at τ = {tau}"
+        print(json.dumps([name, "float32", errors_of_weights(batch, cells, tau)]), flush=True)
     for case in CASES:
         print(json.dumps([case, "float32", errors(case, torch.float32, None, last=True)]), flush=True)
     case = next(iter(CASES))
