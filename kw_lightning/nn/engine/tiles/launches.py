@@ -8,13 +8,14 @@ import importlib.util
 import math
 import os
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.tiles.walks import Walk, backward_walks, forward_walk, two_sides
+from kw_lightning.nn.partition import Shape
 
 # Bytes of shared memory that a program of the smaller GPUs may have, and from which on wide tiles are taken.
 SHARED = 99 * 1024
@@ -79,6 +80,20 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+class Launch(NamedTuple):
+    """How a kernel is launched, but for its tensors and the batch.
+
+    Attributes:
+        programs: that one sample takes.
+        numbers: of the convolution, in the order in which the kernel takes them.
+        constants: that it is compiled for.
+    """
+
+    programs: int
+    numbers: tuple[int, ...]
+    constants: dict[str, Any]
+
+
 def convolve(x: Tensor, weights: Tensor, y: Tensor, convolution: Convolution, tiles: Tiles | None = None) -> None:
     """Write the convolution of every sample with its own kernel.
 
@@ -87,10 +102,8 @@ def convolve(x: Tensor, weights: Tensor, y: Tensor, convolution: Convolution, ti
         weights: [batch, numbers of a kernel], see `Weights`.
         y: [batch, *output_size, out_channels], overwritten.
     """
-    size = tuple(x.shape[1:-1])
-    places = Weights.of(convolution)
-    walk = forward_walk(convolution, size)
-    _walk(x, weights, y, walk, places, convolution, tiles, turned=False)
+    machine = x.element_size(), _shared(x.device), _precision()
+    _launch("convolve", _forward(convolution, tuple(x.shape[1:-1]), tiles, *machine), x, weights, y)
 
 
 def convolve_back(
@@ -103,10 +116,9 @@ def convolve_back(
         weights: [batch, numbers of a kernel].
         x: [batch, *size, in_channels], overwritten.
     """
-    places = Weights.of(convolution)
-    places = places._replace(outputs=places.inputs, inputs=places.outputs)
-    for walk in backward_walks(convolution, tuple(x.shape[1:-1])):
-        _walk(gradient, weights, x, walk, places, convolution, tiles, turned=True)
+    machine = x.element_size(), _shared(x.device), _precision()
+    for launch in _backward(convolution, tuple(x.shape[1:-1]), tiles, *machine):
+        _launch("convolve", launch, gradient, weights, x)
 
 
 def correlate(
@@ -119,46 +131,8 @@ def correlate(
         gradient: [batch, *output_size, out_channels].
         weights: [batch, numbers of a kernel], overwritten.
     """
-    inputs, outputs = x.shape[-1], gradient.shape[-1]
-    rows, columns = forward_walk(convolution, tuple(x.shape[1:-1]))
-    height, width = two_sides(tuple(x.shape[1:-1]))
-    positions, taps = rows.positions * columns.positions, rows.taps * columns.taps
-    places = Weights.of(convolution)
-    cut = tiles or correlating_tiles(positions, outputs, inputs, x.element_size(), _shared(x.device))
-    programs = len(x) * taps * math.ceil(outputs / cut.outputs) * math.ceil(inputs / cut.inputs)
-    kernels().correlate[(programs,)](
-        x,
-        gradient,
-        weights,
-        inputs,
-        outputs,
-        height,
-        width,
-        positions,
-        columns.positions,
-        rows.scale,
-        columns.scale,
-        rows.first,
-        columns.first,
-        rows.step,
-        columns.step,
-        taps,
-        columns.taps,
-        math.prod(x.shape[1:]),
-        places.sample,
-        math.prod(gradient.shape[1:]),
-        places.tap * columns.taps,
-        places.tap,
-        *places.inputs,
-        *places.outputs,
-        ALIGNED=_aligned(inputs, outputs, places),
-        M=cut.positions,
-        N=cut.outputs,
-        K=cut.inputs,
-        PRECISION=_precision(),
-        num_warps=cut.warps,
-        num_stages=cut.stages,
-    )
+    machine = x.element_size(), _shared(x.device), _precision()
+    _launch("correlate", _correlation(convolution, tuple(x.shape[1:-1]), tiles, *machine), x, gradient, weights)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -203,63 +177,93 @@ def _shared(device: torch.device) -> int:
     return int(getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", SHARED))
 
 
+def _launch(kernel: str, launch: Launch, first: Tensor, *others: Tensor) -> None:
+    getattr(kernels(), kernel)[(len(first) * launch.programs,)](first, *others, *launch.numbers, **launch.constants)
+
+
+@functools.lru_cache(maxsize=1024)
+def _forward(
+    convolution: Convolution, size: Shape, tiles: Tiles | None, itemsize: int, shared: int, precision: str
+) -> Launch:
+    walk, places = forward_walk(convolution, size), Weights.of(convolution)
+    images = (convolution.kernel_shape[1], size), (convolution.kernel_shape[0], convolution.output_size(size))
+    return _walk(walk, places, convolution, images, tiles, itemsize, shared, precision, turned=False)
+
+
+@functools.lru_cache(maxsize=1024)
+def _backward(
+    convolution: Convolution, size: Shape, tiles: Tiles | None, itemsize: int, shared: int, precision: str
+) -> list[Launch]:
+    places = Weights.of(convolution)
+    places = places._replace(outputs=places.inputs, inputs=places.outputs)
+    images = (convolution.kernel_shape[0], convolution.output_size(size)), (convolution.kernel_shape[1], size)
+    return [
+        _walk(walk, places, convolution, images, tiles, itemsize, shared, precision, turned=True)
+        for walk in backward_walks(convolution, size)
+    ]
+
+
 def _walk(
-    x: Tensor,
-    weights: Tensor,
-    y: Tensor,
     walk: Walk,
     places: Weights,
     convolution: Convolution,
+    images: tuple[tuple[int, Shape], tuple[int, Shape]],
     tiles: Tiles | None,
+    itemsize: int,
+    shared: int,
+    precision: str,
     *,
     turned: bool,
-) -> None:
-    inputs, outputs = x.shape[-1], y.shape[-1]
+) -> Launch:
+    """Return the launch of `convolve` for one walk; `images` are (channels, size) of what is read and written."""
     rows, columns = walk
-    height, width = two_sides(tuple(x.shape[1:-1]))
+    (inputs, size), (outputs, output_size) = images
     positions = rows.positions * columns.positions
-    cut = tiles or convolving_tiles(positions, outputs, inputs, x.element_size(), _shared(x.device))
+    cut = tiles or convolving_tiles(positions, outputs, inputs, itemsize, shared)
     tap_row = places.tap * two_sides(convolution.kernel_shape[2:])[1]
-    kernels().convolve[(len(x) * math.ceil(positions / cut.positions) * math.ceil(outputs / cut.outputs),)](
-        x,
-        weights,
-        y,
-        inputs,
-        outputs,
-        height,
-        width,
-        positions,
-        columns.positions,
-        rows.scale,
-        columns.scale,
-        rows.first,
-        columns.first,
-        rows.step,
-        columns.step,
-        rows.taps * columns.taps,
-        max(columns.taps, 1),
-        rows.place,
-        columns.place,
-        rows.begin,
-        columns.begin,
-        two_sides(tuple(y.shape[1:-1]))[1],
-        math.prod(x.shape[1:]),
-        places.sample,
-        math.prod(y.shape[1:]),
+    numbers = (
+        *(inputs, outputs, *two_sides(size), positions, columns.positions),
+        *(rows.scale, columns.scale, rows.first, columns.first, rows.step, columns.step),
+        *(rows.taps * columns.taps, max(columns.taps, 1)),
+        *(rows.place, columns.place, rows.begin, columns.begin, two_sides(output_size)[1]),
+        *(inputs * math.prod(size), places.sample, outputs * math.prod(output_size)),
         rows.kernel_first * tap_row + columns.kernel_first * places.tap,
-        rows.kernel_step * tap_row,
-        columns.kernel_step * places.tap,
-        *places.inputs,
-        *places.outputs,
-        TURNED=turned,
-        ALIGNED=_aligned(inputs, outputs, places),
-        M=cut.positions,
-        N=cut.outputs,
-        K=cut.inputs,
-        PRECISION=_precision(),
-        num_warps=cut.warps,
-        num_stages=cut.stages,
+        *(rows.kernel_step * tap_row, columns.kernel_step * places.tap),
+        *(*places.inputs, *places.outputs),
     )
+    programs = math.ceil(positions / cut.positions) * math.ceil(outputs / cut.outputs)
+    return Launch(programs, numbers, {"TURNED": turned, **_constants(cut, inputs, outputs, places, precision)})
+
+
+@functools.lru_cache(maxsize=1024)
+def _correlation(
+    convolution: Convolution, size: Shape, tiles: Tiles | None, itemsize: int, shared: int, precision: str
+) -> Launch:
+    outputs, inputs = convolution.kernel_shape[:2]
+    places = Weights.of(convolution)
+    rows, columns = forward_walk(convolution, size)
+    positions, taps = rows.positions * columns.positions, rows.taps * columns.taps
+    cut = tiles or correlating_tiles(positions, outputs, inputs, itemsize, shared)
+    numbers = (
+        *(inputs, outputs, *two_sides(size), positions, columns.positions),
+        *(rows.scale, columns.scale, rows.first, columns.first, rows.step, columns.step, taps, columns.taps),
+        *(inputs * math.prod(size), places.sample, outputs * positions),
+        *(places.tap * columns.taps, places.tap, *places.inputs, *places.outputs),
+    )
+    programs = taps * math.ceil(outputs / cut.outputs) * math.ceil(inputs / cut.inputs)
+    return Launch(programs, numbers, _constants(cut, inputs, outputs, places, precision))
+
+
+def _constants(cut: Tiles, inputs: int, outputs: int, places: Weights, precision: str) -> dict[str, Any]:
+    return {
+        "ALIGNED": _aligned(inputs, outputs, places),
+        "M": cut.positions,
+        "N": cut.outputs,
+        "K": cut.inputs,
+        "PRECISION": precision,
+        "num_warps": cut.warps,
+        "num_stages": cut.stages,
+    }
 
 
 def _aligned(inputs: int, outputs: int, places: Weights) -> int:
