@@ -157,6 +157,17 @@ def correlating_tiles(positions: int, outputs: int, inputs: int, itemsize: int =
     return _fit(Tiles(_power(positions, 16, 64), n, k, 8 if n * k > 128 * 64 else 4, 3), "positions", itemsize, shared)
 
 
+def depthwise_tiles(channels: int) -> Tiles:
+    """Return the tiles of a depthwise convolution and of its gradients."""
+    return Tiles(64, _power(channels, 16, 64), 1, 4, 2)
+
+
+def is_depthwise(convolution: Convolution) -> bool:
+    """Return whether every channel is convolved by itself."""
+    outputs, inputs = convolution.kernel_shape[:2]
+    return inputs == 1 and outputs == convolution.groups > 1
+
+
 def _fit(tiles: Tiles, summed: str, itemsize: int, shared: int) -> Tiles:
     """Return tiles whose operands in flight fit in the memory: fewer stages, then shorter sums."""
     sides = {"positions": tiles.positions, "outputs": tiles.outputs, "inputs": tiles.inputs}
@@ -178,7 +189,8 @@ def _shared(device: torch.device) -> int:
 
 
 def _launch(kernel: str, launch: Launch, first: Tensor, *others: Tensor) -> None:
-    getattr(kernels(), kernel)[(len(first) * launch.programs,)](first, *others, *launch.numbers, **launch.constants)
+    found = kernels() if "K" in launch.constants else _depthwise_kernels()
+    getattr(found, kernel)[(len(first) * launch.programs,)](first, *others, *launch.numbers, **launch.constants)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -186,7 +198,7 @@ def _forward(
     convolution: Convolution, size: Shape, tiles: Tiles | None, itemsize: int, shared: int, precision: str
 ) -> Launch:
     walk, places = forward_walk(convolution, size), Weights.of(convolution)
-    images = (convolution.kernel_shape[1], size), (convolution.kernel_shape[0], convolution.output_size(size))
+    images = (_inputs(convolution), size), (convolution.kernel_shape[0], convolution.output_size(size))
     return _walk(walk, places, convolution, images, tiles, itemsize, shared, precision, turned=False)
 
 
@@ -196,7 +208,7 @@ def _backward(
 ) -> list[Launch]:
     places = Weights.of(convolution)
     places = places._replace(outputs=places.inputs, inputs=places.outputs)
-    images = (convolution.kernel_shape[0], convolution.output_size(size)), (convolution.kernel_shape[1], size)
+    images = (convolution.kernel_shape[0], convolution.output_size(size)), (_inputs(convolution), size)
     return [
         _walk(walk, places, convolution, images, tiles, itemsize, shared, precision, turned=True)
         for walk in backward_walks(convolution, size)
@@ -219,51 +231,69 @@ def _walk(
     rows, columns = walk
     (inputs, size), (outputs, output_size) = images
     positions = rows.positions * columns.positions
-    cut = tiles or convolving_tiles(positions, outputs, inputs, itemsize, shared)
+    depthwise = is_depthwise(convolution)
+    cut = tiles or (
+        depthwise_tiles(outputs) if depthwise else convolving_tiles(positions, outputs, inputs, itemsize, shared)
+    )
     tap_row = places.tap * two_sides(convolution.kernel_shape[2:])[1]
     numbers = (
-        *(inputs, outputs, *two_sides(size), positions, columns.positions),
+        *(*_channels(convolution, inputs, outputs), *two_sides(size), positions, columns.positions),
         *(rows.scale, columns.scale, rows.first, columns.first, rows.step, columns.step),
         *(rows.taps * columns.taps, max(columns.taps, 1)),
         *(rows.place, columns.place, rows.begin, columns.begin, two_sides(output_size)[1]),
         *(inputs * math.prod(size), places.sample, outputs * math.prod(output_size)),
         rows.kernel_first * tap_row + columns.kernel_first * places.tap,
         *(rows.kernel_step * tap_row, columns.kernel_step * places.tap),
-        *(*places.inputs, *places.outputs),
+        *(_depthwise(places) if depthwise else (*places.inputs, *places.outputs)),
     )
     programs = math.ceil(positions / cut.positions) * math.ceil(outputs / cut.outputs)
-    return Launch(programs, numbers, {"TURNED": turned, **_constants(cut, inputs, outputs, places, precision)})
+    constants = _constants(convolution, cut, inputs, outputs, places, precision)
+    return Launch(programs, numbers, constants if depthwise else {"TURNED": turned, **constants})
 
 
 @functools.lru_cache(maxsize=1024)
 def _correlation(
     convolution: Convolution, size: Shape, tiles: Tiles | None, itemsize: int, shared: int, precision: str
 ) -> Launch:
-    outputs, inputs = convolution.kernel_shape[:2]
+    outputs, inputs = convolution.kernel_shape[0], _inputs(convolution)
     places = Weights.of(convolution)
     rows, columns = forward_walk(convolution, size)
     positions, taps = rows.positions * columns.positions, rows.taps * columns.taps
-    cut = tiles or correlating_tiles(positions, outputs, inputs, itemsize, shared)
+    depthwise = is_depthwise(convolution)
+    cut = tiles or (
+        depthwise_tiles(outputs) if depthwise else correlating_tiles(positions, outputs, inputs, itemsize, shared)
+    )
     numbers = (
-        *(inputs, outputs, *two_sides(size), positions, columns.positions),
+        *(*_channels(convolution, inputs, outputs), *two_sides(size), positions, columns.positions),
         *(rows.scale, columns.scale, rows.first, columns.first, rows.step, columns.step, taps, columns.taps),
         *(inputs * math.prod(size), places.sample, outputs * positions),
-        *(places.tap * columns.taps, places.tap, *places.inputs, *places.outputs),
+        *(places.tap * columns.taps, places.tap),
+        *(_depthwise(places) if depthwise else (*places.inputs, *places.outputs)),
     )
-    programs = taps * math.ceil(outputs / cut.outputs) * math.ceil(inputs / cut.inputs)
-    return Launch(programs, numbers, _constants(cut, inputs, outputs, places, precision))
+    programs = taps * math.ceil(outputs / cut.outputs) * (1 if depthwise else math.ceil(inputs / cut.inputs))
+    return Launch(programs, numbers, _constants(convolution, cut, inputs, outputs, places, precision))
 
 
-def _constants(cut: Tiles, inputs: int, outputs: int, places: Weights, precision: str) -> dict[str, Any]:
-    return {
-        "ALIGNED": _aligned(inputs, outputs, places),
-        "M": cut.positions,
-        "N": cut.outputs,
-        "K": cut.inputs,
-        "PRECISION": precision,
-        "num_warps": cut.warps,
-        "num_stages": cut.stages,
-    }
+def _inputs(convolution: Convolution) -> int:
+    return convolution.kernel_shape[1] * convolution.groups
+
+
+def _channels(convolution: Convolution, inputs: int, outputs: int) -> tuple[int, ...]:
+    return (outputs,) if is_depthwise(convolution) else (inputs, outputs)
+
+
+def _depthwise(places: Weights) -> tuple[int, int]:
+    """Return what a channel adds to the place of a weight; of the one that has several, whichever way it is turned."""
+    return max(places.outputs, places.inputs)
+
+
+def _constants(
+    convolution: Convolution, cut: Tiles, inputs: int, outputs: int, places: Weights, precision: str
+) -> dict[str, Any]:
+    common = {"M": cut.positions, "N": cut.outputs, "num_warps": cut.warps, "num_stages": cut.stages}
+    if is_depthwise(convolution):
+        return {"ALIGNED": math.gcd(16, outputs, _depthwise(places)[0]), **common}
+    return {"ALIGNED": _aligned(inputs, outputs, places), "K": cut.inputs, "PRECISION": precision, **common}
 
 
 def _aligned(inputs: int, outputs: int, places: Weights) -> int:
@@ -284,3 +314,8 @@ def _power(number: int, least: int, most: int) -> int:
 def kernels() -> ModuleType:
     """Return what is compiled when it is first launched."""
     return importlib.import_module("kw_lightning.nn.engine.tiles.kernels")
+
+
+@functools.cache
+def _depthwise_kernels() -> ModuleType:
+    return importlib.import_module("kw_lightning.nn.engine.tiles.depthwise")

@@ -37,6 +37,9 @@ CASES = {
     "tokens": ((20, 16, 1), (10, 16, 1), (1,), (0,), (1,), (13,), 2, 7),
     "one dimension": ((8, 4, 5), (4, 4, 1), (2,), (2,), (1,), (17,), 3, 4),
     "a map smaller than the kernel": ((4, 6, 3, 3), (2, 3, 1, 1), (1, 1), (1, 1), (1, 1), (1, 2), 2, 3),
+    "depthwise with a stride, two cells": ((24, 1, 3, 3), (12, 1, 1, 1), (2, 1), (1, 1), (1, 1), (6, 7), 2, 5),
+    "depthwise, whole cells": ((72, 1, 3, 3), (8, 1, 3, 3), (1, 2), (2, 1), (2, 1), (9, 8), 2, 4),
+    "depthwise, one dimension, single channels": ((6, 1, 5), (1, 1, 1), (1,), (2,), (1,), (11,), 2, 3),
     "33 samples": ((4, 4, 1, 1), (4, 4, 1, 1), (1, 1), (0, 0), (1, 1), (3, 3), 33, 2),
     "one sample": ((4, 4, 2, 2), (4, 4, 1, 1), (1, 1), (1, 1), (1, 1), (5, 5), 1, 2),
     "no sample": ((4, 4, 3, 3), (4, 4, 1, 1), (1, 1), (1, 1), (1, 1), (5, 5), 0, 2),
@@ -46,13 +49,14 @@ CASES = {
 def errors(case: str, dtype: torch.dtype, limit: int | None, *, last: bool) -> dict[str, float]:
     """Return how far output and gradients are from the literal form in float64, relative to its largest number."""
     kernel, cell, stride, padding, dilation, size, batch, cells = CASES[case]
-    convolution = Convolution(kernel, cell, stride, padding, dilation)
+    groups = kernel[0] if case.startswith("depthwise") else 1
+    convolution = Convolution(kernel, cell, stride, padding, dilation, groups)
     path = find_path("mix_kernels/triton")
     assert path is not None
     assert path.refusal(Problem(convolution, batch, size, cells, dtype, torch.device("cpu"))) is None
     torch.manual_seed(0)
     mixtures = math.prod(kernel) // math.prod(cell)
-    shapes = (batch, kernel[1], *size), (batch, mixtures, cells), (cells, *cell)
+    shapes = (batch, kernel[1] * groups, *size), (batch, mixtures, cells), (cells, *cell)
     x, attention, stored = (torch.randn(shape).to(dtype) for shape in shapes)
     if last and x.dim() == 4:
         x = x.contiguous(memory_format=torch.channels_last)

@@ -29,7 +29,7 @@ def test_output_and_gradients_equal_the_literal_forms() -> None:
     )
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in result.stdout.splitlines()]
-    assert len(lines) == 18
+    assert len(lines) == 21
     for case, dtype, errors in lines:
         assert list(errors) == ["y", "x", "attention", "cells"], case  # each of its shape
         assert all(error < TOLERANCE[dtype] for error in errors.values()), (case, errors)
@@ -53,19 +53,22 @@ def test_tiles_fit_in_the_memory_of_a_program(positions: int, itemsize: int, sha
             assert all(side >= 16 and side & (side - 1) == 0 for side in tiles[:3])
 
 
-@pytest.mark.parametrize("name", ["convolve", "convolve turned", "correlate"])
-def test_they_compile_for_hopper_to_tensor_cores_without_spilling_registers(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["convolve", "convolve turned", "correlate", "depthwise convolve", "depthwise correlate"]
+)
+def test_they_compile_for_hopper_to_wide_copies_without_spilling_registers(name: str, tmp_path: Path) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from kw_lightning.nn.engine.tiles import kernels
+    from kw_lightning.nn.engine.tiles import depthwise, kernels
 
     ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
     if not ptxas.exists():
         pytest.skip("this Triton brings no assembler")
-    kernel = kernels.correlate if name == "correlate" else kernels.convolve
+    module = depthwise if "depthwise" in name else kernels
+    kernel = module.correlate if "correlate" in name else module.convolve
     choose = launches.correlating_tiles if name == "correlate" else launches.convolving_tiles
-    tiles = choose(3136, 256, 256, 2, HOPPER)
+    tiles = launches.depthwise_tiles(64) if module is depthwise else choose(3136, 256, 256, 2, HOPPER)
     fixed: dict[str, Any] = {
         "TURNED": name == "convolve turned",
         "ALIGNED": 16,
@@ -77,7 +80,20 @@ def test_they_compile_for_hopper_to_tensor_cores_without_spilling_registers(name
     types = dict.fromkeys(("x", "weights", "y", "gradient"), "*bf16")
     signature = {arg: "constexpr" if arg in fixed else types.get(arg, "i32") for arg in kernel.arg_names}
     constants = {(index,): fixed[arg] for index, arg in enumerate(kernel.arg_names) if arg in fixed}
-    read = ("inputs", "outputs", "in_", "out_", "tap_", "x_sample", "weights_sample", "y_sample", "gradient_sample")
+    read = (
+        "inputs",
+        "outputs",
+        "channels",
+        "cell",
+        "group",
+        "in_",
+        "out_",
+        "tap_",
+        "x_sample",
+        "weights_sample",
+        "y_sample",
+        "gradient_sample",
+    )
     sixteen = [["tt.divisibility", 16]]
     aligned = {(index,): sixteen for index, arg in enumerate(kernel.arg_names) if arg in types or arg.startswith(read)}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
@@ -85,8 +101,11 @@ def test_they_compile_for_hopper_to_tensor_cores_without_spilling_registers(name
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     assembly = tmp_path / "kernel.ptx"
     assembly.write_text(compiled.asm["ptx"])
-    assert "wgmma.mma_async" in compiled.asm["ptx"]
-    assert "cp.async.cg" in compiled.asm["ptx"]  # copies of 16 bytes
+    if module is kernels:
+        assert "wgmma.mma_async" in compiled.asm["ptx"]
+        assert "cp.async.cg" in compiled.asm["ptx"]  # copies of 16 bytes
+    else:
+        assert "ld.global.v4.b32" in compiled.asm["ptx"]  # as wide
     (architecture,) = re.findall(r"\.target (sm_\w+)", compiled.asm["ptx"])
     report = subprocess.run(
         [str(ptxas), "-v", "--gpu-name", architecture, str(assembly), "-o", str(tmp_path / "kernel.cubin")],

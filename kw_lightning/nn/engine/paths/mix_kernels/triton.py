@@ -38,8 +38,8 @@ class Triton(Path):
     def refusal(self, problem: Problem) -> str | None:
         """Return why it cannot compute a problem, None where it can."""
         convolution = problem.convolution
-        if convolution.groups > 1:
-            return "its products take all input channels together and know no groups"
+        if convolution.groups > 1 and not launches.is_depthwise(convolution):
+            return "its products take all input channels together or each by itself"
         if not 1 <= convolution.dimensions <= DIMENSIONS:
             return "it knows images of one or two dimensions"
         whole = convolution.cell_shape[2:] == convolution.kernel_shape[2:]
@@ -51,6 +51,10 @@ class Triton(Path):
             return "computes in float32, bfloat16 and float16"
         return launches.missing()
 
+    def unsuited(self, problem: Problem) -> str | None:
+        """Return why it is never the fastest at a problem, None where it may be."""
+        return "its depthwise kernels have not been timed" if problem.convolution.groups > 1 else None
+
     def load(self, problem: Problem) -> Load:
         """Count the work of a forward pass: kernels are written once and read once."""
         convolution, batch = problem.convolution, problem.batch
@@ -58,7 +62,7 @@ class Triton(Path):
         counted = count("mix_kernels", convolution, problem.cells, *sizes)
         kernel, stored = math.prod(convolution.kernel_shape), problem.cells * math.prod(convolution.cell_shape)
         chunks = len(sample_chunks(batch, kernel * problem.dtype.itemsize, problem.device))
-        maps = convolution.kernel_shape[1] * sizes[0] + convolution.kernel_shape[0] * sizes[1]
+        maps = convolution.kernel_shape[1] * convolution.groups * sizes[0] + convolution.kernel_shape[0] * sizes[1]
         elements = (chunks + 4) * stored + batch * (2 * kernel + maps)
         return Load(batch * counted.mixing, batch * counted.products, elements, 4 + 2 * chunks)
 
