@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import logging
 import math
 import os
 from types import ModuleType
@@ -16,6 +17,8 @@ from torch import Tensor
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.tiles.walks import Walk, backward_walks, forward_walk, two_sides
 from kw_lightning.nn.partition import Shape
+
+_logger = logging.getLogger(__name__)
 
 # Bytes of shared memory that a program of the smaller GPUs may have, and from which on wide tiles are taken.
 SHARED = 99 * 1024
@@ -72,7 +75,23 @@ def missing() -> str | None:
         return None
     if not torch.cuda.is_available():
         return "needs a GPU"
-    return None if torch.cuda.get_device_capability() >= (8, 0) else "needs a GPU of compute capability 8.0 or more"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return "needs a GPU of compute capability 8.0 or more"
+    return _failure()
+
+
+def _failure() -> str | None:
+    """Return why a small kernel cannot be launched, which is said once: Triton compiles C, which takes a compiler."""
+    try:
+        z = torch.ones(1, 1, 2, device="cuda")
+        kernels().weigh[(1,)](
+            z, z.new_zeros(1, dtype=torch.int64), z, torch.empty_like(z), 1, 1, COLUMNS=32, num_warps=1
+        )
+    except Exception as error:  # whatever keeps it from compiling, the other paths compute as well
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        _logger.warning("Triton's kernels are not in use, dynamic layers are slower without: %s", lines[0])
+        return f"Triton launches nothing here ({lines[0]})"
+    return None
 
 
 def interpreted() -> bool:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from kw_lightning.nn.engine import Convolution
+from kw_lightning.nn.engine import Convolution, planner, workspace
+from kw_lightning.nn.engine.problem import Problem
 from kw_lightning.nn.engine.tiles import launches, walks
 
 triton = pytest.importorskip("triton", reason="Triton comes with PyTorch for GPUs on Linux")
@@ -36,6 +38,31 @@ def test_output_and_gradients_equal_the_literal_forms() -> None:
 
 
 HOPPER = 227 * 1024
+
+
+def test_without_a_compiler_other_paths_compute_and_it_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: fail())
+    launches.missing.cache_clear()
+    try:
+        problem = Problem(Convolution((4, 4), (4, 4)).over_tokens(), 2, (3,), 5, torch.bfloat16, torch.device("cuda"))
+        with workspace(2**28):  # which a GPU is not asked for
+            survey = planner.survey(problem, "auto")
+            planner.survey(problem._replace(batch=3), "auto")
+    finally:
+        launches.missing.cache_clear()
+    reasons = {choice.path.name: choice.refusal for choice in survey}
+    assert reasons["mix_kernels/triton"] == "Triton launches nothing here (Failed to find C compiler.)"
+    assert survey[0].refusal is None
+    assert [record.getMessage() for record in caplog.records] == [
+        "Triton's kernels are not in use, dynamic layers are slower without: Failed to find C compiler."
+    ]
 
 
 @pytest.mark.parametrize("shared", [launches.SHARED, 163 * 1024, HOPPER])
