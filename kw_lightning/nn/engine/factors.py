@@ -88,7 +88,7 @@ def differentiate_alpha(factors: AttentionFactors, gradient: Tensor) -> FactorGr
     tensors = factors.hidden, factors.weight, factors.bias, factors.initial, factors.temperature
     if native.weighs(factors.hidden):
         return FactorGradients(*native.differentiate_weights(gradient, *tensors))
-    found = _nothing(factors)
+    found = _new_gradients(factors)
     for samples in _chunks(factors):
         z, part = factors.z(factors.hidden[samples]), gradient[samples]
         if weighing.weighs(z):
@@ -120,7 +120,7 @@ def make_sizes(factors: AttentionFactors) -> Tensor:
 
 def differentiate_sizes(factors: AttentionFactors, gradient: Tensor) -> FactorGradients:
     """Return the gradients of the factors from that of `make_sizes`, [batch, mixtures]."""
-    found = _nothing(factors)
+    found = _new_gradients(factors)
     for samples in _chunks(factors):
         z = factors.z(factors.hidden[samples])
         _add(found, factors, samples, z.sign_().mul_(gradient[samples].unsqueeze(-1)))
@@ -132,14 +132,20 @@ def _chunks(factors: AttentionFactors) -> list[slice]:
     return sample_chunks(len(hidden), len(factors.bias) * hidden.element_size(), hidden.device)
 
 
-def _nothing(factors: AttentionFactors) -> FactorGradients:
+def _new_gradients(factors: AttentionFactors) -> FactorGradients:
+    """Return memory for the gradients, zero where there are no samples to write it."""
     tensors = factors.hidden, factors.weight, factors.bias
-    return FactorGradients(*(torch.zeros_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors))
+    make = torch.empty_like if len(factors.hidden) else torch.zeros_like
+    return FactorGradients(*(make(tensor, memory_format=torch.contiguous_format) for tensor in tensors))
 
 
 def _add(found: FactorGradients, factors: AttentionFactors, samples: slice, of_z: Tensor) -> None:
-    """Write the hidden activations' gradient of some samples from that of z, and add to the others'."""
+    """Write the hidden activations' gradient of some samples from that of z, and the others', or add to them."""
     rows = of_z.flatten(1)
     torch.mm(rows, factors.weight, out=found.hidden[samples])
+    if samples.start == 0:
+        torch.mm(rows.t(), factors.hidden[samples], out=found.weight)
+        torch.sum(rows, 0, out=found.bias)
+        return
     found.weight.addmm_(rows.t(), factors.hidden[samples])
     found.bias.add_(rows.sum(0))
