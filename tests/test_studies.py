@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from kw_lightning.planning import plan
 from kw_lightning.recipe import load_recipe
@@ -73,3 +75,12 @@ def test_settings_are_chosen_on_validation_and_only_chosen_ones_see_the_test_ima
     )
     assert row == "| KW 1× | 10 | 20 | 0.001 | 40% | 2 | 82.50 ± 2.12 | +1.50 (-4.85 to +7.85) |"
     assert "| +1.50 (-4.85 to +7.85) | reached |" in fashion["judged"](again, range(5))
+
+
+def test_the_study_of_epilogues_times_four_forms_of_a_network() -> None:
+    study = runpy.run_path(str(ROOT / "recipes/studies/epilogues.py"))
+    ticks = itertools.count()
+    with torch.inference_mode():
+        times = study["Forms"]("digits-resnet").times(torch.randn(1, 1, 8, 8), 2, lambda: float(next(ticks)))
+    assert times == {form: [1.0, 1.0] for form in ("static", "static folded", "without", "with")}
+    assert list(study["row"](times)) == ["1000.0 ms"] * 3 + ["1.00 ×"] * 4

@@ -2,9 +2,9 @@
 
     python recipes/studies/epilogues.py resnet18-kw-1x mobilenetv2-050-kw-1x --batch 1 8 --size 96 224
 
-takes some minutes. Four forms of a network take turns in one process: with and without epilogues, and its static twin as
-it is and with its norms folded into its weights. Ratios are medians over the rounds of each round's; with --cpu of the
-processor's time instead of the clock's, on a machine that does other things besides.
+takes some minutes. Four forms of a network take turns in one process: with and without epilogues, and its static twin
+as it is and with its norms folded into its weights. Ratios are medians over the rounds of each round's; with --cpu of
+the processor's time instead of the clock's, on a machine that does other things besides.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from kw_lightning.nn import set_temperature
 from kw_lightning.nn.finishing import epilogues
 from kw_lightning.recipe import load_recipe
 
-HEAD = ("network", "static", "folded", "ours", "folded to ours", "ours to static", "folded to static", "to static folded")
+PAIRS = (("with", "without"), ("without", "static"), ("with", "static"), ("with", "static folded"))
+HEAD = ("network", "static", "with", "without", *(f"{one} / {other}" for one, other in PAIRS))
 
 
 def main() -> None:
@@ -57,7 +58,7 @@ class Forms:
     def __init__(self, recipe: str) -> None:
         loaded = load_recipe(recipe)
         self.ours, self.static = build(loaded, pretrained=False).eval(), make_static(loaded).eval()
-        self.static_folded, _ = fold_norms(self.static)
+        self.folded, _ = fold_norms(self.static)
         set_temperature(self.ours, 0.0)
 
     def times(self, x: Tensor, repeats: int, clock: Callable[[], float]) -> dict[str, list[float]]:
@@ -71,10 +72,10 @@ class Forms:
         return found
 
     def _round(self, x: Tensor, clock: Callable[[], float]) -> Iterator[tuple[str, float]]:
-        for form, network in (("static", self.static), ("static folded", self.static_folded), ("ours", self.ours)):
+        for form, network in (("static", self.static), ("static folded", self.folded), ("without", self.ours)):
             yield form, elapsed(network, x, clock)
         with epilogues(self.ours):
-            yield "folded", elapsed(self.ours, x, clock)
+            yield "with", elapsed(self.ours, x, clock)
 
 
 def elapsed(network: nn.Module, x: Tensor, clock: Callable[[], float]) -> float:
@@ -87,10 +88,9 @@ def elapsed(network: nn.Module, x: Tensor, clock: Callable[[], float]) -> float:
 
 def row(times: dict[str, list[float]]) -> Iterator[str]:
     """Return milliseconds and ratios, as the head names them."""
-    for form in ("static", "folded", "ours"):
+    for form in ("static", "with", "without"):
         yield f"{1000 * statistics.median(times[form]):.1f} ms"
-    pairs = (("folded", "ours"), ("ours", "static"), ("folded", "static"), ("folded", "static folded"))
-    for one, other in pairs:
+    for one, other in PAIRS:
         ratios = [a / b for a, b in zip(times[one], times[other], strict=True)]
         yield f"{statistics.median(ratios):.2f} ×"
 
