@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kw_lightning.bench.timing import Work, interleaved, kept_bytes, median_ratio
 from kw_lightning.errors import KWError
 from kw_lightning.nn import KWLayer
+from kw_lightning.nn.engine.factors import AttentionFactors, differentiate_alpha, make_alpha
 from kw_lightning.nn.finishing import add_epilogues
 
 CPU = torch.device("cpu")
@@ -216,9 +217,7 @@ class _Run:
         def work() -> None:
             with self.setting.autocast(), torch.inference_mode(not self.training):
                 for layer, x in inputs:
-                    alpha = layer.attend(x.requires_grad_(self.training))
-                    if self.training:
-                        alpha.backward(torch.ones_like(alpha))
+                    _attend(layer, x.requires_grad_(self.training))
 
         return work
 
@@ -229,3 +228,19 @@ class _Run:
     def _infer(self) -> None:
         with torch.inference_mode():
             self.forward()
+
+
+def _attend(layer: KWLayer, x: Tensor) -> None:
+    """Make α of x as the layer and its operator do, and in training the gradients, of which x's is added in place."""
+    weights, _ = layer._attend(x)
+    if not isinstance(weights, AttentionFactors):
+        if weights.requires_grad:
+            weights.backward(torch.ones_like(weights))
+        return
+    with torch.no_grad():
+        alpha = make_alpha(weights)
+        if weights.hidden.requires_grad:
+            alpha = make_alpha(weights)  # anew, for the backward pass
+            gradients = differentiate_alpha(weights, torch.ones_like(alpha))
+    if weights.hidden.requires_grad:
+        weights.hidden.backward(gradients.hidden)
