@@ -84,3 +84,16 @@ def test_the_study_of_epilogues_times_four_forms_of_a_network() -> None:
         times = study["Forms"]("digits-resnet").times(torch.randn(1, 1, 8, 8), 2, lambda: float(next(ticks)))
     assert times == {form: [1.0, 1.0] for form in ("static", "static folded", "without", "with")}
     assert list(study["row"](times)) == ["1000.0 ms"] * 3 + ["1.00 ×"] * 4
+
+
+def test_the_study_of_many_cells_measures_both_ways_beside_the_static_network(tmp_path: Path) -> None:
+    study = runpy.run_path(str(ROOT / "recipes/studies/cells.py"))
+    sizes = {"training": (4, 8), "inference": (2, 8)}
+    rows = list(study["measure"](8, [1, 4], sizes, 1))
+    assert rows[1]["cells"] == 4 * rows[0]["cells"]
+    for row in rows:
+        assert all(row[mode].keys() == {"cell by cell", "along the rank"} for mode in sizes)
+        assert all(ratio > 0 for mode in sizes for ratio in row[mode].values())
+        assert row["kept"] < 3
+    with pytest.raises(ValueError, match="a width of 8 or more: found 4"):
+        next(study["measure"](4, [1], sizes, 1))

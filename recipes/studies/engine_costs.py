@@ -228,14 +228,14 @@ def fit(times: list[dict[str, object]], found: Sequence[Problem]) -> None:
             )
             chosen_seconds += entry[name][chosen.name]
             least_seconds += min(entry[name].values())
-            ratios.append((entry[name][chosen.name] / min(entry[name].values()), entry["problem"], chosen.name))
+            ratios.append((entry[name][chosen.name] / min(entry[name].values()), chosen.name, entry))
         print(f"{name}: all choices together take {chosen_seconds / least_seconds:.3f} × the fastest paths' time")
-        slow = sorted(ratios, reverse=True)
+        slow = sorted(ratios, key=lambda ratio: ratio[0], reverse=True)
         print(f"{name}: {sum(r > 1.25 for r, *_ in ratios)} of {len(ratios)} choices over 1.25 × the fastest; worst:")
-        for ratio, index, chosen in slow[:8]:
-            convolution, batch, size, cells, *_ = found[index]
+        for ratio, chosen, entry in slow[:8]:
+            convolution, batch, size, cells, *_ = posed = found[entry["problem"]]
             problem = f"{list(convolution.kernel_shape)} of {cells} cells on {batch} × {list(size)}"
-            print(f"    {ratio:.2f} × by {chosen} on {problem}: {times[index][name]}")
+            print(f"    {ratio:.2f} × by {chosen} on {problem}{', kept' * posed.kept}: {entry[name]}")
 
 
 def _seconds(load: Load, fitted: Fitted, problem: Problem) -> float:

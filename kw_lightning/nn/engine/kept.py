@@ -27,8 +27,8 @@ FREE_SHARE = 4
 """Part of the free memory that all mixed bases of a process may take, where no other bound is set."""
 UNKNOWN_BYTES = 2**30
 """Instead, where the system does not tell what is free."""
-STREAMING = 3
-"""Samples whose mixing takes as long as bringing kept bases from the memory."""
+STREAMING = 10
+"""Samples whose mixing takes as long as bringing kept bases from the memory: units of mix_kernels/along_rank."""
 
 Use = Literal["auto", "always", "never"]
 
@@ -91,14 +91,12 @@ def kept_bytes() -> int:
 def may_keep(factors: AttentionFactors, cells: Tensor) -> bool:
     """Return whether the mixed bases of an attention and cells may be kept.
 
-    They may in evaluation, of single precision on a CPU, where that saves work, and where they find room beside those
-    of other layers that save as much a byte; those that save less make room.
+    They may in evaluation, of single precision on a CPU, where they find room beside those of other layers that save as
+    much a byte; those that save less make room.
     """
     if not factors.lasting or cells.dtype != torch.float32 or cells.device.type != "cpu":
         return False
     gain = _gain(factors, cells)
-    if gain <= 0 or _limit() == 0:
-        return False
     with _lock:
         own = _entries.get(factors.weight)
         gain = gain if own is None else max(gain, own.gain)

@@ -296,7 +296,7 @@ def test_it_is_chosen_as_any_other_path_where_it_should_be_fastest() -> None:
     assert chosen(many._replace(backward=True), "mix_kernels") == AlongRank.name
     assert chosen(many._replace(batch=1)) != AlongRank.name
     assert chosen(many._replace(batch=2, kept=True)) == AlongRank.name
-    assert chosen(posed("resnet18 layer4", 64, 224)._replace(cells=108, width=32)) != AlongRank.name
+    assert chosen(posed("resnet18 layer4", 16, 224)._replace(cells=108, width=32)) != AlongRank.name
     for problem, reason in (
         (many._replace(width=None), "the factors of the attention are not at hand"),
         (many._replace(dtype=torch.float64), "it computes in float32 on a CPU, not in float64 on cpu"),

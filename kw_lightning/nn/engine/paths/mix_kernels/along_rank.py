@@ -25,9 +25,8 @@ class AlongRank(CompiledPath):
     """The pass of native/mix_kernels.c with bases; elsewhere torch's products, to check it by."""
 
     name = "mix_kernels/along_rank"
-    # As of `KernelsCompiled`; mixing has fewer terms and its own bases for each mixture, which take 1.6 times as long
-    # forward and 1.25 times backward: ResNet18 4×, maps of 16² to 4², batch 128.
-    fitted = Fitted(Units(5.5e-11, 3.7e-11, 5.6e-10, 0, 0.0003), Units(1.3e-10, 6.9e-11, 1.6e-09, 0, 0.0006))
+    # Fitted beside `KernelsCompiled`, whose units stood still: 147 problems with and without kept bases, 75 backward.
+    fitted = Fitted(Units(3.3e-11, 4.2e-11, 3.2e-10, 0, 0.00033), Units(9.7e-11, 8.7e-11, 1.4e-09, 0, 0.0012))
     form = native.MIX_BASES
     of_bases = True
 
@@ -42,13 +41,16 @@ class AlongRank(CompiledPath):
     def load(self, problem: Problem) -> Load:
         """Count the work of a forward pass, as `KernelsCompiled.load` does; bases are mixed once for all samples.
 
-        Those that may be kept are counted as kept already, and streamed from the memory.
+        Those that may be kept are counted as kept already, and brought from the memory instead.
         """
         plain = KernelsCompiled().load(problem)
-        kernels = plain.mixing / (problem.batch * problem.cells) if problem.batch * problem.cells else 0.0
+        kernel = plain.mixing / max(problem.batch * problem.cells, 1)  # numbers of a sample's
+        bases = kernel * ranks.count(problem.width or 0)
+        if problem.kept:
+            return dataclasses.replace(plain, mixing=bases * problem.batch, elements=plain.elements + bases)
         maps = 4 * problem.batch * problem.convolution.kernel_shape[1] * math.prod(problem.size)
-        once = kept.STREAMING if problem.kept else problem.cells * math.ceil(max(maps, 1) / MAPS_BYTES)
-        return dataclasses.replace(plain, mixing=kernels * ranks.count(problem.width or 0) * (problem.batch + once))
+        once = problem.cells * math.ceil(max(maps, 1) / MAPS_BYTES)
+        return dataclasses.replace(plain, mixing=bases * (problem.batch + once))
 
     def forward(self, operands: Operands, y: Tensor) -> None:
         """Write the convolution of every sample with its own kernel."""
