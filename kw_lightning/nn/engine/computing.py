@@ -39,6 +39,10 @@ def forward(
     Returns:
         [batch, out_channels, *output_size] in x's type and memory format.
     """
+    precision = path.precision(x.dtype)
+    if precision != x.dtype:
+        y = forward(x.to(precision), attention, cells, convolution, path).to(x.dtype)
+        return y if epilogue is None else epilogue.apply(y)
     y = in_huge_pages(empty_output(x, convolution))
     if reads_nothing(x, convolution):
         return y.zero_() if epilogue is None else epilogue.apply(y.zero_())
@@ -74,8 +78,8 @@ def backward(
     if reads_nothing(x, convolution):
         found = [torch.zeros_like(tensor) for tensor in tensors]
     else:
-        operands = _operands(x, attention, cells, convolution, path)
-        gradients = path.backward(gradient, operands, (of_x, of_attention, of_cells))
+        operands = _operands(x.to(path.precision(x.dtype)), attention, cells, convolution, path)
+        gradients = path.backward(gradient.to(operands.x.dtype), operands, (of_x, of_attention, of_cells))
         ranked = operands.ranked
         del operands  # and α with it, where it is made of factors
         found = [gradients.x, *_of_attention(attention, ranked, gradients), gradients.cells]

@@ -26,6 +26,7 @@ LAYERS = {
     "mobilenetv2 project": (144, 24, 1, 56, 1, (8, 24), 78, 1),
     "mobilenetv2 depthwise": (144, 144, 3, 56, 1, (48, 1), 54, 144),
     "convnext depthwise": (96, 96, 7, 56, 1, (96, 1), 147, 96),
+    "regnet grouped": (208, 208, 3, 14, 1, (208, 8), 54, 26),
     "convnext expand": (384, 1536, 1, 14, 1, (384, 384), 72, 1),
 }
 

@@ -18,7 +18,9 @@ from kw_lightning.nn.engine import (
     computing,
     dynamic_convolution,
     dynamic_linear,
+    native,
     paths,
+    planner,
     reference,
     workspace,
 )
@@ -250,6 +252,25 @@ def test_each_gradient_alone_is_the_same(path: Path) -> None:
         wanted = [needed[0], *[needed[1]] * (len(together) - 2), needed[2]]
         for one, other, want in zip(alone, together, wanted, strict=True):
             assert error(one, other) < (1e-12 if dtype == torch.float64 else 1e-6) if want else len(one) == 0
+
+
+@pytest.mark.skipif(not native.available(), reason="no C compiler")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("path", ["mix_kernels/compiled", "mix_kernels/depthwise", "mix_kernels/by_group"])
+def test_on_a_cpu_types_of_two_bytes_are_computed_in_single_precision(path: str, dtype: torch.dtype) -> None:
+    convolution = suited(path, Convolution((16, 8, 3, 3), (8, 8, 1, 1), (1, 1), (1, 1), (1, 1)))
+    x, attention, cells = make_tensors((convolution, (6, 5), 2, 30), torch.float32)
+    x = x.to(dtype)
+    (chosen, *_) = planner.rank(Problem.of(x, attention, cells, convolution), "mix_kernels")
+    assert chosen.precision(dtype) == torch.float32
+    y = computing.forward(x, attention, cells, convolution, chosen)
+    exact = computing.forward(x.float(), attention, cells, convolution, chosen)
+    assert torch.equal(y, exact.to(dtype))
+    gradient = torch.randn_like(exact).to(dtype)
+    found = computing.backward(gradient, x, attention, cells, convolution, chosen, [True] * 3)
+    wanted = computing.backward(gradient.float(), x.float(), attention, cells, convolution, chosen, [True] * 3)
+    assert [tensor.dtype for tensor in found] == [dtype, torch.float32, torch.float32]
+    assert all(torch.equal(one, other.to(one.dtype)) for one, other in zip(found, wanted, strict=True))
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)

@@ -15,6 +15,8 @@ BLOCK_BYTES = 160 * 1024
 """Of one block of all cells, which shares the second-level cache with the kernels that are mixed from it.
 
 Half and twice of this and of the two below were alike on a processor with 0.5 MB of it and 8 MB of the third level."""
+TILE_BYTES = 16 * 1024
+"""Of a kernel that a tile of positions takes at a time, which stays in the first-level cache from tile to tile."""
 KERNEL_BYTES = 192 * 1024
 """Of the kernels that are mixed from one block and exist at once."""
 MAP_BYTES = 4 * 2**20
@@ -23,6 +25,10 @@ MOST_MAPS = 8
 """Times `MAP_BYTES` that are read together where packing the cells anew would cost more than a few hundredths."""
 PACKING = 500
 """Multiply-adds that take as long as packing a number of a cell."""
+TURNING = 5
+"""Cells that are packed in the time in which a kernel is mixed of cells as they lie, and turned."""
+TURNED = 4
+"""Lanes that are turned together."""
 LINE = 16
 """Numbers in a line of the cache."""
 NARROW = 16
@@ -47,6 +53,8 @@ class Extents(NamedTuple):
         width: lanes of a block.
         limit: bytes of kernels that may exist at once, in all threads.
         ranks: bases of a mixture, 0 where it is of the cells.
+        vectors: of a block's lanes, 1 or 2.
+        taps: through which a position reads.
     """
 
     batch: int
@@ -64,10 +72,17 @@ class Extents(NamedTuple):
     ranks: int = 0
     groups: int = 1
     cell_groups: int = 1
+    vectors: int = 2
+    taps: int = 1
+
+    @property
+    def widest(self) -> int:
+        """Return the lanes of two vectors."""
+        return self.width * 2 // self.vectors
 
     def scaled(self, bytes: int) -> int:
         """Return the bytes of a cache's share on a processor with these vectors."""
-        return bytes * (self.width // NARROW)
+        return bytes * (self.widest // NARROW)
 
 
 @dataclass(frozen=True)
@@ -79,12 +94,16 @@ class Blocking:
         mixed: samples whose kernels, of one block, exist at once in a thread.
         read: samples whose maps are read together.
         parts: into which the samples are cut, so that threads have like shares.
+        direct: kernels are mixed of the cells as they lie, and `depths` are theirs.
+        tile: depths that a tile takes at a time, 0 for those of the block.
     """
 
     depths: int
     mixed: int
     read: int
     parts: int
+    direct: bool = False
+    tile: int = 0
 
 
 def block_kernels(extents: Extents, *, backward: bool) -> Blocking:
@@ -94,6 +113,9 @@ def block_kernels(extents: Extents, *, backward: bool) -> Blocking:
     cells · width numbers a depth: forward whole lines of the cache, since depths lie together in E.
     mixed = what of `KERNEL_BYTES` holds rows · (depths + 1) · width numbers a sample.
     """
+    direct = None if backward else _block_lying(extents)
+    if direct is not None:
+        return direct
     e = extents
     block = e.scaled(BLOCK_BYTES) // (2 if backward else 1)
     most = block // (NUMBER * e.cells * e.width)
@@ -104,6 +126,28 @@ def block_kernels(extents: Extents, *, backward: bool) -> Blocking:
     sample = NUMBER * e.rows * (depths + 1) * e.width
     parts = share(e)
     return Blocking(depths, _between(1, _kernel_bytes(e) // sample, e.batch), _read(e, parts), parts)
+
+
+def _block_lying(extents: Extents) -> Blocking | None:
+    """Cut a forward pass that mixes few kernels of cells as they lie; None where packing them is no more work.
+
+    The kernels of all samples exist at once, as many depths of them as `KERNEL_BYTES` holds of rows · (width + TURNED)
+    numbers a sample: cells are then read once, along their lines.
+    """
+    e, parts = extents, share(extents)
+    read = _read(e, parts)
+    samples = -(-read // parts)
+    squares = e.lanes % TURNED == 0 == TURNED * e.depths % e.widest
+    if not squares or e.ranks or read < e.batch or TURNING * e.rows * samples > e.cells:
+        return None
+    most, tile = _kernel_bytes(e) // (NUMBER * e.rows * (e.width + TURNED) * samples) - 1, _tile_depths(e)
+    if most >= e.depths:
+        return Blocking(e.depths, samples, read, parts, direct=True, tile=tile)
+    depths = min(most // e.widest * e.widest, e.depths)
+    if depths == 0 or e.depths % e.widest:
+        return None
+    tile = min(tile, depths)
+    return Blocking(depths // tile * tile, samples, read, parts, direct=True, tile=tile)
 
 
 def block_bases(extents: Extents, *, backward: bool) -> Blocking:
@@ -152,6 +196,16 @@ def share(extents: Extents) -> int:
     threads = extents.threads
     parts = next(n for n in range(1, threads + 1) if _imbalance(blocks * n, threads) <= IMBALANCE)
     return min(parts, extents.batch)
+
+
+def _tile_depths(extents: Extents) -> int:
+    """Return the depths that a tile of positions takes at a time, forward.
+
+    As many as `TILE_BYTES` hold of depth groups · taps · width numbers, in whole vectors.
+    """
+    e = extents
+    most = e.scaled(TILE_BYTES) // (NUMBER * e.depth_groups * e.taps * e.width)
+    return _even(e.depths, _between(e.widest, most // e.widest * e.widest, e.depths), e.widest)
 
 
 def _kernel_bytes(extents: Extents) -> int:

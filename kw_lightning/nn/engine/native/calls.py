@@ -38,6 +38,7 @@ class Form:
         block: how its work is cut.
         winograd: it computes between transformed maps.
         turns: backwards, the lanes are input channels instead of output channels.
+        narrows: its blocks may be of one vector, where cells have few lanes.
         rereads: backwards it needs the input for every gradient, not for those of α and E alone.
     """
 
@@ -45,10 +46,11 @@ class Form:
     block: Callable[..., Blocking]
     winograd: bool = False
     turns: bool = True
+    narrows: bool = False
     rereads: bool = False
 
 
-MIX_KERNELS = Form(("kw_mix_kernels", "kw_mix_kernels"), block_kernels)
+MIX_KERNELS = Form(("kw_mix_kernels", "kw_mix_kernels"), block_kernels, narrows=True)
 MIX_BASES = replace(MIX_KERNELS, block=block_bases)
 WINOGRAD = replace(MIX_KERNELS, winograd=True)
 MIX_INPUTS = Form(("kw_mix_inputs", "kw_mix_inputs_backward"), block_inputs, rereads=True)
@@ -201,7 +203,7 @@ class _Call:
     def _find_blocks(self, kept: Kept) -> Tensor:
         """Return the blocks of mixed bases, or memory for them, and tell the pass which."""
         p, blocks = self.arguments, kept.blocks
-        lanes = p.cell_groups * _padded(p.lanes)
+        lanes = p.cell_groups * _padded(p.lanes)  # no fewer than those of the blocks
         numbers = lanes * -(-p.depths // p.block_depths) * p.block_depths * p.rows * p.ranks
         p.kept_filled = blocks is not None and blocks.numel() == numbers
         if blocks is not None and p.kept_filled:
@@ -304,13 +306,10 @@ def _describe(
         ranks: bases of a mixture, 0 where it is of the cells.
         limit: bytes of the kernels that are mixed at once.
     """
-    positions = find_positions(convolution, size, _library().kw_rows(), winograd=form.winograd)
-    direction = positions.backward if backward else positions.forward
+    p = Pass(batch=batch, cells=cells, ranks=ranks, threads=threads, groups=1, cell_groups=1)
     _, out_groups, in_groups = convolution.grid
     co, ci = convolution.cell_shape[:2]  # ci is 1 in depthwise convolutions: lanes are theirs, both ways
-    p = Pass(batch=batch, rows=len(positions.live) * out_groups * in_groups, cells=cells, ranks=ranks, threads=threads)
     p.cell_step, p.row_tap = co * ci, out_groups * in_groups
-    p.groups = p.cell_groups = 1
     if form.turns and convolution.groups > 1:
         p.cell_groups = max(co * convolution.groups // convolution.kernel_shape[0], 1)
         p.groups = convolution.groups // p.cell_groups
@@ -322,6 +321,10 @@ def _describe(
     else:
         p.lanes, p.depths, p.lane_groups, p.depth_groups = co, ci, out_groups, in_groups
         p.row_lane, p.row_depth, p.lane_step, p.depth_step = in_groups, 1, ci, 1
+    p.vectors = 1 if form.narrows and p.lanes <= _library().kw_lanes() // 2 else 2
+    positions = find_positions(convolution, size, _library().kw_rows(p.vectors), winograd=form.winograd)
+    direction = positions.backward if backward else positions.forward
+    p.rows = len(positions.live) * p.row_tap
     p.source_positions, p.out_positions = positions.inputs, positions.outputs
     if backward:
         p.source_positions, p.out_positions = positions.outputs, positions.inputs
@@ -330,15 +333,16 @@ def _describe(
     p.reads, p.span, p.run = (table.data_ptr() for table in (positions.reads, positions.span, positions.run))
     p.source_sums, p.out_sums = _sums(direction.source_sums), _sums(direction.out_sums)
     p.other_sums = _sums(positions.forward.source_sums)
-    blocking = form.block(_extents(p, limit), backward=backward)
-    p.block_depths, p.mixed_samples = blocking.depths, blocking.mixed
-    p.read_samples, p.parts = blocking.read, blocking.parts
+    blocking = form.block(_extents(p, limit, form), backward=backward)
+    p.block_depths, p.mixed_samples, p.direct = blocking.depths, blocking.mixed, blocking.direct
+    p.tile_depths, p.read_samples, p.parts = blocking.tile or blocking.depths, blocking.read, blocking.parts
     return positions, p
 
 
-def _extents(p: Pass, limit: int) -> Extents:
-    told = {name: getattr(p, name) for name in Extents._fields if name not in ("width", "limit")}
-    return Extents(**told, width=_library().kw_lanes(), limit=limit)
+def _extents(p: Pass, limit: int, form: Form) -> Extents:
+    told = {name: getattr(p, name) for name in Extents._fields if name not in ("width", "limit", "taps")}
+    taps = 1 if form.winograd else p.taps
+    return Extents(**told, width=_library().kw_lanes() * p.vectors // 2, limit=limit, taps=taps)
 
 
 def _map(tensor: Tensor, *, touch: bool = True) -> Map:

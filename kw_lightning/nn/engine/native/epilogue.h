@@ -54,12 +54,12 @@ typedef int32_t vector_int __attribute__((vector_size(4 * WIDTH), aligned(4), ma
         (to) = (v) / (1.0f + e * (vector)power);                                                         \
     } while (0)
 
-/* Rows of LANES channels: rows = act(rows scale + shift + added), `added` laid out alike or NULL. */
-INLINE void finish_rows(const int activation, index_t count, const float *from, const float *scale,
+/* Rows of `width` channels: rows = act(rows scale + shift + added), `added` laid out alike or NULL. */
+INLINE void finish_rows(const int activation, index_t count, index_t width, const float *from, const float *scale,
                         const float *shift, const float *added, float *to) {
-    for (index_t half = 0; half < LANES; half += WIDTH) {
+    for (index_t half = 0; half < width; half += WIDTH) {
         vector factor = LOAD(scale + half), term = LOAD(shift + half);
-        for (index_t i = half; i < count * LANES; i += LANES) {
+        for (index_t i = half; i < count * width; i += width) {
             vector v = LOAD(from + i) * factor + term;
             if (added) v += LOAD(added + i);
             if (activation == RELU) v = AT_LEAST(v, 0.0f);
@@ -71,12 +71,12 @@ INLINE void finish_rows(const int activation, index_t count, const float *from, 
     }
 }
 
-static inline void finish(const Epilogue *e, index_t count, const float *from, const float *scale, const float *shift,
-                          const float *added, float *to) {
+static inline void finish(const Epilogue *e, index_t count, index_t width, const float *from, const float *scale,
+                          const float *shift, const float *added, float *to) {
     switch (e->activation) {
-#define CASE(NAME)                                                 \
-    case NAME:                                                     \
-        finish_rows(NAME, count, from, scale, shift, added, to); \
+#define CASE(NAME)                                                      \
+    case NAME:                                                          \
+        finish_rows(NAME, count, width, from, scale, shift, added, to); \
         break;
         CASE(IDENTITY) CASE(RELU) CASE(RELU6) CASE(HARDSWISH) CASE(SILU)
 #undef CASE
@@ -94,9 +94,9 @@ static inline void join_factors(const Epilogue *e, index_t channel, index_t chan
     }
 }
 
-/* Write rows [positions, LANES] into some channels of a sample's map, finished where there is an epilogue. */
+/* Write rows [positions, width] into some channels of a sample's map, finished where there is an epilogue. */
 static inline void write_rows(const Map *map, const Epilogue *e, index_t sample, index_t channel, index_t channels,
-                              const float *from) {
+                              index_t width, const float *from) {
     float scale[LANES], shift[LANES], finished[STRIP * LANES], read[STRIP * LANES];
     float *to = map->data + sample * map->batch + channel * map->channel;
     index_t strip = e->present ? STRIP : map->positions;
@@ -104,18 +104,18 @@ static inline void write_rows(const Map *map, const Epilogue *e, index_t sample,
     if (e->present) join_factors(e, channel, channels, scale, shift);
     for (index_t first = 0; first < map->positions; first += strip) {
         index_t count = smaller(strip, map->positions - first);
-        const float *rows = from + first * LANES;
+        const float *rows = from + first * width;
         if (e->present) {
             if (e->added.data)
-                arrange(added + first * e->added.position, e->added.position, e->added.channel, read, LANES, count,
+                arrange(added + first * e->added.position, e->added.position, e->added.channel, read, width, count,
                         channels);
-            finish(e, count, rows, scale, shift, e->added.data ? read : NULL, finished);
+            finish(e, count, width, rows, scale, shift, e->added.data ? read : NULL, finished);
             rows = finished;
         }
         if (map->channel == 1)
-            arrange(rows, LANES, 1, to + first * map->position, map->position, count, channels);
+            arrange(rows, width, 1, to + first * map->position, map->position, count, channels);
         else
-            arrange(rows, 1, LANES, to + first, map->channel, channels, count);
+            arrange(rows, 1, width, to + first, map->channel, channels, count);
     }
 }
 

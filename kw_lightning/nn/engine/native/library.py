@@ -214,6 +214,7 @@ def _open(path: Path) -> ctypes.CDLL:
         loaded = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
         for function in FUNCTIONS:
             getattr(loaded, function).restype = ctypes.c_int64
+        loaded.kw_rows.argtypes = (ctypes.c_int64,)
         for function in PASSES:
             getattr(loaded, function).restype = None
         fault = layout.difference(loaded)

@@ -9,9 +9,12 @@
    and that for each group of a grouped convolution.
 
    Lanes l and depths d are the two channel axes of a cell: output and input channels in the forward pass, input and
-   output channels for the gradient of the input. A block is LANES lanes by some depths of every cell. It is packed
+   output channels for the gradient of the input. A block is some lanes, which fill one or two vectors, by some depths of every cell. It is packed
    once; from it the kernels of all samples are mixed and applied, and, backwards, replaced by their gradient, which is
    folded into those of alpha and E at once.
+
+   Where few kernels are wanted of many cells, packing the cells would be most of the work: kernels are mixed of the
+   cells as they lie, and turned into blocks instead of the cells.
 
    Winograd's form of a 3x3 convolution is the same pass between other positions: sums of input positions are read, sums
    of output positions are written (`Sums`), and alpha comes transformed, which the mixture, being linear, allows.
@@ -28,14 +31,20 @@
 /* Cells whose lanes stay in the first-level cache while all bases are mixed of them. */
 #define CELLS 128
 
+/* Of kernels mixed of cells as they lie: lanes that are turned together, cells that are added at once, and numbers of
+   the sums that the first-level cache keeps beside them. */
+#define TURNED 4
+#define LYING_CELLS 8
+#define LYING_SUMS 2048
+
 /* The memory of one thread. */
 typedef struct {
     float *mapped, *out, *other, *block, *turned, *gradient, *kernels, *zeros;
-    float *base, *base_turned, *base_gradient;
+    float *base, *base_turned, *base_gradient, *lying;
 } Memory;
 
 /* Numbers of a mixture in a block; no power of two, so that mixtures share no set of the cache. */
-static index_t kernel_step(const Pass *p) { return (p->block_depths + 1) * LANES; }
+static index_t kernel_step(const Pass *p) { return (p->block_depths + 1) * block_lanes(p); }
 
 /* Groups of lanes of which one block of a cell mixes kernels, in all groups of the convolution. */
 static index_t lane_groups(const Pass *p) { return p->groups * p->lane_groups; }
@@ -44,18 +53,26 @@ static index_t lane_groups(const Pass *p) { return p->groups * p->lane_groups; }
 static index_t group_size(const Pass *p) { return p->source_positions * group_depths(p); }
 
 /* Numbers of a basis in a block. */
-static index_t base_step(const Pass *p) { return p->block_depths * LANES; }
+static index_t base_step(const Pass *p) { return p->block_depths * block_lanes(p); }
+
+/* Numbers of a few lanes of a mixture, as they lie; no power of two either. */
+static index_t lying_step(const Pass *p) { return TURNED * p->block_depths + LANES; }
+
+/* Whether a block has all depths: an output is then whole when it has been through the block, and is written. */
+static int whole(const Pass *p) { return p->block_depths == p->depths; }
 
 static index_t lay_out(const Pass *p, float *at, Memory *m) {
     float *start = at;
-    index_t block = p->block_depths * p->cells * LANES, each = pieces(p->read_samples, p->parts) * lane_groups(p);
+    index_t lanes = block_lanes(p), block = p->direct ? 0 : p->block_depths * p->cells * lanes;
+    index_t each = pieces(p->read_samples, p->parts) * lane_groups(p);
     int kernels = p->other.data != NULL;
-    m->mapped = at, at += larger(p->source.positions, p->out.positions) * larger(p->block_depths, LANES);
-    m->out = at, at += p->out.data ? each * p->out_positions * LANES : 0;
-    m->other = at, at += kernels ? each * p->out_positions * LANES : 0;
+    m->mapped = at, at += larger(p->source.positions, p->out.positions) * larger(p->block_depths, lanes);
+    m->out = at, at += p->out.data ? (whole(p) ? 1 : each) * p->out_positions * lanes : 0;
+    m->other = at, at += kernels ? each * p->out_positions * lanes : 0;
     m->block = at, at += block;
+    m->lying = at, at += p->direct ? p->mixed_samples * p->rows * lying_step(p) : 0;
     m->gradient = at, at += kernels ? block : 0;
-    m->turned = at, at += kernels ? p->block_depths * LANES * padded(p->cells) : 0;
+    m->turned = at, at += kernels ? p->block_depths * lanes * padded(p->cells) : 0;
     m->kernels = at, at += p->mixed_samples * p->rows * kernel_step(p);
     m->zeros = at, at += p->block_depths;
     m->base = at, at += p->kept ? 0 : bases(p) * base_step(p);
@@ -65,48 +82,55 @@ static index_t lay_out(const Pass *p, float *at, Memory *m) {
 }
 
 index_t kw_lanes(void) { return LANES; }
-index_t kw_rows(void) { return ROWS; }
+index_t kw_rows(index_t vectors) { return MOST_ROWS(vectors); }
 
 index_t kw_mix_kernels_memory(const Pass *p) {
     return p->read_samples * sample_size(p) + p->threads * lay_out(p, NULL, &(Memory){0});
 }
 
 /* One tile of output positions. */
-INLINE void gather_rows(const int rows, const Pass *p, const int32_t *tile, const float *source, const float *zeros,
-                        index_t depths, const float *kernels, float *out, int add) {
-    vector sum[ROWS][2];
+INLINE void gather_rows(const int rows, const int vectors, const Pass *p, const int32_t *tile, const float *source,
+                        const float *zeros, index_t depths, const float *kernels, float *out, int add) {
+    vector sum[NARROW_ROWS][2];
     const int32_t *position = tile + 2, *tap = position + rows;
+    const index_t lanes = vectors * WIDTH;
     EACH_ROW(rows) {
-        const float *c = out + (index_t)position[r] * LANES;
+        const float *c = out + (index_t)position[r] * lanes;
         sum[r][0] = add ? LOAD(c) : (vector){0};
-        sum[r][1] = add ? LOAD(c + WIDTH) : (vector){0};
+        sum[r][1] = add && vectors > 1 ? LOAD(c + WIDTH) : (vector){0};
     }
     for (index_t t = 0; t < tile[1]; t++, tap += 1 + rows)
         for (index_t h = 0; h < p->depth_groups; h++) {
-            const float *a[ROWS], *from = source + h * p->source_positions * p->depths;
+            const float *a[NARROW_ROWS], *from = source + h * p->source_positions * p->depths;
             const float *b = kernels + (tap[0] * p->row_tap + h * p->row_depth) * kernel_step(p);
             EACH_ROW(rows) a[r] = tap[1 + r] < 0 ? zeros : from + (index_t)tap[1 + r] * depths;
-            for (index_t d = 0; d < depths; d++, b += LANES) {
-                vector b0 = LOAD(b), b1 = LOAD(b + WIDTH);
+            for (index_t d = 0; d < depths; d++, b += lanes) {
+                vector b0 = LOAD(b), b1 = vectors > 1 ? LOAD(b + WIDTH) : b0;
                 EACH_ROW(rows) {
                     sum[r][0] += a[r][d] * b0;
-                    sum[r][1] += a[r][d] * b1;
+                    if (vectors > 1) sum[r][1] += a[r][d] * b1;
                 }
             }
         }
     EACH_ROW(rows) {
-        float *c = out + (index_t)position[r] * LANES;
+        float *c = out + (index_t)position[r] * lanes;
         STORE(c, sum[r][0]);
-        STORE(c + WIDTH, sum[r][1]);
+        if (vectors > 1) STORE(c + WIDTH, sum[r][1]);
     }
 }
 
 static void gather(const Pass *p, const int32_t *tile, const float *source, const float *zeros, index_t depths,
                    const float *kernels, float *out, int add) {
-    switch (tile[0]) {
-#define CASE(N)                                                            \
-    case N:                                                                \
-        gather_rows(N, p, tile, source, zeros, depths, kernels, out, add); \
+    switch (2 * tile[0] + (p->vectors > 1)) {
+#define CASE(N)                                                               \
+    case 2 * N:                                                               \
+        gather_rows(N, 1, p, tile, source, zeros, depths, kernels, out, add); \
+        break;
+        EACH_NARROW_COUNT(CASE)
+#undef CASE
+#define CASE(N)                                                               \
+    case 2 * N + 1:                                                           \
+        gather_rows(N, 2, p, tile, source, zeros, depths, kernels, out, add); \
         break;
         EACH_COUNT(CASE)
 #undef CASE
@@ -114,38 +138,47 @@ static void gather(const Pass *p, const int32_t *tile, const float *source, cons
 }
 
 /* Some depths of one mixture's gradient: the sum over runs of positions of source times other. */
-INLINE void outer_rows(const int rows, const int32_t *run, const int32_t *end, const float *source, index_t depths,
-                       const float *other, float *c, int add) {
-    vector sum[ROWS][2];
+INLINE void outer_rows(const int rows, const int vectors, const int32_t *run, const int32_t *end, const float *source,
+                       index_t depths, const float *other, float *c, int add) {
+    vector sum[NARROW_ROWS][2];
+    const index_t lanes = vectors * WIDTH;
     EACH_ROW(rows) {
-        sum[r][0] = add ? LOAD(c + r * LANES) : (vector){0};
-        sum[r][1] = add ? LOAD(c + r * LANES + WIDTH) : (vector){0};
+        sum[r][0] = add ? LOAD(c + r * lanes) : (vector){0};
+        sum[r][1] = add && vectors > 1 ? LOAD(c + r * lanes + WIDTH) : (vector){0};
     }
     for (; run < end; run += 4) {
-        const float *a = source + run[0] * depths, *b = other + (index_t)run[1] * LANES;
-        for (index_t k = run[3], step = (index_t)run[2] * LANES; k > 0; k--, a += depths, b += step) {
-            vector b0 = LOAD(b), b1 = LOAD(b + WIDTH);
+        const float *a = source + run[0] * depths, *b = other + (index_t)run[1] * lanes;
+        for (index_t k = run[3], step = (index_t)run[2] * lanes; k > 0; k--, a += depths, b += step) {
+            vector b0 = LOAD(b), b1 = vectors > 1 ? LOAD(b + WIDTH) : b0;
             EACH_ROW(rows) {
                 sum[r][0] += a[r] * b0;
-                sum[r][1] += a[r] * b1;
+                if (vectors > 1) sum[r][1] += a[r] * b1;
             }
         }
     }
     EACH_ROW(rows) {
-        STORE(c + r * LANES, sum[r][0]);
-        STORE(c + r * LANES + WIDTH, sum[r][1]);
+        STORE(c + r * lanes, sum[r][0]);
+        if (vectors > 1) STORE(c + r * lanes + WIDTH, sum[r][1]);
     }
 }
 
-static void outer(const int32_t *run, const int32_t *end, const float *source, index_t depths, const float *other,
-                  float *c, int add) {
-    for (index_t tiles = pieces(depths, ROWS), first = 0; tiles > 0; tiles--) {
-        index_t count = (depths - first) / tiles, d = first;
+static void outer(index_t vectors, const int32_t *run, const int32_t *end, const float *source, index_t depths,
+                  const float *other, float *c, int add) {
+    for (index_t tiles = pieces(depths, MOST_ROWS(vectors)), first = 0; tiles > 0; tiles--) {
+        index_t count = (depths - first) / tiles;
+        const float *from = source + first;
+        float *to = c + first * vectors * WIDTH;
         first += count;
-        switch (count) {
-#define CASE(N)                                                                 \
-    case N:                                                                     \
-        outer_rows(N, run, end, source + d, depths, other, c + d * LANES, add); \
+        switch (2 * count + (vectors > 1)) {
+#define CASE(N)                                                    \
+    case 2 * N:                                                    \
+        outer_rows(N, 1, run, end, from, depths, other, to, add);  \
+        break;
+            EACH_NARROW_COUNT(CASE)
+#undef CASE
+#define CASE(N)                                                    \
+    case 2 * N + 1:                                                \
+        outer_rows(N, 2, run, end, from, depths, other, to, add);  \
         break;
             EACH_COUNT(CASE)
 #undef CASE
@@ -155,7 +188,7 @@ static void outer(const int32_t *run, const int32_t *end, const float *source, i
 
 /* One block of the cells, its kernels mixed for samples of the batch. */
 typedef struct {
-    index_t depth, depths;
+    index_t group, lane, lanes, depth, depths;
     index_t first;       /* of the samples, in the batch */
     const float *source; /* of that sample */
     float *out, *other;  /* of that sample */
@@ -163,48 +196,75 @@ typedef struct {
 
 /* Mix the bases of a block, by so many cells at a time that they stay in the first-level cache. */
 static void mix_bases(const Pass *p, index_t depths, const Memory *m) {
+    index_t lanes = block_lanes(p);
     for (index_t d = 0; d < depths; d++)
         for (index_t j = 0; j < p->cells; j += CELLS)
-            product(bases(p), 2, smaller(CELLS, p->cells - j), p->base + j, p->cells, 1,
-                    m->block + (d * p->cells + j) * LANES, LANES, m->base + d * LANES, base_step(p), j > 0);
+            product(bases(p), p->vectors, smaller(CELLS, p->cells - j), p->base + j, p->cells, 1,
+                    m->block + (d * p->cells + j) * lanes, lanes, m->base + d * lanes, base_step(p), j > 0);
 }
 
 /* turned[mixture][panel of LANES bases][d, l][basis], as turn_cells does. */
 static void turn_bases(const Pass *p, index_t depths, const Memory *m) {
+    index_t lanes = block_lanes(p);
     for (index_t r = 0; r < p->rows; r++)
         for (index_t j = 0; j < p->ranks; j += LANES) {
             index_t count = smaller(LANES, p->ranks - j);
             float *panel = m->base_turned + (r * padded(p->ranks) + j) * base_step(p);
-            if (count < LANES) memset(panel, 0, depths * LANES * LANES * sizeof(float));
+            if (count < LANES) memset(panel, 0, depths * lanes * LANES * sizeof(float));
             for (index_t d = 0; d < depths; d++)
-                arrange(m->base + (r * p->ranks + j) * base_step(p) + d * LANES, 1, base_step(p),
-                        panel + d * LANES * LANES, LANES, LANES, count);
+                arrange(m->base + (r * p->ranks + j) * base_step(p) + d * lanes, 1, base_step(p),
+                        panel + d * lanes * LANES, LANES, lanes, count);
         }
 }
 
 /* From the bases' gradient of a block, its part of that of base, and the block of E's. */
 static void fold_bases(const Pass *p, index_t depths, const Memory *m, float *gradient) {
-    index_t width = padded(p->cells);
+    index_t width = padded(p->cells), lanes = block_lanes(p);
     for (index_t j = 0; gradient && j < p->cells; j += LANES)
-        product(bases(p), p->cells - j > WIDTH ? 2 : 1, depths * LANES, m->base_gradient, base_step(p), 1,
-                m->turned + j * depths * LANES, LANES, gradient + j, width, 1);
+        product(bases(p), p->cells - j > WIDTH ? 2 : 1, depths * lanes, m->base_gradient, base_step(p), 1,
+                m->turned + j * depths * lanes, LANES, gradient + j, width, 1);
     for (index_t d = 0; p->cell_gradient && d < depths; d++)
-        product(p->cells, 2, bases(p), p->base, 1, p->cells, m->base_gradient + d * LANES, base_step(p),
-                m->gradient + d * p->cells * LANES, LANES, 0);
+        product(p->cells, p->vectors, bases(p), p->base, 1, p->cells, m->base_gradient + d * lanes, base_step(p),
+                m->gradient + d * p->cells * lanes, lanes, 0);
+}
+
+/* kernels[r][d][l] = sum over j of alpha[r][j] * E[j][l][d], of cells as they lie: read once, along their lines. */
+static void mix_lying(const Pass *p, const Block *k, index_t rows, const float *alpha, const Memory *m) {
+    index_t lanes = block_lanes(p), line = TURNED * k->depths, run = larger(LYING_SUMS / rows / LANES, 1) * LANES;
+    if (k->lanes < lanes) memset(m->kernels, 0, rows * kernel_step(p) * sizeof(float));
+    for (index_t l = 0; l < k->lanes; l += TURNED) {
+        const float *cell = p->cell + k->group * p->group_step + (k->lane + l) * p->lane_step;
+        for (index_t i = 0; i < line; i += run)
+            for (index_t j = 0; j < p->cells; j += LYING_CELLS) {
+                index_t count = smaller(LYING_CELLS, p->cells - j);
+                for (index_t at = i; at < smaller(i + run, line); at += LANES) {
+                    /* Lines go on from lane to lane where a block has all depths. */
+                    index_t place = at / k->depths * p->lane_step + k->depth + at % k->depths;
+                    product(rows, 2, count, alpha + j, p->cells, 1, cell + j * p->cell_step + place, p->cell_step,
+                            m->lying + at, lying_step(p), j > 0);
+                }
+            }
+        for (index_t r = 0; r < rows; r++)
+            arrange(m->lying + r * lying_step(p), 1, k->depths, m->kernels + r * kernel_step(p) + l, lanes, k->depths, TURNED);
+    }
 }
 
 static void mix(const Pass *p, const Block *k, index_t samples, const Memory *m) {
-    index_t step = kernel_step(p), row = p->rows * p->ranks;
+    index_t step = kernel_step(p), row = p->rows * p->ranks, lanes = block_lanes(p);
     const float *alpha = p->alpha + k->first * p->rows * terms(p);
+    if (p->direct) {
+        mix_lying(p, k, samples * p->rows, alpha, m);
+        return;
+    }
     for (index_t d = 0; d < k->depths; d++)
         if (!p->ranks)
-            product(samples * p->rows, 2, p->cells, alpha, p->cells, 1, m->block + d * p->cells * LANES, LANES,
-                    m->kernels + d * LANES, step, 0);
+            product(samples * p->rows, p->vectors, p->cells, alpha, p->cells, 1, m->block + d * p->cells * lanes,
+                    lanes, m->kernels + d * lanes, step, 0);
         else
             for (index_t r = 0; r < p->rows; r++)
-                product(samples, 2, p->ranks, alpha + r * p->ranks, row, 1,
-                        m->base + r * p->ranks * base_step(p) + d * LANES, base_step(p),
-                        m->kernels + r * step + d * LANES, p->rows * step, 0);
+                product(samples, p->vectors, p->ranks, alpha + r * p->ranks, row, 1,
+                        m->base + r * p->ranks * base_step(p) + d * lanes, base_step(p),
+                        m->kernels + r * step + d * lanes, p->rows * step, 0);
 }
 
 /* The source of sample b and of group q, of those that the block has. */
@@ -212,47 +272,61 @@ static const float *source_of(const Pass *p, const Block *k, index_t b, index_t 
     return k->source + b * sample_size(p) + q * p->cell_groups * group_size(p);
 }
 
+/* Where the channels of a group of lanes begin, of the groups of the convolution of which a block has part. */
+static index_t channel_of(const Pass *p, index_t group, index_t i) {
+    return ((i / p->lane_groups * p->cell_groups + group) * p->lane_groups + i % p->lane_groups) * p->lanes;
+}
+
+/* Write the map of a sample and group of lanes. */
+static void write_out(const Pass *p, const Block *k, index_t sample, index_t i, const Memory *m, const float *out) {
+    write_map(p, sample, channel_of(p, k->group, i) + k->lane, k->lanes, m->mapped, out);
+}
+
 static void mix_and_apply(const Pass *p, const Block *k, index_t samples, const Memory *m) {
-    index_t step = kernel_step(p);
+    index_t step = kernel_step(p), map = p->out_positions * block_lanes(p);
     mix(p, k, samples, m);
     for (index_t b = 0; b < samples; b++)
         for (index_t i = 0; i < lane_groups(p); i++) {
             index_t q = i / p->lane_groups, row = q * p->row_group + i % p->lane_groups * p->row_lane;
-            for (index_t t = 0; t < p->tiles; t++)
-                gather(p, p->tile + p->tile_start[t], source_of(p, k, b, q) + k->depth * p->source_positions, m->zeros,
-                       k->depths, m->kernels + (b * p->rows + row) * step,
-                       k->out + (b * lane_groups(p) + i) * p->out_positions * LANES, k->depth > 0);
+            float *out = whole(p) ? m->out : k->out + (b * lane_groups(p) + i) * map;
+            const float *source = source_of(p, k, b, q), *kernels = m->kernels + (b * p->rows + row) * step;
+            for (index_t d = 0; d < k->depths; d += p->tile_depths)
+                for (index_t t = 0; t < p->tiles; t++)
+                    gather(p, p->tile + p->tile_start[t], source + (k->depth + d) * p->source_positions, m->zeros,
+                           smaller(p->tile_depths, k->depths - d), kernels + d * block_lanes(p), out,
+                           k->depth + d > 0);
+            if (whole(p)) write_out(p, k, k->first + b, i, m, out);
         }
 }
 
 /* The gradient of the kernels of some samples, folded into those of alpha and of the cells. */
 static void fold_into_cells(const Pass *p, const Block *k, index_t samples, const Memory *m, float *alpha_gradient,
                             int add) {
-    index_t step = kernel_step(p), rows = samples * p->rows, width = padded(p->cells);
+    index_t step = kernel_step(p), rows = samples * p->rows, width = padded(p->cells), lanes = block_lanes(p);
     if (alpha_gradient)
         for (index_t j = 0; j < p->cells; j += LANES)
-            product(rows, p->cells - j > WIDTH ? 2 : 1, k->depths * LANES, m->kernels, step, 1,
-                    m->turned + j * k->depths * LANES, LANES, alpha_gradient + k->first * p->rows * width + j, width,
+            product(rows, p->cells - j > WIDTH ? 2 : 1, k->depths * lanes, m->kernels, step, 1,
+                    m->turned + j * k->depths * lanes, LANES, alpha_gradient + k->first * p->rows * width + j, width,
                     1);
     if (p->cell_gradient)
         for (index_t d = 0; d < k->depths; d++)
-            product(p->cells, 2, rows, p->alpha + k->first * p->rows * p->cells, 1, p->cells, m->kernels + d * LANES,
-                    step, m->gradient + d * p->cells * LANES, LANES, add);
+            product(p->cells, p->vectors, rows, p->alpha + k->first * p->rows * p->cells, 1, p->cells,
+                    m->kernels + d * lanes, step, m->gradient + d * p->cells * lanes, lanes, add);
 }
 
 /* The same into those of alpha and of the bases. */
 static void fold_into_bases(const Pass *p, const Block *k, index_t samples, const Memory *m, float *alpha_gradient,
                             int add) {
-    index_t step = kernel_step(p), row = p->rows * p->ranks, width = padded(p->ranks);
+    index_t step = kernel_step(p), row = p->rows * p->ranks, width = padded(p->ranks), lanes = block_lanes(p);
     for (index_t r = 0; r < p->rows; r++) {
         const float *alpha = p->alpha + (k->first * p->rows + r) * p->ranks;
         for (index_t j = 0; alpha_gradient && j < p->ranks; j += LANES)
-            product(samples, p->ranks - j > WIDTH ? 2 : 1, k->depths * LANES, m->kernels + r * step, p->rows * step, 1,
+            product(samples, p->ranks - j > WIDTH ? 2 : 1, k->depths * lanes, m->kernels + r * step, p->rows * step, 1,
                     m->base_turned + (r * width + j) * base_step(p), LANES,
                     alpha_gradient + (k->first * p->rows + r) * width + j, p->rows * width, 1);
         for (index_t d = 0; d < k->depths; d++)
-            product(p->ranks, 2, samples, alpha, 1, row, m->kernels + r * step + d * LANES, p->rows * step,
-                    m->base_gradient + r * p->ranks * base_step(p) + d * LANES, base_step(p), add);
+            product(p->ranks, p->vectors, samples, alpha, 1, row, m->kernels + r * step + d * lanes, p->rows * step,
+                    m->base_gradient + r * p->ranks * base_step(p) + d * lanes, base_step(p), add);
     }
 }
 
@@ -264,32 +338,29 @@ static void differentiate(const Pass *p, const Block *k, index_t samples, const 
             index_t q = i / p->lane_groups, row = q * p->row_group + i % p->lane_groups * p->row_lane;
             for (index_t h = 0; h < p->depth_groups; h++)
                 for (const int32_t *s = p->span, *end = s + 4 * p->spans; s < end; s += 4)
-                    outer(p->run + 4 * s[2], p->run + 4 * s[3],
+                    outer(p->vectors, p->run + 4 * s[2], p->run + 4 * s[3],
                           source_of(p, k, b, q) + (h * p->depths + k->depth) * p->source_positions, k->depths,
-                          k->other + (b * lane_groups(p) + i) * p->out_positions * LANES,
+                          k->other + (b * lane_groups(p) + i) * p->out_positions * block_lanes(p),
                           m->kernels + (b * p->rows + row + s[0] * p->row_tap + h * p->row_depth) * step, s[1]);
         }
     (p->ranks ? fold_into_bases : fold_into_cells)(p, k, samples, m, alpha_gradient, add);
 }
 
 /* Make a block of the cells ready, or of bases where those are not there yet. */
-static void prepare(const Pass *p, index_t group, index_t lane, index_t lanes, index_t depth, index_t depths, Memory *m,
-                    const float *alpha_gradient) {
-    if (p->kept)
-        m->base = p->kept + ((group * pieces(p->lanes, LANES) + lane / LANES) * pieces(p->depths, p->block_depths) +
-                             depth / p->block_depths) *
-                                bases(p) * base_step(p);
+static void prepare(const Pass *p, const Block *k, Memory *m, const float *alpha_gradient) {
+    index_t lanes = block_lanes(p);
+    if (p->direct) return;
+    if (p->kept) {
+        index_t block = k->group * pieces(p->lanes, lanes) + k->lane / lanes;
+        m->base = p->kept + (block * pieces(p->depths, p->block_depths) + k->depth / p->block_depths) * bases(p) *
+                                base_step(p);
+    }
     if (p->kept && p->kept_filled) return;
-    pack_cells(p, group, lane, lanes, depth, depths, m->block, LANES, p->cells * LANES);
-    if (p->ranks) mix_bases(p, depths, m);
+    pack_cells(p, k->group, k->lane, k->lanes, k->depth, k->depths, m->block, lanes, p->cells * lanes);
+    if (p->ranks) mix_bases(p, k->depths, m);
     if (!alpha_gradient) return;
-    turn_cells(p, depths, m->block, m->turned);
-    if (p->ranks) turn_bases(p, depths, m);
-}
-
-/* Where the channels of a group of lanes begin, of the groups of the convolution of which a block has part. */
-static index_t channel_of(const Pass *p, index_t group, index_t i) {
-    return ((i / p->lane_groups * p->cell_groups + group) * p->lane_groups + i % p->lane_groups) * p->lanes;
+    turn_cells(p, k->depths, m->block, m->turned);
+    if (p->ranks) turn_bases(p, k->depths, m);
 }
 
 /* All depths of some lanes, for samples first to last of the batch; source holds theirs. */
@@ -297,16 +368,16 @@ static void run_lanes(const Pass *p, index_t group, index_t lane, index_t first,
                       float *memory, float *alpha_gradient, float *cell_gradient, int add) {
     Memory own, *m = &own;
     lay_out(p, memory, m);
-    index_t lanes = smaller(LANES, p->lanes - lane), map = p->out_positions * LANES;
+    index_t width = block_lanes(p), lanes = smaller(width, p->lanes - lane), map = p->out_positions * width;
     memset(m->zeros, 0, p->block_depths * sizeof(float));
     for (index_t b = first; p->other.data && b < last; b++)
         for (index_t i = 0; i < lane_groups(p); i++)
-            read_map(&p->other, &p->other_sums, b, channel_of(p, group, i) + lane, lanes, p->out_positions, LANES,
+            read_map(&p->other, &p->other_sums, b, channel_of(p, group, i) + lane, lanes, p->out_positions, width,
                      m->mapped, m->other + ((b - first) * lane_groups(p) + i) * map);
     for (index_t depth = 0; depth < p->depths; depth += p->block_depths) {
         index_t depths = smaller(p->block_depths, p->depths - depth);
-        Block k = {depth, depths, first, source + group * group_size(p), m->out, m->other};
-        prepare(p, group, lane, lanes, depth, depths, m, alpha_gradient);
+        Block k = {group, lane, lanes, depth, depths, first, source + group * group_size(p), m->out, m->other};
+        prepare(p, &k, m, alpha_gradient);
         while (k.first < last) {
             index_t samples = smaller(p->mixed_samples, last - k.first);
             if (p->out.data) mix_and_apply(p, &k, samples, m);
@@ -319,12 +390,13 @@ static void run_lanes(const Pass *p, index_t group, index_t lane, index_t first,
         if (p->ranks && p->other.data)
             fold_bases(p, depths, m, alpha_gradient ? alpha_gradient + p->batch * p->rows * padded(p->ranks) : NULL);
         if (cell_gradient)
-            unpack_cells(p, group, lane, lanes, depth, depths, m->gradient, LANES, p->cells * LANES, cell_gradient, add);
+            unpack_cells(p, group, lane, lanes, depth, depths, m->gradient, width, p->cells * width, cell_gradient,
+                         add);
+        if (depth + depths < p->depths || whole(p) || !p->out.data) continue;
+        for (index_t b = first; b < last; b++)
+            for (index_t i = 0; i < lane_groups(p); i++)
+                write_out(p, &k, b, i, m, m->out + ((b - first) * lane_groups(p) + i) * map);
     }
-    for (index_t b = first; p->out.data && b < last; b++)
-        for (index_t i = 0; i < lane_groups(p); i++)
-            write_map(p, b, channel_of(p, group, i) + lane, lanes, m->mapped,
-                      m->out + ((b - first) * lane_groups(p) + i) * map);
 }
 
 void kw_mix_kernels(const Pass *p) { share_out(p, lay_out(p, NULL, &(Memory){0}), 1, run_lanes); }

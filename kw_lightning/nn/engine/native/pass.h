@@ -71,7 +71,10 @@ typedef struct {
     const int32_t *run;        /* each: source, other, step of other, length */
 
     /* Blocking: see the loops above. */
-    index_t block_depths;  /* depths of a block of cells */
+    index_t vectors;       /* of a block's lanes: 2, or 1 where cells have no more lanes than that */
+    index_t direct;        /* whether few kernels are mixed of the cells as they lie: mix_kernels.c */
+    index_t block_depths;  /* depths of a block of cells, or, of direct kernels, of the kernels */
+    index_t tile_depths;   /* depths that tiles take at a time, and by which the source is laid out */
     index_t mixed_samples; /* samples whose kernels, of one block, exist at once in a thread */
     index_t read_samples;  /* samples whose maps are read together, for all threads */
     index_t parts;         /* into which the samples are cut where there are fewer blocks of lanes than threads */
@@ -91,6 +94,9 @@ typedef struct {
     float *cell_gradient; /* [parts, cells, ...], steps as of E; NULL if not wanted */
     float *memory;        /* of as many numbers as the pass's `_memory` function says */
 } Pass;
+
+/* Lanes of a block. */
+static inline index_t block_lanes(const Pass *p) { return p->vectors * WIDTH; }
 
 /* What a mixture is of. */
 static inline index_t terms(const Pass *p) { return p->ranks ? p->ranks : p->cells; }
@@ -131,10 +137,11 @@ static inline void read_map(const Map *map, const Sums *sums, index_t sample, in
     if (sums->start) add_up(sums, raw, to, positions, width);
 }
 
+/* Write rows of a block's lanes as some channels of one sample. */
 static inline void write_map(const Pass *p, index_t sample, index_t channel, index_t channels, float *mapped,
                              const float *from) {
-    if (p->out_sums.start) add_up(&p->out_sums, from, mapped, p->out.positions, LANES), from = mapped;
-    write_rows(&p->out, &p->epilogue, sample, channel, channels, from);
+    if (p->out_sums.start) add_up(&p->out_sums, from, mapped, p->out.positions, block_lanes(p)), from = mapped;
+    write_rows(&p->out, &p->epilogue, sample, channel, channels, block_lanes(p), from);
 }
 
 /* block[d * depth_step + j * cell_step + l] = E[j][depth + d][lane + l], of one group of a cell. */
@@ -142,7 +149,7 @@ static inline void pack_cells(const Pass *p, index_t group, index_t lane, index_
                               float *block, index_t cell_step, index_t depth_step) {
     int turned = p->depth_step == 1;
     index_t lines = turned ? lanes : depths, line = turned ? depths : lanes;
-    if (lanes < LANES) memset(block, 0, depths * p->cells * LANES * sizeof(float));
+    if (lanes < block_lanes(p)) memset(block, 0, depths * p->cells * block_lanes(p) * sizeof(float));
     for (index_t j = 0; j < p->cells; j++) {
         const float *cell = p->cell + j * p->cell_step + group * p->group_step + lane * p->lane_step +
                             depth * p->depth_step;
@@ -156,12 +163,13 @@ static inline void pack_cells(const Pass *p, index_t group, index_t lane, index_
 
 /* turned[panel of LANES cells][d, l][cell] = block[d][j][l], the right side of the product for alpha's gradient. */
 static inline void turn_cells(const Pass *p, index_t depths, const float *block, float *turned) {
+    index_t lanes = block_lanes(p);
     for (index_t j = 0; j < p->cells; j += LANES) {
         index_t count = smaller(LANES, p->cells - j);
-        float *panel = turned + j * depths * LANES;
-        if (count < LANES) memset(panel, 0, depths * LANES * LANES * sizeof(float));
+        float *panel = turned + j * depths * lanes;
+        if (count < LANES) memset(panel, 0, depths * lanes * LANES * sizeof(float));
         for (index_t d = 0; d < depths; d++)
-            arrange(block + (d * p->cells + j) * LANES, 1, LANES, panel + d * LANES * LANES, LANES, LANES, count);
+            arrange(block + (d * p->cells + j) * lanes, 1, lanes, panel + d * lanes * LANES, LANES, lanes, count);
     }
 }
 
@@ -179,29 +187,29 @@ static inline void unpack_cells(const Pass *p, index_t group, index_t lane, inde
 
 INLINE index_t sample_size(const Pass *p) { return p->source_positions * group_depths(p) * all_groups(p); }
 
-/* Read the source of samples from `first` on, [sample, group, depth group, chunk of depths, position, depth]. */
+/* Read the source of samples from `first` on, [sample, group, depth group, tile's depths, position, depth]. */
 static inline void read_source(const Pass *p, index_t first, index_t samples, float *to, float *scratch,
                                index_t scratch_step) {
-    index_t chunks = pieces(p->depths, p->block_depths), runs = all_groups(p) * p->depth_groups;
+    index_t chunks = pieces(p->depths, p->tile_depths), runs = all_groups(p) * p->depth_groups;
     index_t count = samples * runs * chunks;
 #pragma omp parallel for schedule(static) num_threads(p->threads)
     for (index_t thread = 0; thread < p->threads; thread++)
         for (index_t i = count * thread / p->threads; i < count * (thread + 1) / p->threads; i++) {
-            index_t depth = i % chunks * p->block_depths, depths = smaller(p->block_depths, p->depths - depth);
+            index_t depth = i % chunks * p->tile_depths, depths = smaller(p->tile_depths, p->depths - depth);
             index_t channel = i / chunks % runs * p->depths + depth, b = i / chunks / runs;
             read_map(&p->source, &p->source_sums, first + b, channel, depths, p->source_positions, depths,
                      scratch + thread * scratch_step, to + b * sample_size(p) + channel * p->source_positions);
         }
 }
 
-/* What one thread does for LANES lanes of one group of a cell, of samples first to last; memory is its own. */
+/* What one thread does for a block's lanes of one group of a cell, of samples first to last; memory is its own. */
 typedef void Work(const Pass *p, index_t group, index_t lane, index_t first, index_t last, const float *source,
                   float *memory, float *alpha_gradient, float *cell_gradient, int add);
 
 /* Do the work for all lanes and samples: a thread takes neighbouring blocks of lanes, or parts of their samples.
    Where every lane takes all of the source, it is read before, for all of them. */
 static inline void share_out(const Pass *p, index_t memory, int shared, Work *work) {
-    index_t blocks = pieces(p->lanes, LANES), items = p->cell_groups * blocks * p->parts;
+    index_t blocks = pieces(p->lanes, block_lanes(p)), items = p->cell_groups * blocks * p->parts;
     index_t gradients = p->batch * p->rows * padded(terms(p)) + bases(p) * padded(p->cells);
     float *source = p->memory, *own = source + (shared ? p->read_samples * sample_size(p) : 0);
     for (index_t first = 0; first < p->batch; first += p->read_samples) {
@@ -211,7 +219,7 @@ static inline void share_out(const Pass *p, index_t memory, int shared, Work *wo
         for (index_t thread = 0; thread < p->threads; thread++)
             for (index_t i = items * thread / p->threads; i < items * (thread + 1) / p->threads; i++) {
                 index_t part = i % p->parts, from = samples * part / p->parts, to = samples * (part + 1) / p->parts;
-                index_t group = i / p->parts / blocks, lane = i / p->parts % blocks * LANES;
+                index_t group = i / p->parts / blocks, lane = i / p->parts % blocks * block_lanes(p);
                 if (from == to) continue;
                 work(p, group, lane, first + from, first + to, source + from * sample_size(p),
                      own + thread * memory, p->alpha_gradient ? p->alpha_gradient + thread * gradients : NULL,

@@ -1,7 +1,7 @@
 /* What both passes are made of: one small product in registers, and copies that turn blocks of tensors.
 
    WIDTH numbers make a vector; a block has LANES = 2 WIDTH columns; a product takes at most ROWS rows of scalars
-   against two vectors, so that all its sums stay in registers. */
+   against two vectors, or NARROW_ROWS against one, so that all its sums stay in registers. */
 
 #ifndef KW_TILES_H
 #define KW_TILES_H
@@ -20,12 +20,19 @@
 /* The bodies of products are made once for each number of rows, which the compiler must know. */
 #if WIDTH == 16
 #define ROWS 12
+#define NARROW_ROWS 12
 #define EACH_COUNT(CASE) \
     CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+#define EACH_NARROW_COUNT(CASE) EACH_COUNT(CASE)
 #else
 #define ROWS 6
+#define NARROW_ROWS 8
 #define EACH_COUNT(CASE) CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#define EACH_NARROW_COUNT(CASE) EACH_COUNT(CASE) CASE(7) CASE(8)
 #endif
+#define MOST_ROWS(vectors) ((vectors) > 1 ? ROWS : NARROW_ROWS)
+
+#define SQUARE 64
 
 typedef int64_t index_t;
 typedef float vector __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
@@ -47,7 +54,7 @@ INLINE index_t padded(index_t n) { return pieces(n, LANES) * LANES; }
 /* c[r] = or += sum over k of a[r, k] * b[k], for rows of one or two vectors. */
 INLINE void product_rows(const int rows, const int vectors, index_t length, const float *a, index_t a_row,
                          index_t a_step, const float *b, index_t b_step, float *c, index_t c_row, int add) {
-    vector sum[ROWS][2];
+    vector sum[NARROW_ROWS][2];
     EACH_ROW(rows) {
         sum[r][0] = add ? LOAD(c + r * c_row) : (vector){0};
         sum[r][1] = add && vectors > 1 ? LOAD(c + r * c_row + WIDTH) : (vector){0};
@@ -68,7 +75,7 @@ INLINE void product_rows(const int rows, const int vectors, index_t length, cons
 /* The same for any number of rows, cut evenly. */
 static inline void product(index_t rows, int vectors, index_t length, const float *a, index_t a_row, index_t a_step,
                            const float *b, index_t b_step, float *c, index_t c_row, int add) {
-    for (index_t tiles = pieces(rows, ROWS), first = 0; tiles > 0; tiles--) {
+    for (index_t tiles = pieces(rows, MOST_ROWS(vectors)), first = 0; tiles > 0; tiles--) {
         index_t count = (rows - first) / tiles;
         const float *at = a + first * a_row;
         float *to = c + first * c_row;
@@ -77,7 +84,10 @@ static inline void product(index_t rows, int vectors, index_t length, const floa
 #define CASE(N)                                                                   \
     case 2 * N:                                                                   \
         product_rows(N, 1, length, at, a_row, a_step, b, b_step, to, c_row, add); \
-        break;                                                                    \
+        break;
+            EACH_NARROW_COUNT(CASE)
+#undef CASE
+#define CASE(N)                                                                   \
     case 2 * N + 1:                                                               \
         product_rows(N, 2, length, at, a_row, a_step, b, b_step, to, c_row, add); \
         break;
@@ -113,8 +123,12 @@ static inline void arrange(const float *from, index_t from_i, index_t from_j, fl
         return;
     }
     index_t turned = from_i == 1 ? rows / 4 * 4 : 0, whole = columns / 4 * 4;
-    for (index_t i = 0; i < turned; i += 4)
-        for (index_t j = 0; j < whole; j += 4) turn_four(from + i + j * from_j, from_j, to + i * to_row + j, to_row);
+    /* By squares, in which neither side leaves the first-level cache nor needs many pages at once. */
+    for (index_t top = 0; top < turned; top += SQUARE)
+        for (index_t left = 0; left < whole; left += SQUARE)
+            for (index_t j = left; j < smaller(left + SQUARE, whole); j += 4)
+                for (index_t i = top; i < smaller(top + SQUARE, turned); i += 4)
+                    turn_four(from + i + j * from_j, from_j, to + i * to_row + j, to_row);
     for (index_t i = 0; i < rows; i++)
         for (index_t j = i < turned ? whole : 0; j < columns; j++) to[i * to_row + j] = from[i * from_i + j * from_j];
 }

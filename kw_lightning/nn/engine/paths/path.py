@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from kw_lightning.nn.engine.costs import Fitted, Load
@@ -33,6 +34,10 @@ class Path(Protocol):
     def unsuited(self, problem: Problem) -> str | None:
         """Return why it is never the fastest at a problem that it can compute; None where it may be."""
         return None
+
+    def precision(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the type in which it computes on tensors of a type, which are converted for it."""
+        return dtype
 
     def load(self, problem: Problem) -> Load:
         """Count the work of a forward pass, of a problem that it can compute."""

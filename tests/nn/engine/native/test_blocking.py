@@ -18,7 +18,7 @@ from kw_lightning.nn.engine.native.blocking import (
 )
 
 # ResNet18's third stage: 256 to 256 channels, 3×3, on 14×14, budget 1.
-STAGE = Extents(16, 9, 47, 256, 256, 1, 1, 196, 196, 2, 16, 6 * 2**20)
+STAGE = Extents(16, 9, 47, 256, 256, 1, 1, 196, 196, 2, 16, 6 * 2**20, taps=9)
 
 
 @st.composite
@@ -45,7 +45,9 @@ def test_blocks_and_kernels_keep_within_their_bounds_or_are_the_least(e: Extents
     block = 4 * e.cells * found.depths * e.width * (2 if backward else 1)
     step = blocking.LEAST_DEPTHS if backward else blocking.LINE
     # Pieces are evened out and rounded up to whole steps.
-    assert block <= blocking.BLOCK_BYTES * wide + 4 * e.cells * step * e.width * 2 or found.depths <= step
+    assert (
+        found.direct or block <= blocking.BLOCK_BYTES * wide + 4 * e.cells * step * e.width * 2 or found.depths <= step
+    )
     kernels = 4 * e.rows * (found.depths + 1) * e.width * found.mixed
     assert kernels <= min(blocking.KERNEL_BYTES * wide, e.limit // e.threads) or found.mixed == 1
 
@@ -76,6 +78,19 @@ def test_a_layer_of_resnet18_is_cut_as_the_formulas_say() -> None:
     assert block_kernels(STAGE._replace(width=32), backward=False).depths == 48
     # Backwards, of mixed inputs, every depth: 384 KiB hold one sample of 196 positions by 48 cells by 16 lanes, twice.
     assert block_inputs(STAGE, backward=True) == Blocking(256, 1, 16, 1)
+
+
+def test_few_kernels_are_mixed_of_cells_as_they_lie() -> None:
+    # Of one sample all depths; a tile of 9 taps by 16 lanes takes 16 depths of what 16 KiB hold.
+    one = STAGE._replace(batch=1)
+    assert block_kernels(one, backward=False) == Blocking(256, 1, 1, 1, direct=True, tile=16)
+    assert block_kernels(one._replace(taps=1, depth_groups=2), backward=False).tile == 128
+    # 192 KiB hold 67 depths of 36 kernels by 20 lanes, 64 in whole tiles.
+    assert block_kernels(one._replace(rows=36, cells=188), backward=False).depths == 64
+    # Not where lanes or depths fill no squares, of many kernels of few cells, or backwards.
+    others = (one._replace(lanes=255), one._replace(depths=6), one._replace(cells=44), one._replace(batch=2))
+    assert not any(block_kernels(e, backward=False).direct for e in others)
+    assert not block_kernels(one, backward=True).direct
 
 
 @pytest.mark.parametrize(("lanes", "threads", "parts"), [(256, 2, 1), (24, 4, 2), (16, 4, 4), (48, 2, 2), (16, 64, 16)])

@@ -164,6 +164,16 @@ def test_cells_span_groups_or_are_part_of_one(
         compare("by_group", Convolution(kernel, (*cell, 1, 1), (2, 1), (1, 1), (1, 1), groups), (5, 4), batch, 11)
 
 
+@pytest.mark.parametrize("form", ["mix_kernels", "winograd", "by_group"])
+@pytest.mark.parametrize("cell", [(32, 32), (20, 24), (8, 96), (40, 8)])
+def test_few_kernels_of_many_cells_equal_the_literal_form(vectors: str, form: str, cell: tuple[int, int]) -> None:
+    geometry = suited(form, Convolution((cell[0], cell[1] * 2, 3, 3), (*cell, 1, 1), (1, 1), (1, 1), (1, 1)))
+    compare(form, geometry, (5, 6), 1, 200)
+    arguments = calls._describe(geometry, (5, 6), 1, 200, 0, FORMS[form], False, torch.get_num_threads(), 6 * 2**20)[1]
+    assert arguments.direct
+    assert arguments.vectors == (1 if cell[0] <= library.find().library.kw_lanes() // 2 else 2)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_small_bounds_of_memory_change_nothing(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     geometry = Convolution((40, 48, 3, 3), (20, 24, 1, 1), (1, 1), (1, 1), (1, 1))
