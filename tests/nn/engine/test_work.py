@@ -74,7 +74,8 @@ def test_the_load_of_a_path_is_its_orders_count(path: Path) -> None:
     ratios = []
     for name in LAYERS:
         posed = problem(name, 4)
-        if path.refusal(posed) is None:
+        # Triton's refusal is that of a machine without a GPU: what it counts is the same everywhere.
+        if path.refusal(posed) is None or path.name == "mix_kernels/triton":
             positions = math.prod(posed.size), math.prod(posed.convolution.output_size(posed.size))
             counted = orders.count(order_of(path), posed.convolution, posed.cells, *positions)
             found = path.load(posed)
