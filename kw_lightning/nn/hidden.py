@@ -30,7 +30,7 @@ def activate(x: Tensor, reduce: nn.Module, norm: nn.Module) -> Tensor | None:
         x: [batch, channels, positions] where it needs no gradient, **or** its means [batch, channels].
         reduce, norm: of the attention.
     """
-    if not native.weighs(x) or type(x) not in TENSORS or not x.numel() or 1 not in x.stride()[1:] or _is_watched():
+    if _is_watched() or not native.weighs(x) or type(x) not in TENSORS or not x.numel() or 1 not in x.stride()[1:]:
         return None
     if not is_plain(reduce, nn.Linear) or not (is_plain(norm, nn.BatchNorm1d) or is_plain(norm, nn.LayerNorm)):
         return None
