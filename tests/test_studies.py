@@ -45,7 +45,7 @@ def test_settings_are_chosen_on_validation_and_only_chosen_ones_see_the_test_ima
     fashion: dict[str, Any], tmp_path: Path
 ) -> None:
     run, rates, shares = fashion["Run"], fashion["RATES"], fashion["SHARES"]
-    study = fashion["Study"](tmp_path / "fashion.json", fashion["Length"](), "", 1)
+    study = fashion["Study"](tmp_path / "fashion.json", fashion["Length"](), "", ["cpu"])
 
     def add(made: Any, **found: float) -> None:
         study.found[made] = {"parameters": 10, "macs": 20, **found}
@@ -67,7 +67,7 @@ def test_settings_are_chosen_on_validation_and_only_chosen_ones_see_the_test_ima
     for made, accuracy in zip(tested, (80.0, 81.0, 82.0, 84.0), strict=True):
         add(made, validation=80.0, test=accuracy)
     study.write()
-    again = fashion["Study"](tmp_path / "fashion.json", fashion["Length"](), "", 1)
+    again = fashion["Study"](tmp_path / "fashion.json", fashion["Length"](), "", ["cpu"])
     assert again.found == study.found
     assert len(json.loads((tmp_path / "fashion.json").read_text())) == len(study.found)
     row = next(
