@@ -46,9 +46,9 @@ class Triton(Path):
         if not whole and math.prod(convolution.cell_shape[2:]) > 1:
             return "its cells span one kernel position or all of them"
         if problem.device.type != ("cpu" if launches.interpreted() else "cuda"):
-            return "is for GPUs"
+            return "it is for GPUs"
         if problem.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            return "computes in float32, bfloat16 and float16"
+            return "it computes in float32, bfloat16 and float16"
         return launches.missing()
 
     def unsuited(self, problem: Problem) -> str | None:
