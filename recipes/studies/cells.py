@@ -25,7 +25,7 @@ from kw_lightning.nn import KWConv2d, set_temperature, share_warehouse
 from kw_lightning.nn.engine import bases, kept
 
 WAYS = {"cell by cell": "never", "along the rank": "auto"}
-SLOWEST = 15  # a way that takes so many times the static network's time is timed once
+SLOWEST = 15  # a way that takes so many times the static network's time is timed once, and not with more cells
 
 
 class Block(nn.Module):
@@ -122,6 +122,7 @@ def measure(
     images = {mode: x.to(memory_format=torch.channels_last) for mode, x in images.items()}
     base = kept_bytes(static.train(), images["training"])
     parameter_bytes = sum(parameter.nbytes for parameter in static.parameters())
+    ways = {mode: ["static", *WAYS] for mode in sizes}
     for budget in budgets:
         network = make_network(width, budget)
         row: dict[str, Any] = {
@@ -133,7 +134,7 @@ def measure(
         for mode, work in (("training", train), ("inference", infer)):
             best: dict[str, float] = {}
             for turn in range(rounds + 1):  # the first one warms up
-                for way in ("static", *WAYS):
+                for way in ways[mode]:
                     if turn > 1 and best[way] > SLOWEST * best["static"]:
                         continue
                     with bases(WAYS.get(way, "never")):
@@ -141,7 +142,8 @@ def measure(
                         work(static if way == "static" else network, images[mode])
                         seconds = time.perf_counter() - start
                     best[way] = min(seconds, best[way]) if turn > 1 else seconds
-            row[mode] = {way: best[way] / best["static"] for way in WAYS}
+            row[mode] = {way: best[way] / best["static"] for way in ways[mode][1:]}
+            ways[mode] = [way for way in ways[mode] if best[way] <= SLOWEST * best["static"]]
         row["bases"] = kept.kept_bytes() / parameter_bytes
         del network
         gc.collect()  # and the bases with it
@@ -157,7 +159,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     cells = [row["cells"] for row in rows]
     for mode, axis in zip(("training", "inference"), axes, strict=False):
         for way in WAYS:
-            axis.plot(cells, [row[mode][way] for row in rows], marker="o", label=way)
+            found = [row[mode].get(way) for row in rows]
+            axis.plot(cells, found, marker="o", label=way)
         axis.set(title=f"time, {mode}", yscale="log", ylim=(0.9, None))
     axes[2].plot(cells, [row["kept"] for row in rows], marker="o", label="kept for the backward pass / static's")
     axes[2].plot(cells, [row["bases"] for row in rows], marker="o", label="bases in evaluation / static weights")
@@ -192,18 +195,19 @@ def main() -> None:
         else {"training": (128, 32), "inference": (32, 64)}
     )
     width, rounds = (16, 2) if options.quick else (options.width, options.rounds)
-    rows = []
+    machine = str(describe_machine(torch.device("cpu"), torch.float32))
+    rows: list[dict[str, Any]] = []
+    result = {"machine": machine, "width": width, "sizes": sizes, "rounds": rounds, "rows": rows}
     for row in measure(width, options.budgets, sizes, rounds):
         rows.append(row)
-        times = " ".join(f"{mode} {row[mode][way]:.2f} {way}," for mode in sizes for way in WAYS)
+        times = " ".join(f"{mode} {ratio:.2f} {way}," for mode in sizes for way, ratio in row[mode].items())
         counts = f"{row['cells']:,} cells, {row['parameters']:,} parameters"
-        print(f"{row['budget']:g}×: {counts}, {times} kept {row['kept']:.2f}, bases {row['bases']:.1f}", flush=True)
-    machine = str(describe_machine(torch.device("cpu"), torch.float32))
-    result = {"machine": machine, "width": width, "sizes": sizes, "rounds": rounds, "rows": rows}
-    if options.output is not None:
-        options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    if options.plot is not None:
-        plot(rows, options.plot)
+        held = f"kept {row['kept']:.2f}, bases {row['bases']:.1f}"
+        print(f"{row['budget']:g}×: {counts}, {times} {held}", flush=True)
+        if options.output is not None:  # after every row, since the last ones take longest
+            options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        if options.plot is not None:
+            plot(rows, options.plot)
 
 
 if __name__ == "__main__":
