@@ -8,8 +8,8 @@ recipes/studies/engine_costs.py repeats it; the units stand with each path.
 
 On a GPU they are fitted likewise, in bfloat16 on an NVIDIA H200: to 71 problems of ResNet18 and 50 and MobileNetV2 at
 224², batches of 256 and 32, of each the times of the fastest four paths. The choices together take 1.02 times the time
-of the fastest paths forward, 1.01 times backward. `engine: autotune` measures instead, as it should where the GPU is
-another, or the type float32.
+of the fastest paths forward, 1.01 times backward, and the same in a second run of 52 of them by all paths.
+`engine: autotune` measures instead, as it should where the GPU is another, or the type float32.
 """
 
 from __future__ import annotations
