@@ -124,6 +124,7 @@ def measure(
     parameter_bytes = sum(parameter.nbytes for parameter in static.parameters())
     ways = {mode: ["static", *WAYS] for mode in sizes}
     for budget in budgets:
+        held = kept.kept_bytes()
         network = make_network(width, budget)
         row: dict[str, Any] = {
             "budget": budget,
@@ -144,7 +145,7 @@ def measure(
                     best[way] = min(seconds, best[way]) if turn > 1 else seconds
             row[mode] = {way: best[way] / best["static"] for way in ways[mode][1:]}
             ways[mode] = [way for way in ways[mode] if best[way] <= SLOWEST * best["static"]]
-        row["bases"] = kept.kept_bytes() / parameter_bytes
+        row["bases"] = (kept.kept_bytes() - held) / parameter_bytes
         del network
         gc.collect()  # and the bases with it
         yield row
@@ -164,14 +165,14 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set(title=f"time, {mode}", yscale="log", ylim=(0.9, None))
     axes[2].plot(cells, [row["kept"] for row in rows], marker="o", label="kept for the backward pass / static's")
     axes[2].plot(cells, [row["bases"] for row in rows], marker="o", label="bases in evaluation / static weights")
-    axes[2].set(title="memory", ylim=(0, None))
+    axes[2].set(title="memory", yscale="log")
     for axis in axes:
         axis.set(xlabel="cells", xscale="log")
         axis.set_xticks(cells, [f"{count:,}" for count in cells])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small", frameon=False)
-    for axis in axes[:2]:
+    for axis in axes:
         axis.set_ylabel("static network = 1")
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.yaxis.set_minor_formatter(NullFormatter())
