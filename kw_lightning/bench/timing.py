@@ -52,7 +52,7 @@ def kept_bytes(function: Work, parameters: Iterable[Tensor]) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage  # holding it keeps its address from being used again
-        return tensor
+        return tensor.detach()  # itself it would hold the graph that holds it
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         result = function()

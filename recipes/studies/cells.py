@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from kw_lightning.bench import describe_machine
+from kw_lightning.bench.timing import kept_bytes
 from kw_lightning.nn import KWConv2d, set_temperature, share_warehouse
 from kw_lightning.nn.engine import bases, kept
 
@@ -73,21 +74,10 @@ def stages(network: nn.Module) -> list[list[KWConv2d]]:
     return found
 
 
-def kept_bytes(network: nn.Module, images: Tensor) -> int:
-    """Return the bytes that a forward pass keeps for the backward pass, parameters apart."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in network.parameters()}
-    found: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = network(images)
-    del y
-    return sum(found.values())
+def kept_by(network: nn.Module, images: Tensor) -> int:
+    """Return the bytes that a training network keeps for the backward pass, parameters apart."""
+    network.train()
+    return kept_bytes(lambda: network(images), network.parameters())
 
 
 def train(network: nn.Module, images: Tensor) -> None:
@@ -120,7 +110,7 @@ def measure(
     static = make_network(width, None)
     images = {mode: torch.randn(batch, 3, side, side) for mode, (batch, side) in sizes.items()}
     images = {mode: x.to(memory_format=torch.channels_last) for mode, x in images.items()}
-    base = kept_bytes(static.train(), images["training"])
+    base = kept_by(static, images["training"])
     parameter_bytes = sum(parameter.nbytes for parameter in static.parameters())
     ways = {mode: ["static", *WAYS] for mode in sizes}
     for budget in budgets:
@@ -130,7 +120,7 @@ def measure(
             "budget": budget,
             "cells": sum(len(layers[0].warehouse.cells) for layers in stages(network)),
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
-            "kept": kept_bytes(network.train(), images["training"]) / base,
+            "kept": kept_by(network, images["training"]) / base,
         }
         for mode, work in (("training", train), ("inference", infer)):
             best: dict[str, float] = {}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
+import weakref
 from pathlib import Path
 
 import pytest
@@ -171,6 +173,17 @@ def test_kept_bytes_count_each_storage_once() -> None:
     x = torch.randn(10, 10)
     assert kept_bytes(lambda: (x @ weight, x.t() @ weight), [weight]) == 400
     assert kept_bytes(lambda: (x @ weight).exp(), [weight]) == 800
+
+
+def test_a_network_whose_kept_bytes_were_counted_can_go() -> None:
+    def counted() -> weakref.ref[torch.Tensor]:
+        network = torch.nn.Linear(10, 10)
+        kept_bytes(lambda: network(torch.ones(10, 10)).exp(), network.parameters())
+        return weakref.ref(network.weight)
+
+    gone = counted()
+    gc.collect()
+    assert gone() is None
 
 
 def test_functions_take_turns() -> None:
