@@ -21,8 +21,10 @@ and the paired difference to the static network with its 95 % interval (Student'
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
+import os
 import statistics
 import tempfile
 import time
@@ -30,11 +32,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from kw_lightning.callbacks.figures import drawing, spread_sizes
 from kw_lightning.fit import fit
 from kw_lightning.planning import plan
 from kw_lightning.recipe import load_recipe
@@ -296,9 +300,15 @@ def count(recipe: dict[str, Any], what: str) -> int:
     return int(found.kw)
 
 
+def take_place(places: Queue[str]) -> None:
+    """Take the accelerator that this process trains on: the first one that is left."""
+    os.environ["FASHION_ACCELERATOR"] = places.get()
+
+
 def train(run: Run, length: Length, root: str) -> dict[str, Any]:
-    """Train a network; return its accuracies in percent, size, cost and time."""
+    """Train a network; return its accuracies in percent, size, cost, time and where that was."""
     torch.set_num_threads(1)
+    accelerator = os.environ["FASHION_ACCELERATOR"]
     recipe = recipe_of(run.network, ROWS[run.row], scale_of(run.network, run.row))
     size, cost = count(recipe, "parameters"), count(recipe, "macs")
     if "warehouses" in recipe:
@@ -320,17 +330,17 @@ def train(run: Run, length: Length, root: str) -> dict[str, Any]:
         "optimizer": {"name": "AdamW", "lr": run.rate, "weight_decay": 0.05},
         "schedule": {"name": "cosine", "warmup_epochs": 0.5},
         "seed": run.seed,
-        "accelerator": "cpu",
+        "accelerator": accelerator,
         "channels_last": True,
     }
-    recipe["log"] = {"tensorboard": False, "every_n_steps": 50}
-    start = time.process_time()
+    recipe["log"] = {"tensorboard": False, "report": False, "every_n_steps": 50}
+    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         result = fit(recipe, output=Path(folder) / "run")
-    found = {"validation": 100 * result.best["accuracy"], "parameters": size, "macs": cost}
+    found = {"validation": 100 * result.best["accuracy"], "parameters": size, "macs": cost, "on": accelerator}
     if run.test:
         found["test"] = 100 * result.test["accuracy"]
-    return found | {"seconds": round(time.process_time() - start, 1)}
+    return found | {"seconds": round(time.perf_counter() - start, 1)}
 
 
 class Study:
@@ -340,11 +350,11 @@ class Study:
         path: the file.
         length: of each run.
         root: of the data.
-        jobs: runs at a time.
+        places: an accelerator for each run at a time, taken in this order.
     """
 
-    def __init__(self, path: Path, length: Length, root: str, jobs: int) -> None:
-        self.path, self.length, self.root, self.jobs = path, length, root, jobs
+    def __init__(self, path: Path, length: Length, root: str, places: Sequence[str]) -> None:
+        self.path, self.length, self.root, self.places = path, length, root, places
         written = json.loads(path.read_text()) if path.exists() else []
         self.found: dict[Run, dict[str, Any]] = {
             Run(**entry["run"]): entry["found"] for entry in written if entry["length"] == asdict(length)
@@ -355,7 +365,12 @@ class Study:
         """Make the runs that are not there yet, and write each down as it ends."""
         missing = [run for run in dict.fromkeys(runs) if run not in self.found]
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.jobs, mp_context=context) as pool:
+        places = context.Queue()
+        for place in self.places:
+            places.put(place)
+        with ProcessPoolExecutor(
+            len(self.places), mp_context=context, initializer=take_place, initargs=(places,)
+        ) as pool:
             futures = {pool.submit(train, run, self.length, self.root): run for run in missing}
             try:
                 for future in as_completed(futures):
@@ -450,6 +465,49 @@ def difference(study: Study, network: str, row: str, other: str, seeds: Sequence
     return paired_difference(theirs, own)
 
 
+def draw(study: Study, networks: Sequence[str], seeds: Sequence[int], path: Path) -> None:
+    """Draw accuracy over parameters and over multiply-adds: KernelWarehouse by its budget, and static networks."""
+    from matplotlib.figure import Figure
+
+    with drawing(**{"svg.fonttype": "none"}):  # text stays text
+        figure = Figure(figsize=(8, 3.6 * len(networks)), layout="constrained")
+        grid = figure.subplots(len(networks), 2, sharey="row", squeeze=False)
+        for axes, (network, what) in zip(
+            grid.flat, itertools.product(networks, (("parameters", "as large"), ("macs", "as costly"))), strict=True
+        ):
+            budgets = [f"KW {budget}×" for budget in BUDGETS]
+            lines = {"KernelWarehouse": budgets, STATIC: [STATIC, *(f"static, {what[1]} as {row}" for row in budgets)]}
+            for label, rows in lines.items():
+                _line(axes, study, network, rows, what[0], label, seeds)
+            spread_sizes(axes)
+            axes.set_xlabel({"parameters": "parameters", "macs": "multiply-adds of an image"}[what[0]])
+            axes.grid(alpha=0.3)
+        for first, network in zip(grid[:, 0], networks, strict=True):
+            first.set_ylabel(f"{network}: test accuracy, %")
+            first.legend()
+        figure.savefig(path, metadata={"Date": None})
+
+
+def _line(
+    axes: Any, study: Study, network: str, rows: Sequence[str], what: str, label: str, seeds: Sequence[int]
+) -> None:
+    """Draw the mean of every row that has runs, with its deviation, in the order of their size."""
+    points = []
+    for row in rows:
+        runs = [study.found[run] for run in tested(study, network, row, seeds).values()]
+        accuracy = summarize([found["test"] for found in runs])
+        if accuracy is not None:
+            points.append((runs[0][what], accuracy.mean, accuracy.deviation or 0.0, row))
+    points.sort()
+    if not points:
+        return
+    sizes, means, deviations, names = zip(*points, strict=True)
+    axes.errorbar(sizes, means, yerr=deviations, fmt="o-", capsize=3, label=label)
+    for size, mean, name in zip(sizes, means, names, strict=True):
+        if name.startswith("KW"):
+            axes.annotate(name.split()[1], (size, mean), xytext=(4, 5), textcoords="offset points", fontsize="small")
+
+
 def judged(study: Study, seeds: Sequence[int]) -> str:
     """Return what came of each claim."""
     lines = ["| claim | network | found | |", "| --- | --- | ---: | --- |"]
@@ -479,20 +537,23 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=ROWS)
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one core")
+    parser.add_argument("--gpu-jobs", type=int, default=0, help="and on one GPU, where there is one")
     parser.add_argument("--quick", action="store_true", help="one network, 3 rows, 1 seed, 1 epoch of 5,000 images")
     parser.add_argument("--table", action="store_true", help="print what is there; make no run")
+    parser.add_argument("--plot", type=Path, help="also draw accuracy over size and cost, .svg or .png")
     options = parser.parse_args()
     root = str(Path(options.root).expanduser())
     seeds = range(options.seeds)
+    places = ["cpu"] * options.jobs + ["gpu"] * options.gpu_jobs
     if options.quick:
         print("QUICK: this shows that the study runs. Its figures say nothing of the method.")
         with tempfile.TemporaryDirectory() as folder:
-            study = Study(Path(folder) / "quick.json", QUICK, root, options.jobs)
+            study = Study(Path(folder) / "quick.json", QUICK, root, places)
             rows = (STATIC, "KW 1×", "KW 4×")
             study.make([Run("separable", row, RATES[1], 0.6 * (row != STATIC), 0, test=True) for row in rows])
             print(table(study, "separable", (0,)))
         return
-    study = Study(options.results or Path(__file__).with_suffix(".json"), Length(), root, options.jobs)
+    study = Study(options.results or Path(__file__).with_suffix(".json"), Length(), root, places)
     for network in options.networks:
         if not options.table:
             share = choose_share(study, network)
@@ -500,6 +561,8 @@ def main() -> None:
             study.make(tested_runs(chosen, seeds))
         print(table(study, network, seeds), end="\n\n")
     print(judged(study, seeds))
+    if options.plot is not None:
+        draw(study, options.networks, seeds, options.plot)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,8 @@ def test_a_recipe_that_names_all_needs_nothing_more(tmp_path: Path) -> None:
     for _ in range(2):
         assert evaluate(file).metrics["accuracy"] == pytest.approx(accuracy(module))
         with torch.no_grad():
-            assert torch.equal(kw_lightning.load(file)(images), module(images))
+            # close, not equal: what is loaded finishes outputs inside the compiled passes
+            torch.testing.assert_close(kw_lightning.load(file)(images), module(images))
         # as self.net = torch.compile(self.net) names them
         torch.save({**state, "state_dict": compiled, KEY: [{**entry, "module": "net._orig_mod"}]}, file)
 
@@ -123,7 +124,7 @@ def test_prediction_has_the_names_of_the_data_module_and_outlives_the_checkpoint
     loaded.save_pretrained(tmp_path / "model")
     images = torch.rand(2, 3, 8, 8)
     with torch.no_grad():
-        assert torch.equal(kw_lightning.load(tmp_path / "model")(images), module(images))
+        torch.testing.assert_close(kw_lightning.load(tmp_path / "model")(images), module(images))
 
 
 def test_the_commands_take_what_is_missing(bare: tuple[Path, Own], tmp_path: Path) -> None:
