@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import multiprocessing
+import os
 import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 
 from kw_lightning.fit import fit
+from kw_lightning.sweep.parent import VARIABLE, end_with_parent
 from kw_lightning.sweep.statistics import points, summarize
 
 NETWORKS: dict[str, list[str]] = {
@@ -59,7 +61,9 @@ def main() -> None:
     options = parser.parse_args()
     results: list[dict[str, Any]] = json.loads(options.results.read_text()) if options.results.exists() else []
     known = {(result["network"], result["setting"], result["seed"]) for result in results}
-    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    os.environ[VARIABLE] = str(os.getpid())
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, mp_context=context, initializer=end_with_parent) as pool:
         runs = {
             pool.submit(run, *key, options.epochs): key
             for seed in range(options.seeds)

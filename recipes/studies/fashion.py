@@ -42,6 +42,7 @@ from kw_lightning.callbacks.figures import drawing, spread_sizes
 from kw_lightning.fit import fit
 from kw_lightning.planning import plan
 from kw_lightning.recipe import load_recipe
+from kw_lightning.sweep.parent import VARIABLE, end_with_parent
 from kw_lightning.sweep.statistics import Difference, paired_difference, points, summarize
 
 RATES = (1e-3, 3e-3, 1e-2)
@@ -301,7 +302,8 @@ def count(recipe: dict[str, Any], what: str) -> int:
 
 
 def take_place(places: Queue[str]) -> None:
-    """Take the accelerator that this process trains on: the first one that is left."""
+    """Take the accelerator that this process trains on, the first one that is left, and end with the study."""
+    end_with_parent()
     os.environ["FASHION_ACCELERATOR"] = places.get()
 
 
@@ -544,6 +546,7 @@ def main() -> None:
     options = parser.parse_args()
     root = str(Path(options.root).expanduser())
     seeds = range(options.seeds)
+    os.environ[VARIABLE] = str(os.getpid())
     places = ["cpu"] * options.jobs + ["gpu"] * options.gpu_jobs
     if options.quick:
         print("QUICK: this shows that the study runs. Its figures say nothing of the method.")
