@@ -99,8 +99,7 @@ void kw_hidden(const Hidden *p) {
         if (p->statistics == OF_SAMPLE) find_statistics(raw, width, 1, p->mean + b, p->variance + b);
     }
     if (p->statistics == OF_BATCH)
-        for (index_t k = 0; k < width; k++)
-            find_statistics(p->raw + k, p->batch, width, p->mean + k, p->variance + k);
+        for (index_t k = 0; k < width; k++) find_statistics(p->raw + k, p->batch, width, p->mean + k, p->variance + k);
     for (index_t b = 0; b < p->batch; b++)
         for (index_t k = 0; k < width; k++) {
             index_t i = b * width + k, s = p->statistics == OF_SAMPLE ? b : k;
@@ -112,8 +111,8 @@ void kw_hidden(const Hidden *p) {
 
 /* The gradient of numbers that were normalised together, `step` apart in both, from that of what they became times
    `scale`, which is one number if scale_step is 0. */
-static void differentiate_group(const float *raw, float *gradient, const float *scale, index_t scale_step, index_t count,
-                                index_t step, float mean, float inverse, int given) {
+static void differentiate_group(const float *raw, float *gradient, const float *scale, index_t scale_step,
+                                index_t count, index_t step, float mean, float inverse, int given) {
     double sum = 0, product = 0;
     for (index_t i = 0; i < count && !given; i++) {
         float of_normal = gradient[i * step] * scale[i * scale_step];
@@ -175,9 +174,7 @@ static index_t hidden_numbers(const Weighing *p) {
     return p->weight_gradient ? padded(p->batch * padded(p->width)) : 0;
 }
 
-index_t kw_weigh_memory(const Weighing *p) {
-    return hidden_numbers(p) + p->threads * lay_out(p, NULL, &(Memory){0});
-}
+index_t kw_weigh_memory(const Weighing *p) { return hidden_numbers(p) + p->threads * lay_out(p, NULL, &(Memory){0}); }
 
 /* z of LANES columns of a mixture from `column` on, of some samples; 0 beyond the last. */
 static void make_z(const Weighing *p, index_t mixture, index_t column, index_t first, index_t samples, float *turned,

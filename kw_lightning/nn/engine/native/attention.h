@@ -8,7 +8,7 @@
 /* Whose the norm's mean and variance are. */
 enum { GIVEN, OF_BATCH, OF_SAMPLE };
 
-/* From a map to the hidden activations: mean over positions, reduce, norm, ReLU; and backwards but for the first two. */
+/* From a map to the hidden activations: mean, reduce, norm, ReLU; and backwards but for the first two. */
 typedef struct {
     index_t batch, channels, width, threads;
     index_t statistics;     /* see above */

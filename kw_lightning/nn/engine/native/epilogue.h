@@ -21,12 +21,12 @@ typedef struct {
 
        act(((y scale + bias) - mean) / sqrt(variance + epsilon) weight + shift + added). */
 typedef struct {
-    const float *scale, *bias;                    /* the layer's own */
+    const float *scale, *bias;                     /* the layer's own */
     const float *mean, *variance, *weight, *shift; /* the norm's; mean and variance, or neither */
-    Map added;                                    /* of the output's sizes; data NULL: nothing is added */
-    float epsilon;                                /* the norm's */
-    int32_t activation;                           /* as numbered below */
-    index_t present;                              /* whether there is anything to do */
+    Map added;                                     /* of the output's sizes; data NULL: nothing is added */
+    float epsilon;                                 /* the norm's */
+    int32_t activation;                            /* as numbered below */
+    index_t present;                               /* whether there is anything to do */
 } Epilogue;
 
 enum { IDENTITY, RELU, RELU6, HARDSWISH, SILU };
@@ -42,16 +42,16 @@ typedef int32_t vector_int __attribute__((vector_size(4 * WIDTH), aligned(4), ma
 #define AT_MOST(v, bound) CHOOSE((v) > (bound), ALL(bound), v)
 
 /* v / (1 + e^-v). e^u is 2^n e^r with |r| <= ln(2) / 2, and e^r its Taylor series to the seventh power: 1e-7. */
-#define SILU_OF(v, to)                                                                                   \
-    do {                                                                                                 \
-        vector u = AT_MOST(AT_LEAST(-(v), -87.0f), 87.0f), n = u * 1.44269504f, r;                       \
-        n = (n + 12582912.0f) - 12582912.0f; /* to the nearest whole number */                           \
-        r = (u - n * 0.693359375f) + n * 2.12194440e-4f;                                                 \
-        vector e = ALL(1.0f / 5040);                                                                     \
-        e = e * r + 1.0f / 720, e = e * r + 1.0f / 120, e = e * r + 1.0f / 24, e = e * r + 1.0f / 6;     \
-        e = e * r + 0.5f, e = e * r + 1.0f, e = e * r + 1.0f;                                            \
-        vector_int power = (__builtin_convertvector(n, vector_int) + 127) << 23;                         \
-        (to) = (v) / (1.0f + e * (vector)power);                                                         \
+#define SILU_OF(v, to)                                                                               \
+    do {                                                                                             \
+        vector u = AT_MOST(AT_LEAST(-(v), -87.0f), 87.0f), n = u * 1.44269504f, r;                   \
+        n = (n + 12582912.0f) - 12582912.0f; /* to the nearest whole number */                       \
+        r = (u - n * 0.693359375f) + n * 2.12194440e-4f;                                             \
+        vector e = ALL(1.0f / 5040);                                                                 \
+        e = e * r + 1.0f / 720, e = e * r + 1.0f / 120, e = e * r + 1.0f / 24, e = e * r + 1.0f / 6; \
+        e = e * r + 0.5f, e = e * r + 1.0f, e = e * r + 1.0f;                                        \
+        vector_int power = (__builtin_convertvector(n, vector_int) + 127) << 23;                     \
+        (to) = (v) / (1.0f + e * (vector)power);                                                     \
     } while (0)
 
 /* Rows of `width` channels: rows = act(rows scale + shift + added), `added` laid out alike or NULL. */

@@ -199,8 +199,7 @@ static void run_lanes(const Pass *p, index_t group, index_t lane, index_t first,
         unpack_cells(p, group, lane, lanes, 0, p->depths, m->gradient, p->depths * LANES, LANES, cell_gradient, add);
     for (index_t b = first; p->out.data && b < last; b++)
         for (index_t g = 0; g < p->lane_groups; g++)
-            write_map(p, b, g * p->lanes + lane, lanes, NULL,
-                      m->out + ((b - first) * p->lane_groups + g) * map);
+            write_map(p, b, g * p->lanes + lane, lanes, NULL, m->out + ((b - first) * p->lane_groups + g) * map);
 }
 
 void kw_mix_inputs_backward(const Pass *p) { share_out(p, lay_out(p, NULL, &(Memory){0}), 1, run_lanes); }

@@ -9,9 +9,9 @@
    and that for each group of a grouped convolution.
 
    Lanes l and depths d are the two channel axes of a cell: output and input channels in the forward pass, input and
-   output channels for the gradient of the input. A block is some lanes, which fill one or two vectors, by some depths of every cell. It is packed
-   once; from it the kernels of all samples are mixed and applied, and, backwards, replaced by their gradient, which is
-   folded into those of alpha and E at once.
+   output channels for the gradient of the input. A block is some lanes, which fill one or two vectors, by some depths
+   of every cell. It is packed once; from it the kernels of all samples are mixed and applied, and, backwards, replaced
+   by their gradient, which is folded into those of alpha and E at once.
 
    Where few kernels are wanted of many cells, packing the cells would be most of the work: kernels are mixed of the
    cells as they lie, and turned into blocks instead of the cells.
@@ -170,15 +170,15 @@ static void outer(index_t vectors, const int32_t *run, const int32_t *end, const
         float *to = c + first * vectors * WIDTH;
         first += count;
         switch (2 * count + (vectors > 1)) {
-#define CASE(N)                                                    \
-    case 2 * N:                                                    \
-        outer_rows(N, 1, run, end, from, depths, other, to, add);  \
+#define CASE(N)                                                   \
+    case 2 * N:                                                   \
+        outer_rows(N, 1, run, end, from, depths, other, to, add); \
         break;
             EACH_NARROW_COUNT(CASE)
 #undef CASE
-#define CASE(N)                                                    \
-    case 2 * N + 1:                                                \
-        outer_rows(N, 2, run, end, from, depths, other, to, add);  \
+#define CASE(N)                                                   \
+    case 2 * N + 1:                                               \
+        outer_rows(N, 2, run, end, from, depths, other, to, add); \
         break;
             EACH_COUNT(CASE)
 #undef CASE
@@ -245,7 +245,8 @@ static void mix_lying(const Pass *p, const Block *k, index_t rows, const float *
                 }
             }
         for (index_t r = 0; r < rows; r++)
-            arrange(m->lying + r * lying_step(p), 1, k->depths, m->kernels + r * kernel_step(p) + l, lanes, k->depths, TURNED);
+            arrange(m->lying + r * lying_step(p), 1, k->depths, m->kernels + r * kernel_step(p) + l, lanes, k->depths,
+                    TURNED);
     }
 }
 
@@ -258,8 +259,8 @@ static void mix(const Pass *p, const Block *k, index_t samples, const Memory *m)
     }
     for (index_t d = 0; d < k->depths; d++)
         if (!p->ranks)
-            product(samples * p->rows, p->vectors, p->cells, alpha, p->cells, 1, m->block + d * p->cells * lanes,
-                    lanes, m->kernels + d * lanes, step, 0);
+            product(samples * p->rows, p->vectors, p->cells, alpha, p->cells, 1, m->block + d * p->cells * lanes, lanes,
+                    m->kernels + d * lanes, step, 0);
         else
             for (index_t r = 0; r < p->rows; r++)
                 product(samples, p->vectors, p->ranks, alpha + r * p->ranks, row, 1,
@@ -293,8 +294,7 @@ static void mix_and_apply(const Pass *p, const Block *k, index_t samples, const 
             for (index_t d = 0; d < k->depths; d += p->tile_depths)
                 for (index_t t = 0; t < p->tiles; t++)
                     gather(p, p->tile + p->tile_start[t], source + (k->depth + d) * p->source_positions, m->zeros,
-                           smaller(p->tile_depths, k->depths - d), kernels + d * block_lanes(p), out,
-                           k->depth + d > 0);
+                           smaller(p->tile_depths, k->depths - d), kernels + d * block_lanes(p), out, k->depth + d > 0);
             if (whole(p)) write_out(p, k, k->first + b, i, m, out);
         }
 }
@@ -352,8 +352,8 @@ static void prepare(const Pass *p, const Block *k, Memory *m, const float *alpha
     if (p->direct) return;
     if (p->kept) {
         index_t block = k->group * pieces(p->lanes, lanes) + k->lane / lanes;
-        m->base = p->kept + (block * pieces(p->depths, p->block_depths) + k->depth / p->block_depths) * bases(p) *
-                                base_step(p);
+        m->base = p->kept +
+                  (block * pieces(p->depths, p->block_depths) + k->depth / p->block_depths) * bases(p) * base_step(p);
     }
     if (p->kept && p->kept_filled) return;
     pack_cells(p, k->group, k->lane, k->lanes, k->depth, k->depths, m->block, lanes, p->cells * lanes);

@@ -31,7 +31,8 @@ typedef struct {
     index_t cells; /* n */
 
     /* A grouped convolution is many small ones side by side, of which a cell spans cell_groups; groups times that are
-       all of them. Both are 1 where there are no groups, and of depthwise convolutions, whose lanes are their groups. */
+       all of them. Both are 1 where there are no groups, and of depthwise convolutions, whose lanes are their groups.
+     */
     index_t groups, cell_groups;
 
     /* The channel axes of a cell in one group: output and input channels forward, input and output channels for the
@@ -151,8 +152,8 @@ static inline void pack_cells(const Pass *p, index_t group, index_t lane, index_
     index_t lines = turned ? lanes : depths, line = turned ? depths : lanes;
     if (lanes < block_lanes(p)) memset(block, 0, depths * p->cells * block_lanes(p) * sizeof(float));
     for (index_t j = 0; j < p->cells; j++) {
-        const float *cell = p->cell + j * p->cell_step + group * p->group_step + lane * p->lane_step +
-                            depth * p->depth_step;
+        const float *cell =
+            p->cell + j * p->cell_step + group * p->group_step + lane * p->lane_step + depth * p->depth_step;
         /* The lines of a cell are short and far apart: no hardware foresees the next cell's. */
         for (index_t i = 0; j + 1 < p->cells && i < lines; i++)
             for (index_t k = 0; k < line; k += 16)
@@ -221,8 +222,8 @@ static inline void share_out(const Pass *p, index_t memory, int shared, Work *wo
                 index_t part = i % p->parts, from = samples * part / p->parts, to = samples * (part + 1) / p->parts;
                 index_t group = i / p->parts / blocks, lane = i / p->parts % blocks * block_lanes(p);
                 if (from == to) continue;
-                work(p, group, lane, first + from, first + to, source + from * sample_size(p),
-                     own + thread * memory, p->alpha_gradient ? p->alpha_gradient + thread * gradients : NULL,
+                work(p, group, lane, first + from, first + to, source + from * sample_size(p), own + thread * memory,
+                     p->alpha_gradient ? p->alpha_gradient + thread * gradients : NULL,
                      p->cell_gradient ? p->cell_gradient + part * p->cells * p->cell_step : NULL,
                      first > 0 || p->parts > 1);
             }
