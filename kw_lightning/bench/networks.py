@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ class Setting:
         repeats: rounds that are counted.
         channels_last: memory format of input and networks.
         reference: measure the literal form too.
+        compiled: the networks by torch.compile, each for its own mode.
     """
 
     shape: tuple[int, ...]
@@ -40,6 +41,7 @@ class Setting:
     repeats: int = 5
     channels_last: bool = False
     reference: bool = True
+    compiled: bool = False
 
     def make_input(self) -> Tensor:
         """Return a random input, the same every time."""
@@ -78,7 +80,8 @@ class NetworkResult:
         training: a forward and a backward pass; else inference.
         seconds: median of every kind measured.
         ratios: median of each round's time relative to the static network's.
-        attention: of the time with warehouses, the part that computing α takes, median of the rounds.
+        attention: of the time with warehouses, the part that computing α takes, median of the rounds; None of a
+            compiled network, which may compute it with something else.
         kept: bytes kept for the backward pass, parameters left out; in training only.
         multiply_adds: of a forward pass over the batch, of the static network and with warehouses.
     """
@@ -86,7 +89,7 @@ class NetworkResult:
     training: bool
     seconds: dict[str, float]
     ratios: dict[str, float]
-    attention: float
+    attention: float | None
     kept: dict[str, int]
     multiply_adds: dict[str, int]
 
@@ -163,7 +166,9 @@ def bench_network(
     results = []
     for training in (True, False):
         runs = {kind: _Run(static if kind == "static" else kw, kind, setting, x, training) for kind in setting.kinds}
-        works = {kind: run.step for kind, run in runs.items()} | {"attention": runs["kw"].record_attention()}
+        works = {kind: run.step for kind, run in runs.items()}
+        if not setting.compiled:
+            works["attention"] = runs["kw"].record_attention()
         times = interleaved(works, setting.device, setting.repeats)
         kept = {kind: kept_bytes(run.forward, run.model.parameters()) for kind, run in runs.items()} if training else {}
         results.append(
@@ -171,7 +176,7 @@ def bench_network(
                 training,
                 {kind: statistics.median(times[kind]) for kind in runs},
                 {kind: median_ratio(times, kind, "static") for kind in runs},
-                median_ratio(times, "attention", "kw"),
+                median_ratio(times, "attention", "kw") if "attention" in times else None,
                 kept,
                 counted,
             )
@@ -184,6 +189,7 @@ class _Run:
 
     def __init__(self, model: nn.Module, kind: str, setting: Setting, x: Tensor, training: bool) -> None:
         self.model, self.kind, self.setting, self.x, self.training = model, kind, setting, x, training
+        self.network: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False) if setting.compiled else model
         self.layers = [layer for layer in model.modules() if isinstance(layer, KWLayer)]
         self.step: Work = self._train if training else self._infer
 
@@ -194,7 +200,7 @@ class _Run:
             for layer in self.layers:
                 layer.engine = "reference" if self.kind == "reference" else layer.engine
             with self.setting.autocast():
-                y = self.model(self.x)
+                y = self.network(self.x)
         finally:
             for layer, engine in zip(self.layers, engines, strict=True):
                 layer.engine = engine

@@ -51,6 +51,7 @@ class Report:
             "dtype": str(self.setting.dtype).removeprefix("torch."),
             "device": str(self.setting.device),
             "channels_last": self.setting.channels_last,
+            "compiled": self.setting.compiled,
             "repeats": self.setting.repeats,
             "networks": [result.to_dict() for result in self.networks],
             "layers": [result.to_dict() for result in self.layers],

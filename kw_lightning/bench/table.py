@@ -21,7 +21,7 @@ def network_rows(name: str, results: Sequence[NetworkResult]) -> list[tuple[str,
             _times(result.ratios.get("reference")),
             milliseconds(result.seconds["kw"]),
             _times(result.ratios["kw"]),
-            f"{result.attention:.1%}",
+            "" if result.attention is None else f"{result.attention:.1%}",
             _times(result.kept["kw"] / max(result.kept["static"], 1)) if result.kept else "",
             f"{result.gflops('kw'):.0f}" if "kw" in result.multiply_adds else "",
         )

@@ -28,6 +28,7 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; the medians are shown.")] = 5,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads on the CPU; default: torch's.")] = None,
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Networks and input channels last.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Networks compiled by torch.compile.")] = False,
     layers: Annotated[bool, typer.Option(help="Measure every dynamic layer too.")] = True,
     reference: Annotated[bool, typer.Option(help="Measure the published form too: slow, and large.")] = True,
     exported: Annotated[
@@ -61,7 +62,8 @@ def bench(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    setting = Setting((batch,), parse_dtype(dtype), parse_device(device), repeats, channels_last, reference)
+    places = parse_dtype(dtype), parse_device(device)
+    setting = Setting((batch,), *places, repeats, channels_last, reference, compiled)
     prepared = [prepare_bench(recipe, setting, size=size, engine=engine) for recipe in loaded]
     machine = describe_machine(setting.device, setting.dtype)
     reports = [run_bench(one, layers=layers) for one in prepared]

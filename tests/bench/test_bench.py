@@ -6,6 +6,7 @@ import gc
 import json
 import re
 import weakref
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,20 @@ def test_json_has_every_figure(recipe: str) -> None:
     assert training["multiply_adds"]["static"] == 2 * (36 * 9 * (3 * 8 + 8 * 8) + 8 * 4)
     assert [layer["kernel"] for layer in network["layers"]] == [[8, 3, 3, 3], [8, 8, 3, 3]]
     assert network["layers"][1]["multiply_adds"]["static"] == 2 * 36 * 9 * 64
+
+
+def test_compiled_networks_are_measured_beside_each_other(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # followed, without a C++ compiler
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    data = json.loads(run(recipe, "--json", "--compile", "--no-reference", "--no-layers"))
+    assert counters["stats"]["unique_graphs"] == 4  # two networks, in training and in inference
+    (network,) = data["networks"]
+    assert network["compiled"]
+    for result in network["networks"]:
+        assert result["attention"] is None
+        assert set(result["seconds"]) == {"static", "kw"}
+    assert network["networks"][0]["kept_bytes"]["kw"] > 0
 
 
 def test_tables_name_machine_networks_and_layers(recipe: str) -> None:
