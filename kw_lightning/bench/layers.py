@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from kw_lightning.bench.networks import Setting
 from kw_lightning.bench.timing import Work, interleaved, kept_bytes, median_ratio
 from kw_lightning.nn import KWLayer, KWLinear
-from kw_lightning.nn.attention import ContrastingAttention
 from kw_lightning.nn.engine import Convolution, orders, planner
 from kw_lightning.nn.engine.problem import Problem
 
@@ -156,9 +155,7 @@ def _paths(layer: KWLayer, convolution: Convolution, x: Tensor, setting: Setting
     if isinstance(layer, KWLinear):
         convolution = convolution.over_tokens()
     shapes = x.shape[0], _size(layer, x), layer.partition.cells
-    attention = layer.attention
-    width = attention.factors_width if isinstance(attention, ContrastingAttention) else None
-    problem = Problem(convolution, *shapes, setting.dtype, x.device, width=width)
+    problem = Problem(convolution, *shapes, setting.dtype, x.device, width=layer.factors_width(x.shape[0]))
     forward, backward = (
         planner.rank(problem._replace(backward=backward), layer.engine)[0].name for backward in (False, True)
     )

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kw_lightning.nn import low_rank
 from kw_lightning.nn.engine.factors import AttentionFactors
 from kw_lightning.nn.gates import ChannelGates, Side
 from kw_lightning.nn.hidden import activate
+from kw_lightning.nn.low_rank import LowRank, multiply_out
 from kw_lightning.nn.partition import LayerPartition, Start
 from kw_lightning.nn.precision import autocast_type, call_linear, in_type, is_plain, is_recorded
 from kw_lightning.nn.weighing import CellWeights, Function, columns
@@ -73,11 +75,13 @@ class ContrastingAttention(CellWeights):
         self.reduce = nn.Linear(in_channels, width, bias=norm == "layer", **factory)
         self.norm = nn.BatchNorm1d(width, **factory) if norm == "batch" else nn.LayerNorm(width, **factory)
         self.basis: nn.Linear | None = None
+        self.low_rank: LowRank | None = None
         self.basis_bias: nn.Parameter | None = None
         if basis is None:
             self.expand = nn.Linear(width, self.mixtures * self.columns, **factory)
         else:
-            self.own_cells, rank = basis_shape(partition, basis)
+            self.low_rank = low_rank_form(partition, basis, width)
+            self.own_cells, rank = self.low_rank.own, self.low_rank.rank
             others = self.cells - self.own_cells
             self.expand = nn.Linear(width, self.mixtures * (rank + self.columns - others), bias=False, **factory)
             self.basis = nn.Linear(rank, others, bias=False, **factory)
@@ -153,19 +157,43 @@ class ContrastingAttention(CellWeights):
     def has_factors(self) -> bool:
         """Return whether `factors` gives all that α is.
 
-        They are those of the plain form alone: contrasted, not of low rank, whose last weight would have to be
-        multiplied out first, and with nothing put on the last linear layer, or on the attention as a whole, that wants
-        to see what it gives.
+        It does of contrasted weights with nothing put on the last linear layers, or on the attention as a whole, that
+        wants to see what it gives.
         """
-        if self.function != "contrast" or self.basis is not None or not is_plain(self, ContrastingAttention):
+        if self.function != "contrast" or not is_plain(self, ContrastingAttention):
             return False
-        expand = self.expand
-        return is_plain(expand, nn.Linear) and type(expand.weight) in TENSORS and type(expand.bias) in TENSORS
+        expand, basis = self.expand, self.basis
+        if basis is None:
+            return is_plain(expand, nn.Linear) and type(expand.weight) in TENSORS and type(expand.bias) in TENSORS
+        tensors = expand.weight, basis.weight, self.basis_bias
+        plain = is_plain(expand, nn.Linear) and is_plain(basis, nn.Linear)
+        return plain and all(type(tensor) in TENSORS for tensor in tensors)
+
+    def factors_width(self, batch: int, cell: int, *, along_rank: bool) -> int | None:
+        """Return the width of the factors that it gives for a batch, None where α serves as well or better.
+
+        The low-rank form gives them where that takes fewer multiply-adds, and never to one who counts operations.
+
+        Args:
+            batch: samples.
+            cell: numbers of a cell.
+            along_rank: whether kernels may be mixed of bases.
+        """
+        if not self.has_factors:
+            return None
+        form = self.low_rank
+        if form is not None:
+            recorded = is_recorded()
+            if not recorded and torch._C._len_torch_dispatch_stack() > 0:
+                return None
+            still = self._is_still and not recorded
+            if not form.counts_less(batch, cell, along_rank=along_rank, still=still):
+                return None
+        return self.reduce.out_features
 
     @property
-    def factors_width(self) -> int | None:
-        """Return the width of the factors that it gives, None where it gives α alone."""
-        return self.reduce.out_features if self.has_factors else None
+    def _is_still(self) -> bool:
+        return not self.training and not torch.is_grad_enabled()
 
     def factors(self, hidden: Tensor, temperature: Tensor) -> AttentionFactors:
         """Return what α of the samples is made of.
@@ -174,15 +202,27 @@ class ContrastingAttention(CellWeights):
             hidden: what `hidden(x)` gave.
             temperature: τ, a scalar tensor.
         """
-        still = not self.training and not torch.is_grad_enabled()
-        lasting = still and not torch.jit.is_tracing()  # type: ignore[attr-defined]
+        lasting = self._is_still and not torch.jit.is_tracing()  # type: ignore[attr-defined]
         if self.annealed:
             tau = in_type(temperature, hidden.dtype)
             tau = tau if lasting else tau.clone()  # τ may be set before the backward pass
         else:
             tau = hidden.new_zeros(())
-        weight, bias = in_type(self.expand.weight, hidden.dtype), in_type(self.expand.bias, hidden.dtype)
+        weight, bias = self._last_layer(hidden.dtype)
         return AttentionFactors(hidden, weight, bias, tau, self._initial_on(hidden.device), lasting)
+
+    def _last_layer(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return V and c in a type, those of the low-rank form multiplied out."""
+        weight, basis, bias = self.expand.weight, self.basis, self.basis_bias
+        if self.low_rank is None or basis is None or bias is None:
+            return in_type(weight, dtype), in_type(self.expand.bias, dtype)
+        constant = in_type(bias, dtype).flatten()
+        if is_recorded():
+            return multiply_out(in_type(weight, dtype), in_type(basis.weight, dtype), self.low_rank), constant
+        if self._is_still:
+            return low_rank.keep(weight, basis.weight, self.low_rank, dtype), constant
+        low_rank.forget(weight)
+        return multiply_out(in_type(weight, dtype), in_type(basis.weight, dtype), self.low_rank), constant
 
     def _pool(self, x: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)
@@ -255,6 +295,12 @@ def factors_width(
 def basis_shape(partition: LayerPartition, basis: Fraction | float) -> tuple[int, int]:
     """Return the low-rank form's (own cells, rank) = (int(b·m), max(int((n − own) · basis), 16))."""
     return _low_rank(partition.mixtures, partition.cells, partition.budget, basis)
+
+
+def low_rank_form(partition: LayerPartition, basis: Fraction | float, width: int) -> LowRank:
+    """Return the shape of the low-rank form of an attention with a hidden layer of a width."""
+    own, rank = basis_shape(partition, basis)
+    return LowRank(partition.cells, own, partition.first_cell, rank, width)
 
 
 def _low_rank(mixtures: int, cells: int, budget: Fraction, basis: Fraction | float) -> tuple[int, int]:

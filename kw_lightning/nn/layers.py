@@ -24,6 +24,7 @@ from kw_lightning.nn.engine import (
     dynamic_linear,
     evaluates,
     needs_alpha,
+    work,
 )
 from kw_lightning.nn.engine.reference import assemble_kernels
 from kw_lightning.nn.gates import OPEN, Factors
@@ -164,7 +165,7 @@ class KWLayer(nn.Module):
         warehouse, _, attention = self._attached()
         if not isinstance(attention, ContrastingAttention):
             return attention(x, *warehouse.temperatures), OPEN
-        by_factors = not alpha and attention.has_factors and not needs_alpha(self.engine)
+        by_factors = not alpha and not needs_alpha(self.engine) and self.factors_width(x.shape[0]) is not None
         if attention.gates is None and not by_factors:
             return attention(x, *warehouse.temperatures), OPEN
         hidden = attention.hidden(x)
@@ -172,6 +173,16 @@ class KWLayer(nn.Module):
         if by_factors:
             return attention.factors(hidden, warehouse.temperature), gates
         return attention(x, *warehouse.temperatures, hidden=hidden), gates
+
+    def factors_width(self, batch: int) -> int | None:
+        """Return the width of the factors that the engine gets for a batch, None where it gets α."""
+        attention, partition = self.attention, self.partition
+        if not isinstance(attention, ContrastingAttention) or partition is None or not attention.has_factors:
+            return None
+        if attention.low_rank is None:
+            return attention.reduce.out_features
+        along_rank = work.mixes_along_rank(self.engine, self._convolution())
+        return attention.factors_width(batch, math.prod(partition.cell_shape), along_rank=along_rank)
 
     def _one_kernel(self, alpha: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the kernel [*kernel_shape] that α [1, mixtures, cells] mixes for all samples."""

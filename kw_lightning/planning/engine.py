@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 
-from kw_lightning.nn.attention import factors_width
-from kw_lightning.nn.engine import Convolution
+from kw_lightning.nn.attention import factors_width, low_rank_form
+from kw_lightning.nn.engine import Convolution, work
 from kw_lightning.nn.engine.paths import Path
 from kw_lightning.nn.engine.planner import Choice, survey
 from kw_lightning.nn.engine.problem import Problem
 from kw_lightning.nn.partition import Shape
 from kw_lightning.planning.tracing import batch_first
 from kw_lightning.planning.types import LayerPlan, Plan
+from kw_lightning.recipe.types import Attention
 
 
 @dataclass(frozen=True)
@@ -126,9 +127,21 @@ def _problems(plan: Plan, batch: int, dtype: torch.dtype, device: torch.device) 
                 samples, *rest = batch_first(inputs, warehouse.spec.batch_dim or 0)
                 convolution, size = _convolution(layer, tuple(rest))
                 cells, attention = warehouse.partition.cells, warehouse.spec.attention
-                form = attention.reduction, attention.basis, attention.function
-                width = factors_width(layer.layer.in_channels, *form) if warehouse.spec.dynamic else None
+                width = _factors_width(layer, attention, convolution, batch * samples, plan.recipe.engine)
+                width = width if warehouse.spec.dynamic else None
                 yield layer.name, Problem(convolution, batch * samples, size, cells, dtype, device, width=width)
+
+
+def _factors_width(
+    layer: LayerPlan, attention: Attention, convolution: Convolution, batch: int, engine: str
+) -> int | None:
+    """Return the width of the factors that a layer hands to the engine in training, None where it hands over α."""
+    width = factors_width(layer.layer.in_channels, attention.reduction, None, attention.function)
+    if width is None or attention.basis is None:
+        return width
+    form, cell = low_rank_form(layer.partition, attention.basis, width), math.prod(convolution.cell_shape)
+    along_rank = work.mixes_along_rank(engine, convolution)
+    return width if form.counts_less(batch, cell, along_rank=along_rank, still=False) else None
 
 
 def _convolution(layer: LayerPlan, shape: Shape) -> tuple[Convolution, Shape]:

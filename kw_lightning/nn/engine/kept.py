@@ -113,8 +113,8 @@ def keep(factors: AttentionFactors, cells: Tensor, geometry: tuple[Any, ...]) ->
         geometry: all that they depend on beside the tensors.
     """
     tensors = factors.weight, factors.bias, cells
-    state = (*geometry, float(factors.temperature), *(_place(tensor) for tensor in tensors))
-    contents = factors.bias.clone(), _touch(factors.weight), _touch(cells)
+    state = (*geometry, float(factors.temperature), *(place(tensor) for tensor in tensors))
+    contents = factors.bias.clone(), touch(factors.weight), touch(cells)
     with _lock:
         entry = _entries.get(factors.weight)
         if entry is None or entry.state != state or not all(map(torch.equal, entry.tensors, contents)):
@@ -167,13 +167,14 @@ def _size(factors: AttentionFactors, cells: Tensor) -> int:
     return 4 * factors.mixtures * (factors.hidden.shape[1] + 2) * math.prod(cells.shape[1:])
 
 
-def _place(tensor: Tensor) -> tuple[Any, ...]:
+def place(tensor: Tensor) -> tuple[Any, ...]:
+    """Return which tensor it is and how often it was changed in place, as far as it counts that."""
     version = 0 if tensor.is_inference() else tensor._version
     return tensor.data_ptr(), version, tuple(tensor.shape), tensor.dtype
 
 
-def _touch(tensor: Tensor) -> Tensor:
-    """Return the products of a tensor's rows with a fixed vector."""
+def touch(tensor: Tensor) -> Tensor:
+    """Return the products of a tensor's rows with a fixed vector, which change with its numbers."""
     rows = tensor.flatten(1)
     return torch.mv(rows, _probe(rows.shape[1], rows.dtype))
 

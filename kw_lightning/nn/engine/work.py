@@ -30,7 +30,7 @@ def forward(
         width: of the attention's hidden layer, along which bases may be mixed, in every pass anew; None for α alone.
     """
     counted = [batch * sum(count(order, convolution, cells, inputs, outputs)) for order in _orders(engine, convolution)]
-    if width is not None and _along_rank(engine, convolution):
+    if width is not None and mixes_along_rank(engine, convolution):
         ranked = count_along_rank(convolution, cells, outputs, batch=batch, ranks=ranks.count(width))
         counted.append(ranked)
     return min(counted)
@@ -57,13 +57,14 @@ def backward(
         batch * count_backward(order, count(order, convolution, cells, inputs, outputs), *needed)
         for order in _orders(engine, convolution)
     ]
-    if width is not None and _along_rank(engine, convolution):
+    if width is not None and mixes_along_rank(engine, convolution):
         ranked = count_along_rank(convolution, cells, outputs, batch=batch, ranks=ranks.count(width), needed=needed)
         counted.append(ranked)
     return min(counted)
 
 
-def _along_rank(engine: str, convolution: Convolution) -> bool:
+def mixes_along_rank(engine: str, convolution: Convolution) -> bool:
+    """Return whether an engine may mix a convolution's kernels of bases, where the attention's factors are at hand."""
     return engine in ALONG_RANK and dense_refusal(convolution) is None
 
 

@@ -121,6 +121,8 @@ def test_what_wants_to_see_alpha_is_given_it() -> None:
     layer, linear = KWConv2d(8, 8, 3, padding=1), KWLinear(8, 8)
     share_warehouse([layer])
     share_warehouse([linear, KWLinear(8, 8)], name="linear", basis=0.5)
+    assert linear.attention.has_factors
+    nn.utils.parametrizations.weight_norm(linear.attention.basis)
     set_temperature(layer, 0.2)
     x = torch.randn(2, 8, 6, 6)
     seen: list[Tensor] = []
