@@ -57,7 +57,9 @@ PASSES = (
     "kw_weigh",
     "kw_weigh_backward",
 )
-FLAGS = ("-O3", "-march=native", "-fPIC", "-fopenmp")
+FLAGS = ("-O3", "-fPIC", "-fopenmp")
+# For this processor, as the compiler calls it; those for another kind of machine take neither.
+PROCESSORS = (("-march=native",), ("-mcpu=native",), ())
 SWITCH = "KW_NATIVE"
 COMPILERS = ("cc", "gcc", "clang")
 # PyTorch has loaded an OpenMP already: left to it, the library's threads are the same. The second is for a PyTorch
@@ -175,10 +177,10 @@ def _load(sources: Path, compiler: list[str], name: str, target: Path | None) ->
 
 def _build(sources: Path, compiler: list[str], place: Path, target: Path | None) -> ctypes.CDLL:
     """Compile in the folder `place`, and link in the first way that makes a library which can be opened."""
-    objects = []
+    objects, processor = [], _find_processor(compiler, place)
     for source in (source for source in SOURCES if source.endswith(".c")):
         objects.append(str(place / f"{source}.o"))
-        _run([*compiler, *FLAGS, "-c", str(sources / source), "-o", objects[-1]], 300, place)
+        _run([*compiler, *processor, *FLAGS, "-c", str(sources / source), "-o", objects[-1]], 300, place)
     failure = None
     for number, link in enumerate(LINKS):
         built = place / f"linked-{number}.so"
@@ -192,6 +194,19 @@ def _build(sources: Path, compiler: list[str], place: Path, target: Path | None)
     if target is not None:
         cache.discard(target)
     raise failure or LibraryError("it was not linked")
+
+
+def _find_processor(compiler: list[str], place: Path) -> tuple[str, ...]:
+    """Return the first of `PROCESSORS` with which the compiler compiles."""
+    empty, made = place / "empty.c", place / "empty.o"
+    empty.touch()
+    for processor in PROCESSORS[:-1]:
+        try:
+            _run([*compiler, *processor, *FLAGS, "-c", str(empty), "-o", str(made)], 60, place)
+        except LibraryError:
+            continue
+        return processor
+    return PROCESSORS[-1]
 
 
 def _keep(built: Path, target: Path | None) -> Path | None:
@@ -230,7 +245,7 @@ def _fingerprint(sources: Path, compiler: list[str], version: str) -> str:
     digest = hashlib.sha256()
     for source in SOURCES:
         digest.update((sources / source).read_bytes())
-    digest.update(repr((version, compiler, FLAGS, LINKS, platform.machine(), _processor())).encode())
+    digest.update(repr((version, compiler, FLAGS, PROCESSORS, LINKS, platform.machine(), _processor())).encode())
     return digest.hexdigest()[:16]
 
 

@@ -231,6 +231,18 @@ exec cc "$@" -O0
 
 
 @needs_compiler
+@pytest.mark.parametrize("refused", ["-march", "-m"])
+def test_a_compiler_that_does_not_know_this_processor_compiles_for_all_of_its_kind(refused: str, home: Path) -> None:
+    text = f"""#!/bin/sh
+case "$*" in *{refused}*=native*) echo "error: unknown value native" >&2; exit 1 ;; esac
+exec cc "$@"
+"""
+    assert_in_use(ask_at(home, CC=str(program(home / "mine", text))))
+    assert compilations(home.parent) == 1
+    assert ("-mcpu=native" in (home.parent / "calls").read_text()) == (refused == "-march")
+
+
+@needs_compiler
 def test_a_library_with_another_structure_than_pythons_is_done_without_and_told_once(home: Path) -> None:
     text = """#!/bin/sh
 # Compiles the sources with one field more in the middle of `Pass`.
