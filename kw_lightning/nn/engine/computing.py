@@ -61,15 +61,17 @@ def backward(
     convolution: Convolution,
     path: Path,
     needed: Sequence[bool],
+    collected: Tensor | None = None,
 ) -> list[Tensor]:
     """Return the gradients of (x, α, E), **or** of (x, hidden, weight, bias, E) of factors.
 
-    Each is in its tensor's type, and empty where not needed.
+    Each is in its tensor's type, and empty where not needed, or where it was added to another.
 
     Args:
         gradient: of the output, [batch, out_channels, *output_size].
         x, attention, cells, path: as in `forward`.
         needed: which of the gradients of (x, attention, E) are.
+        collected: E's gradient of other layers, in its type, to which this one's is added.
     """
     of_x, of_attention, of_cells = needed
     weights = (attention,) if isinstance(attention, Tensor) else (attention.hidden, attention.weight, attention.bias)
@@ -79,12 +81,21 @@ def backward(
         found = [torch.zeros_like(tensor) for tensor in tensors]
     else:
         operands = _operands(x.to(path.precision(x.dtype)), attention, cells, convolution, path)
+        operands = operands._replace(collected=_in_single(collected))
         gradients = path.backward(gradient.to(operands.x.dtype), operands, (of_x, of_attention, of_cells))
         ranked = operands.ranked
         del operands  # and α with it, where it is made of factors
         found = [gradients.x, *_of_attention(attention, ranked, gradients), gradients.cells]
-    wanted = zip(found, tensors, (of_x, *[of_attention] * len(weights), of_cells), strict=True)
+        if collected is not None and gradients.cells is not None and not gradients.adds:
+            collected.add_(gradients.cells.view(collected.shape))
+    own = of_cells and collected is None
+    wanted = zip(found, tensors, (of_x, *[of_attention] * len(weights), own), strict=True)
     return [new.to(old.dtype) if need and new is not None else old.new_empty(0) for new, old, need in wanted]
+
+
+def _in_single(collected: Tensor | None) -> Tensor | None:
+    """Return what compiled passes can add to."""
+    return collected if collected is not None and collected.dtype == torch.float32 else None
 
 
 def _operands(

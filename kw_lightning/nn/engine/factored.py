@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from kw_lightning.nn.engine import computing, kept, reference, work
+from kw_lightning.nn.engine import collecting, computing, kept, reference, work
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.epilogue import Epilogue
 from kw_lightning.nn.engine.factors import AttentionFactors
@@ -144,9 +144,23 @@ def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():
         gradients = _literal_gradients(gradient, tensors, Convolution.of(tensors[4].shape[1:], *geometry), needed)
     else:
-        found = _backward(gradient, *tensors, *geometry, ctx.engine, needed)
+        found = _find_gradients(gradient, tensors, geometry, ctx.engine, needed)
         gradients = [tensor if need else None for tensor, need in zip(found, needed, strict=True)]
     return (*gradients, *[None] * (len(ctx.needs_input_grad) - TENSORS))
+
+
+def _find_gradients(
+    gradient: Tensor, tensors: Sequence[Tensor], geometry: Sequence[Any], engine: str, needed: Sequence[bool]
+) -> Sequence[Tensor | None]:
+    """Return the gradients; of cells that others add to, past the operator, which changes nothing in place."""
+    x, hidden, weight, bias, cells, temperature, initial = tensors
+    if not needed[4] or not collecting.may_collect(cells):
+        found: list[Tensor] = _backward(gradient, *tensors, *geometry, engine, needed)
+        return found
+    factors = AttentionFactors(hidden, weight, bias, temperature, initial)
+    of_parts = [needed[0], any(needed[1:4]), needed[4]]
+    convolution = Convolution.of(cells.shape[1:], *geometry)
+    return collecting.backward(gradient, x, factors, cells, convolution, engine, of_parts)
 
 
 factored_convolution.register_autograd(_differentiate, setup_context=_save)

@@ -20,12 +20,14 @@ class Gradients:
         attention: dα [batch, mixtures, cells], of at least single precision; added to.
         cells: dE [cells, co, …], of at least single precision; overwritten by the first chunk, added to by others.
         bases: of the bases by cells, [mixtures, ranks, cells], where `attention` is of their weights; else None.
+        adds: `cells` is added to from the first chunk on.
     """
 
     x: Tensor | None
     attention: Tensor | None
     cells: Tensor | None
     bases: Tensor | None = None
+    adds: bool = False
 
     @property
     def of_kernels(self) -> bool:
@@ -33,14 +35,20 @@ class Gradients:
         return self.attention is not None or self.cells is not None
 
 
-def new_gradients(x: Tensor, attention: Tensor, cells: Tensor, needed: Sequence[bool]) -> Gradients:
+def new_gradients(
+    x: Tensor, attention: Tensor, cells: Tensor, needed: Sequence[bool], collected: Tensor | None = None
+) -> Gradients:
     """Make the tensors for the gradients needed of (x, α, E).
 
-    α and E collect over chunks, so they are at least in single precision.
+    α and E collect over chunks, so they are at least in single precision. With `collected`, that is E's, and added to.
     """
     exact = torch.promote_types(x.dtype, torch.float32)
+    of_cells = collected
+    if of_cells is None and needed[2]:
+        of_cells = in_huge_pages(torch.empty(cells.shape, dtype=exact, device=x.device))
     return Gradients(
         in_huge_pages(torch.empty_like(x)) if needed[0] else None,
         torch.zeros(attention.shape, dtype=exact, device=x.device) if needed[1] else None,
-        in_huge_pages(torch.empty(cells.shape, dtype=exact, device=x.device)) if needed[2] else None,
+        of_cells if needed[2] else None,
+        adds=collected is not None,
     )

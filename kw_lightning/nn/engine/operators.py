@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from kw_lightning.nn.engine import computing, reference, work
+from kw_lightning.nn.engine import collecting, computing, reference, work
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.layouts import empty_output
 from kw_lightning.nn.engine.planner import check_engine, choose
@@ -105,9 +105,21 @@ def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():
         gradients = _literal_gradients(gradient, tensors, Convolution.of(tensors[2].shape[1:], *ctx.geometry), needed)
     else:
-        found = _backward(gradient, *tensors, *ctx.geometry, ctx.engine, needed)
+        found = _find_gradients(gradient, tensors, ctx.geometry, ctx.engine, needed)
         gradients = [tensor if need else None for tensor, need in zip(found, needed, strict=True)]
     return (*gradients, *[None] * (len(ctx.geometry) + 1))
+
+
+def _find_gradients(
+    gradient: Tensor, tensors: Sequence[Tensor], geometry: Sequence[Any], engine: str, needed: Sequence[bool]
+) -> Sequence[Tensor | None]:
+    """Return the gradients; of cells that others add to, past the operator, which changes nothing in place."""
+    x, attention, cells = tensors
+    if needed[2] and collecting.may_collect(cells):
+        convolution = Convolution.of(cells.shape[1:], *geometry)
+        return collecting.backward(gradient, x, attention, cells, convolution, engine, needed)
+    found: list[Tensor] = _backward(gradient, *tensors, *geometry, engine, needed)
+    return found
 
 
 dynamic_convolution.register_autograd(_differentiate, setup_context=_save)

@@ -72,6 +72,7 @@ class Operands(NamedTuple):
         cells: E [cells, co, ci, *ck], contiguous.
         convolution: the geometry.
         ranked: the bases, for a path that mixes them; None for all others.
+        collected: a gradient of E in single precision, to which a path may add its own; None where there is none.
     """
 
     x: Tensor
@@ -79,3 +80,4 @@ class Operands(NamedTuple):
     cells: Tensor
     convolution: Convolution
     ranked: Ranked | None = None
+    collected: Tensor | None = None

@@ -312,3 +312,17 @@ def test_attention_and_cells_of_higher_precision_get_their_gradients_in_it() -> 
         torch.float32,
         torch.float32,
     )
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
+def test_the_gradient_of_cells_is_added_to_that_of_other_layers(path: Path) -> None:
+    convolution = suited(path.name, Convolution((6, 4, 3, 3), (3, 2, 1, 1), (1, 1), (1, 1), (1, 1)))
+    dtype = type_of(path, convolution)
+    x, attention, cells = operands(path, (convolution, (6, 5), 3, 3), dtype)
+    gradient = torch.randn_like(computing.forward(x, attention, cells, convolution, path))
+    *_, alone = computing.backward(gradient, x, attention, cells, convolution, path, [True] * 3)
+    collected = torch.ones_like(cells)
+    *others, left = computing.backward(gradient, x, attention, cells, convolution, path, [True] * 3, collected)
+    assert len(others[0]) == len(x)
+    assert len(left) == 0
+    assert error(collected, 1 + alone) < (1e-12 if dtype == torch.float64 else 1e-6)

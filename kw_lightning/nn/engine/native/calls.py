@@ -239,6 +239,7 @@ class _Call:
             # Where threads share a block of lanes, each of them has a gradient of its own.
             cells_gradient = wanted.cells if p.parts == 1 else self.cells.new_zeros(p.parts, *self.cells.shape)
             p.cell_gradient = cells_gradient.data_ptr()
+            p.adds = wanted.adds
         loaded = _library()
         memory = scratch("native", [getattr(loaded, self.function + "_memory")(ctypes.byref(p))], self.cells)
         p.memory = memory.data_ptr()
@@ -246,7 +247,10 @@ class _Call:
         if self.kept is not None:
             self.kept.blocks = self.blocks
         if wanted is not None and wanted.cells is not None and p.parts > 1 and cells_gradient is not None:
-            torch.sum(cells_gradient, 0, out=wanted.cells)
+            if wanted.adds:
+                wanted.cells.add_(cells_gradient.sum(0))
+            else:
+                torch.sum(cells_gradient, 0, out=wanted.cells)
         if wanted is None or wanted.attention is None or attention_gradient is None:
             return None
         found = attention_gradient.sum(0)

@@ -84,6 +84,7 @@ static const Field fields[] = {
     FIELD(Pass, cell),
     FIELD(Pass, alpha_gradient),
     FIELD(Pass, cell_gradient),
+    FIELD(Pass, adds),
     FIELD(Pass, memory),
     WHOLE(Hidden),
     FIELD(Hidden, batch),

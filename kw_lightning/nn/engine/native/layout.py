@@ -56,7 +56,9 @@ class Pass(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("read_samples", "parts", "threads")),
         *((name, ctypes.c_int64) for name in ("ranks", "kept_filled")),
         *((name, ctypes.c_void_p) for name in ("base", "kept")),
-        *((name, ctypes.c_void_p) for name in ("alpha", "cell", "alpha_gradient", "cell_gradient", "memory")),
+        *((name, ctypes.c_void_p) for name in ("alpha", "cell", "alpha_gradient", "cell_gradient")),
+        ("adds", ctypes.c_int64),
+        ("memory", ctypes.c_void_p),
     )
 
 

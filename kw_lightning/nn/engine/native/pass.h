@@ -93,6 +93,7 @@ typedef struct {
        if not wanted. */
     float *alpha_gradient;
     float *cell_gradient; /* [parts, cells, ...], steps as of E; NULL if not wanted */
+    index_t adds;         /* whether it is added to, where parts is 1 */
     float *memory;        /* of as many numbers as the pass's `_memory` function says */
 } Pass;
 
@@ -145,6 +146,9 @@ static inline void write_map(const Pass *p, index_t sample, index_t channel, ind
     write_rows(&p->out, &p->epilogue, sample, channel, channels, block_lanes(p), from);
 }
 
+/* Cells that are fetched ahead of the one in use. */
+#define AHEAD 3
+
 /* block[d * depth_step + j * cell_step + l] = E[j][depth + d][lane + l], of one group of a cell. */
 static inline void pack_cells(const Pass *p, index_t group, index_t lane, index_t lanes, index_t depth, index_t depths,
                               float *block, index_t cell_step, index_t depth_step) {
@@ -154,10 +158,10 @@ static inline void pack_cells(const Pass *p, index_t group, index_t lane, index_
     for (index_t j = 0; j < p->cells; j++) {
         const float *cell =
             p->cell + j * p->cell_step + group * p->group_step + lane * p->lane_step + depth * p->depth_step;
-        /* The lines of a cell are short and far apart: no hardware foresees the next cell's. */
-        for (index_t i = 0; j + 1 < p->cells && i < lines; i++)
+        /* The lines of a cell are short and far apart: no hardware foresees the next cells'. */
+        for (index_t i = 0; j + AHEAD < p->cells && i < lines; i++)
             for (index_t k = 0; k < line; k += 16)
-                __builtin_prefetch(cell + p->cell_step + i * (turned ? p->lane_step : p->depth_step) + k);
+                __builtin_prefetch(cell + AHEAD * p->cell_step + i * (turned ? p->lane_step : p->depth_step) + k);
         arrange(cell, p->depth_step, p->lane_step, block + j * cell_step, depth_step, depths, lanes);
     }
 }
@@ -182,6 +186,7 @@ static inline void unpack_cells(const Pass *p, index_t group, index_t lane, inde
         for (index_t d = 0; d < depths; d++) {
             float *line = to + j * p->cell_step + group * p->group_step + (depth + d) * p->depth_step + lane;
             const float *from = block + j * cell_step + d * depth_step;
+            if (j + AHEAD < p->cells) __builtin_prefetch(line + AHEAD * p->cell_step, 1);
             for (index_t l = 0; l < lanes; l++) line[l] = add ? line[l] + from[l] : from[l];
         }
 }
@@ -225,7 +230,7 @@ static inline void share_out(const Pass *p, index_t memory, int shared, Work *wo
                 work(p, group, lane, first + from, first + to, source + from * sample_size(p), own + thread * memory,
                      p->alpha_gradient ? p->alpha_gradient + thread * gradients : NULL,
                      p->cell_gradient ? p->cell_gradient + part * p->cells * p->cell_step : NULL,
-                     first > 0 || p->parts > 1);
+                     first > 0 || p->parts > 1 || p->adds);
             }
     }
 }

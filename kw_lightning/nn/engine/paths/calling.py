@@ -79,7 +79,7 @@ class CallingPath(Path):
 
     def backward(self, gradient: Tensor, operands: Operands, needed: tuple[bool, bool, bool]) -> Gradients:
         """Return the gradients; the kernels are mixed anew, chunk by chunk."""
-        x, attention, cells, convolution, _ = operands
+        x, attention, cells, convolution, *_ = operands
         found = new_gradients(x, attention, cells, needed)
         work = _Work(operands)
         for samples in work.samples:

@@ -51,22 +51,22 @@ class CompiledPath(Path):
 
     def forward(self, operands: Operands, y: Tensor) -> None:
         """Write the convolution of every sample with its own kernel."""
-        x, attention, cells, convolution, _ = operands
+        x, attention, cells, convolution, *_ = operands
         native.forward(first_or_last(x), attention, cells, convolution, y, self.form)
 
     def forward_finished(self, operands: Operands, y: Tensor, epilogue: Epilogue) -> Tensor:
         """Return what becomes of the convolution: the pass does it while it writes."""
         if not epilogue.fits(y):
             return super().forward_finished(operands, y, epilogue)
-        x, attention, cells, convolution, _ = operands
+        x, attention, cells, convolution, *_ = operands
         native.forward(first_or_last(x), attention, cells, convolution, y, self.form, epilogue)
         return y
 
     def backward(self, gradient: Tensor, operands: Operands, needed: tuple[bool, bool, bool]) -> Gradients:
         """Return the gradients."""
-        _, attention, cells, convolution, _ = operands
+        _, attention, cells, convolution, *_ = operands
         x = first_or_last(operands.x)
-        found = new_gradients(x, attention, cells, needed)
+        found = new_gradients(x, attention, cells, needed, operands.collected)
         native.backward(first_or_last(gradient), x, attention, cells, convolution, found, self.form)
         return found
 

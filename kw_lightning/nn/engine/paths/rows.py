@@ -166,7 +166,7 @@ class _Layout:
     """
 
     def __init__(self, operands: Operands, path: RowsPath) -> None:
-        x, attention, cells, convolution, _ = operands
+        x, attention, cells, convolution, *_ = operands
         rows = x.movedim(1, -1)
         self.grid = convolution.grid
         self.read = find_taps(convolution, tuple(x.shape[2:]))

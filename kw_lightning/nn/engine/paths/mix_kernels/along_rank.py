@@ -54,7 +54,7 @@ class AlongRank(CompiledPath):
 
     def forward(self, operands: Operands, y: Tensor) -> None:
         """Write the convolution of every sample with its own kernel."""
-        x, weights, cells, convolution, ranked = operands
+        x, weights, cells, convolution, ranked, _ = operands
         assert ranked is not None
         if self._is_compiled(operands):
             self._forward(operands, y)
@@ -71,18 +71,19 @@ class AlongRank(CompiledPath):
 
     def backward(self, gradient: Tensor, operands: Operands, needed: tuple[bool, bool, bool]) -> Gradients:
         """Return the gradients."""
-        _, weights, cells, convolution, ranked = operands
+        _, weights, cells, convolution, ranked, _ = operands
         assert ranked is not None
         x, bases = first_or_last(operands.x), ranked.bases.to(operands.x.dtype).contiguous()
-        found = new_gradients(x, weights, cells, needed)
-        if self._is_compiled(operands):
+        compiled = self._is_compiled(operands)
+        found = new_gradients(x, weights, cells, needed, operands.collected if compiled else None)
+        if compiled:
             of_bases = native.backward_by_bases(first_or_last(gradient), x, weights, bases, cells, convolution, found)
         else:
             of_bases = ranks.backward(gradient, x, weights, bases, cells, convolution, found)
         return dataclasses.replace(found, bases=of_bases)
 
     def _forward(self, operands: Operands, y: Tensor, epilogue: Epilogue | None = None) -> None:
-        x, weights, cells, convolution, ranked = operands
+        x, weights, cells, convolution, ranked, _ = operands
         assert ranked is not None
         geometry = convolution, find_taps(convolution, tuple(x.shape[2:])).live
         blocks = kept.keep(ranked.factors, cells, geometry) if kept.may_keep(ranked.factors, cells) else None
@@ -90,7 +91,7 @@ class AlongRank(CompiledPath):
         native.forward_by_bases(first_or_last(x), weights, bases, cells, convolution, y, blocks, epilogue)
 
     def _is_compiled(self, operands: Operands) -> bool:
-        x, weights, cells, convolution, _ = operands
+        x, weights, cells, convolution, *_ = operands
         width = weights.shape[2]
         problem = Problem(convolution, len(x), tuple(x.shape[2:]), len(cells), x.dtype, x.device, width=width)
         return self.unsuited(problem) is None

@@ -1,0 +1,97 @@
+"""The gradient of a warehouse's cells, to which all its layers add in a backward pass, in place of one each.
+
+A layer's gradient of the cells is as large as they are, and autograd adds those of all layers up: where batches are
+small, making and adding them takes longer than computing them. So the first layer hands its gradient to autograd, which
+keeps it until it has been to all layers; while it does, the others add theirs to it, and hand over none.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kw_lightning.nn.engine import computing
+from kw_lightning.nn.engine.convolution import Convolution
+from kw_lightning.nn.engine.factors import AttentionFactors
+from kw_lightning.nn.engine.planner import choose
+from kw_lightning.nn.precision import is_recorded
+
+HELD_TWICE = 2
+"""Owners of a gradient that autograd alone keeps: autograd, and Python, which looks at it."""
+
+
+class _Collected(NamedTuple):
+    """What a backward pass has collected.
+
+    Attributes:
+        task: the number of the backward pass.
+        cells: whose gradient it is.
+        gradient: gone when autograd is done with it, has put another in its place, or has failed.
+    """
+
+    task: int
+    cells: weakref.ref[Tensor]
+    gradient: weakref.ref[Tensor]
+
+
+class _Running(threading.local):
+    """Backward passes of the calling thread, by their cells."""
+
+    def __init__(self) -> None:
+        self.collected: dict[int, _Collected] = {}
+
+
+_running = _Running()
+
+
+def may_collect(cells: Tensor) -> bool:
+    """Return whether several layers may add to one gradient in this backward pass: autograd's, of a CPU's parameter.
+
+    What is computed of a parameter, as its type under autocast, has a gradient for every layer; and who records or
+    watches operators is to see one that changes nothing in place.
+    """
+    return (
+        cells.is_leaf
+        and cells.device.type == "cpu"
+        and not is_recorded()
+        and torch._C._current_graph_task_id() >= 0
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def backward(
+    gradient: Tensor,
+    x: Tensor,
+    attention: Tensor | AttentionFactors,
+    cells: Tensor,
+    convolution: Convolution,
+    engine: str,
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """Return the gradients as `computing.backward` does, None for E's where it was added to that of other layers."""
+    path = choose(x, attention, cells, convolution, engine, backward=True)
+    collected = _find(cells)
+    *others, of_cells = computing.backward(gradient, x, attention, cells, convolution, path, needed, collected)
+    if collected is not None:
+        return [*others, None]
+    _running.collected[id(cells)] = _Collected(
+        torch._C._current_graph_task_id(), weakref.ref(cells), weakref.ref(of_cells)
+    )
+    return [*others, of_cells]
+
+
+def _find(cells: Tensor) -> Tensor | None:
+    """Return the gradient to add to, None where there is none."""
+    found = _running.collected.get(id(cells))
+    if found is None or found.task != torch._C._current_graph_task_id() or found.cells() is not cells:
+        return None
+    gradient = found.gradient()
+    if gradient is None or gradient._use_count() != HELD_TWICE:  # type: ignore[attr-defined]
+        return None
+    return gradient
