@@ -23,7 +23,8 @@ from kw_lightning.nn.layers import KWLayer
 def add_epilogues(network: nn.Module) -> int:
     """Let dynamic layers do in evaluation what comes after them, where that can be told, from now on.
 
-    It is for evaluation without gradients: `network.eval()` and `torch.inference_mode()`. All else, training too, goes
+    It is for evaluation without gradients: `network.eval()` and `torch.inference_mode()`; a network that is compiled
+    after that has one operator for a layer and what comes after it. All else, training too, goes
     on as before; weights, statistics, modes, modules, and hooks on layers, norms and activations may change meanwhile.
     Hooks on an `nn.Sequential` have to be there before. A copy of the network has none of it.
 
@@ -93,7 +94,10 @@ class _Forward:
 
     def _are_there(self) -> bool:
         """Return whether the modules are those that were found."""
-        return all(tuple(modules.values()) == found for modules, found in self.found)
+        return all(
+            len(modules) == len(found) and all(one is other for one, other in zip(modules.values(), found, strict=True))
+            for modules, found in self.found
+        )
 
     @property
     def __signature__(self) -> inspect.Signature:

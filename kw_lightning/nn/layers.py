@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -220,7 +219,7 @@ class KWLayer(nn.Module):
             return None
         if self.output_scale is None and self.bias is None:
             return epilogue
-        return replace(epilogue, scale=self.output_scale, bias=self.bias)
+        return Epilogue(self.output_scale, self.bias, epilogue.norm, epilogue.added, epilogue.activation)
 
     def _finish(self, y: Tensor, dimensions: int) -> Tensor:
         """Return an output times the scale, plus the bias, where there are such; its channels stand at -dimensions."""

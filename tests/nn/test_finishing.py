@@ -420,6 +420,30 @@ def test_whoever_looks_on_sees_the_former_network(finished: Counter[str]) -> Non
     assert set(finished) == {""}
 
 
+def test_a_compiled_network_has_one_operator_for_a_layer_and_what_comes_after_it() -> None:
+    network = trained(nn.Sequential(nn.Conv2d(3, 8, 1), Block()))
+    x = torch.randn(2, 3, 7, 6)
+    called: list[str] = []
+
+    def note(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        called.extend(getattr(node.target, "__name__", str(node.target)) for node in graph.graph.nodes)
+        return graph
+
+    with torch.no_grad():
+        expected = network(x)
+        with epilogues(network):
+            compiled = torch.compile(network, fullgraph=True, backend=note)
+            torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-5)
+            network[1].norm2.weight.mul_(2)
+            found = compiled(x)
+        torch.testing.assert_close(found, network(x), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found, expected, rtol=1e-2, atol=1e-2)
+    counted = Counter(called)
+    assert counted["finished_convolution"] == 2
+    assert counted["batch_norm"] == 2  # the attentions' own
+    assert counted["relu_"] == 0
+
+
 def test_half_precision_and_the_literal_form_round_as_before(finished: Counter[str]) -> None:
     network, x = trained(Block()), torch.randn(2, 8, 9, 9)
     with torch.autocast("cpu", torch.bfloat16):

@@ -7,12 +7,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from kw_lightning.errors import mistake
-from kw_lightning.nn.engine import computing, exported, factored, operators, reference, work
+from kw_lightning.nn.engine import exported, factored, finished, operators, reference, work
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.epilogue import Epilogue, Norm
 from kw_lightning.nn.engine.factors import AttentionFactors
 from kw_lightning.nn.engine.kept import bases
-from kw_lightning.nn.engine.planner import ENGINES, check_engine, choose, refusal
+from kw_lightning.nn.engine.planner import ENGINES, check_engine, refusal
 from kw_lightning.nn.engine.workspace import workspace
 from kw_lightning.nn.precision import in_type
 
@@ -62,10 +62,8 @@ def dynamic_convolution(
     if engine not in ENGINES:
         raise ValueError(mistake(engine, ENGINES, what="the unknown engine"))
     if epilogue is not None:
-        if isinstance(attention, AttentionFactors):
-            return factored.compute(x, attention, cells, convolution, engine, epilogue)
-        path = choose(x, attention, cells, convolution, engine, backward=False)
-        return computing.forward(x, attention, cells, convolution, path, epilogue)
+        evaluate = finished.call if torch.compiler.is_compiling() else finished.compute
+        return evaluate(x, attention, cells, convolution, engine, epilogue)
     if isinstance(attention, AttentionFactors):
         if not needs_alpha(engine):
             return _by_factors(x, attention, cells, convolution, engine)
@@ -120,14 +118,16 @@ def dynamic_linear(
 def evaluates(engine: str, *tensors: object) -> bool:
     """Return whether there is plain evaluation by an engine, in which an output may be finished where it is made.
 
-    Nothing follows it: no gradients, compiler, export, tracing or transform, and no mode or type of tensor of its own.
+    Nothing follows it: no gradients, export, tracing or transform, and no mode or type of tensor of its own. While
+    torch.compile follows a network for a CPU, it is an operator of the graph; on GPUs compilers fuse what comes after.
     """
+    if torch.is_grad_enabled() or engine == "reference" or torch.compiler.is_exporting():
+        return False
+    if torch.compiler.is_compiling():
+        on_cpu = all(isinstance(tensor, Tensor) and tensor.device.type == "cpu" for tensor in tensors)
+        return on_cpu and not _taken_apart()
     return (
-        not torch.is_grad_enabled()
-        and engine != "reference"
-        and {*map(type, tensors)} == {Tensor}
-        and not torch.compiler.is_compiling()
-        and not torch.compiler.is_exporting()
+        {*map(type, tensors)} == {Tensor}
         and torch._C._get_tracing_state() is None
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._is_torch_function_mode_enabled()
