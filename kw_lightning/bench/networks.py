@@ -238,6 +238,10 @@ class _Run:
 
 def _attend(layer: KWLayer, x: Tensor) -> None:
     """Make α of x as the layer and its operator do, and in training the gradients, of which x's is added in place."""
+    call = layer.evaluation(x)
+    if call is not None:
+        call.attend(x)
+        return
     weights, _ = layer._attend(x)
     if not isinstance(weights, AttentionFactors):
         if weights.requires_grad:

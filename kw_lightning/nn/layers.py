@@ -25,7 +25,9 @@ from kw_lightning.nn.engine import (
     needs_alpha,
     work,
 )
+from kw_lightning.nn.engine.evaluation import Evaluation
 from kw_lightning.nn.engine.reference import assemble_kernels
+from kw_lightning.nn.evaluation import find_call
 from kw_lightning.nn.gates import OPEN, Factors
 from kw_lightning.nn.partition import LayerPartition, Shape
 from kw_lightning.nn.precision import compute_type, in_type
@@ -183,6 +185,10 @@ class KWLayer(nn.Module):
         along_rank = work.mixes_along_rank(self.engine, self._convolution())
         return attention.factors_width(batch, math.prod(partition.cell_shape), along_rank=along_rank)
 
+    def evaluation(self, x: Tensor, epilogue: Epilogue = NOTHING) -> Evaluation | None:
+        """Return the layer's whole call for x, None where it is computed in steps; arguments are as of `finished`."""
+        return None
+
     def _one_kernel(self, alpha: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the kernel [*kernel_shape] that α [1, mixtures, cells] mixes for all samples."""
         cells = self._attached()[0].cells
@@ -303,6 +309,9 @@ class _KWConvNd(KWLayer):
             epilogue: without scale and bias, which the layer has of its own; but for `NOTHING`, only where the engine
                 `evaluates`.
         """
+        call = self.evaluation(x, epilogue)
+        if call is not None:
+            return call.run(x, epilogue.added)
         single = x.dim() == self.dimensions + 1
         if single:
             x = x.unsqueeze(0)
@@ -331,6 +340,15 @@ class _KWConvNd(KWLayer):
     @property
     def _attention_channels(self) -> int:
         return self.in_channels
+
+    def evaluation(self, x: Tensor, epilogue: Epilogue = NOTHING) -> Evaluation | None:
+        """Return the layer's whole call for x, None where it is computed in steps; arguments are as of `finished`."""
+        plain = epilogue is not NOTHING or evaluates(self.engine, x)
+        return find_call(self, x, epilogue) if plain and type(self) in CONVOLUTIONS else None
+
+    @property
+    def _geometry(self) -> tuple[Any, ...]:
+        return self.kernel_shape, self.stride, self._padding, self.dilation, self.groups, self._pad_first
 
     def _convolution(self) -> Convolution:
         cell_shape = self._attached()[1].cell_shape
@@ -390,6 +408,9 @@ class KWConv3d(_KWConvNd):
     """Dynamic 3-D convolution; arguments as `nn.Conv3d`. x: [batch, in_channels, depth, height, width]."""
 
     dimensions = 3
+
+
+CONVOLUTIONS: tuple[type[_KWConvNd], ...] = (KWConv1d, KWConv2d, KWConv3d)
 
 
 class KWLinear(KWLayer):

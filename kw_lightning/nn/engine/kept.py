@@ -82,6 +82,11 @@ def use() -> Use:
     return _settings.use
 
 
+def settings() -> Any:
+    """Return what `bases` has set, to be compared."""
+    return _settings
+
+
 def kept_bytes() -> int:
     """Return the bytes of all mixed bases that are kept."""
     with _lock:

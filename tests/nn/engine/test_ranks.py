@@ -295,6 +295,7 @@ def test_it_is_chosen_as_any_other_path_where_it_should_be_fastest() -> None:
     assert chosen(many) == AlongRank.name
     assert chosen(many._replace(backward=True), "mix_kernels") == AlongRank.name
     assert chosen(many._replace(batch=1)) != AlongRank.name
+    assert chosen(many._replace(batch=1, kept=True)) != AlongRank.name  # it would be compared with all cells
     assert chosen(many._replace(batch=2, kept=True)) == AlongRank.name
     assert chosen(posed("resnet18 layer4", 16, 224)._replace(cells=108, width=32)) != AlongRank.name
     for problem, reason in (

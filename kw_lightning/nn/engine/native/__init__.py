@@ -27,6 +27,7 @@ from kw_lightning.nn.engine.native.calls import (
     forward,
     forward_by_bases,
 )
+from kw_lightning.nn.engine.native.evaluation import AttentionTensors, Evaluation, prepare_evaluation
 from kw_lightning.nn.engine.native.library import LibraryError, Status, find_compiler, status
 from kw_lightning.nn.engine.native.positions import allows_winograd
 
@@ -40,6 +41,8 @@ __all__ = [
     "OF_SAMPLE",
     "WINOGRAD",
     "Activated",
+    "AttentionTensors",
+    "Evaluation",
     "Form",
     "Kept",
     "LibraryError",
@@ -54,6 +57,7 @@ __all__ = [
     "find_compiler",
     "forward",
     "forward_by_bases",
+    "prepare_evaluation",
     "status",
     "weigh",
     "weighs",

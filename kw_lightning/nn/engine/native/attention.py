@@ -68,7 +68,7 @@ def activate(
     pooled, place = x, layout.Map()
     if x.dim() == 3:
         pooled, place = x.new_empty(batch, channels), layout.Map(x.data_ptr(), *x.stride(), x.shape[2])
-    threads = _threads(max(batch * channels * width, x.numel()), batch * channels)
+    threads = threads_for(max(batch * channels * width, x.numel()), batch * channels)
     sizes = batch, channels, width, threads, statistics, epsilon, place
     tensors = pooled, reduce, bias, scale, shift, mean, variance, raw, hidden
     call = layout.Hidden(*sizes, *(None if tensor is None else tensor.data_ptr() for tensor in tensors))
@@ -119,7 +119,7 @@ def differentiate_weights(
 
 def _sizes(hidden: Tensor, weight: Tensor, initial: Tensor) -> tuple[int, int, int, int, int]:
     (rows, width), batch, mixtures = weight.shape, hidden.shape[0], initial.shape[0]
-    return batch, mixtures, rows // mixtures - 1, width, _threads(batch * rows * width, mixtures)
+    return batch, mixtures, rows // mixtures - 1, width, threads_for(batch * rows * width, mixtures)
 
 
 def _places(*tensors: Tensor) -> list[int]:
@@ -134,7 +134,8 @@ def _run(function: str, call: layout.Weighing, like: Tensor) -> None:
     getattr(loaded, function)(told)
 
 
-def _threads(multiply_adds: int, pieces: int) -> int:
+def threads_for(multiply_adds: int, pieces: int) -> int:
+    """Return how many threads share so much work, which can be cut into so many pieces."""
     return max(min(torch.get_num_threads(), pieces), 1) if multiply_adds > SHARED else 1
 
 

@@ -81,11 +81,24 @@ def forward(
         form: the pass.
         epilogue: what becomes of y; one that fits it.
     """
-    call = _Call(x, attention, cells, convolution, form, backward=False)
+    prepare(x, attention, cells, convolution, y, form, epilogue).run()
+
+
+def prepare(
+    x: Tensor,
+    attention: Tensor,
+    cells: Tensor,
+    convolution: Convolution,
+    y: Tensor,
+    form: Form,
+    epilogue: Epilogue | None = None,
+) -> Call:
+    """Return the call of `forward`, told all that it needs."""
+    call = Call(x, attention, cells, convolution, form, backward=False)
     call.map("source", x)
     call.map("out", y)
     call.finish(epilogue)
-    call.run()
+    return call
 
 
 def backward(
@@ -104,7 +117,7 @@ def backward(
         x, attention, cells, form: as in `forward`.
         wanted: where the gradients go; `wanted.x` [batch, in_channels, *size].
     """
-    call = _Call(x, attention, cells, convolution, form, backward=True)
+    call = Call(x, attention, cells, convolution, form, backward=True)
     call.map("source", gradient)
     call.map("out", x if wanted.x is None else wanted.x, touch=wanted.x is not None)
     call.map("other", x, touch=wanted.of_kernels or form.rereads)
@@ -129,7 +142,7 @@ def forward_by_bases(
         x, cells, y, epilogue: as in `forward`.
         kept: memory for the mixed bases, which this pass fills where none did; None where they are not to be kept.
     """
-    call = _Call(x, weights, cells, convolution, MIX_BASES, backward=False, bases=bases, kept=kept)
+    call = Call(x, weights, cells, convolution, MIX_BASES, backward=False, bases=bases, kept=kept)
     call.map("source", x)
     call.map("out", y)
     call.finish(epilogue)
@@ -151,7 +164,7 @@ def backward_by_bases(
         gradient, wanted: as in `backward`.
         x, weights, bases, cells: as in `forward_by_bases`.
     """
-    call = _Call(x, weights, cells, convolution, MIX_BASES, backward=True, bases=bases)
+    call = Call(x, weights, cells, convolution, MIX_BASES, backward=True, bases=bases)
     call.map("source", gradient)
     call.map("out", x if wanted.x is None else wanted.x, touch=wanted.x is not None)
     call.map("other", x, touch=wanted.of_kernels)
@@ -168,7 +181,7 @@ class Kept:
     blocks: Tensor | None = None
 
 
-class _Call:
+class Call:
     """One call of a pass, and what has to stay alive until it returns."""
 
     def __init__(
@@ -213,14 +226,14 @@ class _Call:
 
     def map(self, name: str, tensor: Tensor, *, touch: bool = True) -> None:
         """Tell the pass where one of its maps lies; only its size if it is not to be touched."""
-        setattr(self.arguments, name, _map(tensor, touch=touch))
+        setattr(self.arguments, name, map_of(tensor, touch=touch))
 
     def finish(self, epilogue: Epilogue | None) -> None:
         """Tell the pass what becomes of its output."""
         if epilogue is None:
             return
         factors = [None if factor is None else factor.data_ptr() for factor in epilogue.factors]
-        added = Map() if epilogue.added is None else _map(epilogue.added)
+        added = Map() if epilogue.added is None else map_of(epilogue.added)
         epsilon = 0.0 if epilogue.norm is None else epilogue.norm.epsilon
         activation = 0 if epilogue.activation is None else 1 + list(ACTIVATIONS).index(epilogue.activation)
         self.arguments.epilogue = layout.Epilogue(*factors, added, epsilon, activation, True)
@@ -349,7 +362,7 @@ def _extents(p: Pass, limit: int, form: Form) -> Extents:
     return Extents(**told, width=_library().kw_lanes() * p.vectors // 2, limit=limit, taps=taps)
 
 
-def _map(tensor: Tensor, *, touch: bool = True) -> Map:
+def map_of(tensor: Tensor, *, touch: bool = True) -> Map:
     """Return where a map [batch, channels, *size] lies, channels first or last."""
     flat = tensor.view(*tensor.shape[:2], -1)
     return Map(flat.data_ptr() if touch else None, *flat.stride(), flat.shape[2])

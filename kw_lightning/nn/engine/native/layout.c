@@ -2,7 +2,7 @@
 
 #include <stddef.h>
 
-#include "attention.h"
+#include "evaluation.h"
 
 typedef struct {
     const char *name;
@@ -122,6 +122,13 @@ static const Field fields[] = {
     FIELD(Weighing, weight_gradient),
     FIELD(Weighing, bias_gradient),
     FIELD(Weighing, memory),
+    WHOLE(Evaluation),
+    FIELD(Evaluation, hidden),
+    FIELD(Evaluation, weighing),
+    FIELD(Evaluation, pass),
+    FIELD(Evaluation, method),
+    FIELD(Evaluation, positions),
+    FIELD(Evaluation, transform),
 };
 
 index_t kw_layout(const Field **found) {

@@ -84,6 +84,18 @@ class Weighing(ctypes.Structure):
     )
 
 
+class Evaluation(ctypes.Structure):
+    """See evaluation.h."""
+
+    _fields_ = (
+        ("hidden", Hidden),
+        ("weighing", Weighing),
+        ("pass", Pass),
+        *((name, ctypes.c_int64) for name in ("method", "positions")),
+        ("transform", ctypes.c_void_p),
+    )
+
+
 class _Field(ctypes.Structure):
     """See layout.c."""
 
@@ -96,9 +108,8 @@ def difference(loaded: ctypes.CDLL) -> str | None:
     loaded.kw_layout.restype = ctypes.c_int64
     count = loaded.kw_layout(ctypes.byref(found))
     theirs = {found[index].name.decode(): (found[index].offset, found[index].bytes) for index in range(count)}
-    ours = {
-        name: place for structure in (Sums, Map, Epilogue, Pass, Hidden, Weighing) for name, place in _places(structure)
-    }
+    structures = Sums, Map, Epilogue, Pass, Hidden, Weighing, Evaluation
+    ours = {name: place for structure in structures for name, place in _places(structure)}
     for name in (*ours, *theirs):
         if theirs.get(name) != ours.get(name):
             here, there = (_told(places.get(name)) for places in (ours, theirs))

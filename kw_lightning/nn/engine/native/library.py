@@ -37,6 +37,8 @@ SOURCES = (
     "mix_depthwise.c",
     "attention.h",
     "attention.c",
+    "evaluation.h",
+    "evaluation.c",
 )
 FUNCTIONS = (
     "kw_lanes",
@@ -46,6 +48,7 @@ FUNCTIONS = (
     "kw_mix_inputs_backward_memory",
     "kw_mix_depthwise_memory",
     "kw_weigh_memory",
+    "kw_evaluate_memory",
 )
 PASSES = (
     "kw_mix_kernels",
@@ -56,6 +59,7 @@ PASSES = (
     "kw_hidden_backward",
     "kw_weigh",
     "kw_weigh_backward",
+    "kw_evaluate",
 )
 FLAGS = ("-O3", "-fPIC", "-fopenmp")
 # For this processor, as the compiler calls it; those for another kind of machine take neither.
@@ -232,6 +236,7 @@ def _open(path: Path) -> ctypes.CDLL:
         loaded.kw_rows.argtypes = (ctypes.c_int64,)
         for function in PASSES:
             getattr(loaded, function).restype = None
+        loaded.kw_evaluate.argtypes = (ctypes.c_void_p,) * 5
         fault = layout.difference(loaded)
     except (OSError, AttributeError) as error:
         raise LibraryError(f"the library cannot be opened: {error}") from error

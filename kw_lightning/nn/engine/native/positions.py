@@ -76,6 +76,16 @@ class Positions:
     span: Tensor
     run: Tensor
 
+    @functools.cached_property
+    def transform(self) -> Tensor | None:
+        """Return what makes α of taps of that of kernel positions, [taps, those]; None where they are the same."""
+        if self.kernel_transform is not None:
+            return self.kernel_transform.to(torch.float32).contiguous()
+        if len(self.live) == self.kernel_positions:
+            return None
+        with torch.inference_mode(False):
+            return torch.eye(self.kernel_positions, dtype=torch.float32, device="cpu")[list(self.live)]
+
 
 def allows_winograd(convolution: Convolution) -> bool:
     """Return whether a convolution has Winograd's form: dense, three kernel positions a dimension, nothing strided."""

@@ -17,8 +17,15 @@ from kw_lightning.nn.engine.paths.mix_kernels.compiled import KernelsCompiled
 from kw_lightning.nn.engine.problem import Operands, Problem
 from kw_lightning.nn.engine.taps import find_taps
 
+# Mixtures of all samples, of which cells are mixed in the time in which they come from the memory.
+FEW_MIXTURES = 16
 # Bytes of maps for which bases are mixed once, see native/blocking.py.
 MAPS_BYTES = 32 * 2**20
+
+
+def _mixtures(problem: Problem) -> int:
+    spatial, out_groups, in_groups = problem.convolution.grid
+    return math.prod(spatial) * out_groups * in_groups
 
 
 class AlongRank(CompiledPath):
@@ -36,7 +43,10 @@ class AlongRank(CompiledPath):
 
     def unsuited(self, problem: Problem) -> str | None:
         """Return why it is never the fastest at a problem, None where it may be."""
-        return super().refusal(problem)
+        reason = super().refusal(problem)
+        if reason is None and problem.kept and problem.batch * _mixtures(problem) <= FEW_MIXTURES:
+            return "few kernels are mixed while the cells are read, which what is kept is compared with in any case"
+        return reason
 
     def load(self, problem: Problem) -> Load:
         """Count the work of a forward pass, as `KernelsCompiled.load` does; bases are mixed once for all samples.

@@ -1,0 +1,70 @@
+/* The attention and the pass behind it, with all that they hand over in one piece of memory. */
+
+#include "evaluation.h"
+
+index_t kw_weigh_memory(const Weighing *p);
+void kw_hidden(const Hidden *p);
+void kw_weigh(const Weighing *p);
+
+index_t kw_mix_kernels_memory(const Pass *p);
+index_t kw_mix_inputs_memory(const Pass *p);
+index_t kw_mix_depthwise_memory(const Pass *p);
+void kw_mix_kernels(const Pass *p);
+void kw_mix_inputs(const Pass *p);
+void kw_mix_depthwise(const Pass *p);
+
+/* By method. */
+static index_t (*const memory_of[])(const Pass *) = {kw_mix_kernels_memory, kw_mix_inputs_memory,
+                                                     kw_mix_depthwise_memory};
+static void (*const run[])(const Pass *) = {kw_mix_kernels, kw_mix_inputs, kw_mix_depthwise};
+
+typedef struct {
+    float *pooled, *raw, *hidden, *mean, *variance, *alpha, *by_tap, *rest;
+} Memory;
+
+static index_t lay_out(const Evaluation *e, float *at, Memory *m) {
+    const Weighing *w = &e->weighing;
+    float *start = at;
+    m->pooled = at, at += padded(e->hidden.batch * e->hidden.channels);
+    m->raw = at, at += padded(w->batch * w->width);
+    m->hidden = at, at += padded(w->batch * w->width);
+    m->mean = at, at += padded(w->batch);
+    m->variance = at, at += padded(w->batch);
+    m->alpha = at, at += padded(w->batch * w->mixtures * w->cells);
+    m->by_tap = at, at += e->transform ? padded(e->pass.batch * e->pass.rows * e->pass.cells) : 0;
+    m->rest = at, at += larger(kw_weigh_memory(w), memory_of[e->method](&e->pass));
+    return at - start;
+}
+
+index_t kw_evaluate_memory(const Evaluation *e) { return lay_out(e, NULL, &(Memory){0}); }
+
+static void transform(const Evaluation *e, const float *alpha, float *by_tap) {
+    index_t width = e->pass.row_tap * e->pass.cells;
+    for (index_t b = 0; b < e->pass.batch; b++, alpha += e->positions * width)
+        for (index_t t = 0; t < e->pass.taps; t++, by_tap += width) {
+            memset(by_tap, 0, width * sizeof(float));
+            for (index_t k = 0; k < e->positions; k++) {
+                float factor = e->transform[t * e->positions + k];
+                for (index_t i = 0; factor != 0 && i < width; i++) by_tap[i] += factor * alpha[k * width + i];
+            }
+        }
+}
+
+/* From x to out; out NULL: to alpha only, which is to be timed. */
+void kw_evaluate(const Evaluation *e, float *x, float *added, float *out, float *memory) {
+    Memory m;
+    lay_out(e, memory, &m);
+    Hidden hidden = e->hidden;
+    hidden.x.data = x, hidden.pooled = m.pooled, hidden.raw = m.raw, hidden.hidden = m.hidden;
+    if (!hidden.mean) hidden.mean = m.mean, hidden.variance = m.variance;
+    kw_hidden(&hidden);
+    Weighing weighing = e->weighing;
+    weighing.hidden = m.hidden, weighing.alpha = m.alpha, weighing.memory = m.rest;
+    kw_weigh(&weighing);
+    if (!out) return;
+    Pass pass = e->pass;
+    pass.source.data = x, pass.epilogue.added.data = added, pass.out.data = out;
+    pass.alpha = e->transform ? m.by_tap : m.alpha, pass.memory = m.rest;
+    if (e->transform) transform(e, m.alpha, m.by_tap);
+    run[e->method](&pass);
+}

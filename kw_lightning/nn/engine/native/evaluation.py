@@ -1,0 +1,121 @@
+"""A layer in evaluation as one call in C, which is told once all but where its maps lie: see evaluation.h."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from kw_lightning.nn.engine.convolution import Convolution
+from kw_lightning.nn.engine.epilogue import Epilogue
+from kw_lightning.nn.engine.native import attention, layout
+from kw_lightning.nn.engine.native.calls import Form, prepare
+from kw_lightning.nn.engine.native.library import library
+from kw_lightning.nn.engine.native.positions import Positions
+from kw_lightning.nn.engine.workspace import in_huge_pages, scratch
+
+METHODS = ("kw_mix_kernels", "kw_mix_inputs", "kw_mix_depthwise")
+"""By which a kernel is mixed, numbered as in evaluation.h."""
+
+
+@dataclass(frozen=True)
+class AttentionTensors:
+    """What α is made of; see `native.activate` and `native.weigh`.
+
+    Attributes:
+        given: the norm's mean and variance, None where they are a sample's.
+        epsilon: of the norm.
+    """
+
+    reduce: Tensor
+    reduce_bias: Tensor | None
+    scale: Tensor
+    shift: Tensor
+    given: tuple[Tensor, Tensor] | None
+    epsilon: float
+    weight: Tensor
+    bias: Tensor
+    initial: Tensor
+    temperature: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A call of a layer, for maps of the same sizes and layouts; threads may share it.
+
+    Tensors that it reads are told by their places: whoever calls sees to it that they are there still.
+
+    Attributes:
+        told: what it is told.
+        numbers: of the memory that it takes.
+        size, stride: of the output.
+        positions: whose tables it reads, kept alive.
+    """
+
+    told: layout.Evaluation
+    numbers: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    positions: Positions
+
+    def run(self, x: Tensor, added: Tensor | None) -> Tensor:
+        """Return what becomes of the layer's output for x, to which `added` is added."""
+        y = in_huge_pages(x.new_empty_strided(self.size, self.stride))
+        self._call(x, None if added is None else added.data_ptr(), y.data_ptr())
+        return y
+
+    def attend(self, x: Tensor) -> None:
+        """Make α of x alone, to be timed."""
+        self._call(x, None, None)
+
+    def _call(self, x: Tensor, added: int | None, y: int | None) -> None:
+        memory = scratch("native", (self.numbers,), x)
+        _library().kw_evaluate(ctypes.byref(self.told), x.data_ptr(), added, y, memory.data_ptr())
+
+
+def prepare_evaluation(
+    x: Tensor,
+    of: AttentionTensors,
+    cells: Tensor,
+    convolution: Convolution,
+    y: Tensor,
+    form: Form,
+    epilogue: Epilogue,
+) -> Evaluation:
+    """Return the call of a layer, all in single precision on a CPU.
+
+    Args:
+        x: [batch, in_channels, *size], channels first or last in memory; as y for its layout alone.
+        of: contiguous tensors.
+        cells: E [cells, co, ci, *ones], contiguous.
+        y: [batch, out_channels, *output_size].
+        form: the pass.
+        epilogue: what becomes of y; one that fits it.
+    """
+    batch, mixtures, (width, channels) = len(x), len(of.initial), of.reduce.shape
+    alpha = x.new_empty(batch, mixtures, len(cells))
+    call = prepare(x, alpha, cells, convolution, y, form, epilogue)
+    told = layout.Evaluation(method=METHODS.index(form.functions[0]), positions=call.positions.kernel_positions)
+    setattr(told, "pass", call.arguments)
+    statistics = attention.OF_SAMPLE if of.given is None else attention.GIVEN
+    threads = attention.threads_for(max(batch * channels * width, x.numel()), batch * channels)
+    told.hidden = layout.Hidden(batch, channels, width, threads, statistics, of.epsilon, call.arguments.source)
+    for name, tensor in zip(("mean", "variance"), of.given or (), strict=False):
+        setattr(told.hidden, name, tensor.data_ptr())
+    told.hidden.reduce, told.hidden.scale, told.hidden.shift = (t.data_ptr() for t in (of.reduce, of.scale, of.shift))
+    told.hidden.bias = None if of.reduce_bias is None else of.reduce_bias.data_ptr()
+    threads = attention.threads_for(batch * of.weight.numel(), mixtures)
+    told.weighing = layout.Weighing(batch, mixtures, len(cells), width, threads)
+    for name in ("weight", "bias", "temperature", "initial"):
+        setattr(told.weighing, name, getattr(of, name).data_ptr())
+    transform = call.positions.transform
+    told.transform = None if transform is None else transform.data_ptr()
+    numbers = _library().kw_evaluate_memory(ctypes.byref(told))
+    return Evaluation(told, numbers, tuple(y.shape), y.stride(), call.positions)
+
+
+def _library() -> ctypes.CDLL:
+    loaded = library()
+    assert loaded is not None
+    return loaded

@@ -1,0 +1,155 @@
+"""Dynamic convolutions in plain evaluation: a layer's call in C, told once and used again while nothing has changed.
+
+With few samples, finding out what to do takes Python as long as doing it. It depends on sizes, modes, and where tensors
+lie, all of which is compared at every call; what is in the tensors is not, since the call reads them where they lie.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from kw_lightning.nn.attention import TENSORS, ContrastingAttention
+from kw_lightning.nn.engine import Epilogue, evaluation
+from kw_lightning.nn.precision import is_plain
+
+if TYPE_CHECKING:
+    from kw_lightning.nn.layers import _KWConvNd
+
+MOST_CALLS = 8
+"""That a layer keeps: it may be called on maps of several sizes by turns."""
+PARTS = ("reduce", "norm", "expand")  # of an attention, that are plain modules
+
+
+class Calls:
+    """The calls of a layer, by sizes and modes; those of a copy, or of one that was pickled, are its own."""
+
+    def __init__(self) -> None:
+        self.found: dict[Any, tuple[Any, evaluation.Evaluation | None]] = {}
+
+    def __deepcopy__(self, memo: Any) -> Calls:
+        return Calls()
+
+    def __reduce__(self) -> Any:
+        return Calls, ()
+
+
+def find_call(layer: _KWConvNd, x: Tensor, epilogue: Epilogue) -> evaluation.Evaluation | None:
+    """Return a layer's call for x in plain evaluation, None where there is none: where it is to do as it always does.
+
+    Args:
+        x: [batch, in_channels, *size], **or** what the layer refuses.
+        epilogue: what becomes of the output, without the layer's own scale and bias.
+    """
+    attention = layer._modules.get("attention")
+    if type(x) is not Tensor or not x.is_cpu or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return None
+    if not isinstance(attention, ContrastingAttention) or not _is_plain(attention):
+        return None
+    own = vars(layer)
+    tensors = _tensors(layer, attention, epilogue)
+    places = _places(tensors)
+    if places is None:
+        return None
+    key = (x.shape, x.stride(), layer.engine, layer._geometry, _kind(epilogue), evaluation.setting())
+    calls: Calls | None = own.get("calls")
+    if calls is None:
+        calls = own["calls"] = Calls()
+    before, call = calls.found.get(key, (None, None))
+    if before != places:
+        call = _prepare(layer, attention, x, tensors, epilogue)
+        if len(calls.found) >= MOST_CALLS:
+            calls.found.clear()
+        calls.found[key] = places, call
+    return call
+
+
+def _is_plain(attention: ContrastingAttention) -> bool:
+    """Return whether an attention is nothing but its two linear layers and the norm between, none of them trained."""
+    modules = attention._modules
+    linear, norm, last = (modules.get(name) for name in PARTS)
+    if linear is None or norm is None or last is None or attention.training or norm.training:
+        return False
+    if modules.get("basis") is not None or attention.gates is not None or attention.function != "contrast":
+        return False
+    plain = is_plain(attention, ContrastingAttention) and is_plain(linear, nn.Linear) and is_plain(last, nn.Linear)
+    return plain and (is_plain(norm, nn.BatchNorm1d) or is_plain(norm, nn.LayerNorm))
+
+
+def _kind(epilogue: Epilogue) -> tuple[Any, ...]:
+    norm, added = epilogue.norm, epilogue.added
+    summand = None if added is None else (added.shape, added.stride(), added.dtype, type(added))
+    return epilogue.activation, None if norm is None else norm.epsilon, summand
+
+
+def _tensors(layer: _KWConvNd, attention: ContrastingAttention, epilogue: Epilogue) -> list[Tensor | None]:
+    """Return all tensors that a layer's output depends on, past `nn.Module.__getattr__`."""
+    parts: list[Any] = [attention._modules[name] for name in PARTS]
+    linear, norm, last = (part._parameters for part in parts)
+    statistics, warehouse = parts[1]._buffers, layer.warehouse
+    return [
+        None if warehouse is None else warehouse._parameters.get("cells"),
+        None if warehouse is None else warehouse._buffers.get("temperature"),
+        attention._initial,
+        *(linear.get("weight"), linear.get("bias")),
+        *(norm.get("weight"), norm.get("bias"), statistics.get("running_mean"), statistics.get("running_var")),
+        *(last.get("weight"), last.get("bias")),
+        *(layer._buffers.get("output_scale"), layer._parameters.get("bias")),
+        *(() if epilogue.norm is None else epilogue.norm[:4]),
+    ]
+
+
+def _places(tensors: list[Tensor | None]) -> list[Any] | None:
+    """Return where tensors lie, and how; None where one is no plain tensor."""
+    places: list[Any] = []
+    for tensor in tensors:
+        if tensor is None:
+            places.append(None)
+        elif type(tensor) not in TENSORS:
+            return None
+        else:
+            places.append((tensor.data_ptr(), tensor.numel(), tensor.dtype, tensor.is_contiguous()))
+    return places
+
+
+def _prepare(
+    layer: _KWConvNd, attention: ContrastingAttention, x: Tensor, tensors: list[Any], epilogue: Epilogue
+) -> evaluation.Evaluation | None:
+    cells, temperature, initial, reduce, reduce_bias, scale, shift, mean, variance, weight, bias, *rest = tensors
+    by_sample = type(attention.norm) is nn.LayerNorm
+    needed = [cells, temperature, initial, reduce, scale, shift, weight, bias, *(() if by_sample else (mean, variance))]
+    fits = not layer._pad_first and x.dim() == len(layer.kernel_shape) and x.shape[1] == layer.in_channels
+    if not fits or any(tensor is None for tensor in needed) or not all(map(_is_read, tensors)):
+        return None
+    width, columns = len(reduce), len(cells) + 1
+    of_width = [tensor for tensor in (reduce_bias, scale, shift, mean, variance) if tensor is not None]
+    shapes = reduce.shape[1:] == x.shape[1:2] and weight.shape == (len(initial) * columns, width)
+    if not shapes or bias.shape != weight.shape[:1] or any(tensor.shape != (width,) for tensor in of_width):
+        return None
+    of = evaluation.AttentionTensors(
+        reduce,
+        reduce_bias,
+        scale,
+        shift,
+        None if by_sample else (mean, variance),
+        attention.norm.eps,
+        weight,
+        bias,
+        initial,
+        temperature if attention.annealed else _ZERO,
+    )
+    own = replace(epilogue, scale=rest[0], bias=rest[1])
+    return evaluation.prepare(x, of, cells, layer._convolution(), layer.engine, own)
+
+
+def _is_read(tensor: Tensor | None) -> bool:
+    """Return whether C reads a tensor as it lies; β's cells are whole numbers."""
+    if tensor is None:
+        return True
+    return tensor.dtype in (torch.float32, torch.int64) and tensor.is_cpu and tensor.is_contiguous()
+
+
+_ZERO = torch.zeros((), dtype=torch.float32, device="cpu")
