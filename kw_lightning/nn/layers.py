@@ -343,8 +343,9 @@ class _KWConvNd(KWLayer):
 
     def evaluation(self, x: Tensor, epilogue: Epilogue = NOTHING) -> Evaluation | None:
         """Return the layer's whole call for x, None where it is computed in steps; arguments are as of `finished`."""
-        plain = epilogue is not NOTHING or evaluates(self.engine, x)
-        return find_call(self, x, epilogue) if plain and type(self) in CONVOLUTIONS else None
+        if torch.compiler.is_compiling() or type(self) not in CONVOLUTIONS:
+            return None
+        return find_call(self, x, epilogue) if epilogue is not NOTHING or evaluates(self.engine, x) else None
 
     @property
     def _geometry(self) -> tuple[Any, ...]:
