@@ -22,7 +22,7 @@ from kw_lightning.nn.engine.paths import Path as EnginePath
 from kw_lightning.nn.engine.paths.compiled import CompiledPath
 from kw_lightning.nn.engine.problem import Problem
 
-FUSED = ("mix_kernels/compiled", "mix_inputs/compiled")
+FUSED = ("mix_kernels/compiled", "mix_kernels/pointwise", "mix_inputs/compiled")
 
 
 def names(problem: Problem, engine: str = "auto") -> list[str]:
@@ -81,7 +81,7 @@ def test_work_is_near_the_least(name: str, batch: int, size: int, backward: bool
         ("resnet18 layer3", 64, 32, {"mix_inputs/compiled", "mix_outputs/by_cell"}),
         ("resnet18 layer4", 64, 32, {"mix_inputs/compiled", "mix_inputs/by_cell", "mix_outputs/by_cell"}),
         ("convnext depthwise", 16, 224, {"mix_kernels/depthwise"}),
-        ("resnet50 layer1 expand", 16, 224, {"mix_kernels/compiled"}),
+        ("resnet50 layer1 expand", 16, 224, {"mix_kernels/pointwise"}),
     ],
 )
 def test_shapes_get_the_path_measured_fastest(name: str, batch: int, size: int, expected: set[str]) -> None:

@@ -13,11 +13,13 @@ from kw_lightning.nn.engine.native.attention import (
     weigh,
     weighs,
 )
+from kw_lightning.nn.engine.native.blocking import mixes_few
 from kw_lightning.nn.engine.native.calls import (
     DEPTHWISE,
     MIX_BASES,
     MIX_INPUTS,
     MIX_KERNELS,
+    MIX_LINES,
     WINOGRAD,
     Form,
     Kept,
@@ -37,6 +39,7 @@ __all__ = [
     "MIX_BASES",
     "MIX_INPUTS",
     "MIX_KERNELS",
+    "MIX_LINES",
     "OF_BATCH",
     "OF_SAMPLE",
     "WINOGRAD",
@@ -57,6 +60,7 @@ __all__ = [
     "find_compiler",
     "forward",
     "forward_by_bases",
+    "mixes_few",
     "prepare_evaluation",
     "status",
     "weigh",

@@ -19,6 +19,12 @@ TILE_BYTES = 16 * 1024
 """Of a kernel that a tile of positions takes at a time, which stays in the first-level cache from tile to tile."""
 KERNEL_BYTES = 192 * 1024
 """Of the kernels that are mixed from one block and exist at once."""
+LINE_BYTES = 3 * 2**20
+"""Of the kernels of lines that are mixed as cells lie and exist at once; the second or third level streams them."""
+OWN_LINES = 64
+"""Lines of a block, of all groups, from which on it lays out the source for itself: that is then little work."""
+LEAST_LINES = 6
+"""Lines of a block, below which the products' registers stay empty."""
 MAP_BYTES = 4 * 2**20
 """Of the maps that are read together, and stay in the third-level cache."""
 MOST_MAPS = 8
@@ -96,6 +102,7 @@ class Blocking:
         parts: into which the samples are cut, so that threads have like shares.
         direct: kernels are mixed of the cells as they lie, and `depths` are theirs.
         tile: depths that a tile takes at a time, 0 for those of the block.
+        lines: of a cell, whose kernels exist at once where cells are mixed line by line.
     """
 
     depths: int
@@ -104,6 +111,7 @@ class Blocking:
     parts: int
     direct: bool = False
     tile: int = 0
+    lines: int = 0
 
 
 def block_kernels(extents: Extents, *, backward: bool) -> Blocking:
@@ -138,7 +146,7 @@ def _block_lying(extents: Extents) -> Blocking | None:
     read = _read(e, parts)
     samples = -(-read // parts)
     squares = e.lanes % TURNED == 0 == TURNED * e.depths % e.widest
-    if not squares or e.ranks or read < e.batch or TURNING * e.rows * samples > e.cells:
+    if not squares or e.ranks or read < e.batch or not mixes_few(e.rows * samples, e.cells):
         return None
     most, tile = _kernel_bytes(e) // (NUMBER * e.rows * (e.width + TURNED) * samples) - 1, _tile_depths(e)
     if most >= e.depths:
@@ -148,6 +156,31 @@ def _block_lying(extents: Extents) -> Blocking | None:
         return None
     tile = min(tile, depths)
     return Blocking(depths // tile * tile, samples, read, parts, direct=True, tile=tile)
+
+
+def block_lines(extents: Extents, *, backward: bool) -> Blocking:
+    """Cut a pass that mixes kernels line by line, as cells lie; backwards it is the one of `block_kernels`.
+
+    depths = what of `BLOCK_BYTES` holds cells numbers a depth, in whole vectors. lines = what of `LINE_BYTES` holds
+    rows · depths of a cell numbers a line of a sample, at least `LEAST_LINES`: in blocks that go evenly among the
+    threads where those are so large, else in parts of the samples. mixed = what of `LINE_BYTES` holds such lines.
+    """
+    if backward:
+        return block_kernels(extents, backward=True)
+    e, wide = extents, extents.widest
+    most = e.scaled(BLOCK_BYTES) // (NUMBER * e.cells) // wide * wide
+    depths = _even(e.depths, _between(wide, most, e.depths), wide)
+    line = NUMBER * e.rows * -(-e.depths // wide) * wide
+    held = max(min(e.scaled(LINE_BYTES), e.limit // e.threads) // line, 1)
+    blocks = -(-e.lanes // _between(LEAST_LINES, held // e.batch, e.lanes))
+    shared, parts = -(-blocks // e.threads) * e.threads, 1
+    if e.lanes >= shared * LEAST_LINES:
+        blocks = shared
+    else:
+        parts = share(e._replace(lanes=blocks * e.width, cell_groups=1))
+    lines = -(-e.lanes // blocks)
+    read = 0 if lines * e.lane_groups >= OWN_LINES else _read(e, parts)
+    return Blocking(depths, _between(1, held // lines, -(-(read or e.batch) // parts)), read, parts, lines=lines)
 
 
 def block_bases(extents: Extents, *, backward: bool) -> Blocking:
@@ -188,6 +221,11 @@ def block_channels(extents: Extents, *, backward: bool) -> Blocking:
     """
     e = extents
     return Blocking(1, _between(1, _kernel_bytes(e) // (NUMBER * e.rows * e.width), e.batch), e.batch, share(e))
+
+
+def mixes_few(kernels: int, cells: int) -> bool:
+    """Return whether so few kernels are mixed sooner of the cells as they lie than of packed ones."""
+    return TURNING * kernels <= cells
 
 
 def share(extents: Extents) -> int:

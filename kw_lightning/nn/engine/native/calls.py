@@ -21,6 +21,7 @@ from kw_lightning.nn.engine.native.blocking import (
     block_channels,
     block_inputs,
     block_kernels,
+    block_lines,
 )
 from kw_lightning.nn.engine.native.layout import Map, Pass
 from kw_lightning.nn.engine.native.library import library
@@ -29,7 +30,7 @@ from kw_lightning.nn.engine.workspace import scratch, workspace_bytes
 from kw_lightning.nn.partition import Shape
 
 
-@dataclass(frozen=True, eq=False)  # one of the five below, by identity: it is looked up at every call
+@dataclass(frozen=True, eq=False)  # one of the six below, by identity: it is looked up at every call
 class Form:
     """One of the compiled passes.
 
@@ -51,6 +52,7 @@ class Form:
 
 
 MIX_KERNELS = Form(("kw_mix_kernels", "kw_mix_kernels"), block_kernels, narrows=True)
+MIX_LINES = replace(MIX_KERNELS, functions=("kw_mix_lines", "kw_mix_kernels"), block=block_lines)
 MIX_BASES = replace(MIX_KERNELS, block=block_bases)
 WINOGRAD = replace(MIX_KERNELS, winograd=True)
 MIX_INPUTS = Form(("kw_mix_inputs", "kw_mix_inputs_backward"), block_inputs, rereads=True)
@@ -353,6 +355,7 @@ def _describe(
     blocking = form.block(_extents(p, limit, form), backward=backward)
     p.block_depths, p.mixed_samples, p.direct = blocking.depths, blocking.mixed, blocking.direct
     p.tile_depths, p.read_samples, p.parts = blocking.tile or blocking.depths, blocking.read, blocking.parts
+    p.lines = blocking.lines
     return positions, p
 
 

@@ -119,4 +119,34 @@ static inline void write_rows(const Map *map, const Epilogue *e, index_t sample,
     }
 }
 
+/* Rows [channels, positions] where they lie: a row of one channel is rows of vectors that share their factors. */
+static inline void finish_lines(const Epilogue *e, index_t sample, index_t channel, index_t channels, index_t positions,
+                                float *rows, index_t row) {
+    float scales[LANES], shifts[LANES], read[STRIP * WIDTH], rest[WIDTH], rest_added[WIDTH];
+    for (index_t l = 0; l < channels; l++, channel++, rows += row) {
+        vector scale, shift;
+        if (l % LANES == 0) join_factors(e, channel, smaller(LANES, channels - l), scales, shifts);
+        scale = ALL(scales[l % LANES]), shift = ALL(shifts[l % LANES]);
+        for (index_t first = 0; first < positions; first += STRIP * WIDTH) {
+            index_t count = smaller(STRIP * WIDTH, positions - first), left = count % WIDTH;
+            const float *added = e->added.data;
+            float *at = rows + first;
+            if (added) {
+                added += sample * e->added.batch + channel * e->added.channel + first * e->added.position;
+                if (e->added.position != 1) {
+                    for (index_t i = 0; i < count; i++) read[i] = added[i * e->added.position];
+                    added = read;
+                }
+            }
+            finish(e, count / WIDTH, WIDTH, at, (float *)&scale, (float *)&shift, added, at);
+            if (left == 0) continue;
+            memset(rest, 0, sizeof(rest)), memset(rest_added, 0, sizeof(rest_added));
+            memcpy(rest, at + count - left, left * sizeof(float));
+            if (added) memcpy(rest_added, added + count - left, left * sizeof(float));
+            finish(e, 1, WIDTH, rest, (float *)&scale, (float *)&shift, added ? rest_added : NULL, rest);
+            memcpy(at + count - left, rest, left * sizeof(float));
+        }
+    }
+}
+
 #endif

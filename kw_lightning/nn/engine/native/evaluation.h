@@ -18,6 +18,6 @@ typedef struct {
     const float *transform;
 } Evaluation;
 
-enum { BY_KERNELS, BY_INPUTS, BY_CHANNELS };
+enum { BY_KERNELS, BY_INPUTS, BY_CHANNELS, BY_LINES };
 
 #endif

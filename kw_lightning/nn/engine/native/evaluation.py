@@ -15,7 +15,7 @@ from kw_lightning.nn.engine.native.library import library
 from kw_lightning.nn.engine.native.positions import Positions
 from kw_lightning.nn.engine.workspace import in_huge_pages, scratch
 
-METHODS = ("kw_mix_kernels", "kw_mix_inputs", "kw_mix_depthwise")
+METHODS = ("kw_mix_kernels", "kw_mix_inputs", "kw_mix_depthwise", "kw_mix_lines")
 """By which a kernel is mixed, numbered as in evaluation.h."""
 
 

@@ -73,6 +73,7 @@ static const Field fields[] = {
     FIELD(Pass, block_depths),
     FIELD(Pass, tile_depths),
     FIELD(Pass, mixed_samples),
+    FIELD(Pass, lines),
     FIELD(Pass, read_samples),
     FIELD(Pass, parts),
     FIELD(Pass, threads),

@@ -33,6 +33,7 @@ SOURCES = (
     "pass.h",
     "layout.c",
     "mix_kernels.c",
+    "mix_lines.c",
     "mix_inputs.c",
     "mix_depthwise.c",
     "attention.h",
@@ -44,6 +45,7 @@ FUNCTIONS = (
     "kw_lanes",
     "kw_rows",
     "kw_mix_kernels_memory",
+    "kw_mix_lines_memory",
     "kw_mix_inputs_memory",
     "kw_mix_inputs_backward_memory",
     "kw_mix_depthwise_memory",
@@ -52,6 +54,7 @@ FUNCTIONS = (
 )
 PASSES = (
     "kw_mix_kernels",
+    "kw_mix_lines",
     "kw_mix_inputs",
     "kw_mix_inputs_backward",
     "kw_mix_depthwise",

@@ -11,6 +11,7 @@ from kw_lightning.nn.engine.paths.mix_kernels.compiled import KernelsCompiled
 from kw_lightning.nn.engine.paths.mix_kernels.depthwise import Depthwise
 from kw_lightning.nn.engine.paths.mix_kernels.grouped import Grouped
 from kw_lightning.nn.engine.paths.mix_kernels.per_sample import PerSample
+from kw_lightning.nn.engine.paths.mix_kernels.pointwise import Pointwise
 from kw_lightning.nn.engine.paths.mix_kernels.shifted import Shifted
 from kw_lightning.nn.engine.paths.mix_kernels.triton import Triton
 from kw_lightning.nn.engine.paths.mix_kernels.winograd import Winograd
@@ -22,6 +23,7 @@ __all__ = ["PATHS", "Path", "find_path", "order_of"]
 
 PATHS: tuple[Path, ...] = (
     KernelsCompiled(),
+    Pointwise(),
     Winograd(),
     AlongRank(),
     InputsCompiled(),

@@ -49,17 +49,23 @@ class CompiledPath(Path):
         """Return why it cannot compute a geometry, None where it can."""
         return dense_refusal(convolution)
 
+    def form_of(self, x: Tensor) -> native.Form:
+        """Return the pass of an input [batch, in_channels, *size] as it lies in memory, forward."""
+        return self.form
+
     def forward(self, operands: Operands, y: Tensor) -> None:
         """Write the convolution of every sample with its own kernel."""
         x, attention, cells, convolution, *_ = operands
-        native.forward(first_or_last(x), attention, cells, convolution, y, self.form)
+        x = first_or_last(x)
+        native.forward(x, attention, cells, convolution, y, self.form_of(x))
 
     def forward_finished(self, operands: Operands, y: Tensor, epilogue: Epilogue) -> Tensor:
         """Return what becomes of the convolution: the pass does it while it writes."""
         if not epilogue.fits(y):
             return super().forward_finished(operands, y, epilogue)
         x, attention, cells, convolution, *_ = operands
-        native.forward(first_or_last(x), attention, cells, convolution, y, self.form, epilogue)
+        x = first_or_last(x)
+        native.forward(x, attention, cells, convolution, y, self.form_of(x), epilogue)
         return y
 
     def backward(self, gradient: Tensor, operands: Operands, needed: tuple[bool, bool, bool]) -> Gradients:

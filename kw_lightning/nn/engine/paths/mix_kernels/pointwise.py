@@ -1,0 +1,57 @@
+"""Mix the kernels of a convolution with one kernel position as its cells lie, and use them between maps as they lie."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from kw_lightning.nn.engine import native
+from kw_lightning.nn.engine.convolution import Convolution
+from kw_lightning.nn.engine.costs import Fitted, Load, Units
+from kw_lightning.nn.engine.layouts import channels_last
+from kw_lightning.nn.engine.paths.compiled import CompiledPath, dense_refusal
+from kw_lightning.nn.engine.problem import Problem
+
+# Numbers of cells that leave the second-level cache: from there on packing them for few samples is most of the work.
+FAR_NUMBERS = 2**18
+# Positions that a vector takes.
+POSITIONS = 8
+
+
+class Pointwise(CompiledPath):
+    """The pass of native/mix_lines.c, for maps whose channels come first; those with channels last take the other."""
+
+    name = "mix_kernels/pointwise"
+    fitted = Fitted(Units(3.4e-11, 3.4e-11, 5.6e-10, 0, 0.00024), Units(1e-10, 6.9e-11, 1.6e-09, 0, 0.00042))
+    form = native.MIX_LINES
+
+    def refuses(self, convolution: Convolution) -> str | None:
+        """Return why it cannot compute a geometry, None where it can."""
+        reason = dense_refusal(convolution)
+        if reason is None and math.prod(convolution.kernel_shape[2:]) > 1:
+            return "it is for kernels of one position"
+        return reason
+
+    def unsuited(self, problem: Problem) -> str | None:
+        """Return why it is never the fastest for a problem, None where it may be."""
+        if problem.backward:
+            return "backwards it is mix_kernels/compiled"
+        convolution = problem.convolution
+        far = problem.cells * math.prod(convolution.cell_shape) >= FAR_NUMBERS
+        if far and native.mixes_few(problem.batch * convolution.grid[1] * convolution.grid[2], problem.cells):
+            return "it packs the cells, of which so few kernels are mixed sooner as they lie"
+        return None
+
+    def form_of(self, x: Tensor) -> native.Form:
+        """Return the pass of an input [batch, in_channels, *size] as it lies in memory, forward."""
+        return native.MIX_KERNELS if channels_last(x) else self.form
+
+    def load(self, problem: Problem) -> Load:
+        """Count the work of a forward pass."""
+        convolution = problem.convolution
+        kernel, outputs = math.prod(convolution.kernel_shape), math.prod(convolution.output_size(problem.size))
+        maps = convolution.kernel_shape[0] * outputs + convolution.kernel_shape[1] * math.prod(problem.size)
+        elements = problem.batch * maps + problem.cells * math.prod(convolution.cell_shape)
+        products = problem.batch * kernel * -(-outputs // POSITIONS) * POSITIONS
+        return Load(problem.batch * kernel * problem.cells, products, elements, 0)
