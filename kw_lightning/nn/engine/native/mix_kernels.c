@@ -35,7 +35,7 @@
    the sums that the first-level cache keeps beside them. */
 #define TURNED 4
 #define LYING_CELLS 8
-#define LYING_SUMS 2048
+#define LYING_SUMS 4096
 
 /* The memory of one thread. */
 typedef struct {
@@ -230,23 +230,28 @@ static void fold_bases(const Pass *p, index_t depths, const Memory *m, float *gr
 
 /* kernels[r][d][l] = sum over j of alpha[r][j] * E[j][l][d], of cells as they lie: read once, along their lines. */
 static void mix_lying(const Pass *p, const Block *k, index_t rows, const float *alpha, const Memory *m) {
-    index_t lanes = block_lanes(p), line = TURNED * k->depths, run = larger(LYING_SUMS / rows / LANES, 1) * LANES;
+    /* Lines go on from lane to lane where a block has all depths. */
+    index_t lanes = block_lanes(p), joined = k->depths == p->lane_step ? TURNED : 1, line = joined * k->depths;
+    index_t run = larger(LYING_SUMS / rows / LANES, 1) * LANES;
     if (k->lanes < lanes) memset(m->kernels, 0, rows * kernel_step(p) * sizeof(float));
-    for (index_t l = 0; l < k->lanes; l += TURNED) {
-        const float *cell = p->cell + k->group * p->group_step + (k->lane + l) * p->lane_step;
-        for (index_t i = 0; i < line; i += run)
+    for (index_t l = 0; l < k->lanes; l++) {
+        const float *cell = p->cell + k->group * p->group_step + (k->lane + l) * p->lane_step + k->depth;
+        float *sums = m->lying + l % TURNED * k->depths;
+        for (index_t first = 0; l % joined == 0 && first < line; first += run)
             for (index_t j = 0; j < p->cells; j += LYING_CELLS) {
-                index_t count = smaller(LYING_CELLS, p->cells - j);
-                for (index_t at = i; at < smaller(i + run, line); at += LANES) {
-                    /* Lines go on from lane to lane where a block has all depths. */
-                    index_t place = at / k->depths * p->lane_step + k->depth + at % k->depths;
-                    product(rows, 2, count, alpha + j, p->cells, 1, cell + j * p->cell_step + place, p->cell_step,
-                            m->lying + at, lying_step(p), j > 0);
+                index_t count = smaller(LYING_CELLS, p->cells - j), next = j + count < p->cells ? j + count : 0;
+                for (index_t at = first; at < smaller(first + run, line); at += LANES) {
+                    /* Runs are short and cells far apart: no hardware foresees the next ones. */
+                    const float *ahead = cell + next * p->cell_step + at + (next ? 0 : run);
+                    for (index_t c = 0; c < smaller(LYING_CELLS, p->cells - next); c++)
+                        for (index_t i = 0; i < LANES; i += 16) __builtin_prefetch(ahead + c * p->cell_step + i);
+                    product(rows, 2, count, alpha + j, p->cells, 1, cell + j * p->cell_step + at, p->cell_step,
+                            sums + at, lying_step(p), j > 0);
                 }
             }
-        for (index_t r = 0; r < rows; r++)
-            arrange(m->lying + r * lying_step(p), 1, k->depths, m->kernels + r * kernel_step(p) + l, lanes, k->depths,
-                    TURNED);
+        for (index_t r = 0; l % TURNED == TURNED - 1 && r < rows; r++)
+            arrange(m->lying + r * lying_step(p), 1, k->depths, m->kernels + r * kernel_step(p) + l + 1 - TURNED, lanes,
+                    k->depths, TURNED);
     }
 }
 
