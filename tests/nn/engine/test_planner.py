@@ -66,8 +66,9 @@ def test_work_is_near_the_least(name: str, batch: int, size: int, backward: bool
         for path in ranked
         if path in (FUSED if native.available() and LAYERS[name][7] == 1 else ranked)
     )
-    # Of few samples, reading all cells takes as long as working on them.
-    limit = (1.25 if batch > 3 else 1.5) if native.available() else 3.0
+    # Of few samples, reading all cells takes as long as working on them, and packing them longer: mixed inputs, which
+    # take them as they lie, are faster with 1.9 times the multiply-adds (ResNet50's reduction on 3², 0.9 of the time).
+    limit = (1.25 if batch > 3 else 2.0) if native.available() else 3.0
     assert multiply_adds(ranked[0], posed) <= limit * least
 
 

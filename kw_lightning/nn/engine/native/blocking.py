@@ -198,20 +198,20 @@ def block_bases(extents: Extents, *, backward: bool) -> Blocking:
 
 
 def block_inputs(extents: Extents, *, backward: bool) -> Blocking:
-    """Cut a pass that mixes inputs.
+    """Cut a pass that mixes inputs: a block is a whole cell, and a thread has cells of its own.
 
-    Forward as `block_kernels`, but a sample's mixed inputs and output stand beside its map: lane groups · output
-    positions · (depths · cells + width) numbers. Backwards a block has all depths, and mixed = what of twice
-    `KERNEL_BYTES` holds a sample's mixed inputs and their gradient, both of depth groups · source positions ·
-    (cells + 1) · width numbers.
+    mixed = what of `KERNEL_BYTES` holds a sample's mixed inputs of one cell, rows · (channels + width) numbers.
+    read = what of `MOST_MAPS` · `MAP_BYTES` holds both maps, and of the one that is written a sum in every thread.
     """
     e = extents
-    blocked, parts = block_kernels(e, backward=False), share(e)
-    if not backward:
-        mixed_inputs = NUMBER * e.lane_groups * e.out_positions * (blocked.depths * e.cells + e.width)
-        return Blocking(blocked.depths, blocked.mixed, _read(e, parts, mixed_inputs), parts)
-    sample = NUMBER * 2 * e.depth_groups * e.source_positions * (e.cells + 1) * e.width
-    return Blocking(e.depths, _between(1, e.scaled(KERNEL_BYTES) * 2 // sample, e.batch), _read(e, parts), parts)
+    channels, rows = e.depths, e.lane_groups * e.out_positions
+    if backward:
+        channels, rows = e.lanes, e.depth_groups * e.source_positions
+    mixed = _between(1, e.scaled(KERNEL_BYTES) // (NUMBER * rows * (channels + e.width)), e.batch)
+    source, out = e.source_positions * e.depths * e.depth_groups, e.out_positions * e.lanes * e.lane_groups
+    held = NUMBER * (source + out * (1 + e.threads))
+    read = _even(e.batch, _between(1, MOST_MAPS * MAP_BYTES // held, e.batch), 1)
+    return Blocking(e.depths, _even(read, min(mixed, read), 1), read, 1)
 
 
 def block_channels(extents: Extents, *, backward: bool) -> Blocking:
@@ -250,15 +250,15 @@ def _kernel_bytes(extents: Extents) -> int:
     return min(extents.scaled(KERNEL_BYTES), extents.limit // extents.threads)
 
 
-def _read(extents: Extents, parts: int, beside: int = 0) -> int:
+def _read(extents: Extents, parts: int) -> int:
     """Return the samples that are read together.
 
-    As many as `MAP_BYTES` hold of source positions · channels numbers, and bytes beside them, each; more,
-    up to `MOST_MAPS` times as many, so that packing the cells, which is done anew for them, is a few hundredths of the
-    work: PACKING · cells / (rows · (cells + positions)) samples. Bases are mixed anew with them, rows · ranks a cell.
+    As many as `MAP_BYTES` hold of source positions · channels numbers each; more, up to `MOST_MAPS` times as many, so
+    that packing the cells, which is done anew for them, is a few hundredths of the work: PACKING · cells / (rows ·
+    (cells + positions)) samples. Bases are mixed anew with them, rows · ranks a cell.
     """
     e = extents
-    held = NUMBER * e.source_positions * e.depths * e.depth_groups * e.groups * e.cell_groups + beside
+    held = NUMBER * e.source_positions * e.depths * e.depth_groups * e.groups * e.cell_groups
     once = (PACKING + e.rows * e.ranks) * e.cells
     packing = once // (e.rows * ((e.ranks or e.cells) + e.source_positions))
     samples = max(MAP_BYTES // held, min(packing, MOST_MAPS * MAP_BYTES // held))

@@ -2,92 +2,190 @@
    cells, out = sum over j of E[j] * U[j]. No kernel is made, and all samples share the products: fewer sums on maps of
    few positions. A row is an output position of one sample and one group of output channels.
 
-   Backwards, one thread has LANES input channels, for which it needs nothing of the others: dU[j] = E[j]' * dy gives
-   the gradients of alpha and of the input, and U, made anew, that of E. */
+   Backwards dU[j] = E[j]' * dy gives the gradients of alpha and of the input, and U, made anew, that of E.
+
+   A thread has cells of its own and takes them as they lie, one after the other: cells are by far the most numbers
+   here, and read, and their gradient written, once for `mixed_samples`. What it adds to the output, or to the input's
+   gradient, is added up over the threads in the end. */
 
 #include "pass.h"
 
-/* Mixtures that a row takes, forward. */
-static index_t joined(const Pass *p) { return p->taps * p->depth_groups; }
+/* Lines of a cell that are used together, from the second-level cache, and numbers of them from the first. */
+#define LINES 32
+#define RUN 256
+
+/* The inputs and outputs of the convolution, of which a pass reads and writes the one or the other. */
+typedef struct {
+    index_t groups, channels, positions;
+    index_t row;  /* of alpha, from one group to the next */
+    index_t size; /* numbers of a sample's map, [groups, positions, padded channels] */
+} Side;
+
+typedef struct {
+    Side in, out;
+} Sides;
+
+static Side side(index_t groups, index_t channels, index_t positions, index_t row) {
+    return (Side){groups, channels, positions, row, groups * positions * padded(channels)};
+}
+
+static Sides forward_sides(const Pass *p) {
+    return (Sides){side(p->depth_groups, p->depths, p->source_positions, p->row_depth),
+                   side(p->lane_groups, p->lanes, p->out_positions, p->row_lane)};
+}
+
+static Sides backward_sides(const Pass *p) {
+    return (Sides){side(p->lane_groups, p->lanes, p->out_positions, p->row_lane),
+                   side(p->depth_groups, p->depths, p->source_positions, p->row_depth)};
+}
+
+static index_t rows_of(const Sides *s, index_t samples) { return samples * s->out.groups * s->out.positions; }
+/* Rows of the samples whose mixed inputs exist at once, and how often there are so many. */
+static index_t rows_at_once(const Pass *p, const Sides *s) { return padded(rows_of(s, p->mixed_samples)); }
+static index_t chunks(const Pass *p) { return pieces(p->read_samples, p->mixed_samples); }
+/* Numbers of a row of U and dU; no power of two, so that rows share no set of the cache. */
+static index_t mixed_step(const Sides *s) { return padded(s->in.channels) + LANES; }
+
+/* What each position of a map holds, [sample, group, position, channel], zero beyond the channels. */
+static void read_maps(const Pass *p, const Map *map, const Side *s, index_t first, index_t samples, float *to) {
+    index_t count = samples * s->groups, width = padded(s->channels);
+#pragma omp parallel for schedule(static) num_threads(p->threads)
+    for (index_t i = 0; i < count; i++)
+        read_map(map, &(Sums){NULL, NULL}, first + i / s->groups, i % s->groups * s->channels, s->channels,
+                 s->positions, width, NULL, to + i * s->positions * width);
+}
+
+/* The mixtures that a row of a sample takes, and where in the sample's map each reads; how many. */
+static index_t find_reads(const Pass *p, const Sides *s, index_t row, index_t *mixture, index_t *place) {
+    index_t group = row / s->out.positions, position = row % s->out.positions, count = 0;
+    for (index_t t = 0; t < p->taps; t++) {
+        index_t read = p->reads[t * s->out.positions + position];
+        for (index_t g = 0; read >= 0 && g < s->in.groups; g++) {
+            mixture[count] = t * p->row_tap + group * s->out.row + g * s->in.row;
+            place[count++] = (g * s->in.positions + read) * padded(s->in.channels);
+        }
+    }
+    return count;
+}
+
+/* U of one cell, of samples from `first` of the batch on, whose maps are `maps`. */
+static void mix_inputs(const Pass *p, const Sides *s, index_t cell, index_t first, index_t samples, const float *maps,
+                       float *mixed) {
+    index_t mixture[p->taps * s->in.groups], place[p->taps * s->in.groups], rows = rows_of(s, 1);
+    for (index_t i = 0; i < samples * rows; i++) {
+        index_t count = find_reads(p, s, i % rows, mixture, place);
+        const float *alpha = p->alpha + (first + i / rows) * p->rows * p->cells + cell;
+        const float *map = maps + i / rows * s->in.size;
+        for (index_t c = 0; c < s->in.channels; c += LANES) {
+            vector low = {0}, high = {0};
+            for (index_t k = 0; k < count; k++) {
+                float weight = alpha[mixture[k] * p->cells];
+                low += weight * LOAD(map + place[k] + c);
+                high += weight * LOAD(map + place[k] + c + WIDTH);
+            }
+            STORE(mixed + i * mixed_step(s) + c, low);
+            STORE(mixed + i * mixed_step(s) + c + WIDTH, high);
+        }
+    }
+}
+
+/* Fetch the lines that follow on some of a cell; they may be the next cell's. */
+INLINE void fetch(const float *from, index_t step, index_t lines, index_t numbers, const int written) {
+    for (index_t i = 0; i < lines; i++)
+        for (index_t k = 0; k < numbers; k += 16) __builtin_prefetch(from + (lines + i) * step + k, written);
+}
 
 /* Forward: lanes are output channels, depths input channels. */
 
-/* Numbers of a row of U, whose last store goes past its end. */
-static index_t row_step(const Pass *p) { return p->block_depths * p->cells + LANES; }
-static index_t forward_rows(const Pass *p) { return p->read_samples * p->lane_groups * p->out_positions; }
+typedef struct {
+    float *mixed;  /* U, [rows, channels] */
+    float *turned; /* [panel of LANES rows][channel][row] */
+    float *out;    /* [chunk][panel of LANES rows][channel][row] */
+    float *written;
+} Forward;
 
-static index_t forward_scratch(const Pass *p) { /* of one thread */
-    return larger(joined(p) * (p->block_depths + padded(p->cells)), p->block_depths * p->cells * LANES);
+static index_t lay_out_forward(const Pass *p, const Sides *s, float *at, Forward *m) {
+    float *start = at;
+    index_t rows = rows_at_once(p, s);
+    m->mixed = at, at += rows * mixed_step(s);
+    m->turned = at, at += rows * p->depths;
+    m->out = at, at += chunks(p) * rows * p->lanes;
+    m->written = at, at += p->out_positions * LANES;
+    return padded(at - start);
 }
 
 index_t kw_mix_inputs_memory(const Pass *p) {
-    return p->read_samples * sample_size(p) + forward_rows(p) * (row_step(p) + padded(p->lanes)) +
-           p->threads * forward_scratch(p);
+    Sides s = forward_sides(p);
+    return p->read_samples * s.in.size + p->threads * lay_out_forward(p, &s, NULL, &(Forward){0});
 }
 
-/* What the rows of one sample and group take of some depths, [positions][depths][cells]. */
-static void mix_inputs(const Pass *p, const float *alpha, index_t group, const float *source, index_t depth,
-                       index_t depths, float *scratch, float *rows) {
-    index_t width = padded(p->cells), count = joined(p);
-    float *weights = scratch, *read = scratch + count * width;
-    memset(weights, 0, count * width * sizeof(float));
-    for (index_t i = 0; i < count; i++) {
-        index_t mixture = i / p->depth_groups * p->row_tap + group * p->row_lane + i % p->depth_groups * p->row_depth;
-        memcpy(weights + i * width, alpha + mixture * p->cells, p->cells * sizeof(float));
-    }
-    for (index_t position = 0; position < p->out_positions; position++, rows += row_step(p)) {
-        for (index_t i = 0; i < count; i++) {
-            index_t from = p->reads[i / p->depth_groups * p->out_positions + position];
-            const float *at = source + (i % p->depth_groups * p->depths + depth) * p->source_positions + from * depths;
-            if (from < 0)
-                memset(read + i * depths, 0, depths * sizeof(float));
-            else
-                memcpy(read + i * depths, at, depths * sizeof(float));
+/* Add the product of one cell and its mixed inputs, of samples that fit the cache together. */
+static void add_product(const Pass *p, const Sides *s, index_t cell, index_t first, index_t samples, const float *maps,
+                        const Forward *m, float *out) {
+    index_t rows = rows_of(s, samples), panels = pieces(rows, LANES);
+    mix_inputs(p, s, cell, first, samples, maps, m->mixed);
+    for (index_t panel = 0; panel < panels; panel++)
+        arrange(m->mixed + panel * LANES * mixed_step(s), 1, mixed_step(s), m->turned + panel * p->depths * LANES,
+                LANES, p->depths, smaller(LANES, rows - panel * LANES));
+    for (index_t line = 0; line < p->lanes; line += LINES)
+        for (index_t c = 0; c < p->depths; c += RUN) {
+            index_t lines = smaller(LINES, p->lanes - line), run = smaller(RUN, p->depths - c);
+            const float *from = p->cell + cell * p->cell_step + line * p->lane_step + c;
+            fetch(from, p->lane_step, lines, run, 0);
+            for (index_t panel = 0; panel < panels; panel++)
+                product(lines, rows - panel * LANES > WIDTH ? 2 : 1, run, from, p->lane_step, 1,
+                        m->turned + (panel * p->depths + c) * LANES, LANES, out + (panel * p->lanes + line) * LANES,
+                        LANES, 1);
         }
-        /* The last panel first: what it writes beyond the cells is written over. */
-        for (index_t j = width - LANES; j >= 0; j -= LANES)
-            product(depths, p->cells - j > WIDTH ? 2 : 1, count, read, 1, depths, weights + j, width, rows + j,
-                    p->cells, 0);
-    }
+}
+
+/* Write the map of some output channels of one sample, added up over the threads, of which m is the first's memory. */
+static void write_sum(const Pass *p, const Sides *s, index_t first, index_t b, index_t group, index_t lane,
+                      const float *own, index_t memory, float *written) {
+    Forward m;
+    index_t lanes = smaller(LANES, p->lanes - lane);
+    for (index_t position = 0; position < p->out_positions; position++)
+        for (index_t l = 0; l < lanes; l++) {
+            index_t row = (b % p->mixed_samples * p->lane_groups + group) * p->out_positions + position;
+            index_t place = b / p->mixed_samples * rows_at_once(p, s) * p->lanes;
+            place += (row / LANES * p->lanes + lane + l) * LANES + row % LANES;
+            float sum = 0;
+            for (index_t thread = 0; thread < p->threads; thread++) {
+                lay_out_forward(p, s, (float *)own + thread * memory, &m);
+                sum += m.out[place];
+            }
+            written[position * LANES + l] = sum;
+        }
+    write_map(p, first + b, group * p->lanes + lane, lanes, NULL, written);
 }
 
 void kw_mix_inputs(const Pass *p) {
-    index_t blocks = pieces(p->lanes, LANES), items = blocks * p->parts;
-    float *source = p->memory, *mixed = source + p->read_samples * sample_size(p);
-    float *out = mixed + forward_rows(p) * row_step(p), *scratch = out + forward_rows(p) * padded(p->lanes);
+    Sides s = forward_sides(p);
+    index_t memory = lay_out_forward(p, &s, NULL, &(Forward){0}), blocks = pieces(p->lanes, LANES);
+    float *maps = p->memory, *own = maps + p->read_samples * s.in.size;
     for (index_t first = 0; first < p->batch; first += p->read_samples) {
-        index_t samples = smaller(p->read_samples, p->batch - first), groups = samples * p->lane_groups;
-        index_t rows = groups * p->out_positions;
-        read_source(p, first, samples, source, scratch, forward_scratch(p));
-        for (index_t depth = 0; depth < p->depths; depth += p->block_depths) {
-            index_t depths = smaller(p->block_depths, p->depths - depth);
+        index_t samples = smaller(p->read_samples, p->batch - first), items = samples * p->lane_groups * blocks;
+        read_maps(p, &p->source, &s.in, first, samples, maps);
 #pragma omp parallel num_threads(p->threads)
-            {
+        {
 #pragma omp for schedule(static)
-                for (index_t thread = 0; thread < p->threads; thread++)
-                    for (index_t i = groups * thread / p->threads; i < groups * (thread + 1) / p->threads; i++) {
-                        index_t b = i / p->lane_groups, group = i % p->lane_groups;
-                        mix_inputs(p, p->alpha + (first + b) * p->rows * p->cells, group, source + b * sample_size(p),
-                                   depth, depths, scratch + thread * forward_scratch(p),
-                                   mixed + i * p->out_positions * row_step(p));
-                    }
-#pragma omp for schedule(static)
-                for (index_t thread = 0; thread < p->threads; thread++)
-                    for (index_t i = items * thread / p->threads; i < items * (thread + 1) / p->threads; i++) {
-                        index_t lane = i / p->parts * LANES, lanes = smaller(LANES, p->lanes - lane);
-                        index_t from = rows * (i % p->parts) / p->parts, to = rows * (i % p->parts + 1) / p->parts;
-                        float *block = scratch + thread * forward_scratch(p);
-                        pack_cells(p, 0, lane, lanes, depth, depths, block, LANES, p->cells * LANES);
-                        product(to - from, 2, depths * p->cells, mixed + from * row_step(p), row_step(p), 1, block,
-                                LANES, out + (i / p->parts * rows + from) * LANES, LANES, depth > 0);
-                    }
+            for (index_t thread = 0; thread < p->threads; thread++) {
+                Forward m;
+                lay_out_forward(p, &s, own + thread * memory, &m);
+                memset(m.out, 0, chunks(p) * rows_at_once(p, &s) * p->lanes * sizeof(float));
+                for (index_t j = p->cells * thread / p->threads; j < p->cells * (thread + 1) / p->threads; j++)
+                    for (index_t b = 0; b < samples; b += p->mixed_samples)
+                        add_product(p, &s, j, first + b, smaller(p->mixed_samples, samples - b), maps + b * s.in.size,
+                                    &m, m.out + b / p->mixed_samples * rows_at_once(p, &s) * p->lanes);
             }
-        }
-#pragma omp parallel for schedule(static) num_threads(p->threads)
-        for (index_t i = 0; i < blocks * groups; i++) {
-            index_t lane = i / groups * LANES, group = i % p->lane_groups, b = i % groups / p->lane_groups;
-            write_map(p, first + b, group * p->lanes + lane, smaller(LANES, p->lanes - lane), NULL,
-                      out + i * p->out_positions * LANES);
+#pragma omp for schedule(static)
+            for (index_t thread = 0; thread < p->threads; thread++) {
+                Forward m;
+                lay_out_forward(p, &s, own + thread * memory, &m);
+                for (index_t i = items * thread / p->threads; i < items * (thread + 1) / p->threads; i++)
+                    write_sum(p, &s, first, i / blocks / p->lane_groups, i / blocks % p->lane_groups,
+                              i % blocks * LANES, own, memory, m.written);
+            }
         }
     }
 }
@@ -95,111 +193,172 @@ void kw_mix_inputs(const Pass *p) {
 /* Backward: lanes are input channels, depths output channels; source is the output's gradient, other the input. */
 
 typedef struct {
-    float *out, *other, *block, *gradient, *mixed, *mixed_gradient, *read, *turned, *weights, *result, *cell;
-} Memory;
+    float *mixed, *mixed_gradient; /* U and dU, [rows, channels] */
+    float *lines, *of_lines;       /* [LINES, LANES] of a cell, and of its gradient */
+    float *in;                     /* the input's gradient, as read_maps lays it */
+    float *written;
+} Backward;
 
-/* Mixtures that a row takes, backward. */
-static index_t taken(const Pass *p) { return p->taps * p->lane_groups; }
-/* Numbers of a row of U and dU; no power of two, so that rows share no set of the cache. */
-static index_t mixed_step(const Pass *p) { return (p->cells + 1) * LANES; }
-
-static index_t lay_out(const Pass *p, float *at, Memory *m) {
+static index_t lay_out_backward(const Pass *p, const Sides *s, float *at, Backward *m) {
     float *start = at;
-    index_t block = p->cells * p->depths * LANES, each = pieces(p->read_samples, p->parts) * p->lane_groups;
-    index_t mixed = p->mixed_samples * p->depth_groups * p->source_positions * mixed_step(p), width = padded(p->cells);
-    m->out = at, at += each * p->out_positions * LANES;
-    m->other = at, at += each * p->out_positions * LANES;
-    m->block = at, at += block;
-    m->gradient = at, at += block;
+    index_t mixed = rows_at_once(p, s) * mixed_step(s);
     m->mixed = at, at += mixed;
     m->mixed_gradient = at, at += mixed;
-    m->read = at, at += taken(p) * LANES;
-    m->turned = at, at += width * LANES;
-    m->weights = at, at += taken(p) * p->cells;
-    m->result = at, at += taken(p) * larger(width, LANES);
+    m->lines = at, at += LINES * LANES;
+    m->of_lines = at, at += LINES * LANES;
+    m->in = at, at += p->read_samples * s->in.size;
+    m->written = at, at += p->out_positions * LANES;
     return padded(at - start);
 }
 
+/* Numbers of what all threads share: both maps, and the output's gradient turned, [chunk][channel][rows]. */
+static index_t shared(const Pass *p, const Sides *s) {
+    return p->read_samples * (s->in.size + s->out.size) + chunks(p) * p->depths * rows_at_once(p, s);
+}
+
 index_t kw_mix_inputs_backward_memory(const Pass *p) {
-    return p->read_samples * sample_size(p) + p->threads * lay_out(p, NULL, &(Memory){0});
+    Sides s = backward_sides(p);
+    return shared(p, &s) + p->threads * lay_out_backward(p, &s, NULL, &(Backward){0});
 }
 
-/* The gradients that pass through one row; `mixture` and `place` say what it takes. */
-static void differentiate_row(const Pass *p, const Memory *m, index_t count, const index_t *mixture,
-                              const index_t *place, const float *alpha, const float *mixed_gradient, float *mixed,
-                              const float *other, float *out, float *alpha_gradient) {
-    index_t width = padded(p->cells);
-    for (index_t i = 0; i < count; i++) {
-        memcpy(m->weights + i * p->cells, alpha + mixture[i] * p->cells, p->cells * sizeof(float));
-        memcpy(m->read + i * LANES, other + place[i], LANES * sizeof(float));
-    }
-    if (p->cell_gradient) product(p->cells, 2, count, m->weights, 1, p->cells, m->read, LANES, mixed, LANES, 0);
-    if (alpha_gradient) {
-        for (index_t j = 0; j < p->cells; j += LANES) {
-            index_t cells = smaller(LANES, p->cells - j);
-            if (cells < LANES) memset(m->turned, 0, LANES * LANES * sizeof(float));
-            arrange(mixed_gradient + j * LANES, 1, LANES, m->turned, LANES, LANES, cells);
-            product(count, 2, LANES, m->read, LANES, 1, m->turned, LANES, m->result + j, width, 0);
-        }
-        for (index_t i = 0; i < count; i++)
-            for (index_t j = 0; j < width; j++) alpha_gradient[mixture[i] * width + j] += m->result[i * width + j];
-    }
-    if (p->out.data) {
-        product(count, 2, p->cells, m->weights, p->cells, 1, mixed_gradient, LANES, m->result, LANES, 0);
-        for (index_t i = 0; i < count; i++)
-            for (index_t l = 0; l < LANES; l++) out[place[i] + l] += m->result[i * LANES + l];
-    }
-}
-
-/* Samples whose mixed inputs fit the cache together, from the first of the thread's on. */
-static void differentiate(const Pass *p, const Memory *m, index_t samples, const float *source, const float *alpha,
-                          const float *other, float *out, float *alpha_gradient, int add) {
-    index_t positions = p->source_positions, rows = samples * p->depth_groups * positions, step = mixed_step(p);
-    index_t map = p->out_positions * LANES, mixture[taken(p)], place[taken(p)];
-    for (index_t j = 0; j < p->cells && (p->out.data || alpha_gradient); j++)
-        product(rows, 2, p->depths, source, p->depths, 1, m->block + j * p->depths * LANES, LANES,
-                m->mixed_gradient + j * LANES, step, 0);
-    for (index_t row = 0; row < rows; row++) {
-        index_t position = row % positions, h = row / positions % p->depth_groups;
-        index_t b = row / positions / p->depth_groups, count = 0;
-        for (index_t t = 0; t < p->taps; t++)
-            for (index_t g = 0; g < p->lane_groups; g++) {
-                index_t read = p->reads[t * positions + position];
-                if (read < 0) continue;
-                mixture[count] = t * p->row_tap + g * p->row_lane + h * p->row_depth;
-                place[count++] = (b * p->lane_groups + g) * map + read * LANES;
+/* From dU of a cell the gradients of alpha and of the input. */
+static void differentiate_inputs(const Pass *p, const Sides *s, index_t cell, index_t first, index_t samples,
+                                 const float *maps, const float *mixed_gradient, float *in, float *alpha_gradient) {
+    index_t mixture[p->taps * s->in.groups], place[p->taps * s->in.groups], rows = rows_of(s, 1);
+    index_t width = padded(s->in.channels);
+    for (index_t i = 0; i < samples * rows; i++) {
+        index_t count = find_reads(p, s, i % rows, mixture, place), row = (first + i / rows) * p->rows;
+        const float *map = maps + i / rows * s->in.size, *gradient = mixed_gradient + i * mixed_step(s);
+        float *of_map = in + i / rows * s->in.size;
+        for (index_t k = 0; k < count; k++) {
+            vector sum[2] = {{0}, {0}};
+            float weight = p->alpha[(row + mixture[k]) * p->cells + cell], total = 0;
+            for (index_t c = 0; alpha_gradient && c < width; c += LANES) {
+                sum[0] += LOAD(map + place[k] + c) * LOAD(gradient + c);
+                sum[1] += LOAD(map + place[k] + c + WIDTH) * LOAD(gradient + c + WIDTH);
             }
-        differentiate_row(p, m, count, mixture, place, alpha + b * p->rows * p->cells, m->mixed_gradient + row * step,
-                          m->mixed + row * step, other, out,
-                          alpha_gradient ? alpha_gradient + b * p->rows * padded(p->cells) : NULL);
+            for (int l = 0; l < WIDTH; l++) total += sum[0][l] + sum[1][l];
+            if (alpha_gradient) alpha_gradient[(row + mixture[k]) * padded(p->cells) + cell] += total;
+            for (index_t c = 0; p->out.data && c < width; c += WIDTH)
+                STORE(of_map + place[k] + c, LOAD(of_map + place[k] + c) + weight * LOAD(gradient + c));
+        }
     }
-    for (index_t j = 0; j < p->cells && p->cell_gradient; j++)
-        product(p->depths, 2, rows, source, 1, p->depths, m->mixed + j * LANES, step,
-                m->gradient + j * p->depths * LANES, LANES, add);
 }
 
-static void run_lanes(const Pass *p, index_t group, index_t lane, index_t first, index_t last, const float *source,
-                      float *memory, float *alpha_gradient, float *cell_gradient, int add) {
-    Memory own, *m = &own;
-    lay_out(p, memory, m);
-    index_t lanes = smaller(LANES, p->lanes - lane), map = p->out_positions * LANES, width = padded(p->cells);
-    pack_cells(p, group, lane, lanes, 0, p->depths, m->block, p->depths * LANES, LANES);
-    memset(m->out, 0, (last - first) * p->lane_groups * map * sizeof(float));
-    for (index_t b = first; b < last; b++)
-        for (index_t g = 0; g < p->lane_groups; g++)
-            read_map(&p->other, &p->other_sums, b, g * p->lanes + lane, lanes, p->out_positions, LANES, NULL,
-                     m->other + ((b - first) * p->lane_groups + g) * map);
-    for (index_t b = first; b < last; b += p->mixed_samples) {
-        index_t skip = (b - first) * p->lane_groups * map;
-        differentiate(p, m, smaller(p->mixed_samples, last - b), source + (b - first) * sample_size(p),
-                      p->alpha + b * p->rows * p->cells, m->other + skip, m->out + skip,
-                      alpha_gradient ? alpha_gradient + b * p->rows * width : NULL, b > first);
+/* Copy some numbers of a cell's lines; few where a line ends, which lanes of zeros fill. */
+static void take_lines(const float *from, index_t step, index_t lines, index_t lanes, float *to) {
+    if (lanes < LANES) {
+        memset(to, 0, lines * LANES * sizeof(float));
+        arrange(from, step, 1, to, LANES, lines, lanes);
+        return;
     }
-    if (cell_gradient)
-        unpack_cells(p, group, lane, lanes, 0, p->depths, m->gradient, p->depths * LANES, LANES, cell_gradient, add);
-    for (index_t b = first; p->out.data && b < last; b++)
-        for (index_t g = 0; g < p->lane_groups; g++)
-            write_map(p, b, g * p->lanes + lane, lanes, NULL, m->out + ((b - first) * p->lane_groups + g) * map);
+    for (index_t i = 0; i < lines; i++, from += step, to += LANES) {
+        STORE(to, LOAD(from));
+        STORE(to + WIDTH, LOAD(from + WIDTH));
+    }
 }
 
-void kw_mix_inputs_backward(const Pass *p) { share_out(p, lay_out(p, NULL, &(Memory){0}), 1, run_lanes); }
+/* Write some numbers of a cell's lines, or add them. */
+static void put_lines(const float *from, index_t lines, index_t lanes, float *to, index_t step, int add) {
+    for (index_t i = 0; i < lines; i++, from += LANES, to += step) {
+        vector low = LOAD(from), high = LOAD(from + WIDTH);
+        if (lanes < LANES) {
+            for (index_t l = 0; l < lanes; l++) to[l] = add ? to[l] + from[l] : from[l];
+            continue;
+        }
+        if (add) low += LOAD(to), high += LOAD(to + WIDTH);
+        STORE(to, low);
+        STORE(to + WIDTH, high);
+    }
+}
+
+/* One cell, and samples whose mixed inputs fit the cache together: `source` are their rows, `turned` the same turned,
+   `maps` their inputs, `in` the gradient of those. */
+static void differentiate(const Pass *p, const Sides *s, index_t cell, index_t first, index_t samples,
+                          const float *source, const float *turned, const float *maps, float *in, const Backward *m,
+                          float *alpha_gradient, int add) {
+    index_t rows = rows_of(s, samples), width = padded(p->depths), step = mixed_step(s);
+    int of_inputs = p->out.data || alpha_gradient;
+    if (p->cell_gradient) mix_inputs(p, s, cell, first, samples, maps, m->mixed);
+    for (index_t line = 0; line < p->depths; line += LINES)
+        for (index_t c = 0; c < p->lanes; c += LANES) {
+            index_t lines = smaller(LINES, p->depths - line), lanes = smaller(LANES, p->lanes - c);
+            index_t place = cell * p->cell_step + line * p->depth_step + c;
+            if (of_inputs) {
+                fetch(p->cell + place, p->depth_step, lines, lanes, 0);
+                take_lines(p->cell + place, p->depth_step, lines, lanes, m->lines);
+                product(rows, 2, lines, source + line, width, 1, m->lines, LANES, m->mixed_gradient + c, step,
+                        line > 0);
+            }
+            if (!p->cell_gradient) continue;
+            float *to = p->cell_gradient + place;
+            fetch(to, p->depth_step, lines, lanes, 1);
+            product(lines, 2, rows, turned + line * rows_at_once(p, s), rows_at_once(p, s), 1, m->mixed + c, step,
+                    m->of_lines, LANES, 0);
+            put_lines(m->of_lines, lines, lanes, to, p->depth_step, add);
+        }
+    if (of_inputs) differentiate_inputs(p, s, cell, first, samples, maps, m->mixed_gradient, in, alpha_gradient);
+}
+
+/* Turn the output's gradient, which is [rows, channels]. */
+static void turn_source(const Pass *p, const Sides *s, index_t samples, const float *source, float *turned) {
+    index_t width = padded(p->depths), each = p->depths * rows_at_once(p, s);
+#pragma omp parallel for schedule(static) num_threads(p->threads)
+    for (index_t chunk = 0; chunk < pieces(samples, p->mixed_samples); chunk++) {
+        index_t b = chunk * p->mixed_samples, rows = rows_of(s, smaller(p->mixed_samples, samples - b));
+        arrange(source + b * s->out.size, 1, width, turned + chunk * each, rows_at_once(p, s), p->depths, rows);
+    }
+}
+
+/* Write the gradient of some input channels of one sample, added up over the threads. */
+static void write_gradient(const Pass *p, const Sides *s, index_t first, index_t b, index_t group, index_t lane,
+                           float *own, index_t memory, float *written) {
+    index_t lanes = smaller(LANES, p->lanes - lane), width = padded(p->lanes);
+    memset(written, 0, p->out_positions * LANES * sizeof(float));
+    for (index_t thread = 0; thread < p->threads; thread++) {
+        Backward m;
+        lay_out_backward(p, s, own + thread * memory, &m);
+        const float *from = m.in + b * s->in.size + group * p->out_positions * width + lane;
+        for (index_t i = 0; i < p->out_positions; i++)
+            for (index_t l = 0; l < lanes; l++) written[i * LANES + l] += from[i * width + l];
+    }
+    write_map(p, first + b, group * p->lanes + lane, lanes, NULL, written);
+}
+
+void kw_mix_inputs_backward(const Pass *p) {
+    Sides s = backward_sides(p);
+    index_t memory = lay_out_backward(p, &s, NULL, &(Backward){0}), blocks = pieces(p->lanes, LANES);
+    index_t each = p->depths * rows_at_once(p, &s), gradients = p->batch * p->rows * padded(p->cells);
+    float *maps = p->memory, *source = maps + p->read_samples * s.in.size;
+    float *turned = source + p->read_samples * s.out.size, *own = p->memory + shared(p, &s);
+    for (index_t first = 0; first < p->batch; first += p->read_samples) {
+        index_t samples = smaller(p->read_samples, p->batch - first), items = samples * p->lane_groups * blocks;
+        read_maps(p, &p->other, &s.in, first, samples, maps);
+        read_maps(p, &p->source, &s.out, first, samples, source);
+        turn_source(p, &s, samples, source, turned);
+#pragma omp parallel num_threads(p->threads)
+        {
+#pragma omp for schedule(static)
+            for (index_t thread = 0; thread < p->threads; thread++) {
+                Backward m;
+                lay_out_backward(p, &s, own + thread * memory, &m);
+                memset(m.in, 0, p->read_samples * s.in.size * sizeof(float));
+                float *of_alpha = p->alpha_gradient ? p->alpha_gradient + thread * gradients : NULL;
+                for (index_t j = p->cells * thread / p->threads; j < p->cells * (thread + 1) / p->threads; j++)
+                    for (index_t b = 0; b < samples; b += p->mixed_samples)
+                        differentiate(p, &s, j, first + b, smaller(p->mixed_samples, samples - b),
+                                      source + b * s.out.size, turned + b / p->mixed_samples * each,
+                                      maps + b * s.in.size, m.in + b * s.in.size, &m, of_alpha,
+                                      p->adds || first + b > 0);
+            }
+#pragma omp for schedule(static)
+            for (index_t thread = 0; thread < p->threads; thread++) {
+                Backward m;
+                lay_out_backward(p, &s, own + thread * memory, &m);
+                for (index_t i = items * thread / p->threads; p->out.data && i < items * (thread + 1) / p->threads; i++)
+                    write_gradient(p, &s, first, i / blocks / p->lane_groups, i / blocks % p->lane_groups,
+                                   i % blocks * LANES, own, memory, m.written);
+            }
+        }
+    }
+}

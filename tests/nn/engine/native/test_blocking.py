@@ -76,8 +76,9 @@ def test_a_layer_of_resnet18_is_cut_as_the_formulas_say() -> None:
     assert block_channels(STAGE._replace(depths=1), backward=True) == Blocking(1, 16, 16, 1)
     # Wider vectors come with larger caches.
     assert block_kernels(STAGE._replace(width=32), backward=False).depths == 48
-    # Backwards, of mixed inputs, every depth: 384 KiB hold one sample of 196 positions by 48 cells by 16 lanes, twice.
+    # Of mixed inputs a whole cell: 192 KiB hold less than one sample of 196 positions by 256 + 16 numbers, and 3.
     assert block_inputs(STAGE, backward=True) == Blocking(256, 1, 16, 1)
+    assert block_inputs(STAGE._replace(source_positions=49), backward=True) == Blocking(256, 3, 16, 1)
 
 
 def test_few_kernels_are_mixed_of_cells_as_they_lie() -> None:
