@@ -222,8 +222,15 @@ class _Run:
 
         def work() -> None:
             with self.setting.autocast(), torch.inference_mode(not self.training):
-                for layer, x in inputs:
-                    _attend(layer, x.requires_grad_(self.training))
+                for (layer, x), call in zip(inputs, calls, strict=True):
+                    if call is None:
+                        _attend(layer, x.requires_grad_(self.training))
+                    else:
+                        call.attend(x)
+
+        with self.setting.autocast(), torch.inference_mode(not self.training):
+            # Finding a layer's whole call is no part of the attention.
+            calls = [layer.evaluation(x) for layer, x in inputs]
 
         return work
 
@@ -238,10 +245,6 @@ class _Run:
 
 def _attend(layer: KWLayer, x: Tensor) -> None:
     """Make α of x as the layer and its operator do, and in training the gradients, of which x's is added in place."""
-    call = layer.evaluation(x)
-    if call is not None:
-        call.attend(x)
-        return
     weights, _ = layer._attend(x)
     if not isinstance(weights, AttentionFactors):
         if weights.requires_grad:
