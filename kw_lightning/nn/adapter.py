@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kw_lightning.nn.layers import KWLayer
+from kw_lightning.nn.layer import KWLayer
 
 
 class Adapted(nn.Module):

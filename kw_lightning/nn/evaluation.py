@@ -17,7 +17,7 @@ from kw_lightning.nn.engine import Epilogue, evaluation
 from kw_lightning.nn.precision import is_plain
 
 if TYPE_CHECKING:
-    from kw_lightning.nn.layers import _KWConvNd
+    from kw_lightning.nn.convolutions import KWConvNd
 
 MOST_CALLS = 8
 """That a layer keeps: it may be called on maps of several sizes by turns."""
@@ -37,7 +37,7 @@ class Calls:
         return Calls, ()
 
 
-def find_call(layer: _KWConvNd, x: Tensor, epilogue: Epilogue) -> evaluation.Evaluation | None:
+def find_call(layer: KWConvNd, x: Tensor, epilogue: Epilogue) -> evaluation.Evaluation | None:
     """Return a layer's call for x in plain evaluation, None where there is none: where it is to do as it always does.
 
     Args:
@@ -85,7 +85,7 @@ def _kind(epilogue: Epilogue) -> tuple[Any, ...]:
     return epilogue.activation, None if norm is None else norm.epsilon, summand
 
 
-def _tensors(layer: _KWConvNd, attention: ContrastingAttention, epilogue: Epilogue) -> list[Tensor | None]:
+def _tensors(layer: KWConvNd, attention: ContrastingAttention, epilogue: Epilogue) -> list[Tensor | None]:
     """Return all tensors that a layer's output depends on, past `nn.Module.__getattr__`."""
     parts: list[Any] = [attention._modules[name] for name in PARTS]
     linear, norm, last = (part._parameters for part in parts)
@@ -116,7 +116,7 @@ def _places(tensors: list[Tensor | None]) -> list[Any] | None:
 
 
 def _prepare(
-    layer: _KWConvNd, attention: ContrastingAttention, x: Tensor, tensors: list[Any], epilogue: Epilogue
+    layer: KWConvNd, attention: ContrastingAttention, x: Tensor, tensors: list[Any], epilogue: Epilogue
 ) -> evaluation.Evaluation | None:
     cells, temperature, initial, reduce, reduce_bias, scale, shift, mean, variance, weight, bias, *rest = tensors
     by_sample = type(attention.norm) is nn.LayerNorm

@@ -17,7 +17,7 @@ from torch import nn
 
 from kw_lightning.nn.engine import evaluates
 from kw_lightning.nn.following import calls_layers, follow, inputs_of, sequences
-from kw_lightning.nn.layers import KWLayer
+from kw_lightning.nn.layer import KWLayer
 
 
 def add_epilogues(network: nn.Module) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kw_lightning.nn.layers import KWLayer
+from kw_lightning.nn.layer import KWLayer
 from kw_lightning.nn.weight import DynamicWeight
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from kw_lightning.nn.gates import Side
-from kw_lightning.nn.layers import KWLayer
+from kw_lightning.nn.layer import KWLayer
 from kw_lightning.nn.partition import Ratio, Start, WarehousePartition, partition
 from kw_lightning.nn.warehouse import CellStart, Warehouse
 from kw_lightning.nn.weighing import Function, SoftmaxAnnealing

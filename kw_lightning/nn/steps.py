@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from kw_lightning.nn.convolutions import KWConv1d, KWConv2d, KWConv3d
 from kw_lightning.nn.engine import Epilogue, Norm
 from kw_lightning.nn.engine.epilogue import ACTIVATIONS
-from kw_lightning.nn.layers import KWConv1d, KWConv2d, KWConv3d
 
 DYNAMIC = (KWConv1d, KWConv2d, KWConv3d)
 STATIC = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

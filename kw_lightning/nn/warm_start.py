@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kw_lightning.nn.layers import KWLayer, split_kernel
+from kw_lightning.nn.layer import KWLayer, split_kernel
 from kw_lightning.nn.weighing import LARGEST_SUM
 
 SMALLEST = 1e-30  # size of kernels by which an error is divided

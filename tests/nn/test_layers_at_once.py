@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kw_lightning.nn import KWConv1d, KWConv2d, KWConv3d, KWLayer, set_temperature, share_warehouse
-from kw_lightning.nn import layers as layers_module
+from kw_lightning.nn import layer as layer_module
 from kw_lightning.nn.engine import Epilogue, Norm, bases, native, workspace
 from kw_lightning.nn.engine.workspace import scratch
 
@@ -57,7 +57,7 @@ def dense(**options: Any) -> KWConv2d:
     return made(KWConv2d(16, 32, 3, padding=1), **options)  # type: ignore[no-any-return]
 
 
-def by_operators(layer: Any, x: Tensor, epilogue: Epilogue = layers_module.NOTHING) -> Tensor:
+def by_operators(layer: Any, x: Tensor, epilogue: Epilogue = layer_module.NOTHING) -> Tensor:
     """Return what the layer gives without such calls, by the literal form."""
     engine, layer.engine = layer.engine, "reference"
     try:

@@ -1,4 +1,4 @@
-"""Dynamic layers: drop-in replacements of `nn.Conv1d/2d/3d` and `nn.Linear` that draw on a warehouse.
+"""What all dynamic layers have: a share of a warehouse, an attention and a bias.
 
 Paper: KernelWarehouse (ICML 2024), section 3. https://arxiv.org/abs/2406.07879
 """
@@ -6,37 +6,30 @@ Paper: KernelWarehouse (ICML 2024), section 3. https://arxiv.org/abs/2406.07879
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Proxy
-from torch.nn import functional as F
 
 from kw_lightning.nn.attention import ContrastingAttention
 from kw_lightning.nn.engine import (
     AttentionFactors,
     Convolution,
     Epilogue,
-    dynamic_convolution,
-    dynamic_linear,
     evaluates,
     needs_alpha,
     work,
 )
 from kw_lightning.nn.engine.evaluation import Evaluation
 from kw_lightning.nn.engine.reference import assemble_kernels
-from kw_lightning.nn.evaluation import find_call
 from kw_lightning.nn.gates import OPEN, Factors
 from kw_lightning.nn.partition import LayerPartition, Shape
-from kw_lightning.nn.precision import compute_type, in_type
+from kw_lightning.nn.precision import in_type
 from kw_lightning.nn.warehouse import Warehouse
 from kw_lightning.nn.weighing import CellWeights, LearntWeights
 from kw_lightning.nn.weight import DynamicWeight, over_rows
 
 NOTHING = Epilogue()
-CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 class KWLayer(nn.Module):
@@ -249,271 +242,7 @@ class KWLayer(nn.Module):
             nn.init.uniform_(self.bias, -bound, bound)
 
 
-class _KWConvNd(KWLayer):
-    dimensions: int
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | Shape,
-        stride: int | Shape = 1,
-        padding: int | Shape | str = 0,
-        dilation: int | Shape = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        if in_channels % groups or out_channels % groups:
-            raise ValueError(f"groups={groups} divides not both {in_channels} input and {out_channels} output channels")
-        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size = self._sides("kernel_size", kernel_size)
-        self.stride = self._sides("stride", stride)
-        self.dilation = self._sides("dilation", dilation)
-        self.padding = padding if isinstance(padding, str) else self._sides("padding", padding)
-        self.padding_mode = padding_mode
-        self.kernel_shape = (out_channels, in_channels // groups, *self.kernel_size)
-        before, after = self._padding_sides()
-        # What the convolution cannot pad itself: unequal sides, and other values than zeros.
-        self._pad_first = padding_mode != "zeros" or before != after
-        self._padding = (0,) * self.dimensions if self._pad_first else before
-        self._pad = [side for pair in zip(reversed(before), reversed(after), strict=True) for side in pair]
-        self._make_bias(out_channels, bias, {"device": device, "dtype": dtype})
-        self.reset_parameters()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve every sample with its own kernel.
-
-        Args:
-            x: [batch, in_channels, *size], or one sample [in_channels, *size].
-
-        Returns:
-            [batch, out_channels, *output size].
-
-        Raises:
-            RuntimeError: the layer has no warehouse yet; **or** x has not the layer's channels or type, **or** is
-                smaller than the kernel.
-            ValueError: an engine that cannot compute the layer, see `kw_lightning.nn.engine`.
-        """
-        if isinstance(x, Proxy):
-            return self._traced(x)  # type: ignore[no-any-return]
-        return self.finished(x, NOTHING)
-
-    def finished(self, x: Tensor, epilogue: Epilogue) -> Tensor:
-        """Return what becomes of the layer's output for x, see `forward`: in plain evaluation, done where it is made.
-
-        Args:
-            epilogue: without scale and bias, which the layer has of its own; but for `NOTHING`, only where the engine
-                `evaluates`.
-        """
-        call = self.evaluation(x, epilogue)
-        if call is not None:
-            return call.run(x, epilogue.added)
-        single = x.dim() == self.dimensions + 1
-        if single:
-            x = x.unsqueeze(0)
-        if x.dim() != self.dimensions + 2 or x.shape[1] != self.in_channels:
-            sides = ", ".join(["size"] * self.dimensions)
-            raise RuntimeError(f"expected x of [batch, {self.in_channels}, {sides}]: found {list(x.shape)}")
-        warehouse, _, attention = self._attached()
-        dtype = compute_type(x, warehouse.cells)
-        weights, gates = self._attend(x)
-        x = _gated(in_type(x, dtype), gates.input, self.dimensions + 1)
-        if self._pad_first:
-            x = F.pad(x, self._pad, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
-        convolution = self._convolution()
-        convolution.check_size(tuple(x.shape[2:]))
-        within = self._within(epilogue, gates, x) if attention.dynamic else None
-        if attention.dynamic:
-            y = dynamic_convolution(x, weights, warehouse.cells, convolution, self.engine, within)
-        else:
-            assert isinstance(weights, Tensor)  # factors are a dynamic attention's
-            kernel = self._one_kernel(weights, dtype)
-            y = CONVOLVE[self.dimensions](x, kernel, None, self.stride, self._padding, self.dilation, self.groups)
-        if within is None:
-            y = epilogue.apply(self._finish(_gated(y, gates.output, self.dimensions + 1), self.dimensions + 1))
-        return y.squeeze(0) if single else y
-
-    @property
-    def _attention_channels(self) -> int:
-        return self.in_channels
-
-    def evaluation(self, x: Tensor, epilogue: Epilogue = NOTHING) -> Evaluation | None:
-        """Return the layer's whole call for x, None where it is computed in steps; arguments are as of `finished`."""
-        if torch.compiler.is_compiling() or type(self) not in CONVOLUTIONS:
-            return None
-        return find_call(self, x, epilogue) if epilogue is not NOTHING or evaluates(self.engine, x) else None
-
-    @property
-    def _geometry(self) -> tuple[Any, ...]:
-        return self.kernel_shape, self.stride, self._padding, self.dilation, self.groups, self._pad_first
-
-    def _convolution(self) -> Convolution:
-        cell_shape = self._attached()[1].cell_shape
-        return Convolution(self.kernel_shape, cell_shape, self.stride, self._padding, self.dilation, self.groups)
-
-    def _sides(self, name: str, value: int | Shape) -> Shape:
-        sides = (value,) * self.dimensions if isinstance(value, int) else tuple(value)
-        if len(sides) != self.dimensions:
-            raise ValueError(f"{name} needs {self.dimensions} numbers: found {value}")
-        return sides
-
-    def _padding_sides(self) -> tuple[Shape, Shape]:
-        if not isinstance(self.padding, str):
-            return self.padding, self.padding
-        if self.padding == "valid":
-            return (0,) * self.dimensions, (0,) * self.dimensions
-        if self.padding != "same":
-            raise ValueError(f'padding is a number, one per dimension, "same" or "valid": found "{self.padding}"')
-        if any(side != 1 for side in self.stride):
-            raise ValueError(f'padding "same" needs stride 1: found {self.stride}')
-        total = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-        return tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
-
-    def extra_repr(self) -> str:
-        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-        if self.padding != (0,) * self.dimensions:
-            text += f", padding={self.padding!r}"
-        if self.dilation != (1,) * self.dimensions:
-            text += f", dilation={self.dilation}"
-        if self.groups != 1:
-            text += f", groups={self.groups}"
-        if self.bias is None:
-            text += ", bias=False"
-        return text + (f", warehouse={self.warehouse.name!r}" if self.warehouse else "")
-
-
-class KWConv1d(_KWConvNd):
-    """Dynamic 1-D convolution; arguments as `nn.Conv1d`. x: [batch, in_channels, length]."""
-
-    dimensions = 1
-
-
-class KWConv2d(_KWConvNd):
-    """Dynamic 2-D convolution; arguments as `nn.Conv2d`. x: [batch, in_channels, height, width].
-
-    Example:
-        >>> layers = [KWConv2d(8, 16, 3, padding=1), KWConv2d(16, 16, 3, padding=1)]
-        >>> share_warehouse(layers, budget=1)
-        >>> layers[0](torch.randn(4, 8, 9, 9)).shape
-        torch.Size([4, 16, 9, 9])
-    """
-
-    dimensions = 2
-
-
-class KWConv3d(_KWConvNd):
-    """Dynamic 3-D convolution; arguments as `nn.Conv3d`. x: [batch, in_channels, depth, height, width]."""
-
-    dimensions = 3
-
-
-CONVOLUTIONS: tuple[type[_KWConvNd], ...] = (KWConv1d, KWConv2d, KWConv3d)
-
-
-class KWLinear(KWLayer):
-    """Dynamic linear layer; arguments as `nn.Linear`. x: [batch, *tokens, in_features]: one matrix a sample.
-
-    Args:
-        batch_dim: the dimension of x that is the batch; 1 for [sequence, batch, in_features].
-
-    Attributes:
-        beside: name of a module nearby that works on [sequence, batch, channels]; None where there is none, or where
-            `batch_dim` was said. The first input of three dimensions then brings a warning.
-    """
-
-    channels_last = True
-    beside: str | None = None
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        batch_dim: int = 0,
-    ) -> None:
-        super().__init__()
-        if batch_dim < 0:
-            raise ValueError(f"batch_dim is a dimension, 0 or more: found {batch_dim}")
-        self.in_features, self.out_features, self.batch_dim = in_features, out_features, batch_dim
-        self.kernel_shape = (out_features, in_features)
-        self._make_bias(out_features, bias, {"device": device, "dtype": dtype})
-        self.reset_parameters()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Multiply every sample's tokens by the sample's own matrix.
-
-        Args:
-            x: [batch, *tokens, in_features], the batch at `batch_dim`; of fewer dimensions it is one sample.
-
-        Returns:
-            [batch, *tokens, out_features], the batch where it was.
-
-        Raises:
-            RuntimeError: the layer has no warehouse yet; **or** x has not the layer's features or type.
-        """
-        if isinstance(x, Proxy):
-            return self._traced(x)  # type: ignore[no-any-return]
-        if x.shape[-1] != self.in_features:
-            raise RuntimeError(f"expected x of [batch, ..., {self.in_features}]: found {list(x.shape)}")
-        warehouse, _, attention = self._attached()
-        if not attention.dynamic:
-            dtype = compute_type(x, warehouse.cells)
-            return self._finish(F.linear(in_type(x, dtype), self._one_kernel(self.attend(x), dtype)), 1)
-        if x.dim() < self.batch_dim + 2:
-            return self._apply_matrices(x.unsqueeze(0)).squeeze(0)
-        if self.batch_dim:
-            return self._apply_matrices(x.movedim(self.batch_dim, 0)).movedim(0, self.batch_dim)
-        if self.beside is not None and x.dim() > 2 and not torch.compiler.is_compiling():
-            self._doubt_batch(x)
-        return self._apply_matrices(x)
-
-    def _apply_matrices(self, x: Tensor) -> Tensor:
-        cells = self._attached()[0].cells
-        dtype = compute_type(x, cells)
-        attention, gates = self._attend(x)
-        tokens = in_type(x, dtype)
-        tokens = tokens.unsqueeze(1) if x.dim() == 2 else tokens.flatten(1, -2)
-        within = self._within(NOTHING, gates, x)
-        y = dynamic_linear(_gated(tokens, gates.input, 1), attention, cells, self._convolution(), self.engine, within)
-        y = y if within is not None else self._finish(_gated(y, gates.output, 1), 1)
-        return y.reshape(*x.shape[:-1], self.out_features)
-
-    def _doubt_batch(self, x: Tensor) -> None:
-        warehouse = self._attached()[0]
-        if not warehouse.doubted:
-            warehouse.doubted = True
-            warnings.warn(
-                f'"{self.name}" takes dimension 0 of {list(x.shape)} for the batch, and stands beside "{self.beside}", '
-                f'which works on [sequence, batch, channels]. Say batch_dim: 1 in warehouse "{warehouse.name}" where '
-                "its layers do too, since samples mix otherwise, and batch_dim: 0 where they do not",
-                stacklevel=3,
-            )
-        self.beside = None
-
-    @property
-    def _attention_channels(self) -> int:
-        return self.in_features
-
-    def _convolution(self) -> Convolution:
-        return Convolution(self.kernel_shape, self._attached()[1].cell_shape)
-
-    def extra_repr(self) -> str:
-        text = f"{self.in_features}, {self.out_features}"
-        if self.batch_dim:
-            text += f", batch_dim={self.batch_dim}"
-        if self.bias is None:
-            text += ", bias=False"
-        return text + (f", warehouse={self.warehouse.name!r}" if self.warehouse else "")
-
-
-def _gated(x: Tensor, factors: Tensor | None, dimensions: int) -> Tensor:
+def gated(x: Tensor, factors: Tensor | None, dimensions: int) -> Tensor:
     """Return x times factors [batch, channels] of its channels, which stand at -dimensions; x itself without any."""
     if factors is None:
         return x
