@@ -54,7 +54,8 @@ def find_call(layer: KWConvNd, x: Tensor, epilogue: Epilogue) -> evaluation.Eval
     places = _places(tensors)
     if places is None:
         return None
-    key = (x.shape, x.stride(), layer.engine, layer._geometry, _kind(epilogue), evaluation.setting())
+    of_attention = attention.annealed, vars(attention._modules["norm"]).get("eps")
+    key = (x.shape, x.stride(), layer.engine, layer._geometry, of_attention, _kind(epilogue), evaluation.setting())
     calls: Calls | None = own.get("calls")
     if calls is None:
         calls = own["calls"] = Calls()

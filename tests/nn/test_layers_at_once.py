@@ -160,6 +160,10 @@ def drop_the_bias(layer: KWConv2d) -> None:
     layer.bias = None
 
 
+def widen_epsilon(layer: KWConv2d) -> None:
+    layer.attention.norm.eps = 30.0
+
+
 def take_steps(layer: KWConv2d) -> None:
     layer.stride = (2, 2)
 
@@ -181,6 +185,7 @@ CHANGES = (
     turn_a_weight,
     replace_the_bias,
     drop_the_bias,
+    widen_epsilon,
     take_steps,
     train_and_stop,
 )
