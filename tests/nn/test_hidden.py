@@ -183,5 +183,5 @@ def test_a_layer_takes_the_step_forward_and_backward(monkeypatch: pytest.MonkeyP
     layer(torch.randn(2, 70, 5, 5, requires_grad=True)).sum().backward()
     layer(torch.randn(2, 70, 5, 5)).sum().backward()  # as a network's first layer
     with torch.inference_mode():
-        layer.eval()(torch.randn(2, 70, 5, 5))
+        layer(torch.randn(2, 70, 5, 5))
     assert [found is not None for found in taken] == [True, True, True]
