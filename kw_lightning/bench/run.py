@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from kw_lightning.bench.layers import LayerResult, bench_layers
 from kw_lightning.bench.networks import NetworkResult, Setting, bench_network, check_batch_norms
@@ -108,11 +109,18 @@ def run_bench(bench: Bench, *, layers: bool = True) -> Report:
     Args:
         bench: what to measure.
         layers: measure the layers one by one, too.
+
+    Raises:
+        KWError: torch.compile cannot compile a network, as without a C++ compiler.
     """
     static = make_static(bench.recipe)
     kw = apply_plan(bench.plan, make_static(bench.recipe)).model
     set_temperature(kw, 0.0)
-    networks = bench_network(static, kw, bench.setting, () if bench.plan.macs is None else bench.plan.macs)
+    try:
+        networks = bench_network(static, kw, bench.setting, () if bench.plan.macs is None else bench.plan.macs)
+    except TorchDynamoException as error:
+        why = str(getattr(error, "inner_exception", error)).strip().partition("\n")[0]
+        raise KWError(f'torch.compile cannot compile "{bench.recipe.name}": {why}') from error
     return Report(bench.recipe.name, bench.setting, networks, bench_layers(kw, bench.setting) if layers else [])
 
 

@@ -88,6 +88,17 @@ def test_compiled_networks_are_measured_beside_each_other(recipe: str, monkeypat
     assert network["networks"][0]["kept_bytes"]["kw"] > 0
 
 
+def test_a_network_that_cannot_be_compiled_is_one_message(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no C++ compiler here")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=refuse))
+    options = ["bench", recipe, "--compile", "--no-reference", "--no-layers", "--repeats", "1", "--batch", "2"]
+    result = CliRunner().invoke(application(), options)
+    assert result.exit_code == 1
+    assert 'torch.compile cannot compile "small": no C++ compiler here' in result.output.splitlines()
+
+
 def test_tables_name_machine_networks_and_layers(recipe: str) -> None:
     text = run(recipe, "--no-reference")
     assert f"compiled passes {native.status()}" in text
