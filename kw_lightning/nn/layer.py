@@ -171,11 +171,9 @@ class KWLayer(nn.Module):
     def factors_width(self, batch: int) -> int | None:
         """Return the width of the factors that the engine gets for a batch, None where it gets α."""
         attention, partition = self.attention, self.partition
-        if not isinstance(attention, ContrastingAttention) or partition is None or not attention.has_factors:
+        if not isinstance(attention, ContrastingAttention) or partition is None:
             return None
-        if attention.low_rank is None:
-            return attention.reduce.out_features
-        along_rank = work.mixes_along_rank(self.engine, self._convolution())
+        along_rank = attention.low_rank is not None and work.mixes_along_rank(self.engine, self._convolution())
         return attention.factors_width(batch, math.prod(partition.cell_shape), along_rank=along_rank)
 
     def evaluation(self, x: Tensor, epilogue: Epilogue = NOTHING) -> Evaluation | None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from kw_lightning.nn.engine import computing
 from kw_lightning.nn.engine.convolution import Convolution
@@ -30,20 +31,18 @@ class _Collected(NamedTuple):
 
     Attributes:
         task: the number of the backward pass.
-        cells: whose gradient it is.
         gradient: gone when autograd is done with it, has put another in its place, or has failed.
     """
 
     task: int
-    cells: weakref.ref[Tensor]
     gradient: weakref.ref[Tensor]
 
 
 class _Running(threading.local):
-    """Backward passes of the calling thread, by their cells."""
+    """Backward passes of the calling thread by their cells, and gone with them."""
 
     def __init__(self) -> None:
-        self.collected: dict[int, _Collected] = {}
+        self.collected: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 _running = _Running()
@@ -80,16 +79,14 @@ def backward(
     *others, of_cells = computing.backward(gradient, x, attention, cells, convolution, path, needed, collected)
     if collected is not None:
         return [*others, None]
-    _running.collected[id(cells)] = _Collected(
-        torch._C._current_graph_task_id(), weakref.ref(cells), weakref.ref(of_cells)
-    )
+    _running.collected[cells] = _Collected(torch._C._current_graph_task_id(), weakref.ref(of_cells))
     return [*others, of_cells]
 
 
 def _find(cells: Tensor) -> Tensor | None:
     """Return the gradient to add to, None where there is none."""
-    found = _running.collected.get(id(cells))
-    if found is None or found.task != torch._C._current_graph_task_id() or found.cells() is not cells:
+    found: _Collected | None = _running.collected.get(cells)
+    if found is None or found.task != torch._C._current_graph_task_id():
         return None
     gradient = found.gradient()
     if gradient is None or gradient._use_count() != HELD_TWICE:  # type: ignore[attr-defined]
