@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -184,14 +185,18 @@ def _load(sources: Path, compiler: list[str], name: str, target: Path | None) ->
 
 def _build(sources: Path, compiler: list[str], place: Path, target: Path | None) -> ctypes.CDLL:
     """Compile in the folder `place`, and link in the first way that makes a library which can be opened."""
-    objects, processor = [], _find_processor(compiler, place)
-    for source in (source for source in SOURCES if source.endswith(".c")):
-        objects.append(str(place / f"{source}.o"))
-        _run([*compiler, *processor, *FLAGS, "-c", str(sources / source), "-o", objects[-1]], 300, place)
+    processor = _find_processor(compiler, place)
+    objects = {sources / source: place / f"{source}.o" for source in SOURCES if source.endswith(".c")}
+
+    def compile_file(source: Path) -> None:
+        _run([*compiler, *processor, *FLAGS, "-c", str(source), "-o", str(objects[source])], 300, place)
+
+    with ThreadPoolExecutor() as pool:  # someone waits for their first step
+        list(pool.map(compile_file, objects))
     failure = None
     for number, link in enumerate(LINKS):
         built = place / f"linked-{number}.so"
-        _run([*compiler, "-shared", *objects, *link, "-o", str(built)], 300, place)
+        _run([*compiler, "-shared", *map(str, objects.values()), *link, "-o", str(built)], 300, place)
         for file in (_keep(built, target), built):
             try:
                 if file is not None:

@@ -49,10 +49,17 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     planner.rank.cache_clear()
 
 
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the files that `COMPILER` has compiled."""
+    return tmp_path_factory.mktemp("objects")
+
+
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
+def home(tmp_path: Path, objects: Path) -> Path:
     """Return a home folder, beside a folder `bin` with a compiler that notes its calls."""
-    program(tmp_path / "bin" / "cc", COMPILER.format(calls=tmp_path / "calls", compiler=shutil.which("cc")))
+    text = COMPILER.format(calls=tmp_path / "calls", compiler=shutil.which("cc"), kept=objects)
+    program(tmp_path / "bin" / "cc", text)
     (tmp_path / "home").mkdir()
     return tmp_path / "home"
 
@@ -250,9 +257,9 @@ for last; do
     case "$last" in *.c) source=$last ;; esac
 done
 if [ -n "$source" ]; then
-    cp "$(dirname "$source")"/*.h "$(dirname "$source")"/*.c {folder}
-    sed -i 's/index_t tiles; /index_t added, tiles; /' {folder}/pass.h
-    cd {folder}
+    mkdir {folder}/$$ && cd {folder}/$$
+    cp "$(dirname "$source")"/*.h "$(dirname "$source")"/*.c .
+    sed -i 's/index_t tiles; /index_t added, tiles; /' pass.h
     exec cc -O0 -march=native -fPIC -fopenmp -c "$(basename "$source")" -o "$last"
 fi
 exec cc "$@"
