@@ -73,17 +73,7 @@ def dynamic_convolution(
         return reference.convolve(x, attention.to(x.dtype), cells.to(x.dtype), convolution)
     if torch.compiler.is_exporting():
         return exported.convolve(x, in_type(attention, x.dtype), in_type(cells, x.dtype), convolution)
-    y: Tensor = operators.dynamic_convolution(
-        x,
-        attention,
-        cells,
-        convolution.kernel_shape,
-        convolution.stride,
-        convolution.padding,
-        convolution.dilation,
-        convolution.groups,
-        engine,
-    )
+    y: Tensor = operators.dynamic_convolution(x, attention, cells, convolution.numbers, engine)
     return y
 
 
@@ -149,11 +139,7 @@ def _by_factors(x: Tensor, factors: AttentionFactors, cells: Tensor, convolution
         cells,
         factors.temperature,
         factors.initial,
-        convolution.kernel_shape,
-        convolution.stride,
-        convolution.padding,
-        convolution.dilation,
-        convolution.groups,
+        convolution.numbers,
         engine,
         factors.lasting,
     )

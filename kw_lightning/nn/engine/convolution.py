@@ -56,18 +56,18 @@ class Convolution:
                 "Kernel size can't be greater than actual input size"
             )
 
+    @property
+    def numbers(self) -> list[int]:
+        """Return the geometry but for the cells in one list, as an operator is called with it."""
+        return [*self.kernel_shape, *self.stride, *self.padding, *self.dilation, self.groups]
+
     @classmethod
-    def of(
-        cls,
-        cell_shape: Sequence[int],
-        kernel_shape: Sequence[int],
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
-        groups: int,
-    ) -> Convolution:
-        """Return the geometry that an operator is called with, in lists or tuples."""
-        return cls(tuple(kernel_shape), tuple(cell_shape), tuple(stride), tuple(padding), tuple(dilation), groups)
+    def of(cls, cell_shape: Sequence[int], numbers: Sequence[int]) -> Convolution:
+        """Return a geometry from its cells [co, ci, *ck] and its `numbers`."""
+        dimensions = len(cell_shape) - 2
+        starts = range(2, len(numbers) - 1, dimensions)
+        kernel, stride, padding, dilation = (tuple(numbers[start : start + dimensions]) for start in starts)
+        return cls((*numbers[:2], *kernel), tuple(cell_shape), stride, padding, dilation, numbers[-1])
 
     def over_tokens(self) -> Convolution:
         """Return a linear layer as a 1×1 convolution over its tokens."""

@@ -34,16 +34,12 @@ def factored_convolution(
     cells: Tensor,
     temperature: Tensor,
     initial: Tensor,
-    kernel_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Sequence[int],
     engine: str,
     lasting: bool,
 ) -> Tensor:
     """Convolve every sample of x [batch, in_channels, *size] with its own mixture of cells, in x's type."""
-    convolution = Convolution.of(cells.shape[1:], kernel_shape, stride, padding, dilation, groups)
+    convolution = Convolution.of(cells.shape[1:], geometry)
     return compute(x, AttentionFactors(hidden, weight, bias, temperature, initial, lasting), cells, convolution, engine)
 
 
@@ -71,15 +67,11 @@ def _(
     cells: Tensor,
     temperature: Tensor,
     initial: Tensor,
-    kernel_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Sequence[int],
     engine: str,
     lasting: bool,
 ) -> Tensor:
-    convolution = Convolution.of(cells.shape[1:], kernel_shape, stride, padding, dilation, groups)
+    convolution = Convolution.of(cells.shape[1:], geometry)
     check_engine(engine, convolution)
     return empty_output(x, convolution)
 
@@ -94,15 +86,11 @@ def _backward(
     cells: Tensor,
     temperature: Tensor,
     initial: Tensor,
-    kernel_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Sequence[int],
     engine: str,
     needed: Sequence[bool],
 ) -> list[Tensor]:
-    convolution = Convolution.of(cells.shape[1:], kernel_shape, stride, padding, dilation, groups)
+    convolution = Convolution.of(cells.shape[1:], geometry)
     factors = AttentionFactors(hidden, weight, bias, temperature, initial)
     path = choose(x, factors, cells, convolution, engine, backward=True)
     of_parts = [needed[0], any(needed[1:4]), needed[4]]
@@ -119,11 +107,7 @@ def _(
     cells: Tensor,
     temperature: Tensor,
     initial: Tensor,
-    kernel_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Sequence[int],
     engine: str,
     needed: Sequence[bool],
 ) -> list[Tensor]:
@@ -133,33 +117,32 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.kernel_shape, ctx.stride, ctx.padding, ctx.dilation, ctx.groups, ctx.engine, _ = inputs
+    *tensors, ctx.geometry, ctx.engine, _ = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
     needed = list(ctx.needs_input_grad[:TENSORS])
-    geometry = ctx.kernel_shape, ctx.stride, ctx.padding, ctx.dilation, ctx.groups
     if torch.is_grad_enabled():
-        gradients = _literal_gradients(gradient, tensors, Convolution.of(tensors[4].shape[1:], *geometry), needed)
+        gradients = _literal_gradients(gradient, tensors, Convolution.of(tensors[4].shape[1:], ctx.geometry), needed)
     else:
-        found = _find_gradients(gradient, tensors, geometry, ctx.engine, needed)
+        found = _find_gradients(gradient, tensors, ctx.geometry, ctx.engine, needed)
         gradients = [tensor if need else None for tensor, need in zip(found, needed, strict=True)]
     return (*gradients, *[None] * (len(ctx.needs_input_grad) - TENSORS))
 
 
 def _find_gradients(
-    gradient: Tensor, tensors: Sequence[Tensor], geometry: Sequence[Any], engine: str, needed: Sequence[bool]
+    gradient: Tensor, tensors: Sequence[Tensor], geometry: Sequence[int], engine: str, needed: Sequence[bool]
 ) -> Sequence[Tensor | None]:
     """Return the gradients; of cells that others add to, past the operator, which changes nothing in place."""
     x, hidden, weight, bias, cells, temperature, initial = tensors
     if not needed[4] or not collecting.may_collect(cells):
-        found: list[Tensor] = _backward(gradient, *tensors, *geometry, engine, needed)
+        found: list[Tensor] = _backward(gradient, *tensors, geometry, engine, needed)
         return found
     factors = AttentionFactors(hidden, weight, bias, temperature, initial)
     of_parts = [needed[0], any(needed[1:4]), needed[4]]
-    convolution = Convolution.of(cells.shape[1:], *geometry)
+    convolution = Convolution.of(cells.shape[1:], geometry)
     return collecting.backward(gradient, x, factors, cells, convolution, engine, of_parts)
 
 
@@ -185,18 +168,14 @@ def _forward_operations(
     cells: torch.Size,
     temperature: torch.Size,
     initial: torch.Size,
-    kernel_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Sequence[int],
     engine: str,
     lasting: bool,
     *,
     out_shape: torch.Size,
 ) -> int:
     """Return the floating-point operations for FLOP counters: of the last linear layer and of the convolution."""
-    convolution = Convolution(tuple(kernel_shape), tuple(cells[1:]), groups=groups)
+    convolution = Convolution.of(cells[1:], geometry)
     positions = math.prod(x[2:]), math.prod(out_shape[2:])
     mixing = work.forward(engine, convolution, cells[0], *positions, batch=x[0], width=hidden[1])
     return 2 * (x[0] * math.prod(weight) + mixing)
@@ -212,18 +191,14 @@ def _backward_operations(
     cells: torch.Size,
     temperature: torch.Size,
     initial: torch.Size,
-    kernel_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Sequence[int],
     engine: str,
     needed: Sequence[bool],
     *,
     out_shape: Sequence[torch.Size],
 ) -> int:
     """Return the floating-point operations; those of making z anew are left out, as of every kernel's second mixing."""
-    convolution = Convolution(tuple(kernel_shape), tuple(cells[1:]), groups=groups)
+    convolution = Convolution.of(cells[1:], geometry)
     positions = math.prod(x[2:]), math.prod(gradient[2:])
     attention = any(needed[1:4])
     of_parts = [needed[0], attention, needed[4]]

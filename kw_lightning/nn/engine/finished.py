@@ -20,8 +20,8 @@ from kw_lightning.nn.engine.planner import check_engine, choose
 
 NAME = "finished_convolution"
 SCHEMA = (
-    "(Tensor x, Tensor[] attention, Tensor cells, int[] kernel_shape, int[] stride, int[] padding, int[] dilation, "
-    "int groups, str engine, bool lasting, Tensor?[] factors, float epsilon, Tensor? added, str? activation) -> Tensor"
+    "(Tensor x, Tensor[] attention, Tensor cells, int[] geometry, str engine, bool lasting, Tensor?[] factors, "
+    "float epsilon, Tensor? added, str? activation) -> Tensor"
 )
 
 _library = torch.library.Library("kw_lightning", "FRAGMENT")
@@ -72,11 +72,7 @@ def call(
         x,
         tensors,
         cells,
-        convolution.kernel_shape,
-        convolution.stride,
-        convolution.padding,
-        convolution.dilation,
-        convolution.groups,
+        convolution.numbers,
         engine,
         lasting,
         [epilogue.scale, epilogue.bias, *([None] * 4 if norm is None else norm[:4])],
@@ -91,11 +87,7 @@ def _compute(
     x: Tensor,
     attention: Sequence[Tensor],
     cells: Tensor,
-    kernel_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Sequence[int],
     engine: str,
     lasting: bool,
     factors: Sequence[Tensor | None],
@@ -103,7 +95,7 @@ def _compute(
     added: Tensor | None,
     activation: str | None,
 ) -> Tensor:
-    convolution = Convolution.of(cells.shape[1:], kernel_shape, stride, padding, dilation, groups)
+    convolution = Convolution.of(cells.shape[1:], geometry)
     scale, bias, mean, variance, weight, shift = factors
     norm = None if mean is None or variance is None else Norm(mean, variance, weight, shift, epsilon)
     if len(attention) == 1:
@@ -118,15 +110,11 @@ def _imagine(
     x: Tensor,
     attention: Sequence[Tensor],
     cells: Tensor,
-    kernel_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Sequence[int],
     engine: str,
     *_: object,
 ) -> Tensor:
-    convolution = Convolution.of(cells.shape[1:], kernel_shape, stride, padding, dilation, groups)
+    convolution = Convolution.of(cells.shape[1:], geometry)
     check_engine(engine, convolution)
     return empty_output(x, convolution)
 

@@ -27,15 +27,11 @@ def dynamic_convolution(
     x: Tensor,
     attention: Tensor,
     cells: Tensor,
-    kernel_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Sequence[int],
     engine: str,
 ) -> Tensor:
     """Convolve every sample of x [batch, in_channels, *size] with its own mixture of cells, in x's type."""
-    convolution = Convolution.of(cells.shape[1:], kernel_shape, stride, padding, dilation, groups)
+    convolution = Convolution.of(cells.shape[1:], geometry)
     path = choose(x, attention, cells, convolution, engine, backward=False)
     return computing.forward(x, attention, cells, convolution, path)
 
@@ -45,14 +41,10 @@ def _(
     x: Tensor,
     attention: Tensor,
     cells: Tensor,
-    kernel_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Sequence[int],
     engine: str,
 ) -> Tensor:
-    convolution = Convolution.of(cells.shape[1:], kernel_shape, stride, padding, dilation, groups)
+    convolution = Convolution.of(cells.shape[1:], geometry)
     check_engine(engine, convolution)
     return empty_output(x, convolution)
 
@@ -63,15 +55,11 @@ def _backward(
     x: Tensor,
     attention: Tensor,
     cells: Tensor,
-    kernel_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Sequence[int],
     engine: str,
     needed: Sequence[bool],
 ) -> list[Tensor]:
-    convolution = Convolution.of(cells.shape[1:], kernel_shape, stride, padding, dilation, groups)
+    convolution = Convolution.of(cells.shape[1:], geometry)
     path = choose(x, attention, cells, convolution, engine, backward=True)
     return computing.backward(gradient, x, attention, cells, convolution, path, needed)
 
@@ -82,11 +70,7 @@ def _(
     x: Tensor,
     attention: Tensor,
     cells: Tensor,
-    kernel_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Sequence[int],
     engine: str,
     needed: Sequence[bool],
 ) -> list[Tensor]:
@@ -95,7 +79,7 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, attention, cells, *ctx.geometry, ctx.engine = inputs
+    x, attention, cells, ctx.geometry, ctx.engine = inputs
     ctx.save_for_backward(x, attention, cells)
 
 
@@ -103,22 +87,22 @@ def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
     needed = list(ctx.needs_input_grad[:3])
     if torch.is_grad_enabled():
-        gradients = _literal_gradients(gradient, tensors, Convolution.of(tensors[2].shape[1:], *ctx.geometry), needed)
+        gradients = _literal_gradients(gradient, tensors, Convolution.of(tensors[2].shape[1:], ctx.geometry), needed)
     else:
         found = _find_gradients(gradient, tensors, ctx.geometry, ctx.engine, needed)
         gradients = [tensor if need else None for tensor, need in zip(found, needed, strict=True)]
-    return (*gradients, *[None] * (len(ctx.geometry) + 1))
+    return (*gradients, None, None)
 
 
 def _find_gradients(
-    gradient: Tensor, tensors: Sequence[Tensor], geometry: Sequence[Any], engine: str, needed: Sequence[bool]
+    gradient: Tensor, tensors: Sequence[Tensor], geometry: Sequence[int], engine: str, needed: Sequence[bool]
 ) -> Sequence[Tensor | None]:
     """Return the gradients; of cells that others add to, past the operator, which changes nothing in place."""
     x, attention, cells = tensors
     if needed[2] and collecting.may_collect(cells):
-        convolution = Convolution.of(cells.shape[1:], *geometry)
+        convolution = Convolution.of(cells.shape[1:], geometry)
         return collecting.backward(gradient, x, attention, cells, convolution, engine, needed)
-    found: list[Tensor] = _backward(gradient, *tensors, *geometry, engine, needed)
+    found: list[Tensor] = _backward(gradient, *tensors, geometry, engine, needed)
     return found
 
 
@@ -130,17 +114,13 @@ def _forward_operations(
     x: torch.Size,
     attention: torch.Size,
     cells: torch.Size,
-    kernel_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Sequence[int],
     engine: str,
     *,
     out_shape: torch.Size,
 ) -> int:
     """Return the floating-point operations for FLOP counters, which hand in shapes for tensors."""
-    convolution = Convolution(tuple(kernel_shape), tuple(cells[1:]), groups=groups)
+    convolution = Convolution.of(cells[1:], geometry)
     positions = math.prod(x[2:]), math.prod(out_shape[2:])
     return 2 * x[0] * work.forward(engine, convolution, cells[0], *positions)
 
@@ -151,17 +131,13 @@ def _backward_operations(
     x: torch.Size,
     attention: torch.Size,
     cells: torch.Size,
-    kernel_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Sequence[int],
     engine: str,
     needed: Sequence[bool],
     *,
     out_shape: Sequence[torch.Size],
 ) -> int:
-    convolution = Convolution(tuple(kernel_shape), tuple(cells[1:]), groups=groups)
+    convolution = Convolution.of(cells[1:], geometry)
     positions = math.prod(x[2:]), math.prod(gradient[2:])
     return 2 * x[0] * work.backward(engine, convolution, cells[0], *positions, needed)
 

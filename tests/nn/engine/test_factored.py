@@ -94,9 +94,8 @@ def test_first_and_second_derivatives() -> None:
 
 def test_the_operator_keeps_pytorchs_rules() -> None:
     x, hidden, weight, bias, cells = make(dtype=torch.float32)
-    geometry = ([4, 4, 3, 3], [1, 1], [1, 1], [1, 1], 1)
     tau, initial = torch.tensor(0.3), torch.tensor(INITIAL)
-    arguments = (x, hidden, weight, bias, cells, tau, initial, *geometry, "auto", False)
+    arguments = (x, hidden, weight, bias, cells, tau, initial, GEOMETRY.numbers, "auto", False)
     assert set(torch.library.opcheck(factored.factored_convolution, arguments).values()) == {"SUCCESS"}
 
 

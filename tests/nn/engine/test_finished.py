@@ -51,9 +51,8 @@ def test_it_computes_what_the_literal_form_and_operators_afterwards_do(batch: in
 def test_it_keeps_pytorchs_rules(factored: bool) -> None:
     x, attention, cells = make(2, factored=factored)
     tensors = [attention] if isinstance(attention, Tensor) else list(vars(attention).values())[:-1]
-    geometry = (DENSE.kernel_shape, DENSE.stride, DENSE.padding, DENSE.dilation, 1)
     norm = [None, torch.ones(12), torch.zeros(12), torch.ones(12), None, None]
-    arguments = x, tensors, cells, *geometry, "auto", False, norm, 1e-5, None, "relu"
+    arguments = x, tensors, cells, DENSE.numbers, "auto", False, norm, 1e-5, None, "relu"
     checks = ("test_schema", "test_faketensor")  # it has no gradient
     results = torch.library.opcheck(torch.ops.kw_lightning.finished_convolution, arguments, test_utils=checks)
     assert set(results.values()) == {"SUCCESS"}

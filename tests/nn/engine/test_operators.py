@@ -69,7 +69,7 @@ def test_a_penalty_on_gradients_equals_the_literal_forms() -> None:
 
 
 def test_operator_keeps_pytorchs_rules() -> None:
-    arguments = (*tensors(torch.float32), [4, 4, 3, 3], [1, 1], [1, 1], [1, 1], 1, "auto")
+    arguments = (*tensors(torch.float32), GEOMETRY.numbers, "auto")
     results = torch.library.opcheck(operators.dynamic_convolution, arguments)
     assert set(results.values()) == {"SUCCESS"}
 
