@@ -13,6 +13,8 @@
 /* Lines of a cell that are used together, from the second-level cache, and numbers of them from the first. */
 #define LINES 32
 #define RUN 256
+/* Lines of a cell that are used together backwards, LANES numbers of each, from the first-level cache. */
+#define TOGETHER 64
 
 /* The inputs and outputs of the convolution, of which a pass reads and writes the one or the other. */
 typedef struct {
@@ -68,9 +70,10 @@ static index_t find_reads(const Pass *p, const Sides *s, index_t row, index_t *m
     return count;
 }
 
-/* U of one cell, of samples from `first` of the batch on, whose maps are `maps`. */
+/* U of one cell, of samples from `first` of the batch on, whose maps are `maps`, by steps from row to row and from one
+   panel of LANES channels to the next. */
 static void mix_inputs(const Pass *p, const Sides *s, index_t cell, index_t first, index_t samples, const float *maps,
-                       float *mixed) {
+                       float *mixed, index_t row_step, index_t panel_step) {
     index_t mixture[p->taps * s->in.groups], place[p->taps * s->in.groups], rows = rows_of(s, 1);
     for (index_t i = 0; i < samples * rows; i++) {
         index_t count = find_reads(p, s, i % rows, mixture, place);
@@ -83,8 +86,9 @@ static void mix_inputs(const Pass *p, const Sides *s, index_t cell, index_t firs
                 low += weight * LOAD(map + place[k] + c);
                 high += weight * LOAD(map + place[k] + c + WIDTH);
             }
-            STORE(mixed + i * mixed_step(s) + c, low);
-            STORE(mixed + i * mixed_step(s) + c + WIDTH, high);
+            float *to = mixed + i * row_step + c / LANES * panel_step;
+            STORE(to, low);
+            STORE(to + WIDTH, high);
         }
     }
 }
@@ -123,7 +127,7 @@ index_t kw_mix_inputs_memory(const Pass *p) {
 static void add_product(const Pass *p, const Sides *s, index_t cell, index_t first, index_t samples, const float *maps,
                         const Forward *m, float *out) {
     index_t rows = rows_of(s, samples), panels = pieces(rows, LANES);
-    mix_inputs(p, s, cell, first, samples, maps, m->mixed);
+    mix_inputs(p, s, cell, first, samples, maps, m->mixed, mixed_step(s), LANES);
     for (index_t panel = 0; panel < panels; panel++)
         arrange(m->mixed + panel * LANES * mixed_step(s), 1, mixed_step(s), m->turned + panel * p->depths * LANES,
                 LANES, p->depths, smaller(LANES, rows - panel * LANES));
@@ -193,27 +197,33 @@ void kw_mix_inputs(const Pass *p) {
 /* Backward: lanes are input channels, depths output channels; source is the output's gradient, other the input. */
 
 typedef struct {
-    float *mixed, *mixed_gradient; /* U and dU, [rows, channels] */
-    float *lines, *of_lines;       /* [LINES, LANES] of a cell, and of its gradient */
-    float *in;                     /* the input's gradient, as read_maps lays it */
+    float *mixed; /* dU, then U, [panel of LANES channels][row][channel] */
+    float *lines; /* [TOGETHER, LANES] of a cell, or of its gradient */
+    float *in;    /* the input's gradient, as read_maps lays it */
     float *written;
 } Backward;
 
+/* Numbers of a panel; no power of two, so that panels share no set of the cache. */
+static index_t panel_step(const Pass *p, const Sides *s) { return (rows_at_once(p, s) + 1) * LANES; }
+
 static index_t lay_out_backward(const Pass *p, const Sides *s, float *at, Backward *m) {
     float *start = at;
-    index_t mixed = rows_at_once(p, s) * mixed_step(s);
-    m->mixed = at, at += mixed;
-    m->mixed_gradient = at, at += mixed;
-    m->lines = at, at += LINES * LANES;
-    m->of_lines = at, at += LINES * LANES;
+    m->mixed = at, at += pieces(s->in.channels, LANES) * panel_step(p, s);
+    m->lines = at, at += TOGETHER * LANES;
     m->in = at, at += p->read_samples * s->in.size;
     m->written = at, at += p->out_positions * LANES;
     return padded(at - start);
 }
 
-/* Numbers of what all threads share: both maps, and the output's gradient turned, [chunk][channel][rows]. */
+/* Numbers of the output's gradient in one chunk. */
+static index_t chunk_size(const Pass *p, const Sides *s) {
+    return pieces(p->depths, TOGETHER) * TOGETHER * rows_at_once(p, s);
+}
+
+/* Numbers of what all threads share: the input; and the output's gradient, as it is read; by lines that are used
+   together, [chunk][TOGETHER channels][row][channel]; and turned, [chunk][channel][row]. */
 static index_t shared(const Pass *p, const Sides *s) {
-    return p->read_samples * (s->in.size + s->out.size) + chunks(p) * p->depths * rows_at_once(p, s);
+    return p->read_samples * (s->in.size + s->out.size) + 2 * chunks(p) * chunk_size(p, s);
 }
 
 index_t kw_mix_inputs_backward_memory(const Pass *p) {
@@ -223,24 +233,27 @@ index_t kw_mix_inputs_backward_memory(const Pass *p) {
 
 /* From dU of a cell the gradients of alpha and of the input. */
 static void differentiate_inputs(const Pass *p, const Sides *s, index_t cell, index_t first, index_t samples,
-                                 const float *maps, const float *mixed_gradient, float *in, float *alpha_gradient) {
+                                 const float *maps, const float *mixed, float *in, float *alpha_gradient) {
     index_t mixture[p->taps * s->in.groups], place[p->taps * s->in.groups], rows = rows_of(s, 1);
-    index_t width = padded(s->in.channels);
+    index_t panels = pieces(s->in.channels, LANES), step = panel_step(p, s);
     for (index_t i = 0; i < samples * rows; i++) {
         index_t count = find_reads(p, s, i % rows, mixture, place), row = (first + i / rows) * p->rows;
-        const float *map = maps + i / rows * s->in.size, *gradient = mixed_gradient + i * mixed_step(s);
+        const float *map = maps + i / rows * s->in.size, *gradient = mixed + i * LANES;
         float *of_map = in + i / rows * s->in.size;
         for (index_t k = 0; k < count; k++) {
             vector sum[2] = {{0}, {0}};
             float weight = p->alpha[(row + mixture[k]) * p->cells + cell], total = 0;
-            for (index_t c = 0; alpha_gradient && c < width; c += LANES) {
-                sum[0] += LOAD(map + place[k] + c) * LOAD(gradient + c);
-                sum[1] += LOAD(map + place[k] + c + WIDTH) * LOAD(gradient + c + WIDTH);
+            for (index_t c = 0; alpha_gradient && c < panels; c++) {
+                sum[0] += LOAD(map + place[k] + c * LANES) * LOAD(gradient + c * step);
+                sum[1] += LOAD(map + place[k] + c * LANES + WIDTH) * LOAD(gradient + c * step + WIDTH);
             }
             for (int l = 0; l < WIDTH; l++) total += sum[0][l] + sum[1][l];
             if (alpha_gradient) alpha_gradient[(row + mixture[k]) * padded(p->cells) + cell] += total;
-            for (index_t c = 0; p->out.data && c < width; c += WIDTH)
-                STORE(of_map + place[k] + c, LOAD(of_map + place[k] + c) + weight * LOAD(gradient + c));
+            float *to = of_map + place[k];
+            for (index_t c = 0; p->out.data && c < panels; c++, to += LANES) {
+                STORE(to, LOAD(to) + weight * LOAD(gradient + c * step));
+                STORE(to + WIDTH, LOAD(to + WIDTH) + weight * LOAD(gradient + c * step + WIDTH));
+            }
         }
     }
 }
@@ -258,55 +271,75 @@ static void take_lines(const float *from, index_t step, index_t lines, index_t l
     }
 }
 
-/* Write some numbers of a cell's lines, or add them. */
-static void put_lines(const float *from, index_t lines, index_t lanes, float *to, index_t step, int add) {
-    for (index_t i = 0; i < lines; i++, from += LANES, to += step) {
-        vector low = LOAD(from), high = LOAD(from + WIDTH);
-        if (lanes < LANES) {
-            for (index_t l = 0; l < lanes; l++) to[l] = add ? to[l] + from[l] : from[l];
-            continue;
-        }
-        if (add) low += LOAD(to), high += LOAD(to + WIDTH);
-        STORE(to, low);
-        STORE(to + WIDTH, high);
-    }
+/* Fetch what is taken after some numbers of a cell's lines: the lines' next ones, or the next lines' first. */
+INLINE void fetch_next(const Pass *p, const float *cell, index_t line, index_t lane, const int written) {
+    lane += LANES;
+    if (lane >= p->lanes) line += TOGETHER, lane = 0;
+    for (index_t i = 0; i < smaller(TOGETHER, p->depths - line); i++)
+        for (index_t k = 0; k < LANES; k += 16)
+            __builtin_prefetch(cell + (line + i) * p->depth_step + lane + k, written);
 }
 
-/* One cell, and samples whose mixed inputs fit the cache together: `source` are their rows, `turned` the same turned,
-   `maps` their inputs, `in` the gradient of those. */
+/* dU of one cell, of so many rows; `source` are the rows' gradients by lines that are used together. */
+static void differentiate_mixed(const Pass *p, const Sides *s, const float *cell, index_t rows, const float *source,
+                                const Backward *m) {
+    for (index_t line = 0; line < p->depths; line += TOGETHER)
+        for (index_t c = 0; c < p->lanes; c += LANES) {
+            index_t lines = smaller(TOGETHER, p->depths - line), lanes = smaller(LANES, p->lanes - c);
+            fetch_next(p, cell, line, c, 0);
+            take_lines(cell + line * p->depth_step + c, p->depth_step, lines, lanes, m->lines);
+            product(rows, 2, lines, source + line * rows_at_once(p, s), TOGETHER, 1, m->lines, LANES,
+                    m->mixed + c / LANES * panel_step(p, s), LANES, line > 0);
+        }
+}
+
+/* Write the gradient of one cell, or add to it; `turned` are the rows' gradients turned. */
+static void differentiate_cell(const Pass *p, const Sides *s, float *cell, index_t rows, const float *turned,
+                               const Backward *m, int add) {
+    index_t step = rows_at_once(p, s);
+    for (index_t line = 0; line < p->depths; line += TOGETHER)
+        for (index_t c = 0; c < p->lanes; c += LANES) {
+            index_t lines = smaller(TOGETHER, p->depths - line), lanes = smaller(LANES, p->lanes - c);
+            const float *from = turned + line * step, *mixed = m->mixed + c / LANES * panel_step(p, s);
+            float *to = cell + line * p->depth_step + c;
+            fetch_next(p, cell, line, c, 1);
+            if (lanes == LANES) {
+                product(lines, 2, rows, from, step, 1, mixed, LANES, to, p->depth_step, add);
+                continue;
+            }
+            product(lines, 2, rows, from, step, 1, mixed, LANES, m->lines, LANES, 0);
+            for (index_t i = 0; i < lines; i++, to += p->depth_step)
+                for (index_t l = 0; l < lanes; l++) to[l] = m->lines[i * LANES + l] + (add ? to[l] : 0);
+        }
+}
+
+/* One cell, and samples whose mixed inputs fit the cache together: `source` are their rows by lines that are used
+   together, `turned` the same turned, `maps` their inputs, `in` the gradient of those. */
 static void differentiate(const Pass *p, const Sides *s, index_t cell, index_t first, index_t samples,
                           const float *source, const float *turned, const float *maps, float *in, const Backward *m,
                           float *alpha_gradient, int add) {
-    index_t rows = rows_of(s, samples), width = padded(p->depths), step = mixed_step(s);
-    int of_inputs = p->out.data || alpha_gradient;
-    if (p->cell_gradient) mix_inputs(p, s, cell, first, samples, maps, m->mixed);
-    for (index_t line = 0; line < p->depths; line += LINES)
-        for (index_t c = 0; c < p->lanes; c += LANES) {
-            index_t lines = smaller(LINES, p->depths - line), lanes = smaller(LANES, p->lanes - c);
-            index_t place = cell * p->cell_step + line * p->depth_step + c;
-            if (of_inputs) {
-                fetch(p->cell + place, p->depth_step, lines, lanes, 0);
-                take_lines(p->cell + place, p->depth_step, lines, lanes, m->lines);
-                product(rows, 2, lines, source + line, width, 1, m->lines, LANES, m->mixed_gradient + c, step,
-                        line > 0);
-            }
-            if (!p->cell_gradient) continue;
-            float *to = p->cell_gradient + place;
-            fetch(to, p->depth_step, lines, lanes, 1);
-            product(lines, 2, rows, turned + line * rows_at_once(p, s), rows_at_once(p, s), 1, m->mixed + c, step,
-                    m->of_lines, LANES, 0);
-            put_lines(m->of_lines, lines, lanes, to, p->depth_step, add);
-        }
-    if (of_inputs) differentiate_inputs(p, s, cell, first, samples, maps, m->mixed_gradient, in, alpha_gradient);
+    index_t rows = rows_of(s, samples), place = cell * p->cell_step;
+    if (p->out.data || alpha_gradient) {
+        differentiate_mixed(p, s, p->cell + place, rows, source, m);
+        differentiate_inputs(p, s, cell, first, samples, maps, m->mixed, in, alpha_gradient);
+    }
+    if (!p->cell_gradient) return;
+    mix_inputs(p, s, cell, first, samples, maps, m->mixed, LANES, panel_step(p, s));
+    differentiate_cell(p, s, p->cell_gradient + place, rows, turned, m, add);
 }
 
-/* Turn the output's gradient, which is [rows, channels]. */
-static void turn_source(const Pass *p, const Sides *s, index_t samples, const float *source, float *turned) {
-    index_t width = padded(p->depths), each = p->depths * rows_at_once(p, s);
+/* Lay out the output's gradient, which is [rows, channels], as the products take it. */
+static void lay_out_source(const Pass *p, const Sides *s, index_t samples, const float *source, float *by_lines,
+                           float *turned) {
+    index_t width = padded(p->depths), step = rows_at_once(p, s);
 #pragma omp parallel for schedule(static) num_threads(p->threads)
     for (index_t chunk = 0; chunk < pieces(samples, p->mixed_samples); chunk++) {
         index_t b = chunk * p->mixed_samples, rows = rows_of(s, smaller(p->mixed_samples, samples - b));
-        arrange(source + b * s->out.size, 1, width, turned + chunk * each, rows_at_once(p, s), p->depths, rows);
+        const float *from = source + b * s->out.size;
+        float *to = by_lines + chunk * chunk_size(p, s);
+        arrange(from, 1, width, turned + chunk * chunk_size(p, s), step, p->depths, rows);
+        for (index_t line = 0; line < p->depths; line += TOGETHER)
+            arrange(from + line, width, 1, to + line * step, TOGETHER, rows, smaller(TOGETHER, p->depths - line));
     }
 }
 
@@ -328,14 +361,15 @@ static void write_gradient(const Pass *p, const Sides *s, index_t first, index_t
 void kw_mix_inputs_backward(const Pass *p) {
     Sides s = backward_sides(p);
     index_t memory = lay_out_backward(p, &s, NULL, &(Backward){0}), blocks = pieces(p->lanes, LANES);
-    index_t each = p->depths * rows_at_once(p, &s), gradients = p->batch * p->rows * padded(p->cells);
+    index_t each = chunk_size(p, &s), gradients = p->batch * p->rows * padded(p->cells);
     float *maps = p->memory, *source = maps + p->read_samples * s.in.size;
-    float *turned = source + p->read_samples * s.out.size, *own = p->memory + shared(p, &s);
+    float *by_lines = source + p->read_samples * s.out.size, *turned = by_lines + chunks(p) * each;
+    float *own = p->memory + shared(p, &s);
     for (index_t first = 0; first < p->batch; first += p->read_samples) {
         index_t samples = smaller(p->read_samples, p->batch - first), items = samples * p->lane_groups * blocks;
         read_maps(p, &p->other, &s.in, first, samples, maps);
         read_maps(p, &p->source, &s.out, first, samples, source);
-        turn_source(p, &s, samples, source, turned);
+        lay_out_source(p, &s, samples, source, by_lines, turned);
 #pragma omp parallel num_threads(p->threads)
         {
 #pragma omp for schedule(static)
@@ -347,7 +381,7 @@ void kw_mix_inputs_backward(const Pass *p) {
                 for (index_t j = p->cells * thread / p->threads; j < p->cells * (thread + 1) / p->threads; j++)
                     for (index_t b = 0; b < samples; b += p->mixed_samples)
                         differentiate(p, &s, j, first + b, smaller(p->mixed_samples, samples - b),
-                                      source + b * s.out.size, turned + b / p->mixed_samples * each,
+                                      by_lines + b / p->mixed_samples * each, turned + b / p->mixed_samples * each,
                                       maps + b * s.in.size, m.in + b * s.in.size, &m, of_alpha,
                                       p->adds || first + b > 0);
             }
