@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
 from kw_lightning.errors import mistake
+from kw_lightning.nn.engine.workspace import in_huge_pages
 from kw_lightning.nn.partition import LayerPartition, WarehousePartition
 from kw_lightning.nn.weighing import SoftmaxAnnealing
 
@@ -59,7 +60,9 @@ class Warehouse(nn.Module):
         super().__init__()
         self.name = name
         self.mixtures = partition.mixtures
-        self.cells = nn.Parameter(torch.empty(partition.cells, *partition.cell_shape, device=device, dtype=dtype))
+        cells = torch.empty(partition.cells, *partition.cell_shape, device=device, dtype=dtype)
+        # The passes read short lines of all cells, each of which is in other pages.
+        self.cells = nn.Parameter(cells if is_fake(cells) else in_huge_pages(cells))
         exact = torch.promote_types(self.cells.dtype, torch.float32)
         self.register_buffer("temperature", torch.empty((), device=device, dtype=exact))
         self.softmax_annealing = softmax_annealing
