@@ -112,6 +112,8 @@ def _differentiate_weights(factors: AttentionFactors, z: Tensor, gradient: Tenso
 
 def make_sizes(factors: AttentionFactors) -> Tensor:
     """Return Σ|z| + 1e-3 of every mixture, [batch, mixtures]; z exists for some samples at a time."""
+    if native.weighs(factors.hidden):
+        return native.add_up(factors.hidden, factors.weight, factors.bias, factors.initial, factors.temperature)
     sizes = factors.hidden.new_empty(len(factors.hidden), factors.mixtures)
     for samples in _chunks(factors):
         torch.linalg.vector_norm(factors.z(factors.hidden[samples]), ord=1, dim=-1, out=sizes[samples])
@@ -120,6 +122,9 @@ def make_sizes(factors: AttentionFactors) -> Tensor:
 
 def differentiate_sizes(factors: AttentionFactors, gradient: Tensor) -> FactorGradients:
     """Return the gradients of the factors from that of `make_sizes`, [batch, mixtures]."""
+    if native.weighs(factors.hidden):
+        tensors = factors.hidden, factors.weight, factors.bias, factors.initial, factors.temperature
+        return FactorGradients(*native.differentiate_weights(gradient, *tensors))
     found = _new_gradients(factors)
     for samples in _chunks(factors):
         z = factors.z(factors.hidden[samples])

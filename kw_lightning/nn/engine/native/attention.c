@@ -204,11 +204,16 @@ static void weigh_mixture(const Weighing *p, index_t mixture, float *hidden_grad
         index_t count = smaller(LANES, p->cells - column);
         for (index_t b = 0; b < p->batch; b++) {
             m->sizes[b] += add_absolutes(m->z + b * LANES, LANES);
+            if (!p->alpha) continue;
             float *alpha = p->alpha + (b * p->mixtures + mixture) * p->cells + column;
             for (index_t j = 0; j < count; j++) alpha[j] = m->z[b * LANES + j];
         }
     }
     for (index_t b = 0; b < p->batch; b++) {
+        if (!p->alpha) {
+            p->sizes[b * p->mixtures + mixture] = m->sizes[b];
+            continue;
+        }
         float *alpha = p->alpha + (b * p->mixtures + mixture) * p->cells;
         float share = (1 - *p->temperature) / m->sizes[b];
 #pragma omp simd
@@ -220,7 +225,13 @@ static void weigh_mixture(const Weighing *p, index_t mixture, float *hidden_grad
 /* The gradient of |z| times that of z; 0 where z is. */
 INLINE float turn(float gradient, float z) { return z > 0 ? gradient : z < 0 ? -gradient : 0; }
 
-/* z becomes its own gradient. */
+/* z becomes its own gradient, from that of its size. */
+static void differentiate_size(const Weighing *p, float gradient, float *z) {
+#pragma omp simd
+    for (index_t j = 0; j <= p->cells; j++) z[j] = turn(gradient, z[j]);
+}
+
+/* The same from that of alpha. */
 static void differentiate_z(const Weighing *p, const float *gradient, float *z) {
     float size = add_absolutes(z, p->cells + 1) + SMALLEST_SIZE, share = (1 - *p->temperature) / size, sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -232,7 +243,7 @@ static void differentiate_z(const Weighing *p, const float *gradient, float *z) 
 }
 
 static void differentiate_mixture(const Weighing *p, index_t mixture, float *hidden_gradient, const Memory *m) {
-    index_t columns = p->cells + 1, width = p->width, row = padded(width);
+    index_t columns = p->cells + 1, width = p->width, step = padded(width);
     const float *weight = p->weight + mixture * columns * width, *hidden = p->memory;
     float *to = p->weight_gradient + mixture * columns * width, *of_bias = p->bias_gradient + mixture * columns;
     for (index_t first = 0; first < p->batch; first += m->samples) {
@@ -241,13 +252,18 @@ static void differentiate_mixture(const Weighing *p, index_t mixture, float *hid
             make_z(p, mixture, column, first, samples, m->turned, m->z + column, m->columns);
         for (index_t b = 0; b < samples; b++) {
             float *z = m->z + b * m->columns;
-            differentiate_z(p, p->alpha + ((first + b) * p->mixtures + mixture) * p->cells, z);
+            index_t row = (first + b) * p->mixtures + mixture;
+            if (p->alpha)
+                differentiate_z(p, p->alpha + row * p->cells, z);
+            else
+                differentiate_size(p, p->sizes[row], z);
             for (index_t j = 0; j < columns; j++) of_bias[j] = first + b > 0 ? of_bias[j] + z[j] : z[j];
         }
         for (index_t k = 0; k < width; k += LANES) {
             index_t count = smaller(LANES, width - k);
             int vectors = count > WIDTH ? 2 : 1;
-            product(columns, vectors, samples, m->z, 1, m->columns, hidden + first * row + k, row, m->block, LANES, 0);
+            product(columns, vectors, samples, m->z, 1, m->columns, hidden + first * step + k, step, m->block, LANES,
+                    0);
             for (index_t j = 0; j < columns; j++)
                 for (index_t l = 0; l < count; l++) {
                     float *at = to + j * width + k + l, found = m->block[j * LANES + l];
@@ -255,8 +271,8 @@ static void differentiate_mixture(const Weighing *p, index_t mixture, float *hid
                 }
             if (count < LANES) memset(m->block, 0, columns * LANES * sizeof(float));
             arrange(weight + k, width, 1, m->block, LANES, columns, count);
-            product(samples, vectors, columns, m->z, m->columns, 1, m->block, LANES, hidden_gradient + first * row + k,
-                    row, 1);
+            product(samples, vectors, columns, m->z, m->columns, 1, m->block, LANES, hidden_gradient + first * step + k,
+                    step, 1);
         }
     }
 }

@@ -26,7 +26,7 @@ typedef struct {
     float *scale_gradient, *shift_gradient; /* backwards: [width], written */
 } Hidden;
 
-/* From the hidden activations to alpha, and backwards.
+/* From the hidden activations to alpha, or to sizes alone, and backwards.
 
    z = weight hidden + bias, and alpha[j] = temperature * (j == initial) + share * z[j] for j < cells, where
    share = (1 - temperature) / size and size is the sum of |z| over all cells + 1 columns, the last of which is the zero
@@ -39,6 +39,7 @@ typedef struct {
     const float *temperature; /* a number */
     const int64_t *initial;   /* [mixtures] */
     float *alpha;             /* [batch, mixtures, cells]; written forward, and backwards its gradient, read */
+    float *sizes;             /* [batch, mixtures]; likewise, where alpha is NULL */
     float *hidden_gradient;   /* backwards: of each thread, [batch, padded width]; added to */
     float *weight_gradient;   /* backwards: as weight, written */
     float *bias_gradient;     /* backwards: as bias, written */

@@ -93,37 +93,54 @@ def differentiate_activations(
 
 def weigh(hidden: Tensor, weight: Tensor, bias: Tensor, initial: Tensor, temperature: Tensor) -> Tensor:
     """Return α [batch, mixtures, cells]; see `AttentionFactors` for the arguments."""
+    return _weigh(hidden, weight, bias, initial, temperature, terms=3)
+
+
+def add_up(hidden: Tensor, weight: Tensor, bias: Tensor, initial: Tensor, temperature: Tensor) -> Tensor:
+    """Return Σ|z| + 1e-3 of every mixture, [batch, mixtures]; see `AttentionFactors` for the arguments."""
+    return _weigh(hidden, weight, bias, initial, temperature, terms=2)
+
+
+def _weigh(hidden: Tensor, weight: Tensor, bias: Tensor, initial: Tensor, temperature: Tensor, *, terms: int) -> Tensor:
     hidden, weight, bias = hidden.contiguous(), weight.contiguous(), bias.contiguous()
-    sizes = _sizes(hidden, weight, initial)
-    alpha = hidden.new_empty(sizes[:3])
-    call = layout.Weighing(*sizes, *_places(hidden, weight, bias, temperature, initial, alpha))
-    _run("kw_weigh", call, hidden)
-    return alpha
+    extents = _extents(hidden, weight, initial)
+    found = hidden.new_empty(extents[:terms])
+    places = _places(hidden, weight, bias, temperature, initial)
+    _run("kw_weigh", layout.Weighing(*extents, *places, *_place_by_terms(found)), hidden)
+    return found
 
 
 def differentiate_weights(
     gradient: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, initial: Tensor, temperature: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of (hidden, weight, bias) from that of α [batch, mixtures, cells]."""
+    """Return the gradients of (hidden, weight, bias) from that of α [batch, mixtures, cells], **or** of `add_up`."""
     if not len(hidden):
         return torch.zeros_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
     gradient, hidden, weight, bias = (tensor.contiguous() for tensor in (gradient, hidden, weight, bias))
-    batch, mixtures, cells, width, threads = _sizes(hidden, weight, initial)
+    extents = _extents(hidden, weight, initial)
+    batch, _, _, width, threads = extents
     loaded = _library()
     of_hidden = hidden.new_zeros(threads, batch, -(-width // loaded.kw_lanes()) * loaded.kw_lanes())
     of_weight, of_bias = torch.empty_like(weight), torch.empty_like(bias)
-    places = _places(hidden, weight, bias, temperature, initial, gradient, of_hidden, of_weight, of_bias)
-    _run("kw_weigh_backward", layout.Weighing(batch, mixtures, cells, width, threads, *places), hidden)
+    places = _places(hidden, weight, bias, temperature, initial)
+    written = _places(of_hidden, of_weight, of_bias)
+    _run("kw_weigh_backward", layout.Weighing(*extents, *places, *_place_by_terms(gradient), *written), hidden)
     return of_hidden.sum(0)[:, :width], of_weight, of_bias
 
 
-def _sizes(hidden: Tensor, weight: Tensor, initial: Tensor) -> tuple[int, int, int, int, int]:
+def _extents(hidden: Tensor, weight: Tensor, initial: Tensor) -> tuple[int, int, int, int, int]:
     (rows, width), batch, mixtures = weight.shape, hidden.shape[0], initial.shape[0]
     return batch, mixtures, rows // mixtures - 1, width, threads_for(batch * rows * width, mixtures)
 
 
 def _places(*tensors: Tensor) -> list[int]:
     return [tensor.data_ptr() for tensor in tensors]
+
+
+def _place_by_terms(tensor: Tensor) -> tuple[int | None, int | None]:
+    """Return the places of (α, sizes), of which the tensor is one."""
+    place = tensor.data_ptr()
+    return (place, None) if tensor.dim() == 3 else (None, place)
 
 
 def _run(function: str, call: layout.Weighing, like: Tensor) -> None:

@@ -119,6 +119,7 @@ static const Field fields[] = {
     FIELD(Weighing, temperature),
     FIELD(Weighing, initial),
     FIELD(Weighing, alpha),
+    FIELD(Weighing, sizes),
     FIELD(Weighing, hidden_gradient),
     FIELD(Weighing, weight_gradient),
     FIELD(Weighing, bias_gradient),

@@ -79,7 +79,8 @@ class Weighing(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("batch", "mixtures", "cells", "width", "threads")),
-        *((name, ctypes.c_void_p) for name in ("hidden", "weight", "bias", "temperature", "initial", "alpha")),
+        *((name, ctypes.c_void_p) for name in ("hidden", "weight", "bias", "temperature", "initial")),
+        *((name, ctypes.c_void_p) for name in ("alpha", "sizes")),
         *((name, ctypes.c_void_p) for name in ("hidden_gradient", "weight_gradient", "bias_gradient", "memory")),
     )
 
