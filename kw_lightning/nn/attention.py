@@ -120,7 +120,7 @@ class ContrastingAttention(CellWeights):
                 return self._hidden(_within_reach(self._pool(x)))
         if x.dtype.itemsize < 4:
             return self._hidden(_within_reach(self._pool(x)))
-        if x.dim() > 2 and not (x.requires_grad and torch.is_grad_enabled()) and not is_recorded():
+        if x.dim() > 2 and not is_recorded():
             found = activate(self._positions_last(x), self.reduce, self.norm)
             if found is not None:
                 return found

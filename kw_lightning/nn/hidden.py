@@ -27,7 +27,7 @@ def activate(x: Tensor, reduce: nn.Module, norm: nn.Module) -> Tensor | None:
     """Return the hidden activations [batch, width]; None where torch's operators, or the modules, are to be called.
 
     Args:
-        x: [batch, channels, positions] where it needs no gradient, **or** its means [batch, channels].
+        x: [batch, channels, positions], **or** its means [batch, channels].
         reduce, norm: of the attention.
     """
     if _is_watched() or not native.weighs(x) or type(x) not in TENSORS or not x.numel() or 1 not in x.stride()[1:]:
@@ -92,32 +92,34 @@ class _Activation(torch.autograd.Function):
         x, *weights, _, _, statistics, norm = arguments
         found = _activate(*arguments)
         ctx.statistics, ctx.epsilon = statistics, norm.eps
-        pooled = x if x.dim() == 2 else found.pooled
-        ctx.save_for_backward(pooled, *weights, found.mean, found.variance, found.raw, found.hidden)
+        ctx.save_for_backward(x, *weights, found.mean, found.variance, found.pooled, found.raw, found.hidden)
         return found.hidden
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        *learnt, mean, variance, raw, hidden = ctx.saved_tensors
+        *learnt, mean, variance, pooled, raw, hidden = ctx.saved_tensors
         needed = ctx.needs_input_grad[:LEARNT]
         nothing = [None] * (len(ctx.needs_input_grad) - LEARNT)
         if torch.is_grad_enabled():
             y = _by_torch(learnt, mean, variance, ctx.statistics, ctx.epsilon)
             return (*differentiate(y, learnt, gradient, needed), *nothing)
-        pooled, reduce, _, scale, _ = learnt
+        x, reduce, _, scale, _ = learnt
         found = Activated(pooled, hidden, raw, mean, variance)
         of_raw, of_scale, of_shift = native.differentiate_activations(
             gradient, found, scale, ctx.statistics, ctx.epsilon
         )
-        of_pooled = torch.mm(of_raw, reduce) if needed[0] else None
+        of_x = torch.mm(of_raw, reduce) if needed[0] else None
+        if of_x is not None and x.dim() == 3:
+            # A view, no map: autograd adds it to the layer's gradient in place.
+            of_x = of_x.div_(x.shape[2]).unsqueeze(2).expand(x.shape)
         of_reduce = torch.mm(of_raw.t(), pooled) if needed[1] else None
         of_bias = of_raw.sum(0) if needed[2] else None
-        return (of_pooled, of_reduce, of_bias, of_scale, of_shift, *nothing)
+        return (of_x, of_reduce, of_bias, of_scale, of_shift, *nothing)
 
 
 def _by_torch(learnt: Sequence[Tensor], mean: Tensor, variance: Tensor, statistics: int, epsilon: float) -> Tensor:
-    pooled, reduce, bias, scale, shift = learnt
-    raw = F.linear(pooled, reduce, bias)
+    x, reduce, bias, scale, shift = learnt
+    raw = F.linear(x if x.dim() == 2 else x.mean(2), reduce, bias)
     if statistics == OF_SAMPLE:
         return F.relu(F.layer_norm(raw, scale.shape, scale, shift, epsilon))
     if statistics == OF_BATCH:

@@ -78,16 +78,25 @@ def test_activations_and_gradients_are_those_of_double_precision(
 @compiled
 @pytest.mark.parametrize("norm", ["batch", "layer"])
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
-def test_second_derivatives_are_those_of_torch(norm: str, training: bool) -> None:
+@pytest.mark.parametrize("size", [(), (3, 2)], ids=["means", "map"])
+def test_second_derivatives_are_those_of_torch(size: tuple[int, ...], norm: str, training: bool) -> None:
     found = []
     for by_torch in (False, True):
         made = make(norm).train(training)
-        pooled = torch.randn(4, 70, generator=torch.Generator().manual_seed(1)).requires_grad_()
-        hidden = made._by_modules(pooled) if by_torch else made._hidden(pooled)
-        (gradient,) = torch.autograd.grad(hidden.square().sum(), pooled, create_graph=True)
-        found.append(torch.autograd.grad(gradient.square().sum(), [pooled, made.reduce.weight, made.norm.weight]))
+        x = torch.randn(4, 70, *size, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        hidden = made._by_modules(made._pool(x)) if by_torch else made.hidden(x)
+        (gradient,) = torch.autograd.grad(hidden.square().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(gradient.square().sum(), [x, made.reduce.weight, made.norm.weight]))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@compiled
+def test_a_map_that_needs_a_gradient_goes_in_one_step_and_gets_a_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(ContrastingAttention, "_pool")
+    x = torch.randn(3, 70, 4, 5, requires_grad=True)
+    (gradient,) = torch.autograd.grad(make().hidden(x).square().sum(), x)
+    assert gradient.stride()[2:] == (0, 0)
 
 
 @compiled

@@ -52,9 +52,18 @@ static void find_statistics(const float *x, index_t count, index_t step, float *
 static double add_positions(const float *x, index_t positions) {
     double total = 0;
     for (index_t first = 0; first < positions; first += RUN) {
+        /* Four sums: one alone would wait for itself. */
+        index_t i = first, last = smaller(first + RUN, positions);
+        vector a = {0}, b = {0}, c = {0}, d = {0};
+        for (; i + 4 * WIDTH <= last; i += 4 * WIDTH) {
+            a += LOAD(x + i), b += LOAD(x + i + WIDTH);
+            c += LOAD(x + i + 2 * WIDTH), d += LOAD(x + i + 3 * WIDTH);
+        }
+        for (; i + WIDTH <= last; i += WIDTH) a += LOAD(x + i);
+        a += b + (c + d);
         float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (index_t i = first; i < smaller(first + RUN, positions); i++) sum += x[i];
+        for (; i < last; i++) sum += x[i];
+        for (int l = 0; l < WIDTH; l++) sum += a[l];
         total += sum;
     }
     return total;
