@@ -16,7 +16,7 @@ from kw_lightning.nn.engine import (
     evaluates,
 )
 from kw_lightning.nn.engine.evaluation import Evaluation
-from kw_lightning.nn.evaluation import find_call
+from kw_lightning.nn.evaluation import call_operator, find_call
 from kw_lightning.nn.layer import NOTHING, KWLayer, gated
 from kw_lightning.nn.partition import Shape
 from kw_lightning.nn.precision import compute_type, in_type
@@ -86,9 +86,9 @@ class KWConvNd(KWLayer):
             epilogue: without scale and bias, which the layer has of its own; but for `NOTHING`, only where the engine
                 `evaluates`.
         """
-        call = self.evaluation(x, epilogue)
-        if call is not None:
-            return call.run(x, epilogue.added)
+        y = self._at_once(x, epilogue)
+        if y is not None:
+            return y
         single = x.dim() == self.dimensions + 1
         if single:
             x = x.unsqueeze(0)
@@ -123,6 +123,14 @@ class KWConvNd(KWLayer):
         if torch.compiler.is_compiling() or type(self) not in CONVOLUTIONS:
             return None
         return find_call(self, x, epilogue) if epilogue is not NOTHING or evaluates(self.engine, x) else None
+
+    def _at_once(self, x: Tensor, epilogue: Epilogue) -> Tensor | None:
+        """Return what `finished` does in plain evaluation, where that is one call **or** one operator of a graph."""
+        if torch.compiler.is_compiling():
+            plain = type(self) in CONVOLUTIONS and evaluates(self.engine, x)
+            return call_operator(self, x, epilogue) if plain else None
+        call = self.evaluation(x, epilogue)
+        return None if call is None else call.run(x, epilogue.added)
 
     @property
     def _geometry(self) -> tuple[Any, ...]:

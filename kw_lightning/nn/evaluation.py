@@ -6,21 +6,22 @@ lie, all of which is compared at every call; what is in the tensors is not, sinc
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 
 from kw_lightning.nn.attention import TENSORS, ContrastingAttention
-from kw_lightning.nn.engine import Epilogue, evaluation
-from kw_lightning.nn.precision import is_plain
+from kw_lightning.nn.engine import Epilogue, attended, evaluation
+from kw_lightning.nn.precision import is_unheard
 
 if TYPE_CHECKING:
     from kw_lightning.nn.convolutions import KWConvNd
 
 MOST_CALLS = 8
 """That a layer keeps: it may be called on maps of several sizes by turns."""
+NORMS = (nn.BatchNorm1d, nn.LayerNorm)
 PARTS = ("reduce", "norm", "expand")  # of an attention, that are plain modules
 
 
@@ -54,8 +55,8 @@ def find_call(layer: KWConvNd, x: Tensor, epilogue: Epilogue) -> evaluation.Eval
     places = _places(tensors)
     if places is None:
         return None
-    of_attention = attention.annealed, vars(attention._modules["norm"]).get("eps")
-    key = (x.shape, x.stride(), layer.engine, layer._geometry, of_attention, _kind(epilogue), evaluation.setting())
+    epsilon = vars(attention._modules["norm"]).get("eps")
+    key = (x.shape, x.stride(), layer.engine, layer._geometry, epsilon, _kind(epilogue), evaluation.setting())
     calls: Calls | None = own.get("calls")
     if calls is None:
         calls = own["calls"] = Calls()
@@ -68,16 +69,43 @@ def find_call(layer: KWConvNd, x: Tensor, epilogue: Epilogue) -> evaluation.Eval
     return call
 
 
+def call_operator(layer: KWConvNd, x: Tensor, epilogue: Epilogue) -> Tensor | None:
+    """Return what becomes of a layer's output, by one operator of a graph that torch.compile makes of plain evaluation.
+
+    What is asked here is asked once, while the graph is made; so is what its guards compare at every call.
+
+    Returns:
+        None where the graph is to have several operators, **or** the layer refuses x.
+    """
+    attention = layer.attention
+    if x.dtype != torch.float32 or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return None
+    if not isinstance(attention, ContrastingAttention) or not _is_plain(attention):
+        return None
+    tensors = _fitting(layer, attention, x, _tensors(layer, attention, epilogue))
+    if tensors is None:
+        return None
+    epsilons = attention.norm.eps, 0.0 if epilogue.norm is None else epilogue.norm.epsilon
+    convolution = layer._convolution()
+    return attended.call(x, tensors, epilogue.added, convolution, epsilons, layer.engine, epilogue.activation)
+
+
 def _is_plain(attention: ContrastingAttention) -> bool:
     """Return whether an attention is nothing but its two linear layers and the norm between, none of them trained."""
     modules = attention._modules
-    linear, norm, last = (modules.get(name) for name in PARTS)
-    if linear is None or norm is None or last is None or attention.training or norm.training:
+    parts = [modules.get(name) for name in PARTS]
+    reduce, norm, last = parts
+    if type(reduce) is not nn.Linear or type(norm) not in NORMS or type(last) is not nn.Linear:
         return False
-    if modules.get("basis") is not None or attention.gates is not None or attention.function != "contrast":
+    if (
+        attention.training
+        or getattr(norm, "training", True)
+        or modules.get("basis") is not None
+        or attention.gates is not None
+    ):
         return False
-    plain = is_plain(attention, ContrastingAttention) and is_plain(linear, nn.Linear) and is_plain(last, nn.Linear)
-    return plain and (is_plain(norm, nn.BatchNorm1d) or is_plain(norm, nn.LayerNorm))
+    plain = type(attention) is ContrastingAttention and attention.function == "contrast" and not has_any_global_hook()
+    return plain and all(part is not None and is_unheard(part) for part in (attention, *parts))
 
 
 def _kind(epilogue: Epilogue) -> tuple[Any, ...]:
@@ -93,7 +121,7 @@ def _tensors(layer: KWConvNd, attention: ContrastingAttention, epilogue: Epilogu
     statistics, warehouse = parts[1]._buffers, layer.warehouse
     return [
         None if warehouse is None else warehouse._parameters.get("cells"),
-        None if warehouse is None else warehouse._buffers.get("temperature"),
+        None if warehouse is None or not attention.annealed else warehouse._buffers.get("temperature"),
         attention._initial,
         *(linear.get("weight"), linear.get("bias")),
         *(norm.get("weight"), norm.get("bias"), statistics.get("running_mean"), statistics.get("running_var")),
@@ -119,31 +147,32 @@ def _places(tensors: list[Tensor | None]) -> list[Any] | None:
 def _prepare(
     layer: KWConvNd, attention: ContrastingAttention, x: Tensor, tensors: list[Any], epilogue: Epilogue
 ) -> evaluation.Evaluation | None:
-    cells, temperature, initial, reduce, reduce_bias, scale, shift, mean, variance, weight, bias, *rest = tensors
+    of = _fitting(layer, attention, x, tensors)
+    if of is None:
+        return None
+    epsilon = 0.0 if epilogue.norm is None else epilogue.norm.epsilon
+    own = of.epilogue(epsilon, epilogue.added, epilogue.activation)
+    return evaluation.prepare(x, of.attention(attention.norm.eps), of.cells, layer._convolution(), layer.engine, own)
+
+
+def _fitting(
+    layer: KWConvNd, attention: ContrastingAttention, x: Tensor, tensors: list[Any]
+) -> evaluation.LayerTensors | None:
+    """Return a layer's tensors by name, None where C does not read them as they are, or x is none of the layer's."""
+    of = evaluation.LayerTensors(*tensors)
     by_sample = type(attention.norm) is nn.LayerNorm
-    needed = [cells, temperature, initial, reduce, scale, shift, weight, bias, *(() if by_sample else (mean, variance))]
+    statistics = () if by_sample else (of.mean, of.variance)
+    needed = [of.cells, of.initial, of.reduce, of.scale, of.shift, of.weight, of.bias, *statistics]
+    needed += [of.temperature] if attention.annealed else []
     fits = not layer._pad_first and x.dim() == len(layer.kernel_shape) and x.shape[1] == layer.in_channels
     if not fits or any(tensor is None for tensor in needed) or not all(map(_is_read, tensors)):
         return None
-    width, columns = len(reduce), len(cells) + 1
-    of_width = [tensor for tensor in (reduce_bias, scale, shift, mean, variance) if tensor is not None]
-    shapes = reduce.shape[1:] == x.shape[1:2] and weight.shape == (len(initial) * columns, width)
-    if not shapes or bias.shape != weight.shape[:1] or any(tensor.shape != (width,) for tensor in of_width):
+    width, columns = len(of.reduce), len(of.cells) + 1
+    of_width = [of.reduce_bias, of.scale, of.shift, of.mean, of.variance]
+    shapes = of.reduce.shape[1:] == x.shape[1:2] and of.weight.shape == (len(of.initial) * columns, width)
+    if not shapes or of.bias.shape != of.weight.shape[:1]:
         return None
-    of = evaluation.AttentionTensors(
-        reduce,
-        reduce_bias,
-        scale,
-        shift,
-        None if by_sample else (mean, variance),
-        attention.norm.eps,
-        weight,
-        bias,
-        initial,
-        temperature if attention.annealed else _ZERO,
-    )
-    own = replace(epilogue, scale=rest[0], bias=rest[1])
-    return evaluation.prepare(x, of, cells, layer._convolution(), layer.engine, own)
+    return of if all(tensor is None or tensor.shape == (width,) for tensor in of_width) else None
 
 
 def _is_read(tensor: Tensor | None) -> bool:
@@ -151,6 +180,3 @@ def _is_read(tensor: Tensor | None) -> bool:
     if tensor is None:
         return True
     return tensor.dtype in (torch.float32, torch.int64) and tensor.is_cpu and tensor.is_contiguous()
-
-
-_ZERO = torch.zeros((), dtype=torch.float32, device="cpu")

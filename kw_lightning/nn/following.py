@@ -20,7 +20,8 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
 from kw_lightning.nn.engine.epilogue import ACTIVATIONS
-from kw_lightning.nn.steps import DIMENSIONS, DYNAMIC, NAMES, STATIC, activation_within, is_norm, is_plain, run
+from kw_lightning.nn.precision import is_unheard
+from kw_lightning.nn.steps import DIMENSIONS, DYNAMIC, NAMES, STATIC, activation_within, is_norm, run
 
 FUNCTIONS = {function: name for name, function in ACTIVATIONS.items()} | {torch.relu: "relu", torch.relu_: "relu"}
 METHODS = {"relu": "relu", "relu_": "relu"}
@@ -80,7 +81,7 @@ def sequences(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _is_sequence(module: nn.Module) -> bool:
-    return type(module).forward is nn.Sequential.forward and is_plain(module)
+    return type(module).forward is nn.Sequential.forward and is_unheard(module)
 
 
 class _Watched(fx.Proxy):
@@ -197,7 +198,7 @@ def _follower(chain: list[fx.Node], root: nn.Module) -> fx.Node | None:
     while len(chain[-1].users) == 1:
         user = next(iter(chain[-1].users))
         called = _called(user, root)
-        if type(called) is not nn.Identity or not is_plain(called):
+        if type(called) is not nn.Identity or not is_unheard(called):
             return user if called is None or (user.args == (chain[-1],) and not user.kwargs) else None
         chain.append(user)
     return None

@@ -71,6 +71,11 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     return not hooked and "forward" not in own
 
 
+def is_unheard(module: nn.Module) -> bool:
+    """Return whether nothing is told of a module's calls forward, or put in their place."""
+    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
 def is_recorded() -> bool:
     """Return whether a graph is made, which is to hold modules and operators by their names."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]

@@ -16,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from kw_lightning.nn.convolutions import KWConv1d, KWConv2d, KWConv3d
 from kw_lightning.nn.engine import Epilogue, Norm
 from kw_lightning.nn.engine.epilogue import ACTIVATIONS
+from kw_lightning.nn.precision import is_unheard
 
 DYNAMIC = (KWConv1d, KWConv2d, KWConv3d)
 STATIC = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -26,11 +27,6 @@ NAMES: dict[type[nn.Module], str] = {
     nn.Hardswish: "hardswish",
     nn.SiLU: "silu",
 }
-
-
-def is_plain(module: nn.Module) -> bool:
-    """Return whether nothing is told of a module's calls, or put in their place."""
-    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def is_norm(module: nn.Module | None) -> bool:
@@ -61,7 +57,7 @@ def run(
         in_place: the sum has the type of that.
         activation: the name of one, **or** its module.
     """
-    if not hooks._has_any_global_hook() and is_plain(layer) and _is_of_type(added, x):
+    if not hooks._has_any_global_hook() and is_unheard(layer) and _is_of_type(added, x):
         epilogue = _epilogue(norm, added, activation)
         if epilogue is not None and _is_dynamic(layer, norm, x):
             return layer.finished(x, epilogue)  # type: ignore[operator, no-any-return]
@@ -85,7 +81,7 @@ def _epilogue(norm: nn.Module | None, added: Tensor | None, activation: Any) -> 
     """Return what comes after a layer, None where it is another than can be done at once."""
     numbers = None
     if norm is not None:
-        if norm.training or not is_norm(norm) or not is_plain(norm):
+        if norm.training or not is_norm(norm) or not is_unheard(norm):
             return None
         statistics, factors = norm._buffers, norm._parameters
         mean, variance = statistics["running_mean"], statistics["running_var"]
@@ -100,7 +96,7 @@ def _epilogue(norm: nn.Module | None, added: Tensor | None, activation: Any) -> 
                 return None
             activation = within
     if isinstance(activation, nn.Module):
-        activation = NAMES.get(type(activation)) if is_plain(activation) else None
+        activation = NAMES.get(type(activation)) if is_unheard(activation) else None
         if activation is None:
             return None
     return Epilogue(None, None, numbers, added, activation)

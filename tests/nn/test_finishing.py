@@ -439,9 +439,8 @@ def test_a_compiled_network_has_one_operator_for_a_layer_and_what_comes_after_it
         torch.testing.assert_close(found, network(x), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(found, expected, rtol=1e-2, atol=1e-2)
     counted = Counter(called)
-    assert counted["finished_convolution"] == 2
-    assert counted["batch_norm"] == 2  # the attentions' own
-    assert counted["relu_"] == 0
+    assert counted["attended_convolution"] == 2
+    assert counted["batch_norm"] == counted["relu_"] == counted["linear"] == 0
 
 
 def test_half_precision_and_the_literal_form_round_as_before(finished: Counter[str]) -> None:

@@ -7,6 +7,7 @@ import gc
 import pickle
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -203,6 +204,74 @@ def test_a_change_counts_at_once(change: Callable[[KWConv2d], None], runs: list[
         found = layer(x)
         torch.testing.assert_close(found, by_operators(layer, x), rtol=1e-4, atol=1e-4)
     assert found.shape != first.shape or not torch.allclose(found, first, rtol=1e-3, atol=1e-3)
+
+
+@pytest.fixture
+def graphs() -> list[Counter[str]]:
+    """Return how often each operator is called in the graphs that `compiled_by` makes."""
+    torch._dynamo.reset()
+    return []
+
+
+def compiled_by(graphs: list[Counter[str]], function: Any) -> Any:
+    """Return a function, or a module, in graphs that torch.compile makes of all of it and that are run as they are."""
+
+    def note(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        graphs.append(Counter(getattr(node.target, "__name__", str(node.target)) for node in graph.graph.nodes))
+        return graph
+
+    return torch.compile(function, fullgraph=True, backend=note)
+
+
+def test_a_change_counts_at_once_in_a_compiled_graph_too(runs: list[Tensor], graphs: list[Counter[str]]) -> None:
+    layer, x = dense(), torch.randn(1, 16, 6, 6)
+    compiled = compiled_by(graphs, layer)
+    with torch.no_grad():
+        before = compiled(x)
+        for change in (scale_in_place, swap_past_the_version, load_another_state, average, heat, replace_the_bias):
+            change(layer)
+            found = compiled(x)
+            torch.testing.assert_close(found, by_operators(layer, x), rtol=1e-4, atol=1e-4)
+            assert not torch.allclose(found, before, rtol=1e-3, atol=1e-3)
+            before = found
+        assert len(runs) == 7
+        assert len(graphs) == 1  # none of these is anything that a graph goes by
+        for change in (there_and_back, widen_epsilon, take_steps):
+            change(layer)
+            torch.testing.assert_close(compiled(x), by_operators(layer, x), rtol=1e-4, atol=1e-4)
+        twin = copy.deepcopy(layer)
+        scale_in_place(twin)
+        of_twin = compiled_by(graphs, twin)(x)
+        torch.testing.assert_close(of_twin, by_operators(twin, x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(compiled(x), by_operators(layer, x), rtol=1e-4, atol=1e-4)
+    assert all(graph["attended_convolution"] == 1 for graph in graphs)
+
+
+def test_a_compiled_graph_takes_the_parameters_that_it_is_given(graphs: list[Counter[str]]) -> None:
+    layer, x = dense(), torch.randn(1, 16, 6, 6)
+    others = {name: -2 * tensor for name, tensor in layer.named_parameters()}
+    compiled = compiled_by(graphs, lambda others, x: torch.func.functional_call(layer, others, (x,)))
+    with torch.no_grad():
+        found = compiled(others, x)
+        torch.testing.assert_close(found, torch.func.functional_call(layer, others, (x,)), rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(found, layer(x), rtol=1e-2, atol=1e-2)
+    assert graphs[0]["attended_convolution"] == 1
+
+
+def test_who_looks_into_a_compiled_layer_gets_its_operators(graphs: list[Counter[str]]) -> None:
+    layer, x = dense(), torch.randn(2, 16, 6, 6)
+    compiled, seen = compiled_by(graphs, layer), []
+    with torch.no_grad():
+        expected = compiled(x)
+        handle = layer.attention.expand.register_forward_hook(lambda module, inputs, y: seen.append(y))
+        torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-4)
+        handle.remove()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert compiled(x).dtype == torch.bfloat16
+    compiled(x).sum().backward()
+    assert len(seen) == 1
+    assert layer.attention.expand.weight.grad is not None
+    assert [graph["attended_convolution"] for graph in graphs] == [1, 0, 0, 0]
 
 
 def test_whoever_looks_on_or_differentiates_gets_the_operators(runs: list[Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from kw_lightning.nn.engine import kept
 from kw_lightning.nn.engine.computing import reads_nothing
 from kw_lightning.nn.engine.convolution import Convolution
-from kw_lightning.nn.engine.epilogue import Epilogue
+from kw_lightning.nn.engine.epilogue import Epilogue, Norm
 from kw_lightning.nn.engine.factors import AttentionFactors
 from kw_lightning.nn.engine.layouts import channels_last, empty_output
 from kw_lightning.nn.engine.native import AttentionTensors, Evaluation, prepare_evaluation
@@ -19,9 +19,74 @@ from kw_lightning.nn.engine.paths.compiled import CompiledPath
 from kw_lightning.nn.engine.planner import choose
 from kw_lightning.nn.engine.workspace import workspace_bytes
 
-__all__ = ["AttentionTensors", "Evaluation", "prepare", "setting"]
+__all__ = ["Evaluation", "LayerTensors", "prepare", "setting"]
 
 _CPU = torch.device("cpu")
+_ZERO = torch.zeros((), dtype=torch.float32, device="cpu")
+
+
+class LayerTensors(NamedTuple):
+    """All that a layer's output depends on beside its input: in single precision on a CPU, as C reads it.
+
+    Attributes:
+        cells: E [cells, co, ci, *ck].
+        temperature: τ, a scalar; None for 0.
+        initial: β [mixtures], whole numbers.
+        reduce, reduce_bias: of the attention's first linear layer, [width, in_channels] and [width].
+        scale, shift, mean, variance: of its norm, [width]; mean and variance None where they are a sample's.
+        weight, bias: of its last linear layer.
+        output_scale, output_bias: [out_channels], the layer's own.
+        norm_mean, norm_variance, norm_weight, norm_bias: [out_channels], of the norm behind the layer; None for none.
+    """
+
+    cells: Tensor
+    temperature: Tensor | None
+    initial: Tensor
+    reduce: Tensor
+    reduce_bias: Tensor | None
+    scale: Tensor
+    shift: Tensor
+    mean: Tensor | None
+    variance: Tensor | None
+    weight: Tensor
+    bias: Tensor
+    output_scale: Tensor | None
+    output_bias: Tensor | None
+    norm_mean: Tensor | None = None
+    norm_variance: Tensor | None = None
+    norm_weight: Tensor | None = None
+    norm_bias: Tensor | None = None
+
+    @property
+    def tau(self) -> Tensor:
+        """Return τ, 0 where there is none."""
+        return _ZERO if self.temperature is None else self.temperature
+
+    @property
+    def given(self) -> tuple[Tensor, Tensor] | None:
+        """Return the mean and variance of the attention's norm, None where they are a sample's."""
+        return None if self.mean is None or self.variance is None else (self.mean, self.variance)
+
+    def attention(self, epsilon: float) -> AttentionTensors:
+        """Return what α is made of.
+
+        Args:
+            epsilon: of the attention's norm.
+        """
+        reduction = self.reduce, self.reduce_bias, self.scale, self.shift
+        return AttentionTensors(*reduction, self.given, epsilon, self.weight, self.bias, self.initial, self.tau)
+
+    def epilogue(self, epsilon: float, added: Tensor | None, activation: str | None) -> Epilogue:
+        """Return what becomes of the output.
+
+        Args:
+            epsilon: of the norm behind the layer.
+            added, activation: as of `Epilogue`.
+        """
+        norm = None
+        if self.norm_mean is not None and self.norm_variance is not None:
+            norm = Norm(self.norm_mean, self.norm_variance, self.norm_weight, self.norm_bias, epsilon)
+        return Epilogue(self.output_scale, self.output_bias, norm, added, activation)
 
 
 def setting() -> tuple[Any, ...]:

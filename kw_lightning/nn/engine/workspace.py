@@ -61,14 +61,19 @@ def scratch(purpose: str, shape: Sequence[int], like: Tensor) -> Tensor:
     longer than the work on it. A GPU's allocator keeps memory by itself.
     """
     size = math.prod(shape)
+    return flat_scratch(purpose, size, like)[:size].view(tuple(shape))
+
+
+def flat_scratch(purpose: str, size: int, like: Tensor) -> Tensor:
+    """Return what `scratch` does, of so many numbers or more: for who needs no more than its place."""
     if like.device.type != "cpu" or size * like.element_size() > KEPT_BYTES:
-        return in_huge_pages(like.new_empty(tuple(shape)))
+        return in_huge_pages(like.new_empty(size))
     key = purpose, like.dtype
     buffer = _scratch.buffers.get(key)
     if buffer is None or buffer.numel() < size:
         with torch.inference_mode(False):  # it outlives the call, and no training could write to it
             buffer = _scratch.buffers[key] = torch.empty(size, dtype=like.dtype, device="cpu")
-    return buffer[:size].view(tuple(shape))
+    return buffer
 
 
 def in_huge_pages(tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from kw_lightning.nn.engine.native import attention, layout
 from kw_lightning.nn.engine.native.calls import Form, prepare
 from kw_lightning.nn.engine.native.library import library
 from kw_lightning.nn.engine.native.positions import Positions
-from kw_lightning.nn.engine.workspace import in_huge_pages, scratch
+from kw_lightning.nn.engine.workspace import flat_scratch, in_huge_pages
 
 METHODS = ("kw_mix_kernels", "kw_mix_inputs", "kw_mix_depthwise", "kw_mix_lines")
 """By which a kernel is mixed, numbered as in evaluation.h."""
@@ -70,7 +70,7 @@ class Evaluation:
         self._call(x, None, None)
 
     def _call(self, x: Tensor, added: int | None, y: int | None) -> None:
-        memory = scratch("native", (self.numbers,), x)
+        memory = flat_scratch("native", self.numbers, x)
         _library().kw_evaluate(ctypes.byref(self.told), x.data_ptr(), added, y, memory.data_ptr())
 
 

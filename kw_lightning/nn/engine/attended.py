@@ -1,0 +1,138 @@
+"""A layer in plain evaluation as one operator, its attention and what becomes of its output included.
+
+`kw_lightning::attended_convolution` is for graphs that torch.compile makes. What a layer depends on are its arguments,
+so a graph holds no numbers of its own; where they lie tells the call in C that an earlier one was told.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kw_lightning.nn.engine import evaluation, factored, native
+from kw_lightning.nn.engine.convolution import Convolution
+from kw_lightning.nn.engine.evaluation import LayerTensors
+from kw_lightning.nn.engine.factors import AttentionFactors
+from kw_lightning.nn.engine.layouts import empty_output
+from kw_lightning.nn.engine.native import GIVEN, OF_SAMPLE
+from kw_lightning.nn.engine.planner import check_engine
+
+NAME = "attended_convolution"
+SCHEMA = (
+    "(Tensor x, Tensor?[] tensors, Tensor? added, int[] geometry, float[] epsilons, str engine, str? activation) "
+    "-> Tensor"
+)
+MOST_CALLS = 4096
+"""That are kept: of all layers, sizes, threads' numbers and settings."""
+
+# Of each, all that it goes by, to the call in C, None where there is none. It holds no tensor of a layer's.
+_calls: dict[tuple[Any, ...], evaluation.Evaluation | None] = {}
+
+_library = torch.library.Library("kw_lightning", "FRAGMENT")
+_library.define(NAME + SCHEMA)
+
+
+def call(
+    x: Tensor,
+    tensors: LayerTensors,
+    added: Tensor | None,
+    convolution: Convolution,
+    epsilons: tuple[float, float],
+    engine: str,
+    activation: str | None,
+) -> Tensor:
+    """Return what becomes of a layer's output for x, by the operator.
+
+    Args:
+        x: [batch, in_channels, *size], of the type and device of `tensors`.
+        tensors: of the shapes and types that they are to have, which the operator does not look at every time.
+        added, activation: as of `Epilogue`.
+        convolution: the geometry.
+        epsilons: of the attention's norm, and of that behind the layer.
+        engine: one of `ENGINES`.
+    """
+    y: Tensor = torch.ops.kw_lightning.attended_convolution(
+        x, list(tensors), added, convolution.numbers, epsilons, engine, activation
+    )
+    return y
+
+
+def _compute(
+    x: Tensor,
+    tensors: Sequence[Tensor | None],
+    added: Tensor | None,
+    geometry: Sequence[int],
+    epsilons: Sequence[float],
+    engine: str,
+    activation: str | None,
+) -> Tensor:
+    layer = LayerTensors(*tensors)  # type: ignore[arg-type]  # a schema has no list of both kinds
+    key = (
+        x.shape,
+        x.stride(),
+        None if added is None else (added.shape, added.stride(), added.dtype),
+        # These two shapes, with the geometry, tell those of all.
+        layer.cells.shape,
+        layer.reduce.shape,
+        *[None if tensor is None else tensor.data_ptr() for tensor in tensors],
+        *geometry,
+        *epsilons,
+        engine,
+        activation,
+        *evaluation.setting(),
+    )
+    found = _calls.get(key)
+    if found is not None:
+        return found.run(x, added)
+    convolution = Convolution.of(layer.cells.shape[1:], geometry)
+    epilogue = layer.epilogue(epsilons[1], added, activation)
+    if key not in _calls:
+        if len(_calls) >= MOST_CALLS:
+            _calls.clear()
+        found = evaluation.prepare(x, layer.attention(epsilons[0]), layer.cells, convolution, engine, epilogue)
+        _calls[key] = found
+        if found is not None:
+            return found.run(x, added)
+    # By another path, or of a batch in which there is nothing.
+    hidden = _activate(x, layer, epsilons[0])
+    factors = AttentionFactors(hidden, layer.weight, layer.bias, layer.tau, layer.initial, lasting=True)
+    return factored.compute(x, factors, layer.cells, convolution, engine, epilogue)
+
+
+def _activate(x: Tensor, tensors: LayerTensors, epsilon: float) -> Tensor:
+    """Return the attention's hidden activations [batch, width]."""
+    maps, reduction = x.flatten(2), (tensors.reduce, tensors.reduce_bias, tensors.scale, tensors.shift)
+    if native.weighs(x) and 1 in maps.stride()[1:] and x.numel():
+        statistics = OF_SAMPLE if tensors.given is None else GIVEN
+        return native.activate(maps, *reduction, tensors.given, statistics, epsilon).hidden
+    pooled = maps.sum(2) / max(math.prod(x.shape[2:]), 1)
+    raw = F.linear(pooled, tensors.reduce, tensors.reduce_bias)
+    scale, shift = tensors.scale, tensors.shift
+    if tensors.given is None:
+        return F.relu(F.layer_norm(raw, scale.shape, scale, shift, epsilon))
+    return F.relu(F.batch_norm(raw, *tensors.given, scale, shift, eps=epsilon))
+
+
+def _imagine(
+    x: Tensor,
+    tensors: Sequence[Tensor | None],
+    added: Tensor | None,
+    geometry: Sequence[int],
+    epsilons: Sequence[float],
+    engine: str,
+    activation: str | None,
+) -> Tensor:
+    cells = tensors[0]
+    assert cells is not None
+    convolution = Convolution.of(cells.shape[1:], geometry)
+    check_engine(engine, convolution)
+    return empty_output(x, convolution)
+
+
+_library.impl(NAME, _compute, "CPU")
+torch.library.register_fake(f"kw_lightning::{NAME}", _imagine, lib=_library)
