@@ -297,6 +297,9 @@ def test_it_is_chosen_as_any_other_path_where_it_should_be_fastest() -> None:
     assert chosen(many._replace(batch=1)) != AlongRank.name
     assert chosen(many._replace(batch=1, kept=True)) != AlongRank.name  # it would be compared with all cells
     assert chosen(many._replace(batch=2, kept=True)) == AlongRank.name
+    several = posed("resnet18 layer4.0.conv1", 1, 224)._replace(cells=188, width=16, kept=True)
+    assert chosen(several) != AlongRank.name  # its bases are read from the memory for one sample
+    assert chosen(several._replace(batch=4)) == AlongRank.name
     assert chosen(posed("resnet18 layer4", 16, 224)._replace(cells=108, width=32)) != AlongRank.name
     for problem, reason in (
         (many._replace(width=None), "the factors of the attention are not at hand"),

@@ -12,6 +12,7 @@ from torch import Tensor
 from kw_lightning.nn.engine.costs import Fitted, Load, Units, narrow
 from kw_lightning.nn.engine.gradients import Gradients
 from kw_lightning.nn.engine.mixing import put_product
+from kw_lightning.nn.engine.paths.mix_inputs.compiled import InputsCompiled
 from kw_lightning.nn.engine.paths.mix_inputs.order import MixInputs
 from kw_lightning.nn.engine.paths.rows import Rows, multiply_adds, row_sizes
 from kw_lightning.nn.engine.problem import Problem
@@ -27,7 +28,11 @@ class InputsByCell(MixInputs):
 
     def unsuited(self, problem: Problem) -> str | None:
         """Return why it is never the fastest at a problem, None where it may be."""
-        return None if problem.on_cpu else "a GPU waits for the launch of a product for each cell"
+        if not problem.on_cpu:
+            return "a GPU waits for the launch of a product for each cell"
+        if problem.dtype == torch.float32 and InputsCompiled().refusal(problem) is None:
+            return "a compiled pass does the same in the cache"
+        return None
 
     def load(self, problem: Problem) -> Load:
         """Count the work of a forward pass."""

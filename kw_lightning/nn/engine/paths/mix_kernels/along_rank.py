@@ -18,7 +18,9 @@ from kw_lightning.nn.engine.problem import Operands, Problem
 from kw_lightning.nn.engine.taps import find_taps
 
 # Mixtures of all samples, of which cells are mixed in the time in which they come from the memory.
-FEW_MIXTURES = 16
+FEW_MIXTURES = 4
+# Multiply-adds with cells that take as long as bringing one number of a kept basis from there.
+BRINGING = 18
 # Bytes of maps for which bases are mixed once, see native/blocking.py.
 MAPS_BYTES = 32 * 2**20
 
@@ -44,9 +46,13 @@ class AlongRank(CompiledPath):
     def unsuited(self, problem: Problem) -> str | None:
         """Return why it is never the fastest at a problem, None where it may be."""
         reason = super().refusal(problem)
-        if reason is None and problem.kept and problem.batch * _mixtures(problem) <= FEW_MIXTURES:
+        if reason is not None or not problem.kept:
+            return reason
+        if problem.batch * _mixtures(problem) <= FEW_MIXTURES:
             return "few kernels are mixed while the cells are read, which what is kept is compared with in any case"
-        return reason
+        if problem.batch * problem.cells <= BRINGING * ranks.count(problem.width or 0):
+            return "the kernels of few samples are mixed of the cells sooner than kept bases come from the memory"
+        return None
 
     def load(self, problem: Problem) -> Load:
         """Count the work of a forward pass, as `KernelsCompiled.load` does; bases are mixed once for all samples.

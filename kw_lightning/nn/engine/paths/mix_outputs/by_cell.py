@@ -23,7 +23,7 @@ class OutputsByCell(MixOutputs):
     """A product for each cell."""
 
     name = "mix_outputs/by_cell"
-    fitted = Fitted(Units(8.6e-11, 3.6e-11, 0, 9.8e-06, 0.00074), Units(4e-11, 1.1e-10, 0, 5e-05, 0.00099))
+    fitted = Fitted(Units(0, 3.5e-11, 0, 3.8e-05, 0), Units(1.1e-11, 7.5e-11, 0, 0.00014, 0))
 
     def unsuited(self, problem: Problem) -> str | None:
         """Return why it is never the fastest at a problem, None where it may be."""
