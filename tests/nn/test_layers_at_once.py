@@ -260,18 +260,20 @@ def test_a_compiled_graph_takes_the_parameters_that_it_is_given(graphs: list[Cou
 
 def test_who_looks_into_a_compiled_layer_gets_its_operators(graphs: list[Counter[str]]) -> None:
     layer, x = dense(), torch.randn(2, 16, 6, 6)
-    compiled, seen = compiled_by(graphs, layer), []
+    seen: list[Tensor] = []
+    handle = layer.attention.expand.register_forward_hook(lambda module, inputs, y: seen.append(y))
     with torch.no_grad():
-        expected = compiled(x)
-        handle = layer.attention.expand.register_forward_hook(lambda module, inputs, y: seen.append(y))
-        torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-4)
+        heard = compiled_by(graphs, layer)(x)
+        assert len(seen) == 1
         handle.remove()
+        torch._dynamo.reset()  # not every torch looks at hooks again
+        compiled = compiled_by(graphs, layer)
+        torch.testing.assert_close(compiled(x), heard, rtol=1e-4, atol=1e-4)
         with torch.autocast("cpu", torch.bfloat16):
             assert compiled(x).dtype == torch.bfloat16
     compiled(x).sum().backward()
-    assert len(seen) == 1
     assert layer.attention.expand.weight.grad is not None
-    assert [graph["attended_convolution"] for graph in graphs] == [1, 0, 0, 0]
+    assert [graph["attended_convolution"] for graph in graphs] == [0, 1, 0, 0]
 
 
 def test_whoever_looks_on_or_differentiates_gets_the_operators(runs: list[Tensor]) -> None:

@@ -71,7 +71,7 @@ def dynamic_convolution(
     if engine == "reference" or _taken_apart():
         check_engine(engine, convolution)
         return reference.convolve(x, attention.to(x.dtype), cells.to(x.dtype), convolution)
-    if torch.compiler.is_exporting():
+    if _is_exporting():
         return exported.convolve(x, in_type(attention, x.dtype), in_type(cells, x.dtype), convolution)
     y: Tensor = operators.dynamic_convolution(x, attention, cells, convolution.numbers, engine)
     return y
@@ -111,7 +111,7 @@ def evaluates(engine: str, *tensors: object) -> bool:
     Nothing follows it: no gradients, export, tracing or transform, and no mode or type of tensor of its own. While
     torch.compile follows a network for a CPU, it is an operator of the graph; on GPUs compilers fuse what comes after.
     """
-    if torch.is_grad_enabled() or engine == "reference" or torch.compiler.is_exporting():
+    if torch.is_grad_enabled() or engine == "reference" or _is_exporting():
         return False
     if torch.compiler.is_compiling():
         on_cpu = all(isinstance(tensor, Tensor) and tensor.device.type == "cpu" for tensor in tensors)
@@ -127,7 +127,7 @@ def evaluates(engine: str, *tensors: object) -> bool:
 
 def needs_alpha(engine: str) -> bool:
     """Return whether α itself is wanted: by the literal form, by an exported graph, **or** by transforms."""
-    return engine == "reference" or _taken_apart() or torch.compiler.is_exporting()
+    return engine == "reference" or _taken_apart() or _is_exporting()
 
 
 def _by_factors(x: Tensor, factors: AttentionFactors, cells: Tensor, convolution: Convolution, engine: str) -> Tensor:
@@ -152,3 +152,11 @@ def _taken_apart() -> bool:
     They need the literal form, which is made of operators that they know.
     """
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _is_exporting() -> bool:
+    """Return whether torch.export follows a network.
+
+    What `torch.compiler.is_exporting` reads: torch 2.11 lets its compiler take that for True.
+    """
+    return torch.compiler._is_exporting_flag
