@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,26 +186,32 @@ def bench_network(
 
 
 class _Run:
-    """One network, ready to be timed."""
+    """One network, ready to be timed in a mode, in which it is until another run is made of it."""
 
     def __init__(self, model: nn.Module, kind: str, setting: Setting, x: Tensor, training: bool) -> None:
         self.model, self.kind, self.setting, self.x, self.training = model, kind, setting, x, training
         self.network: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False) if setting.compiled else model
         self.layers = [layer for layer in model.modules() if isinstance(layer, KWLayer)]
         self.step: Work = self._train if training else self._infer
+        # Here alone: telling every module takes longer than a small one computes, and a layer has several.
+        model.train(training)
 
     def forward(self) -> Tensor:
-        self.model.train(self.training)
-        engines = [layer.engine for layer in self.layers]
-        try:
-            for layer in self.layers:
-                layer.engine = "reference" if self.kind == "reference" else layer.engine
-            with self.setting.autocast():
-                y = self.network(self.x)
-        finally:
-            for layer, engine in zip(self.layers, engines, strict=True):
-                layer.engine = engine
+        with self._by_engine(), self.setting.autocast():
+            y = self.network(self.x)
         return y.float().square().mean()
+
+    @contextmanager
+    def _by_engine(self) -> Iterator[None]:
+        """Within the context, let the layers take the literal form where that is measured."""
+        engines = [(layer, layer.engine) for layer in self.layers if self.kind == "reference"]
+        try:
+            for layer, _ in engines:
+                layer.engine = "reference"
+            yield
+        finally:
+            for layer, engine in engines:
+                layer.engine = engine
 
     def record_attention(self) -> Work:
         """Return the work of every layer's attention alone, on what the layers get of the input."""

@@ -28,7 +28,7 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; the medians are shown.")] = 5,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads on the CPU; default: torch's.")] = None,
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Networks and input channels last.")] = False,
-    compiled: Annotated[bool, typer.Option("--compile", help="Networks compiled by torch.compile.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Networks by torch.compile; layers are not.")] = False,
     layers: Annotated[bool, typer.Option(help="Measure every dynamic layer too.")] = True,
     reference: Annotated[bool, typer.Option(help="Measure the published form too: slow, and large.")] = True,
     exported: Annotated[
@@ -76,7 +76,8 @@ def bench(
     typer.echo(form(NETWORK_HEAD, rows))
     for report in reports:
         if report.layers:
-            typer.echo(f"\n{report.title}, layers: forward and backward\n")
+            alone = ", not compiled" if compiled else ""
+            typer.echo(f"\n{report.title}, layers{alone}: forward and backward\n")
             typer.echo(form(LAYER_HEAD, layer_rows(report.layers)))
 
 

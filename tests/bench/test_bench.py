@@ -86,6 +86,8 @@ def test_compiled_networks_are_measured_beside_each_other(recipe: str, monkeypat
         assert result["attention"] is None
         assert set(result["seconds"]) == {"static", "kw"}
     assert network["networks"][0]["kept_bytes"]["kw"] > 0
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)
+    assert "small, batch 2, 8×8, layers, not compiled: forward" in run(recipe, "--compile", "--no-reference")
 
 
 def test_a_network_that_cannot_be_compiled_is_one_message(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
