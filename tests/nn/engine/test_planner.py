@@ -90,6 +90,14 @@ def test_shapes_get_the_path_measured_fastest(name: str, batch: int, size: int, 
     assert names(problem(name, batch, size))[0] in expected
 
 
+@pytest.mark.skipif(not native.available(), reason="no C compiler")
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_pass_that_is_called_once_computes_what_is_next_to_nothing(backward: bool) -> None:
+    geometry = Convolution((16, 16, 1, 1), (16, 16, 1, 1), (1, 1), (0, 0), (1, 1), 1)
+    posed = Problem(geometry, 4, (2, 2), 4, torch.float32, torch.device("cpu"), backward)
+    assert isinstance(planner.rank(posed, "auto")[0], CompiledPath)
+
+
 @pytest.mark.parametrize(
     ("name", "batch", "size", "expected"),
     [

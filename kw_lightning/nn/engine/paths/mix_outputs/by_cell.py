@@ -23,7 +23,7 @@ class OutputsByCell(MixOutputs):
     """A product for each cell."""
 
     name = "mix_outputs/by_cell"
-    fitted = Fitted(Units(0, 3.5e-11, 0, 3.8e-05, 0), Units(1.1e-11, 7.5e-11, 0, 0.00014, 0))
+    fitted = Fitted(Units(3.1e-11, 3.5e-11, 0, 1.8e-05, 0.00074), Units(7e-11, 7.4e-11, 0, 0.00011, 0.00099))
 
     def unsuited(self, problem: Problem) -> str | None:
         """Return why it is never the fastest at a problem, None where it may be."""
