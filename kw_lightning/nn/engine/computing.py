@@ -11,7 +11,7 @@ from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.epilogue import Epilogue
 from kw_lightning.nn.engine.factors import AttentionFactors, differentiate_alpha, make_alpha
 from kw_lightning.nn.engine.gradients import Gradients
-from kw_lightning.nn.engine.layouts import empty_output
+from kw_lightning.nn.engine.layouts import channels_last, empty_output
 from kw_lightning.nn.engine.paths import Path
 from kw_lightning.nn.engine.problem import Operands
 from kw_lightning.nn.engine.ranks import Ranked, differentiate, rank
@@ -74,6 +74,11 @@ def backward(
         collected: E's gradient of other layers, in its type, to which this one's is added.
     """
     of_x, of_attention, of_cells = needed
+    dense = convolution.without_stride()
+    if dense is not None and x.device.type == "cpu":
+        picked = _pick(x, convolution)
+        part, *others = backward(gradient, picked, attention, cells, dense, path, needed, collected)
+        return [_spread(part, x, convolution) if of_x else part, *others]
     weights = (attention,) if isinstance(attention, Tensor) else (attention.hidden, attention.weight, attention.bias)
     tensors = (x, *weights, cells)
     found: Sequence[Tensor | None]
@@ -91,6 +96,19 @@ def backward(
     own = of_cells and collected is None
     wanted = zip(found, tensors, (of_x, *[of_attention] * len(weights), own), strict=True)
     return [new.to(old.dtype) if need and new is not None else old.new_empty(0) for new, old, need in wanted]
+
+
+def _pick(x: Tensor, convolution: Convolution) -> Tensor:
+    """Return the positions of x that a convolution of one kernel position reads, in x's memory format."""
+    part = x[convolution.read]
+    return part.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last(x) else part.contiguous()
+
+
+def _spread(part: Tensor, x: Tensor, convolution: Convolution) -> Tensor:
+    """Return the gradient of x from that of the positions that a convolution of one kernel position reads."""
+    whole = in_huge_pages(torch.empty_like(x)).zero_()
+    whole[convolution.read] = part
+    return whole
 
 
 def _in_single(collected: Tensor | None) -> Tensor | None:

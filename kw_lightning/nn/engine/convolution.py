@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kw_lightning.nn.partition import Shape, mixture_grid
 
@@ -68,6 +68,18 @@ class Convolution:
         starts = range(2, len(numbers) - 1, dimensions)
         kernel, stride, padding, dilation = (tuple(numbers[start : start + dimensions]) for start in starts)
         return cls((*numbers[:2], *kernel), tuple(cell_shape), stride, padding, dilation, numbers[-1])
+
+    def without_stride(self) -> Convolution | None:
+        """Return the same of an input of `read` positions alone, None where it reads all or its kernel several."""
+        ones = (1,) * self.dimensions
+        if self.kernel_shape[2:] != ones or any(self.padding) or self.stride == ones:
+            return None
+        return replace(self, stride=ones)
+
+    @property
+    def read(self) -> tuple[slice, ...]:
+        """Return which positions of an input [batch, in_channels, *size] are read where the kernel has one."""
+        return (slice(None), slice(None), *(slice(None, None, stride) for stride in self.stride))
 
     def over_tokens(self) -> Convolution:
         """Return a linear layer as a 1×1 convolution over its tokens."""

@@ -120,6 +120,7 @@ def survey(problem: Problem, engine: str) -> tuple[Choice, ...]:
 
 
 def _look_at(path: Path, problem: Problem, *, named: bool) -> Choice:
+    problem = problem.handed_over()
     reason = path.refusal(problem)
     if reason is None and not named:
         reason = path.unsuited(problem)

@@ -62,6 +62,13 @@ class Problem(NamedTuple):
         """Return whether the tensors are a CPU's."""
         return self.device.type == "cpu"
 
+    def handed_over(self) -> Problem:
+        """Return the problem that a path is given for this one: on a CPU backwards without what nothing reads."""
+        dense = self.convolution.without_stride() if self.backward and self.on_cpu else None
+        if dense is None:
+            return self
+        return self._replace(convolution=dense, size=self.convolution.output_size(self.size))
+
 
 class Operands(NamedTuple):
     """The tensors of one call, all of one type and on one device.

@@ -24,9 +24,10 @@ from kw_lightning.nn.engine import (
     reference,
     workspace,
 )
+from kw_lightning.nn.engine.gradients import Gradients
 from kw_lightning.nn.engine.orders import ORDERS
 from kw_lightning.nn.engine.paths import PATHS, Path, order_of
-from kw_lightning.nn.engine.problem import Problem
+from kw_lightning.nn.engine.problem import Operands, Problem
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda")
@@ -190,6 +191,31 @@ def test_many_narrow_cells_are_joined() -> None:
 def test_wide_cells_are_taken_one_by_one() -> None:
     convolution = Convolution((4, 128, 3, 1), (2, 64, 1, 1), (2, 1), (1, 0), (1, 1))
     assert compare((convolution, (5, 4), 2, 3), torch.float64) == set(ORDERS)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_gradients_of_a_strided_kernel_of_one_position_are_computed_where_it_reads(
+    last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convolution = Convolution((4, 6, 1, 1), (2, 3, 1, 1), (2, 3), (0, 0), (1, 1))
+    assert compare((convolution, (5, 7), 2, 3), torch.float64) == set(ORDERS)
+    path, seen = paths.find_path("mix_kernels/shifted"), []
+    x, attention, cells = make_tensors((convolution, (5, 7), 2, 3), torch.float64)
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    inner = type(path).backward
+
+    def backward(self: Path, gradient: Tensor, operands: Operands, needed: tuple[bool, bool, bool]) -> Gradients:
+        seen.append((tuple(operands.x.shape[2:]), operands.convolution.stride))
+        return inner(self, gradient, operands, needed)
+
+    monkeypatch.setattr(type(path), "backward", backward)
+    gradient = torch.randn(2, 4, 3, 3, dtype=torch.float64)
+    found, *_ = computing.backward(gradient, x, attention, cells, convolution, path, [True] * 3)
+    assert seen == [((3, 3), (1, 1))]
+    assert found.stride() == x.stride()
+    assert not found[..., 1::2, :].any()
+    assert found[..., ::2, ::3].all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 5)])

@@ -22,7 +22,9 @@ KERNEL_BYTES = 192 * 1024
 LINE_BYTES = 3 * 2**20
 """Of the kernels of lines that are mixed as cells lie and exist at once; the second or third level streams them."""
 OWN_LINES = 64
-"""Lines of a block, of all groups, from which on it lays out the source for itself: that is then little work."""
+"""Lines of a block, of all groups, from which on it lays out the source for itself: that is then little work.
+
+Not where the convolution strides, whose positions are picked one by one."""
 LEAST_LINES = 6
 """Lines of a block, below which the products' registers stay empty."""
 MAP_BYTES = 4 * 2**20
@@ -179,7 +181,10 @@ def block_lines(extents: Extents, *, backward: bool) -> Blocking:
     else:
         parts = share(e._replace(lanes=blocks * e.width, cell_groups=1))
     lines = -(-e.lanes // blocks)
-    read = 0 if lines * e.lane_groups >= OWN_LINES else _read(e, parts)
+    if e.source_positions == e.out_positions and lines * e.lane_groups >= OWN_LINES:
+        read = 0
+    else:
+        read = _read(e._replace(source_positions=e.out_positions), parts)
     return Blocking(depths, _between(1, held // lines, -(-(read or e.batch) // parts)), read, parts, lines=lines)
 
 

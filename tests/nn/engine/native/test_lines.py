@@ -107,6 +107,14 @@ def test_lines_are_cut_as_the_formulas_say() -> None:
     assert block_lines(REDUCE, backward=True) == blocking.block_kernels(REDUCE, backward=True)
 
 
+def test_a_stride_lays_out_the_source_once_for_all_blocks() -> None:
+    # ResNet50's last downsampling, 1024 to 2048 channels, 14² to 7²: in blocks of many lines, that else read for
+    # themselves; the samples that are held are those of the positions that are read.
+    skipping = Extents(8, 8, 47, 512, 512, 4, 2, 196, 49, 2, 16, 6 * 2**20)
+    assert block_lines(skipping._replace(source_positions=49), backward=False).read == 0
+    assert block_lines(skipping, backward=False).read == 8
+
+
 def test_it_is_chosen_for_batches_and_not_for_few_kernels_of_far_cells() -> None:
     convolution = Convolution((128, 512, 1, 1), (128, 128, 1, 1), (1, 1), (0, 0), (1, 1), 1)
     problem = Problem(convolution, 8, (28, 28), 104, torch.float32, torch.device("cpu"))
