@@ -21,6 +21,7 @@ from kw_lightning.nn.engine.native.calls import (
     MIX_INPUTS,
     MIX_KERNELS,
     MIX_LINES,
+    MIX_ROWS,
     WINOGRAD,
     Form,
     Kept,
@@ -29,6 +30,7 @@ from kw_lightning.nn.engine.native.calls import (
     backward_by_bases,
     forward,
     forward_by_bases,
+    lanes,
 )
 from kw_lightning.nn.engine.native.evaluation import AttentionTensors, Evaluation, prepare_evaluation
 from kw_lightning.nn.engine.native.library import LibraryError, Status, find_compiler, status
@@ -41,6 +43,7 @@ __all__ = [
     "MIX_INPUTS",
     "MIX_KERNELS",
     "MIX_LINES",
+    "MIX_ROWS",
     "OF_BATCH",
     "OF_SAMPLE",
     "WINOGRAD",
@@ -62,6 +65,7 @@ __all__ = [
     "find_compiler",
     "forward",
     "forward_by_bases",
+    "lanes",
     "mixes_few",
     "prepare_evaluation",
     "status",

@@ -21,6 +21,14 @@ KERNEL_BYTES = 192 * 1024
 """Of the kernels that are mixed from one block and exist at once."""
 LINE_BYTES = 3 * 2**20
 """Of the kernels of lines that are mixed as cells lie and exist at once; the second or third level streams them."""
+PART_BYTES = 3 * 2**19
+"""Of the parts of kernels, and of those of the cells, that are mixed as these lie and exist at once."""
+LEAST_TERMS = 64
+"""Lines of all groups that are added to the input's gradient at a time, below which moving its sums is much of it."""
+SHARED_BYTES = 6 * 2**20
+"""Of the parts of kernels that all threads share, in the third-level cache."""
+MOST_RUN = 512
+"""Numbers of a cell that are mixed at a time."""
 OWN_LINES = 64
 """Lines of a block, of all groups, from which on it lays out the source for itself: that is then little work.
 
@@ -186,6 +194,32 @@ def block_lines(extents: Extents, *, backward: bool) -> Blocking:
     else:
         read = _read(e._replace(source_positions=e.out_positions), parts)
     return Blocking(depths, _between(1, held // lines, -(-(read or e.batch) // parts)), read, parts, lines=lines)
+
+
+def block_rows(extents: Extents, *, backward: bool) -> Blocking:
+    """Cut a pass that mixes kernels as cells lie, between maps whose channels are last.
+
+    depths = what of `BLOCK_BYTES` holds cells numbers each, of a run of all cells. Forward, a thread's lines are those
+    of which `PART_BYTES` holds the batch's kernels, rows · depths numbers a line and sample; mixed = what it holds of
+    them. Backward, lines are those of all threads: of which it holds the cells, cells · lanes numbers each, and no
+    less than `LEAST_TERMS` of all groups; mixed = what `SHARED_BYTES` holds of their kernels, and `MOST_MAPS` ·
+    `MAP_BYTES` of inputs.
+    """
+    e, wide = extents, extents.widest
+    depths = _between(wide, e.scaled(BLOCK_BYTES) // (NUMBER * e.cells) // wide * wide, MOST_RUN)
+    if backward:
+        lines = max(e.scaled(PART_BYTES) // (NUMBER * e.cells * e.lanes), -(-LEAST_TERMS // e.depth_groups), 1)
+        lines = _even(e.depths, min(lines, e.depths), LEAST_DEPTHS)
+        kernels = min(e.scaled(SHARED_BYTES), e.limit) // (NUMBER * e.rows * e.lanes * lines)
+        maps = MOST_MAPS * MAP_BYTES // (NUMBER * e.source_positions * e.lanes * e.lane_groups)
+        return Blocking(depths, _between(1, min(kernels, maps), e.batch), e.batch, 1, lines=lines)
+    held = min(e.scaled(PART_BYTES), e.limit // e.threads) // (NUMBER * e.rows * e.depths)
+    lines = _between(wide, held // e.batch // wide * wide, -(-e.lanes // wide) * wide)
+    blocks = -(-e.lanes // lines)
+    shared = -(-blocks // e.threads) * e.threads
+    lines = -(-e.lanes // (shared if e.lanes >= shared * wide else blocks) // wide) * wide
+    parts = share(e._replace(lanes=-(-e.lanes // lines) * e.width, cell_groups=1))
+    return Blocking(depths, _between(1, held // lines, -(-e.batch // parts)), e.batch, parts, lines=lines)
 
 
 def block_bases(extents: Extents, *, backward: bool) -> Blocking:

@@ -22,6 +22,7 @@ from kw_lightning.nn.engine.native.blocking import (
     block_inputs,
     block_kernels,
     block_lines,
+    block_rows,
 )
 from kw_lightning.nn.engine.native.layout import Map, Pass
 from kw_lightning.nn.engine.native.library import library
@@ -30,7 +31,7 @@ from kw_lightning.nn.engine.workspace import scratch, workspace_bytes
 from kw_lightning.nn.partition import Shape
 
 
-@dataclass(frozen=True, eq=False)  # one of the six below, by identity: it is looked up at every call
+@dataclass(frozen=True, eq=False)  # one of those below, by identity: it is looked up at every call
 class Form:
     """One of the compiled passes.
 
@@ -53,10 +54,17 @@ class Form:
 
 MIX_KERNELS = Form(("kw_mix_kernels", "kw_mix_kernels"), block_kernels, narrows=True)
 MIX_LINES = replace(MIX_KERNELS, functions=("kw_mix_lines", "kw_mix_kernels"), block=block_lines)
+MIX_ROWS = replace(MIX_KERNELS, functions=("kw_mix_rows", "kw_mix_rows_backward"), block=block_rows)
 MIX_BASES = replace(MIX_KERNELS, block=block_bases)
 WINOGRAD = replace(MIX_KERNELS, winograd=True)
 MIX_INPUTS = Form(("kw_mix_inputs", "kw_mix_inputs_backward"), block_inputs, rereads=True)
 DEPTHWISE = Form(("kw_mix_depthwise", "kw_mix_depthwise"), block_channels, turns=False)
+
+
+def lanes() -> int:
+    """Return the lanes of two vectors."""
+    found: int = _library().kw_lanes()
+    return found
 
 
 def available() -> bool:

@@ -10,15 +10,17 @@ index_t kw_mix_kernels_memory(const Pass *p);
 index_t kw_mix_inputs_memory(const Pass *p);
 index_t kw_mix_depthwise_memory(const Pass *p);
 index_t kw_mix_lines_memory(const Pass *p);
+index_t kw_mix_rows_memory(const Pass *p);
 void kw_mix_kernels(const Pass *p);
 void kw_mix_inputs(const Pass *p);
 void kw_mix_depthwise(const Pass *p);
 void kw_mix_lines(const Pass *p);
+void kw_mix_rows(const Pass *p);
 
 /* By method. */
 static index_t (*const memory_of[])(const Pass *) = {kw_mix_kernels_memory, kw_mix_inputs_memory,
-                                                     kw_mix_depthwise_memory, kw_mix_lines_memory};
-static void (*const run[])(const Pass *) = {kw_mix_kernels, kw_mix_inputs, kw_mix_depthwise, kw_mix_lines};
+                                                     kw_mix_depthwise_memory, kw_mix_lines_memory, kw_mix_rows_memory};
+static void (*const run[])(const Pass *) = {kw_mix_kernels, kw_mix_inputs, kw_mix_depthwise, kw_mix_lines, kw_mix_rows};
 
 typedef struct {
     float *pooled, *raw, *hidden, *mean, *variance, *alpha, *by_tap, *rest;

@@ -15,7 +15,7 @@ from kw_lightning.nn.engine.native.library import library
 from kw_lightning.nn.engine.native.positions import Positions
 from kw_lightning.nn.engine.workspace import flat_scratch, in_huge_pages
 
-METHODS = ("kw_mix_kernels", "kw_mix_inputs", "kw_mix_depthwise", "kw_mix_lines")
+METHODS = ("kw_mix_kernels", "kw_mix_inputs", "kw_mix_depthwise", "kw_mix_lines", "kw_mix_rows")
 """By which a kernel is mixed, numbered as in evaluation.h."""
 
 

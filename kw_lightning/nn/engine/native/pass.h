@@ -77,7 +77,7 @@ typedef struct {
     index_t block_depths;  /* depths of a block of cells, or, of direct kernels, of the kernels */
     index_t tile_depths;   /* depths that tiles take at a time, and by which the source is laid out */
     index_t mixed_samples; /* samples whose kernels, of one block, exist at once in a thread */
-    index_t lines;         /* of a cell, whose kernels exist at once: of mix_lines.c alone */
+    index_t lines;         /* of a cell, whose kernels exist at once: of mix_lines.c, mix_rows.c */
     index_t read_samples;  /* samples whose maps are read together, for all threads */
     index_t parts;         /* into which the samples are cut where there are fewer blocks of lanes than threads */
     index_t threads;

@@ -12,7 +12,7 @@ from kw_lightning.nn.engine import native
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.epilogue import Epilogue
 from kw_lightning.nn.engine.gradients import Gradients, new_gradients
-from kw_lightning.nn.engine.layouts import first_or_last
+from kw_lightning.nn.engine.layouts import channels_last, first_or_last
 from kw_lightning.nn.engine.paths.path import Path
 from kw_lightning.nn.engine.problem import Operands, Problem
 
@@ -49,15 +49,15 @@ class CompiledPath(Path):
         """Return why it cannot compute a geometry, None where it can."""
         return dense_refusal(convolution)
 
-    def form_of(self, x: Tensor) -> native.Form:
-        """Return the pass of an input [batch, in_channels, *size] as it lies in memory, forward."""
+    def form_of(self, x: Tensor, convolution: Convolution, *, backward: bool = False) -> native.Form:
+        """Return the pass of an input [batch, in_channels, *size] as it lies in memory."""
         return self.form
 
     def forward(self, operands: Operands, y: Tensor) -> None:
         """Write the convolution of every sample with its own kernel."""
         x, attention, cells, convolution, *_ = operands
         x = first_or_last(x)
-        native.forward(x, attention, cells, convolution, y, self.form_of(x))
+        native.forward(x, attention, cells, convolution, y, self.form_of(x, convolution))
 
     def forward_finished(self, operands: Operands, y: Tensor, epilogue: Epilogue) -> Tensor:
         """Return what becomes of the convolution: the pass does it while it writes."""
@@ -65,7 +65,7 @@ class CompiledPath(Path):
             return super().forward_finished(operands, y, epilogue)
         x, attention, cells, convolution, *_ = operands
         x = first_or_last(x)
-        native.forward(x, attention, cells, convolution, y, self.form_of(x), epilogue)
+        native.forward(x, attention, cells, convolution, y, self.form_of(x, convolution), epilogue)
         return y
 
     def backward(self, gradient: Tensor, operands: Operands, needed: tuple[bool, bool, bool]) -> Gradients:
@@ -73,7 +73,15 @@ class CompiledPath(Path):
         _, attention, cells, convolution, *_ = operands
         x = first_or_last(operands.x)
         found = new_gradients(x, attention, cells, needed, operands.collected)
-        native.backward(first_or_last(gradient), x, attention, cells, convolution, found, self.form)
+        native.backward(
+            first_or_last(gradient),
+            x,
+            attention,
+            cells,
+            convolution,
+            found,
+            self.form_of(x, convolution, backward=True),
+        )
         return found
 
 
@@ -82,6 +90,13 @@ def dense_refusal(convolution: Convolution) -> str | None:
     if convolution.groups > 1:
         return "its products take all input channels together and know no groups"
     return None if math.prod(convolution.cell_shape[2:]) == 1 else "its cells span one kernel position"
+
+
+def lies_in_rows(x: Tensor, convolution: Convolution) -> bool:
+    """Return whether the pass of native/mix_rows.c can compute a dense convolution of x as it lies in memory."""
+    shape, cell = convolution.kernel_shape, convolution.cell_shape
+    strided = math.prod(convolution.stride) > 1 or any(convolution.padding)
+    return math.prod(shape[2:]) == 1 and not strided and channels_last(x) and cell[1] % native.lanes() == 0
 
 
 def padded_cell(convolution: Convolution, groups: int = 1) -> int:

@@ -10,7 +10,7 @@ from kw_lightning.nn.engine import native
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.costs import Fitted, Load, Units
 from kw_lightning.nn.engine.layouts import channels_last
-from kw_lightning.nn.engine.paths.compiled import CompiledPath, dense_refusal
+from kw_lightning.nn.engine.paths.compiled import CompiledPath, dense_refusal, lies_in_rows
 from kw_lightning.nn.engine.problem import Problem
 
 # Numbers of cells that leave the second-level cache: from there on packing them for few samples is most of the work.
@@ -20,7 +20,7 @@ POSITIONS = 8
 
 
 class Pointwise(CompiledPath):
-    """The pass of native/mix_lines.c, for maps whose channels come first; those with channels last take the other."""
+    """The pass of native/mix_lines.c for maps whose channels come first, that of native/mix_rows.c for the others."""
 
     name = "mix_kernels/pointwise"
     fitted = Fitted(Units(3.4e-11, 3.4e-11, 5.6e-10, 0, 0.00024), Units(1e-10, 6.9e-11, 1.6e-09, 0, 0.00042))
@@ -43,8 +43,10 @@ class Pointwise(CompiledPath):
             return "it packs the cells, of which so few kernels are mixed sooner as they lie"
         return None
 
-    def form_of(self, x: Tensor) -> native.Form:
-        """Return the pass of an input [batch, in_channels, *size] as it lies in memory, forward."""
+    def form_of(self, x: Tensor, convolution: Convolution, *, backward: bool = False) -> native.Form:
+        """Return the pass of an input [batch, in_channels, *size] as it lies in memory."""
+        if lies_in_rows(x, convolution):
+            return native.MIX_ROWS
         return native.MIX_KERNELS if channels_last(x) else self.form
 
     def load(self, problem: Problem) -> Load:

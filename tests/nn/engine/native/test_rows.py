@@ -1,0 +1,131 @@
+"""The pass that mixes kernels as cells lie, between maps whose channels are last: sizes, layouts, cutting the work."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from kw_lightning.nn.engine import Convolution, computing, native, reference, workspace
+from kw_lightning.nn.engine.epilogue import Epilogue
+from kw_lightning.nn.engine.gradients import Gradients
+from kw_lightning.nn.engine.native import blocking, calls
+from kw_lightning.nn.engine.native.blocking import Blocking, Extents, block_rows
+from kw_lightning.nn.engine.paths import find_path
+
+# ConvNeXt's third stage, 384 to 1536 channels of 14×14, 4 samples; and back.
+EXPAND = Extents(4, 4, 72, 384, 384, 4, 1, 196, 196, 2, 16, 6 * 2**20)
+SHRINK = EXPAND._replace(lane_groups=1, depth_groups=4)
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="needs a C compiler")
+
+
+def last(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def compare(
+    batch: int, out_channels: int, groups: tuple[int, int], size: int, cells: int = 5, in_channels: int = 32
+) -> None:
+    """Compare one problem with the literal form, forward and every gradient, gradients coming in both layouts."""
+    torch.manual_seed(0)
+    shape = (out_channels * groups[0], in_channels * groups[1], 1)
+    convolution = Convolution(shape, (out_channels, in_channels, 1), (1,), (0,), (1,), 1)
+    x = last(torch.randn(batch, shape[1], size)).requires_grad_()
+    e = torch.randn(cells, out_channels, in_channels, 1).requires_grad_()
+    attention = torch.randn(batch, groups[0] * groups[1], cells).requires_grad_()
+    expected = reference.convolve(x, attention, e, convolution)
+    inputs = [tensor.detach() for tensor in (x, attention, e)]
+    found = last(torch.full_like(expected, float("nan")))
+    native.forward(*inputs, convolution, found, native.MIX_ROWS)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    gradient = torch.randn_like(expected)
+    gradients = torch.autograd.grad(expected, (x, attention, e), gradient)
+    scale = [tensor.abs().max() * 1e-5 if tensor.numel() else 1.0 for tensor in gradients]
+    for laid, adds, of_x, of_e in ((gradient, False, True, True), (last(gradient), True, True, False),
+                                   (gradient, True, False, True)):  # fmt: skip
+        start = torch.ones_like(gradients[2]) if adds else torch.full_like(gradients[2], float("nan"))
+        into = Gradients(
+            last(torch.full_like(inputs[0], float("nan"))) if of_x else None,
+            torch.zeros_like(inputs[1]),
+            start.clone() if of_e else None,
+            adds=adds,
+        )
+        native.backward(laid, *inputs, convolution, into, native.MIX_ROWS)
+        assert into.attention is not None
+        torch.testing.assert_close(into.attention, gradients[1], rtol=1e-4, atol=float(scale[1]))
+        if into.x is not None:
+            torch.testing.assert_close(into.x, gradients[0], rtol=1e-4, atol=float(scale[0]))
+        if into.cells is not None:
+            torch.testing.assert_close(into.cells - float(adds), gradients[2], rtol=1e-4, atol=float(scale[2]))
+
+
+@pytest.mark.parametrize("size", [2, 7, 49, 97, 200, 385])
+def test_maps_of_every_size_are_computed_whole(size: int) -> None:
+    compare(2, 24, (2, 3), size)
+
+
+@pytest.mark.parametrize("out_channels", [1, 3, 6, 16, 33, 70])
+def test_cells_may_have_any_output_channels(out_channels: int) -> None:
+    compare(3, out_channels, (1, 2), 21)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 33])
+def test_batches_of_every_size_give_the_literal_form(batch: int) -> None:
+    compare(batch, 16, (2, 2), 20, cells=19)
+
+
+def test_the_work_may_be_cut_in_any_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = torch.get_num_threads()
+    for bound, terms, count in itertools.product((1, 2**14), (1, 24), (1, 2, 3)):
+        for name in ("PART_BYTES", "BLOCK_BYTES", "MAP_BYTES"):
+            monkeypatch.setattr(blocking, name, bound)
+        monkeypatch.setattr(blocking, "LEAST_TERMS", terms)
+        torch.set_num_threads(count)
+        try:
+            calls._describe.cache_clear()
+            compare(5, 46, (2, 2), 70, in_channels=96)
+            with workspace(1):
+                compare(3, 40, (2, 1), 18)
+        finally:
+            torch.set_num_threads(threads)
+            calls._describe.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["mix_kernels/pointwise", "mix_kernels/compiled"])
+def test_a_linear_layer_and_a_map_with_channels_last_take_it(name: str) -> None:
+    convolution = Convolution((40, 64, 1, 1), (20, 32, 1, 1), (1, 1), (0, 0), (1, 1), 1)
+    x = torch.empty(2, 64, 5, 7).to(memory_format=torch.channels_last)
+    path = find_path(name)
+    assert path is not None
+    assert path.form_of(x, convolution, backward=True) is native.MIX_ROWS
+    assert path.form_of(x.contiguous(), convolution, backward=True) is not native.MIX_ROWS
+    narrow = Convolution((40, 40, 1, 1), (20, 20, 1, 1), (1, 1), (0, 0), (1, 1), 1)
+    assert path.form_of(x[:, :40], narrow, backward=True) is not native.MIX_ROWS
+
+
+def test_rows_are_finished_where_they_are_written() -> None:
+    torch.manual_seed(0)
+    convolution = Convolution((40, 64, 1, 1), (20, 32, 1, 1), (1, 1), (0, 0), (1, 1), 1)
+    x, attention, e = last(torch.randn(2, 64, 15, 7)), torch.randn(2, 4, 6), torch.randn(6, 20, 32, 1, 1)
+    for added in (torch.randn(2, 40, 15, 7), last(torch.randn(2, 40, 15, 7)), None):
+        epilogue = Epilogue(bias=torch.randn(40), added=added, activation="silu")
+        path = find_path("mix_kernels/pointwise")
+        assert path is not None
+        found = computing.forward(x, attention, e, convolution, path, epilogue)
+        expected = epilogue.apply(reference.convolve(x, attention, e, convolution))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_are_cut_as_the_formulas_say() -> None:
+    # 160 KiB hold 568 numbers of 72 cells, of which 512 are mixed at a time; 1.5 MiB hold 64 lines of 16 kernels.
+    assert block_rows(EXPAND, backward=False) == Blocking(512, 4, 4, 1, lines=64)
+    # Back, 1.5 MiB hold 14 lines of 384 columns of 72 cells, evened out to 16, of 4 groups; of one group 64 are needed.
+    assert block_rows(SHRINK, backward=True) == Blocking(512, 4, 4, 1, lines=16)
+    assert block_rows(EXPAND, backward=True).lines == 64
+    # 6 MiB hold 64 lines of 384 columns of 4 kernels of 16 samples; 32 MiB 6 samples of 784 positions, 1536 channels.
+    assert block_rows(EXPAND._replace(batch=64), backward=True).mixed == 16
+    assert block_rows(EXPAND._replace(batch=64, source_positions=784), backward=True).mixed == 6
+    # Fewer blocks of lines than threads: the samples are cut.
+    assert block_rows(EXPAND._replace(lanes=16), backward=False).parts == 2
