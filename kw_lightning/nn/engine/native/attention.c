@@ -191,9 +191,11 @@ static void make_z(const Weighing *p, index_t mixture, index_t column, index_t f
     index_t row = mixture * (p->cells + 1) + column, count = smaller(LANES, p->cells + 1 - column);
     if (count < LANES) memset(turned, 0, p->width * LANES * sizeof(float));
     arrange(p->weight + row * p->width, 1, p->width, turned, LANES, p->width, count);
+    float start[LANES] = {0};
+    memcpy(start, p->bias + row, count * sizeof(float));
     for (index_t b = 0; b < samples; b++) {
-        memcpy(z + b * z_row, p->bias + row, count * sizeof(float));
-        memset(z + b * z_row + count, 0, (LANES - count) * sizeof(float));
+        STORE(z + b * z_row, LOAD(start));
+        STORE(z + b * z_row + WIDTH, LOAD(start + WIDTH));
     }
     product(samples, 2, p->width, p->hidden + first * p->width, p->width, 1, turned, LANES, z, z_row, 1);
 }

@@ -254,7 +254,9 @@ class Call:
         attention_gradient = cells_gradient = None
         terms = p.ranks or p.cells
         numbers = p.batch * p.rows * _padded(terms)
-        if wanted is not None and wanted.attention is not None:
+        if wanted is not None and wanted.attention is not None and self._fits(wanted.attention, terms):
+            p.alpha_gradient = wanted.attention.data_ptr()
+        elif wanted is not None and wanted.attention is not None:
             of_bases = p.rows * p.ranks * _padded(p.cells)
             attention_gradient = self.cells.new_zeros(p.threads, numbers + of_bases)
             p.alpha_gradient = attention_gradient.data_ptr()
@@ -276,9 +278,15 @@ class Call:
                 torch.sum(cells_gradient, 0, out=wanted.cells)
         if wanted is None or wanted.attention is None or attention_gradient is None:
             return None
-        found = attention_gradient.sum(0)
+        found = attention_gradient[0] if p.threads == 1 else attention_gradient.sum(0)
         self._put_back(found[:numbers].view(p.batch, p.rows, -1)[..., :terms], wanted.attention)
         return self._put_back_bases(found[numbers:]) if p.ranks else None
+
+    def _fits(self, total: Tensor, terms: int) -> bool:
+        """Return whether the pass may add to the gradient of α itself: one thread does, and to numbers as they lie."""
+        p = self.arguments
+        as_told = p.rows == total.shape[1] and self.positions.kernel_transform is None
+        return p.threads == 1 and p.ranks == 0 and as_told and _padded(terms) == terms and total.is_contiguous()
 
     def _put_back_bases(self, gradient: Tensor) -> Tensor:
         """Return the gradient of all mixtures' bases, [mixtures, ranks, cells], from that of `base`."""

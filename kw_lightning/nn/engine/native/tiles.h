@@ -115,11 +115,24 @@ INLINE void turn_four(const float *from, index_t from_row, float *to, index_t to
     FOUR(to + 3 * to_row) = SHUFFLE(ab, cd, 2, 3, 6, 7);
 }
 
+/* Numbers from which on the library's copy is sooner called than a few vectors are taken. */
+#define CALLED 128
+
+INLINE void copy(const float *from, float *to, index_t count) {
+    index_t i = 0;
+    if (count >= CALLED) {
+        memcpy(to, from, count * sizeof(float));
+        return;
+    }
+    for (; i + WIDTH <= count; i += WIDTH) STORE(to + i, LOAD(from + i));
+    for (; i < count; i++) to[i] = from[i];
+}
+
 /* to[i * to_row + j] = from[i * from_i + j * from_j] for i < rows, j < columns; fast where one step is 1. */
 static inline void arrange(const float *from, index_t from_i, index_t from_j, float *to, index_t to_row, index_t rows,
                            index_t columns) {
     if (from_j == 1) {
-        for (index_t i = 0; i < rows; i++) memcpy(to + i * to_row, from + i * from_i, columns * sizeof(float));
+        for (index_t i = 0; i < rows; i++) copy(from + i * from_i, to + i * to_row, columns);
         return;
     }
     index_t turned = from_i == 1 ? rows / 4 * 4 : 0, whole = columns / 4 * 4;
