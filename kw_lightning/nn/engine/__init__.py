@@ -131,7 +131,7 @@ def needs_alpha(engine: str) -> bool:
 
 
 def _by_factors(x: Tensor, factors: AttentionFactors, cells: Tensor, convolution: Convolution, engine: str) -> Tensor:
-    y: Tensor = factored.factored_convolution(
+    return factored.call(
         x,
         factors.hidden,
         factors.weight,
@@ -143,7 +143,6 @@ def _by_factors(x: Tensor, factors: AttentionFactors, cells: Tensor, convolution
         engine,
         factors.lasting,
     )
-    return y
 
 
 def _taken_apart() -> bool:

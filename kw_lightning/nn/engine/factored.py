@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
 from kw_lightning.nn.engine import collecting, computing, kept, reference, work
@@ -20,8 +20,10 @@ from kw_lightning.nn.engine.epilogue import Epilogue
 from kw_lightning.nn.engine.factors import AttentionFactors
 from kw_lightning.nn.engine.layouts import empty_output
 from kw_lightning.nn.engine.planner import check_engine, choose
+from kw_lightning.nn.precision import is_recorded
 
 NAME = "kw_lightning::factored_convolution"
+PLAIN = (Tensor, nn.Parameter)  # others have their own way with operators
 TENSORS = 5  # that may need a gradient: x, hidden, weight, bias, cells; they come first
 
 
@@ -147,6 +149,32 @@ def _find_gradients(
 
 
 factored_convolution.register_autograd(_differentiate, setup_context=_save)
+
+
+class _Called(torch.autograd.Function):
+    """The operator without its dispatch, which takes longer than the work on few numbers."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        x, hidden, weight, bias, cells, temperature, initial, geometry, engine, lasting = arguments
+        _save(ctx, arguments, x)
+        factors = AttentionFactors(hidden, weight, bias, temperature, initial, lasting)
+        return compute(x, factors, cells, Convolution.of(cells.shape[1:], geometry), engine)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return _differentiate(ctx, gradient)
+
+
+def call(*arguments: Any) -> Tensor:
+    """Return what the operator does: on a CPU, where nothing records, watches or replaces operators, without it."""
+    x, *others = arguments[:TENSORS]
+    plain = x.device.type == "cpu" and all(type(tensor) in PLAIN for tensor in (x, *others))
+    if plain and not is_recorded() and torch._C._len_torch_dispatch_stack() == 0:
+        y: Tensor = _Called.apply(*arguments)
+        return y
+    operator: Tensor = factored_convolution(*arguments)
+    return operator
 
 
 def _literal_gradients(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from kw_lightning.builder import convert
@@ -17,6 +20,13 @@ from kw_lightning.recipe import load_recipe
 GEOMETRY = Convolution((4, 4, 3, 3), (2, 4, 1, 1), (1, 1), (1, 1), (1, 1))
 CELLS, WIDTH, MIXTURES = 5, 3, 18
 INITIAL = [(3 * i) % (CELLS + 1) for i in range(MIXTURES)]  # the zero cell among them
+
+
+class Watching(TorchDispatchMode):
+    """Sees every operator, and calls it."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return function(*args, **(kwargs or {}))
 
 
 def make(batch: int = 2, tau: float = 0.3, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -97,6 +107,24 @@ def test_the_operator_keeps_pytorchs_rules() -> None:
     tau, initial = torch.tensor(0.3), torch.tensor(INITIAL)
     arguments = (x, hidden, weight, bias, cells, tau, initial, GEOMETRY.numbers, "auto", False)
     assert set(torch.library.opcheck(factored.factored_convolution, arguments).values()) == {"SUCCESS"}
+
+
+def test_the_operator_is_called_only_where_something_may_look_at_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = KWConv2d(8, 8, 3, padding=1)
+    share_warehouse([layer])
+    calls: list[str] = []
+    operator = factored.factored_convolution
+    monkeypatch.setattr(
+        factored, "factored_convolution", lambda *arguments: (calls.append(""), operator(*arguments))[1]
+    )
+    x = torch.randn(2, 8, 6, 6, requires_grad=True)
+    alone = layer.eval()(x)
+    alone.sum().backward()
+    assert not calls
+    with Watching():
+        watched = layer(x)
+    assert calls
+    torch.testing.assert_close(alone, watched, rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_that_grows_with_batch_and_cells_is_kept() -> None:
