@@ -188,7 +188,13 @@ static inline void unpack_cells(const Pass *p, index_t group, index_t lane, inde
             float *line = to + j * p->cell_step + group * p->group_step + (depth + d) * p->depth_step + lane;
             const float *from = block + j * cell_step + d * depth_step;
             if (j + AHEAD < p->cells) __builtin_prefetch(line + AHEAD * p->cell_step, 1);
-            for (index_t l = 0; l < lanes; l++) line[l] = add ? line[l] + from[l] : from[l];
+            index_t whole = lanes / WIDTH * WIDTH;
+            for (index_t l = 0; l < whole; l += WIDTH) {
+                vector sum = LOAD(from + l);
+                if (add) sum += LOAD(line + l);
+                STORE(line + l, sum);
+            }
+            for (index_t l = whole; l < lanes; l++) line[l] = add ? line[l] + from[l] : from[l];
         }
 }
 

@@ -131,6 +131,14 @@ INLINE void copy(const float *from, float *to, index_t count) {
 /* to[i * to_row + j] = from[i * from_i + j * from_j] for i < rows, j < columns; fast where one step is 1. */
 static inline void arrange(const float *from, index_t from_i, index_t from_j, float *to, index_t to_row, index_t rows,
                            index_t columns) {
+    if (from_j == 1 && columns == LANES) { /* in registers, without a call for each */
+        for (index_t i = 0; i < rows; i++, from += from_i, to += to_row) {
+            vector a = LOAD(from), b = LOAD(from + WIDTH);
+            STORE(to, a);
+            STORE(to + WIDTH, b);
+        }
+        return;
+    }
     if (from_j == 1) {
         for (index_t i = 0; i < rows; i++) copy(from + i * from_i, to + i * to_row, columns);
         return;
