@@ -99,11 +99,12 @@ def test_the_study_of_many_cells_measures_both_ways_beside_the_static_network(tm
         next(study["measure"](4, [1], sizes, 1))
 
 
-def test_the_study_of_products_gives_a_layer_its_row() -> None:
+@pytest.mark.parametrize(("backward", "work"), [(False, "1.50 ×"), (True, "1.75 ×")])
+def test_the_study_of_products_gives_a_layer_its_row(backward: bool, work: str) -> None:
     study = runpy.run_path(str(ROOT / "recipes/studies/engine_products.py"))
     with torch.inference_mode():
-        row = study["compare"](("small", 16, 32, 1, 4, 1, (16, 16), 8, 1), 2, 1)
+        row = study["compare"](("small", 16, 32, 1, 4, 1, (16, 16), 8, 1), 2, 1, backward=backward)
     name, batch, static, ours, counted, products = [column.strip() for column in row.strip("|").split("|")]
-    assert (name, batch, counted) == ("small", "2", "1.50 ×")
+    assert (name, batch, counted) == ("small", "2", work)
     assert float(static.removesuffix(" ms")) >= 0 < float(ours.removesuffix(" ×"))
     assert products

@@ -1,11 +1,12 @@
-"""Compare the engine's compiled passes with torch's static convolutions, a layer at a time, forward, on one thread.
+"""Compare the engine's compiled passes with torch's static convolutions, a layer at a time, on one thread.
 
-    python recipes/studies/engine_products.py
+    python recipes/studies/engine_products.py [--backward]
 
 takes about two minutes. "ours" is the whole layer relative to the static one; "counted" its multiply-adds relative to
-the static one's; "products" is static over what ours takes beyond a map of one position, which is mixing and packing
-alone, so that 1 is as fast as torch's static products. Times are of the thread's own processor time, so that other
-processes disturb them little; both sides take turns, and the medians are compared.
+the static one's: backwards a kernel is mixed again, and its gradient folded into those of α and of the cells.
+"products" is static over what ours takes beyond a map of one position, which is mixing and packing alone, so that 1 is
+as fast as torch's static products. Times are of the thread's own processor time, so that other processes disturb them
+little; both sides take turns, and the medians are compared.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ LAYERS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="Samples of a batch, one or several.")
+    parser.add_argument("--backward", action="store_true", help="The gradients of input, attention and cells.")
     parser.add_argument("--repeats", type=int, default=7, help="Rounds; the medians are taken.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -60,10 +62,10 @@ def main() -> None:
     with torch.inference_mode():
         for layer in LAYERS:
             for batch in arguments.batch:
-                print(compare(layer, batch, arguments.repeats), flush=True)
+                print(compare(layer, batch, arguments.repeats, backward=arguments.backward), flush=True)
 
 
-def compare(layer: tuple[Any, ...], batch: int, repeats: int) -> str:
+def compare(layer: tuple[Any, ...], batch: int, repeats: int, *, backward: bool = False) -> str:
     """Return a row of the table."""
     name, inputs, outputs, kernel, side, stride, cell, cells, groups = layer
     geometry = Convolution(
@@ -73,15 +75,29 @@ def compare(layer: tuple[Any, ...], batch: int, repeats: int) -> str:
     x, weight = torch.randn(batch, inputs, side, side), torch.randn(geometry.kernel_shape)
     attention, stored = torch.randn(batch, mixtures, cells), torch.randn(cells, *geometry.cell_shape)
 
-    def ours(source: Tensor) -> Callable[[], object]:
-        path = rank(Problem.of(x, attention, stored, geometry), "mix_kernels")[0]
-        return lambda: computing.forward(source, attention, stored, geometry, path)
+    gradient = torch.randn_like(conv2d(x, weight, None, stride, kernel // 2, 1, groups))
 
-    work = [lambda: conv2d(x, weight, None, stride, kernel // 2, 1, groups), ours(x)]
+    def ours(source: Tensor, outer: Tensor) -> Callable[[], object]:
+        path = rank(Problem.of(x, attention, stored, geometry, backward=backward), "mix_kernels")[0]
+        if not backward:
+            return lambda: computing.forward(source, attention, stored, geometry, path)
+        needed = [True] * 3
+        return lambda: computing.backward(outer, source, attention, stored, geometry, path, needed, collected)
+
+    def static_one() -> object:
+        if not backward:
+            return conv2d(x, weight, None, stride, kernel // 2, 1, groups)
+        sides = [stride] * 2, [kernel // 2] * 2, [1] * 2
+        return torch.ops.aten.convolution_backward(
+            gradient, x, weight, None, *sides, False, [0, 0], groups, [True, True, False]
+        )
+
+    collected = torch.zeros_like(stored)
+    work = [static_one, ours(x, gradient)]
     if kernel == 1:
-        work.append(ours(x[..., :1, :1].contiguous()))
+        work.append(ours(*(tensor[..., :1, :1].contiguous() for tensor in (x, gradient))))
     static, dynamic, *mixing = times(work, repeats)
-    counted = 1 + cells / math.prod(geometry.output_size((side, side)))
+    counted = 1 + (1.5 if backward else 1) * cells / math.prod(geometry.output_size((side, side)))
     products = f"{static / (dynamic - mixing[0]):.2f}" if mixing else ""
     ratio = f"{dynamic / static:.2f} × | {counted:.2f} ×"
     return f"| {name} | {batch} | {static * 1e3:.2f} ms | {ratio} | {products} |"
