@@ -18,6 +18,7 @@ from kw_lightning.nn.engine import collecting, computing, kept, reference, work
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.epilogue import Epilogue
 from kw_lightning.nn.engine.factors import AttentionFactors
+from kw_lightning.nn.engine.gradients import imagine_gradients
 from kw_lightning.nn.engine.layouts import empty_output
 from kw_lightning.nn.engine.planner import check_engine, choose
 from kw_lightning.nn.precision import is_recorded
@@ -114,8 +115,7 @@ def _(
     needed: Sequence[bool],
 ) -> list[Tensor]:
     attention = any(needed[1:4])
-    wanted = zip((x, hidden, weight, bias, cells), (needed[0], *[attention] * 3, needed[4]), strict=True)
-    return [torch.empty_like(tensor) if need else tensor.new_empty(0) for tensor, need in wanted]
+    return imagine_gradients((x, hidden, weight, bias, cells), (needed[0], *[attention] * 3, needed[4]))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

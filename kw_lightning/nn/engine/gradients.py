@@ -52,3 +52,12 @@ def new_gradients(
         of_cells if needed[2] else None,
         adds=collected is not None,
     )
+
+
+def imagine_gradients(tensors: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor]:
+    """Return what a backward operator does in shape, type and layout: x's gradient lies as x, the others in order."""
+    formats = torch.preserve_format, *[torch.contiguous_format] * (len(tensors) - 1)
+    return [
+        torch.empty_like(tensor, memory_format=format) if need else tensor.new_empty(0)
+        for tensor, need, format in zip(tensors, needed, formats, strict=True)
+    ]

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from kw_lightning.nn.engine import collecting, computing, reference, work
 from kw_lightning.nn.engine.convolution import Convolution
+from kw_lightning.nn.engine.gradients import imagine_gradients
 from kw_lightning.nn.engine.layouts import empty_output
 from kw_lightning.nn.engine.planner import check_engine, choose
 
@@ -74,8 +75,7 @@ def _(
     engine: str,
     needed: Sequence[bool],
 ) -> list[Tensor]:
-    wanted = zip((x, attention, cells), needed, strict=True)
-    return [torch.empty_like(tensor) if need else tensor.new_empty(0) for tensor, need in wanted]
+    return imagine_gradients((x, attention, cells), needed)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

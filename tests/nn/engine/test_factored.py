@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -107,6 +108,20 @@ def test_the_operator_keeps_pytorchs_rules() -> None:
     tau, initial = torch.tensor(0.3), torch.tensor(INITIAL)
     arguments = (x, hidden, weight, bias, cells, tau, initial, GEOMETRY.numbers, "auto", False)
     assert set(torch.library.opcheck(factored.factored_convolution, arguments).values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("needed", [[True] * 5, [False, True, True, True, False]])
+def test_gradients_lie_as_compilers_are_told(needed: list[bool]) -> None:
+    x, hidden, weight, bias, cells = (tensor.detach() for tensor in make(dtype=torch.float32))
+    x, weight = x.contiguous(memory_format=torch.channels_last), weight.t().contiguous().t()
+    gradient, tau, initial = torch.randn(2, 4, 5, 5), torch.tensor(0.3), torch.tensor(INITIAL)
+    arguments = (x, hidden, weight, bias, cells, tau, initial, GEOMETRY.numbers, "auto")
+    with torch.no_grad():
+        found = torch.ops.kw_lightning.factored_convolution_backward(gradient, *arguments, needed)
+        with FakeTensorMode() as mode:
+            fake = [mode.from_tensor(one) if isinstance(one, Tensor) else one for one in (gradient, *arguments)]
+            told = torch.ops.kw_lightning.factored_convolution_backward(*fake, needed)
+    assert [(one.shape, one.stride()) for one in found] == [(one.shape, one.stride()) for one in told]
 
 
 def test_the_operator_is_called_only_where_something_may_look_at_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,7 +125,7 @@ def differentiate_weights(
     places = _places(hidden, weight, bias, temperature, initial)
     written = _places(of_hidden, of_weight, of_bias)
     _run("kw_weigh_backward", layout.Weighing(*extents, *places, *_place_by_terms(gradient), *written), hidden)
-    return of_hidden.sum(0)[:, :width], of_weight, of_bias
+    return of_hidden.sum(0)[:, :width].contiguous(), of_weight, of_bias
 
 
 def _extents(hidden: Tensor, weight: Tensor, initial: Tensor) -> tuple[int, int, int, int, int]:
