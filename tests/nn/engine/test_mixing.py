@@ -62,14 +62,4 @@ def _by_path(
 ) -> torch.Tensor:
     from kw_lightning.nn.engine.operators import dynamic_convolution as operator
 
-    return operator(
-        x,
-        attention,
-        cells,
-        geometry.kernel_shape,
-        geometry.stride,
-        geometry.padding,
-        geometry.dilation,
-        geometry.groups,
-        path,
-    )
+    return operator(x, attention, cells, geometry.numbers, path)
