@@ -133,7 +133,7 @@ def test_every_form_equals_the_literal_form(
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("cell", [(16, 16), (20, 24), (40, 36), (64, 64)])
+@pytest.mark.parametrize("cell", [(16, 16), (20, 24), (72, 36), (64, 64)])
 def test_both_widths_of_vectors_equal_the_literal_form(vectors: str, form: str, cell: tuple[int, int]) -> None:
     loaded = library.library()
     assert loaded is not None
@@ -190,6 +190,13 @@ def test_threads_share_lanes_and_samples(form: str, count: int) -> None:
     with threads(count):
         geometry = Convolution((24, 40, 3, 3), (24, 40, 1, 1), (1, 1), (1, 1), (1, 1))
         compare(form, suited(form, geometry), (5, 5), 6, 9)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_thread_adds_to_the_gradient_of_alpha_where_cells_fill_vectors(form: str) -> None:
+    with threads(1):
+        geometry = Convolution((24, 40, 3, 3), (24, 40, 1, 1), (1, 1), (1, 1), (1, 1))
+        compare(form, suited(form, geometry), (5, 5), 6, 32)
 
 
 @pytest.mark.parametrize("form", FORMS)
