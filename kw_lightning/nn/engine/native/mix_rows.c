@@ -37,8 +37,8 @@ static void mix(const Pass *p, index_t number, index_t numbers, index_t line, in
     const float *alpha = p->alpha + first * p->rows * p->cells;
     for (index_t at = number; at < number + numbers; at += p->block_depths) {
         index_t count = smaller(p->block_depths, number + numbers - at);
-        const float *cell = p->cell + line * columns + at;
-        /* Cells are far apart: no hardware foresees the next one's run. */
+        const float *cell = p->cell + line * columns + at, *next = cell + p->block_depths;
+        /* Cells are far apart: no hardware foresees the next one's run, nor, below, the next run of them all. */
         for (index_t j = 0; j < p->cells; j++, cell += p->cell_step) {
             const float *ahead = cell + (j + AHEAD < p->cells ? AHEAD * p->cell_step : 0);
             for (index_t i = 0; i < count; i += LANES) {
@@ -49,6 +49,9 @@ static void mix(const Pass *p, index_t number, index_t numbers, index_t line, in
         }
         for (index_t i = 0; i < count; i += LANES) {
             index_t l = (at + i) / columns, d = (at + i) % columns;
+            if (at + p->block_depths < number + numbers)
+                for (index_t j = 0; j < p->cells; j++)
+                    for (index_t e = 0; e < LANES; e += 16) __builtin_prefetch(next + j * p->cell_step + i + e, 0, 2);
             product(rows, 2, p->cells, alpha, p->cells, 1, block + i, step, to + l * to_line + d / LANES * to_panel,
                     to_row, 0);
         }
