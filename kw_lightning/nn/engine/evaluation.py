@@ -124,4 +124,4 @@ def prepare(
     y = empty_output(x, convolution)
     if not isinstance(path, CompiledPath) or path.of_bases or not epilogue.fits(y):
         return None
-    return prepare_evaluation(x, of, cells, convolution, y, path.form_of(x, convolution), epilogue)
+    return prepare_evaluation(x, of, cells, convolution, y, path.form_of(x, cells, convolution), epilogue)

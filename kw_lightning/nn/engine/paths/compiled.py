@@ -18,6 +18,8 @@ from kw_lightning.nn.engine.problem import Operands, Problem
 
 # Numbers that a compiled pass takes side by side, where vectors are narrowest.
 LANES = 16
+# Positions from which on the products of the pass between rows, forward and backward, make up for all other work.
+LARGE_MAPS = (1024, 128)
 
 
 class CompiledPath(Path):
@@ -49,7 +51,7 @@ class CompiledPath(Path):
         """Return why it cannot compute a geometry, None where it can."""
         return dense_refusal(convolution)
 
-    def form_of(self, x: Tensor, convolution: Convolution, *, backward: bool = False) -> native.Form:
+    def form_of(self, x: Tensor, cells: Tensor, convolution: Convolution, *, backward: bool = False) -> native.Form:
         """Return the pass of an input [batch, in_channels, *size] as it lies in memory."""
         return self.form
 
@@ -57,7 +59,7 @@ class CompiledPath(Path):
         """Write the convolution of every sample with its own kernel."""
         x, attention, cells, convolution, *_ = operands
         x = first_or_last(x)
-        native.forward(x, attention, cells, convolution, y, self.form_of(x, convolution))
+        native.forward(x, attention, cells, convolution, y, self.form_of(x, cells, convolution))
 
     def forward_finished(self, operands: Operands, y: Tensor, epilogue: Epilogue) -> Tensor:
         """Return what becomes of the convolution: the pass does it while it writes."""
@@ -65,7 +67,7 @@ class CompiledPath(Path):
             return super().forward_finished(operands, y, epilogue)
         x, attention, cells, convolution, *_ = operands
         x = first_or_last(x)
-        native.forward(x, attention, cells, convolution, y, self.form_of(x, convolution), epilogue)
+        native.forward(x, attention, cells, convolution, y, self.form_of(x, cells, convolution), epilogue)
         return y
 
     def backward(self, gradient: Tensor, operands: Operands, needed: tuple[bool, bool, bool]) -> Gradients:
@@ -80,7 +82,7 @@ class CompiledPath(Path):
             cells,
             convolution,
             found,
-            self.form_of(x, convolution, backward=True),
+            self.form_of(x, cells, convolution, backward=True),
         )
         return found
 
@@ -92,11 +94,20 @@ def dense_refusal(convolution: Convolution) -> str | None:
     return None if math.prod(convolution.cell_shape[2:]) == 1 else "its cells span one kernel position"
 
 
-def lies_in_rows(x: Tensor, convolution: Convolution) -> bool:
-    """Return whether the pass of native/mix_rows.c can compute a dense convolution of x as it lies in memory."""
-    shape, cell = convolution.kernel_shape, convolution.cell_shape
+def suits_rows(x: Tensor, cells: Tensor, convolution: Convolution, *, backward: bool) -> bool:
+    """Return whether the pass of native/mix_rows.c can compute a dense convolution of x as it lies, and is the faster.
+
+    It reads cells as they lie, and turns kernels instead, forward: that pays where those are the fewer, **or** it is
+    little work beside the products of large maps. Backward it turns nothing, but folds gradients that lie far apart.
+    """
+    shape, width = convolution.kernel_shape, native.lanes()
     strided = math.prod(convolution.stride) > 1 or any(convolution.padding)
-    return math.prod(shape[2:]) == 1 and not strided and channels_last(x) and cell[1] % native.lanes() == 0
+    if math.prod(shape[2:]) > 1 or strided or not channels_last(x) or convolution.cell_shape[1] % width:
+        return False
+    kernels, positions = len(x) * convolution.grid[1] * convolution.grid[2], math.prod(x.shape[2:])
+    if not backward:
+        return kernels <= len(cells) or positions >= LARGE_MAPS[0]
+    return kernels <= 2 * len(cells) or (positions >= LARGE_MAPS[1] and convolution.cell_shape[1] > width)
 
 
 def padded_cell(convolution: Convolution, groups: int = 1) -> int:

@@ -13,6 +13,7 @@ from kw_lightning.nn.engine.gradients import Gradients
 from kw_lightning.nn.engine.native import blocking, calls
 from kw_lightning.nn.engine.native.blocking import Blocking, Extents, block_rows
 from kw_lightning.nn.engine.paths import find_path
+from kw_lightning.nn.engine.paths.compiled import CompiledPath
 
 # ConvNeXt's third stage, 384 to 1536 channels of 14×14, 4 samples; and back.
 EXPAND = Extents(4, 4, 72, 384, 384, 4, 1, 196, 196, 2, 16, 6 * 2**20)
@@ -94,21 +95,28 @@ def test_the_work_may_be_cut_in_any_way(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("name", ["mix_kernels/pointwise", "mix_kernels/compiled"])
-def test_a_linear_layer_and_a_map_with_channels_last_take_it(name: str) -> None:
-    convolution = Convolution((40, 64, 1, 1), (20, 32, 1, 1), (1, 1), (0, 0), (1, 1), 1)
-    x = torch.empty(2, 64, 5, 7).to(memory_format=torch.channels_last)
-    path = find_path(name)
-    assert path is not None
-    assert path.form_of(x, convolution, backward=True) is native.MIX_ROWS
-    assert path.form_of(x.contiguous(), convolution, backward=True) is not native.MIX_ROWS
-    narrow = Convolution((40, 40, 1, 1), (20, 20, 1, 1), (1, 1), (0, 0), (1, 1), 1)
-    assert path.form_of(x[:, :40], narrow, backward=True) is not native.MIX_ROWS
+def test_maps_with_channels_last_take_it_where_kernels_are_few_or_maps_large(name: str) -> None:
+    def takes(batch: int, side: int, *, channels: int = 64, forward: bool = False) -> bool:
+        convolution = Convolution((2 * channels, channels, 1, 1), (channels, channels, 1, 1), (1, 1), (0, 0), (1, 1), 1)
+        x, cells = last(torch.empty(batch, channels, side, side)), torch.empty(12, channels, channels, 1, 1)
+        path = find_path(name)
+        assert isinstance(path, CompiledPath)
+        assert path.form_of(x.contiguous(), cells, convolution, backward=not forward) is not native.MIX_ROWS
+        return path.form_of(x, cells, convolution, backward=not forward) is native.MIX_ROWS
+
+    assert takes(4, 7)
+    assert takes(64, 14)
+    assert not takes(64, 7)  # many kernels, small maps
+    assert not takes(4, 7, channels=40)  # no whole vectors
+    assert takes(6, 7, forward=True) == (name == "mix_kernels/pointwise")
+    assert not takes(7, 14, forward=True)  # 14 kernels to turn, of 12 cells
+    assert takes(7, 32, forward=True) == (name == "mix_kernels/pointwise")
 
 
 def test_rows_are_finished_where_they_are_written() -> None:
     torch.manual_seed(0)
     convolution = Convolution((40, 64, 1, 1), (20, 32, 1, 1), (1, 1), (0, 0), (1, 1), 1)
-    x, attention, e = last(torch.randn(2, 64, 15, 7)), torch.randn(2, 4, 6), torch.randn(6, 20, 32, 1, 1)
+    x, attention, e = last(torch.randn(2, 64, 15, 7)), torch.randn(2, 4, 9), torch.randn(9, 20, 32, 1, 1)
     for added in (torch.randn(2, 40, 15, 7), last(torch.randn(2, 40, 15, 7)), None):
         epilogue = Epilogue(bias=torch.randn(40), added=added, activation="silu")
         path = find_path("mix_kernels/pointwise")

@@ -9,7 +9,7 @@ from torch import Tensor
 from kw_lightning.nn.engine import native
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.costs import Fitted, Load, Units
-from kw_lightning.nn.engine.paths.compiled import CompiledPath, lies_in_rows, moved, padded_cell
+from kw_lightning.nn.engine.paths.compiled import CompiledPath, moved, padded_cell, suits_rows
 from kw_lightning.nn.engine.problem import Problem
 from kw_lightning.nn.engine.taps import find_taps
 
@@ -21,9 +21,9 @@ class KernelsCompiled(CompiledPath):
     fitted = Fitted(Units(3.4e-11, 3.7e-11, 5.6e-10, 0, 0.00024), Units(1e-10, 6.9e-11, 1.6e-09, 0, 0.00042))
     form = native.MIX_KERNELS
 
-    def form_of(self, x: Tensor, convolution: Convolution, *, backward: bool = False) -> native.Form:
+    def form_of(self, x: Tensor, cells: Tensor, convolution: Convolution, *, backward: bool = False) -> native.Form:
         """Return the pass of an input: backwards that of `Pointwise`, where x lies as that takes it."""
-        return native.MIX_ROWS if backward and lies_in_rows(x, convolution) else self.form
+        return native.MIX_ROWS if backward and suits_rows(x, cells, convolution, backward=True) else self.form
 
     def load(self, problem: Problem) -> Load:
         """Count the work of a forward pass: no product is taken with the padding."""

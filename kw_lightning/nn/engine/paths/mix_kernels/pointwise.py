@@ -10,7 +10,7 @@ from kw_lightning.nn.engine import native
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.costs import Fitted, Load, Units
 from kw_lightning.nn.engine.layouts import channels_last
-from kw_lightning.nn.engine.paths.compiled import CompiledPath, dense_refusal, lies_in_rows
+from kw_lightning.nn.engine.paths.compiled import CompiledPath, dense_refusal, suits_rows
 from kw_lightning.nn.engine.problem import Problem
 
 # Numbers of cells that leave the second-level cache: from there on packing them for few samples is most of the work.
@@ -44,9 +44,9 @@ class Pointwise(CompiledPath):
             return "it packs the cells, of which so few kernels are mixed sooner as they lie"
         return None
 
-    def form_of(self, x: Tensor, convolution: Convolution, *, backward: bool = False) -> native.Form:
+    def form_of(self, x: Tensor, cells: Tensor, convolution: Convolution, *, backward: bool = False) -> native.Form:
         """Return the pass of an input [batch, in_channels, *size] as it lies in memory."""
-        if lies_in_rows(x, convolution):
+        if suits_rows(x, cells, convolution, backward=backward):
             return native.MIX_ROWS
         return native.MIX_KERNELS if channels_last(x) else self.form
 
