@@ -20,12 +20,11 @@ from kw_lightning.nn.gates import ChannelGates, Side
 from kw_lightning.nn.hidden import activate
 from kw_lightning.nn.low_rank import LowRank, multiply_out
 from kw_lightning.nn.partition import LayerPartition, Start
-from kw_lightning.nn.precision import autocast_type, call_linear, in_type, is_plain, is_recorded
+from kw_lightning.nn.precision import PLAIN, autocast_type, call_linear, in_type, is_plain, is_recorded
 from kw_lightning.nn.weighing import CellWeights, Function, columns
 
 LARGEST_MEAN = 1e15  # of an input channel; its square has room in float32
 MINIMUM_WIDTH = 16  # of the hidden layer and of the low-rank form's basis
-TENSORS = (Tensor, nn.Parameter)  # others, quantised or shared out, have their own way of being multiplied
 
 
 class ContrastingAttention(CellWeights):
@@ -164,10 +163,10 @@ class ContrastingAttention(CellWeights):
             return False
         expand, basis = self.expand, self.basis
         if basis is None:
-            return is_plain(expand, nn.Linear) and type(expand.weight) in TENSORS and type(expand.bias) in TENSORS
+            return is_plain(expand, nn.Linear) and type(expand.weight) in PLAIN and type(expand.bias) in PLAIN
         tensors = expand.weight, basis.weight, self.basis_bias
         plain = is_plain(expand, nn.Linear) and is_plain(basis, nn.Linear)
-        return plain and all(type(tensor) in TENSORS for tensor in tensors)
+        return plain and all(type(tensor) in PLAIN for tensor in tensors)
 
     def factors_width(self, batch: int, cell: int, *, along_rank: bool) -> int | None:
         """Return the width of the factors that it gives for a batch, None where α serves as well or better.

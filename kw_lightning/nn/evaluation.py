@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 
-from kw_lightning.nn.attention import TENSORS, ContrastingAttention
+from kw_lightning.nn.attention import ContrastingAttention
 from kw_lightning.nn.engine import Epilogue, attended, evaluation
-from kw_lightning.nn.precision import is_unheard
+from kw_lightning.nn.precision import PLAIN, is_unheard
 
 if TYPE_CHECKING:
     from kw_lightning.nn.convolutions import KWConvNd
@@ -137,7 +137,7 @@ def _places(tensors: list[Tensor | None]) -> list[Any] | None:
     for tensor in tensors:
         if tensor is None:
             places.append(None)
-        elif type(tensor) not in TENSORS:
+        elif type(tensor) not in PLAIN:
             return None
         else:
             places.append((tensor.data_ptr(), tensor.numel(), tensor.dtype, tensor.is_contiguous()))

@@ -15,9 +15,8 @@ from torch.nn import functional as F
 from kw_lightning.nn.engine import native, needs_alpha
 from kw_lightning.nn.engine.native import GIVEN, OF_BATCH, OF_SAMPLE, Activated
 from kw_lightning.nn.engine.reference import differentiate
-from kw_lightning.nn.precision import is_plain, is_recorded
+from kw_lightning.nn.precision import PLAIN, is_plain, is_recorded
 
-TENSORS = (Tensor, nn.Parameter)  # others have their own way of being multiplied
 LEARNT = 5  # tensors that may need a gradient; they come first
 # Which must be there, of the linear layer's weight and bias, and the norm's weight, bias, running mean and variance.
 NEEDED = {GIVEN: (0, 2, 3, 4, 5), OF_BATCH: (0, 2, 3), OF_SAMPLE: (0, 2, 3)}
@@ -30,7 +29,7 @@ def activate(x: Tensor, reduce: nn.Module, norm: nn.Module) -> Tensor | None:
         x: [batch, channels, positions], **or** its means [batch, channels].
         reduce, norm: of the attention.
     """
-    if _is_watched() or not native.weighs(x) or type(x) not in TENSORS or not x.numel() or 1 not in x.stride()[1:]:
+    if _is_watched() or not native.weighs(x) or type(x) not in PLAIN or not x.numel() or 1 not in x.stride()[1:]:
         return None
     if not is_plain(reduce, nn.Linear) or not (is_plain(norm, nn.BatchNorm1d) or is_plain(norm, nn.LayerNorm)):
         return None
@@ -49,7 +48,7 @@ def activate(x: Tensor, reduce: nn.Module, norm: nn.Module) -> Tensor | None:
             tensor.dtype != torch.float32
             or not tensor.is_cpu
             or not tensor.is_contiguous()
-            or type(tensor) not in TENSORS
+            or type(tensor) not in PLAIN
         ):
             return None
         learns = learns or tensor.requires_grad

@@ -8,6 +8,9 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
+PLAIN = (Tensor, nn.Parameter)
+"""Types of tensors: others, quantised or shared out, have their own way with operators."""
+
 
 def autocast_type(device: torch.device) -> torch.dtype | None:
     """Return the type that autocast asks for on a device; None where it is off, or there is none (`meta`)."""
@@ -66,9 +69,7 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Return whether a module is just of a kind, neither parametrized nor pruned nor hooked, its `forward` its own."""
     if type(module) is not kind or _has_any_global_hook():
         return False
-    own = vars(module)
-    hooked = own["_forward_pre_hooks"] or own["_forward_hooks"] or own["_backward_pre_hooks"] or own["_backward_hooks"]
-    return not hooked and "forward" not in own
+    return is_unheard(module) and not (module._backward_pre_hooks or module._backward_hooks)
 
 
 def is_unheard(module: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from kw_lightning.nn.engine import collecting, computing, kept, reference, work
@@ -21,10 +21,9 @@ from kw_lightning.nn.engine.factors import AttentionFactors
 from kw_lightning.nn.engine.gradients import imagine_gradients
 from kw_lightning.nn.engine.layouts import empty_output
 from kw_lightning.nn.engine.planner import check_engine, choose
-from kw_lightning.nn.precision import is_recorded
+from kw_lightning.nn.precision import PLAIN, is_recorded
 
 NAME = "kw_lightning::factored_convolution"
-PLAIN = (Tensor, nn.Parameter)  # others have their own way with operators
 TENSORS = 5  # that may need a gradient: x, hidden, weight, bias, cells; they come first
 
 

@@ -47,6 +47,11 @@ class AttentionFactors:
         """Return m."""
         return self.initial.shape[0]
 
+    @property
+    def told(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return (hidden, weight, bias, initial, temperature), with which the steps in C are called."""
+        return self.hidden, self.weight, self.bias, self.initial, self.temperature
+
     def alpha(self) -> Tensor:
         """Return α [batch, mixtures, cells], by differentiable operators."""
         z = self.z(self.hidden)
@@ -74,7 +79,7 @@ class FactorGradients(NamedTuple):
 def make_alpha(factors: AttentionFactors) -> Tensor:
     """Return α [batch, mixtures, cells] as `AttentionFactors.alpha` does, with less memory and no derivative."""
     if native.weighs(factors.hidden):
-        return native.weigh(factors.hidden, factors.weight, factors.bias, factors.initial, factors.temperature)
+        return native.weigh(*factors.told)
     z = factors.z(factors.hidden)
     if weighing.weighs(z):
         return weighing.weigh(z, factors.initial, factors.temperature)
@@ -85,9 +90,8 @@ def make_alpha(factors: AttentionFactors) -> Tensor:
 
 def differentiate_alpha(factors: AttentionFactors, gradient: Tensor) -> FactorGradients:
     """Return the gradients of the factors from that of α [batch, mixtures, cells]; z is made anew, in chunks."""
-    tensors = factors.hidden, factors.weight, factors.bias, factors.initial, factors.temperature
     if native.weighs(factors.hidden):
-        return FactorGradients(*native.differentiate_weights(gradient, *tensors))
+        return FactorGradients(*native.differentiate_weights(gradient, *factors.told))
     found = _new_gradients(factors)
     for samples in _chunks(factors):
         z, part = factors.z(factors.hidden[samples]), gradient[samples]
@@ -113,7 +117,7 @@ def _differentiate_weights(factors: AttentionFactors, z: Tensor, gradient: Tenso
 def make_sizes(factors: AttentionFactors) -> Tensor:
     """Return Σ|z| + 1e-3 of every mixture, [batch, mixtures]; z exists for some samples at a time."""
     if native.weighs(factors.hidden):
-        return native.add_up(factors.hidden, factors.weight, factors.bias, factors.initial, factors.temperature)
+        return native.add_up(*factors.told)
     sizes = factors.hidden.new_empty(len(factors.hidden), factors.mixtures)
     for samples in _chunks(factors):
         torch.linalg.vector_norm(factors.z(factors.hidden[samples]), ord=1, dim=-1, out=sizes[samples])
@@ -123,8 +127,7 @@ def make_sizes(factors: AttentionFactors) -> Tensor:
 def differentiate_sizes(factors: AttentionFactors, gradient: Tensor) -> FactorGradients:
     """Return the gradients of the factors from that of `make_sizes`, [batch, mixtures]."""
     if native.weighs(factors.hidden):
-        tensors = factors.hidden, factors.weight, factors.bias, factors.initial, factors.temperature
-        return FactorGradients(*native.differentiate_weights(gradient, *tensors))
+        return FactorGradients(*native.differentiate_weights(gradient, *factors.told))
     found = _new_gradients(factors)
     for samples in _chunks(factors):
         z = factors.z(factors.hidden[samples])

@@ -113,14 +113,14 @@ def rank(problem: Problem, engine: str) -> tuple[Path, ...]:
 
 def survey(problem: Problem, engine: str) -> tuple[Choice, ...]:
     """Return all paths of an engine: those that may compute a problem, cheapest first, then the others with reasons."""
-    choices = [_look_at(path, problem, named=engine == path.name) for path in _candidates(engine)]
+    given = problem.handed_over()
+    choices = [_look_at(path, given, named=engine == path.name) for path in _candidates(engine)]
     able = [choice for choice in choices if choice.refusal is None]
     able.sort(key=lambda choice: math.inf if choice.seconds is None else choice.seconds)
     return (*able, *(choice for choice in choices if choice.refusal is not None))
 
 
 def _look_at(path: Path, problem: Problem, *, named: bool) -> Choice:
-    problem = problem.handed_over()
     reason = path.refusal(problem)
     if reason is None and not named:
         reason = path.unsuited(problem)

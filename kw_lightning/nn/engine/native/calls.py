@@ -356,7 +356,7 @@ def _describe(
     else:
         p.lanes, p.depths, p.lane_groups, p.depth_groups = co, ci, out_groups, in_groups
         p.row_lane, p.row_depth, p.lane_step, p.depth_step = in_groups, 1, ci, 1
-    p.vectors = 1 if form.narrows and p.lanes <= _library().kw_lanes() // 2 else 2
+    p.vectors = 1 if form.narrows and p.lanes <= lanes() // 2 else 2
     positions = find_positions(convolution, size, _library().kw_rows(p.vectors), winograd=form.winograd)
     direction = positions.backward if backward else positions.forward
     p.rows = len(positions.live) * p.row_tap
@@ -378,7 +378,7 @@ def _describe(
 def _extents(p: Pass, limit: int, form: Form) -> Extents:
     told = {name: getattr(p, name) for name in Extents._fields if name not in ("width", "limit", "taps")}
     taps = 1 if form.winograd else p.taps
-    return Extents(**told, width=_library().kw_lanes() * p.vectors // 2, limit=limit, taps=taps)
+    return Extents(**told, width=lanes() * p.vectors // 2, limit=limit, taps=taps)
 
 
 def map_of(tensor: Tensor, *, touch: bool = True) -> Map:
@@ -394,8 +394,7 @@ def _library() -> ctypes.CDLL:
 
 
 def _padded(cells: int) -> int:
-    lanes: int = _library().kw_lanes()
-    return -(-cells // lanes) * lanes
+    return -(-cells // lanes()) * lanes()
 
 
 def _sums(sums: Sums | None) -> layout.Sums:
