@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import kw_lightning
-from kw_lightning.nn import KWConv2d, share_warehouse
+from kw_lightning.nn import KWConv2d, share_warehouse, steps
 from kw_lightning.nn.engine import Epilogue
 from kw_lightning.nn.finishing import add_epilogues, epilogues, remove_epilogues
 from kw_lightning.recipe import load_recipe
@@ -421,8 +421,9 @@ def test_whoever_looks_on_sees_the_former_network(finished: Counter[str]) -> Non
 
 
 def test_a_compiled_network_has_one_operator_for_a_layer_and_what_comes_after_it() -> None:
-    network = trained(nn.Sequential(nn.Conv2d(3, 8, 1), Block()))
-    x = torch.randn(2, 3, 7, 6)
+    before = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)
+    network = trained(nn.Sequential(*before, Block()))
+    x = torch.randn(2, 3, 14, 12)
     called: list[str] = []
 
     def note(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
@@ -434,13 +435,42 @@ def test_a_compiled_network_has_one_operator_for_a_layer_and_what_comes_after_it
         with epilogues(network):
             compiled = torch.compile(network, fullgraph=True, backend=note)
             torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-5)
-            network[1].norm2.weight.mul_(2)
+            network[4].norm2.weight.mul_(2)
             found = compiled(x)
         torch.testing.assert_close(found, network(x), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(found, expected, rtol=1e-2, atol=1e-2)
     counted = Counter(called)
     assert counted["attended_convolution"] == 2
     assert counted["batch_norm"] == counted["relu_"] == counted["linear"] == 0
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_static_convolution_is_pooled_a_few_samples_at_a_time(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = trained(nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=bias), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)))
+    convolve, batches = nn.Conv2d._conv_forward, []
+
+    def note(self: nn.Conv2d, x: Tensor, *factors: Tensor) -> Tensor:
+        batches.append(len(x))
+        return convolve(self, x, *factors)
+
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", note)
+    monkeypatch.setattr(steps, "POOLED_BYTES", 2 * 4 * 8 * 5 * 6)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    for shape in ((5, 3, 9, 11), (0, 3, 9, 11)):
+        x = torch.randn(shape)
+        for each in (x, x.contiguous(memory_format=torch.channels_last)):
+            with torch.inference_mode():
+                expected = network(each)
+                with epilogues(network):
+                    found = network(each)
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+            assert found.stride() == expected.stride()
+    assert batches == [5, 2, 2, 1] * 2 + [0] * 4
+    seen: list[Tensor] = []
+    network[3].register_forward_hook(lambda module, inputs, y: seen.append(y))
+    with torch.inference_mode(), epilogues(network):
+        network(torch.randn(5, 3, 9, 11))
+    assert [len(y) for y in seen] == [5]
 
 
 def test_half_precision_and_the_literal_form_round_as_before(finished: Counter[str]) -> None:
