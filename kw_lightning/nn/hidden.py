@@ -5,16 +5,13 @@ They are few numbers: four operators of torch, and as many backwards, take longe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from kw_lightning.nn.engine import native, needs_alpha
+from kw_lightning.nn.engine import native, needs_alpha, reference
 from kw_lightning.nn.engine.native import GIVEN, OF_BATCH, OF_SAMPLE, Activated
-from kw_lightning.nn.engine.reference import differentiate
 from kw_lightning.nn.precision import PLAIN, is_plain, is_recorded
 
 LEARNT = 5  # tensors that may need a gradient; they come first
@@ -99,10 +96,13 @@ class _Activation(torch.autograd.Function):
         *learnt, mean, variance, pooled, raw, hidden = ctx.saved_tensors
         needed = ctx.needs_input_grad[:LEARNT]
         nothing = [None] * (len(ctx.needs_input_grad) - LEARNT)
+        x, reduce, bias, scale, shift = learnt
         if torch.is_grad_enabled():
-            y = _by_torch(learnt, mean, variance, ctx.statistics, ctx.epsilon)
-            return (*differentiate(y, learnt, gradient, needed), *nothing)
-        x, reduce, _, scale, _ = learnt
+            given = (mean, variance) if ctx.statistics == GIVEN else None
+            y = reference.activate(
+                x, reduce, bias, scale, shift, given, ctx.epsilon, by_sample=ctx.statistics == OF_SAMPLE
+            )
+            return (*reference.differentiate(y, learnt, gradient, needed), *nothing)
         found = Activated(pooled, hidden, raw, mean, variance)
         of_raw, of_scale, of_shift = native.differentiate_activations(
             gradient, found, scale, ctx.statistics, ctx.epsilon
@@ -114,16 +114,6 @@ class _Activation(torch.autograd.Function):
         of_reduce = torch.mm(of_raw.t(), pooled) if needed[1] else None
         of_bias = of_raw.sum(0) if needed[2] else None
         return (of_x, of_reduce, of_bias, of_scale, of_shift, *nothing)
-
-
-def _by_torch(learnt: Sequence[Tensor], mean: Tensor, variance: Tensor, statistics: int, epsilon: float) -> Tensor:
-    x, reduce, bias, scale, shift = learnt
-    raw = F.linear(x if x.dim() == 2 else x.mean(2), reduce, bias)
-    if statistics == OF_SAMPLE:
-        return F.relu(F.layer_norm(raw, scale.shape, scale, shift, epsilon))
-    if statistics == OF_BATCH:
-        return F.relu(F.batch_norm(raw, None, None, scale, shift, True, eps=epsilon))
-    return F.relu(F.batch_norm(raw, mean, variance, scale, shift, eps=epsilon))
 
 
 def _statistics(norm: nn.Module, batch: int) -> int:

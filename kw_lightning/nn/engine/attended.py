@@ -6,15 +6,13 @@ so a graph holds no numbers of its own; where they lie tells the call in C that 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from kw_lightning.nn.engine import evaluation, factored, native
+from kw_lightning.nn.engine import evaluation, factored, native, reference
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.evaluation import LayerTensors
 from kw_lightning.nn.engine.factors import AttentionFactors
@@ -110,12 +108,7 @@ def _activate(x: Tensor, tensors: LayerTensors, epsilon: float) -> Tensor:
     if native.weighs(x) and 1 in maps.stride()[1:] and x.numel():
         statistics = OF_SAMPLE if tensors.given is None else GIVEN
         return native.activate(maps, *reduction, tensors.given, statistics, epsilon).hidden
-    pooled = maps.sum(2) / max(math.prod(x.shape[2:]), 1)
-    raw = F.linear(pooled, tensors.reduce, tensors.reduce_bias)
-    scale, shift = tensors.scale, tensors.shift
-    if tensors.given is None:
-        return F.relu(F.layer_norm(raw, scale.shape, scale, shift, epsilon))
-    return F.relu(F.batch_norm(raw, *tensors.given, scale, shift, eps=epsilon))
+    return reference.activate(maps, *reduction, tensors.given, epsilon, by_sample=tensors.given is None)
 
 
 def _imagine(

@@ -96,6 +96,35 @@ def apply_linear(x: Tensor, attention: Tensor, cells: Tensor, convolution: Convo
     return torch.bmm(x, assemble_kernels(attention, cells, convolution).transpose(1, 2))
 
 
+def activate(
+    x: Tensor,
+    reduce: Tensor,
+    bias: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    given: tuple[Tensor, Tensor] | None,
+    epsilon: float,
+    *,
+    by_sample: bool,
+) -> Tensor:
+    """Return an attention's hidden activations [batch, width].
+
+    Args:
+        x: [batch, channels, positions], **or** its means [batch, channels].
+        reduce, bias: of the linear layer, [width, channels] and [width].
+        scale, shift: of the norm, [width].
+        given: the norm's mean and variance, None where they are the batch's, or the sample's.
+        epsilon: of the norm.
+        by_sample: it normalises every sample by itself.
+    """
+    means = x if x.dim() == 2 else x.sum(2) / max(x.shape[2], 1)
+    raw = F.linear(means, reduce, bias)
+    if by_sample:
+        return F.relu(F.layer_norm(raw, scale.shape, scale, shift, epsilon))
+    mean, variance = (None, None) if given is None else given
+    return F.relu(F.batch_norm(raw, mean, variance, scale, shift, given is None, eps=epsilon))
+
+
 def differentiate(
     y: Tensor, tensors: Sequence[Tensor], gradient: Tensor, needed: Sequence[bool]
 ) -> list[Tensor | None]:
