@@ -19,6 +19,9 @@ from kw_lightning.nn.engine import evaluates
 from kw_lightning.nn.following import calls_layers, follow, inputs_of, sequences
 from kw_lightning.nn.layer import KWLayer
 
+BEFORE = "_finished_before"
+"""The attribute of a module in which its forward pass is, while it is not in use."""
+
 
 def add_epilogues(network: nn.Module) -> int:
     """Let dynamic layers do in evaluation what comes after them, where that can be told, from now on.
@@ -42,6 +45,7 @@ def remove_epilogues(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(vars(module).get("forward"), _Forward):
             del vars(module)["forward"]
+        vars(module).pop(BEFORE, None)
 
 
 @contextmanager
@@ -73,9 +77,17 @@ def _add(network: nn.Module) -> list[tuple[nn.Module, int]]:
         forward, layers = follow(module)
         if forward is not None:
             within |= {id(sequence) for sequence in sequences(module)}
-            vars(module)["forward"] = _Forward(module, forward)
+            vars(module)["forward"] = _found_again(module, _Forward(module, forward))
             added.append((module, len(layers)))
     return added
+
+
+def _found_again(module: nn.Module, forward: _Forward) -> _Forward:
+    """Return a module's forward pass of before where it is the same: torch.compile goes by which one it is."""
+    before = vars(module).setdefault(BEFORE, forward)
+    if not isinstance(before, _Forward) or not before.is_as(forward):
+        before = vars(module)[BEFORE] = forward
+    return before
 
 
 class _Forward:
@@ -98,6 +110,18 @@ class _Forward:
             len(modules) == len(found) and all(one is other for one, other in zip(modules.values(), found, strict=True))
             for modules, found in self.found
         )
+
+    def is_as(self, other: _Forward) -> bool:
+        """Return whether both do the same, with the same modules."""
+        return self.module is other.module and self.found == other.found and self._code() == other._code()
+
+    def _code(self) -> tuple[Any, ...] | None:
+        """Return all that the forward pass goes by."""
+        if not isinstance(self.finished, MethodType):
+            return None
+        function: Any = self.finished.__func__
+        known = [function.__globals__.get(name) for name in function.__code__.co_names]
+        return function.__code__, known, self.finished.__self__
 
     @property
     def __signature__(self) -> inspect.Signature:

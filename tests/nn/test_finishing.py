@@ -13,6 +13,7 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -442,6 +443,25 @@ def test_a_compiled_network_has_one_operator_for_a_layer_and_what_comes_after_it
     counted = Counter(called)
     assert counted["attended_convolution"] == 2
     assert counted["batch_norm"] == counted["relu_"] == counted["linear"] == 0
+
+
+def test_a_context_that_is_entered_again_is_not_compiled_again() -> None:
+    network, x = trained(Block()), torch.randn(2, 8, 6, 6)
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(network, fullgraph=True, backend=counter)
+
+    def run() -> Tensor:
+        with torch.no_grad(), epilogues(network):
+            torch.testing.assert_close(found := compiled(x), network(x))
+        return found
+
+    run()
+    before = run()
+    assert counter.frame_count == 1
+    network.act = nn.SiLU()
+    assert not torch.allclose(run(), before)
+    assert counter.frame_count == 2
 
 
 @pytest.mark.parametrize("bias", [False, True])
