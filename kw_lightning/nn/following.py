@@ -20,7 +20,6 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
 from kw_lightning.nn.engine.epilogue import ACTIVATIONS
-from kw_lightning.nn.pooling import is_max_pool, max_pool
 from kw_lightning.nn.precision import is_unheard
 from kw_lightning.nn.steps import DIMENSIONS, DYNAMIC, NAMES, STATIC, activation_within, is_norm, run
 
@@ -46,8 +45,6 @@ def follow(module: nn.Module) -> tuple[Callable[..., Any] | None, set[int]]:
             return None, set()
         nodes = list(graph.nodes)
         layers = {id(stand_in.get_submodule(str(node.target))) for node in nodes if _finish(graph, node, stand_in)}
-        for node in list(graph.nodes):
-            _pool_at_once(graph, node, stand_in)
         return (_bind(graph, module) if layers else None), layers
     except Exception:  # a stranger's forward pass, which torch.fx does not follow
         return None, set()
@@ -181,12 +178,8 @@ def _finish(graph: fx.Graph, layer: fx.Node, root: nn.Module) -> bool:
         chain.append(user)
     elif norm is None and added is None:
         return False
-    user = _follower(chain, root)
-    pool = user if user is not None and is_max_pool(_called(user, root)) else None
-    if pool is not None:
-        chain.append(pool)
     with graph.inserting_before(place):
-        modules = [None if node is None else graph.get_attr(str(node.target)) for node in (layer, norm, pool)]
+        modules = [None if node is None else graph.get_attr(str(node.target)) for node in (layer, norm)]
         if isinstance(activation, fx.Node):
             activation = graph.get_attr(str(activation.target))
         step = graph.call_function(run, (*modules, layer.args[0], added, in_place, activation))
@@ -194,16 +187,6 @@ def _finish(graph: fx.Graph, layer: fx.Node, root: nn.Module) -> bool:
     for node in reversed(chain):
         graph.erase_node(node)
     return True
-
-
-def _pool_at_once(graph: fx.Graph, node: fx.Node, root: nn.Module) -> None:
-    """Put a call of `max_pool` in the place of a pooling's that is none of a layer's step."""
-    if not is_max_pool(_called(node, root)) or len(node.args) != 1 or node.kwargs:
-        return
-    with graph.inserting_before(node):
-        step = graph.call_function(max_pool, (graph.get_attr(str(node.target)), *node.args))
-    node.replace_all_uses_with(step)
-    graph.erase_node(node)
 
 
 def _called(node: fx.Node, root: nn.Module) -> nn.Module | None:

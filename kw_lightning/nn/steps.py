@@ -5,7 +5,6 @@ A step looks at its modules at every call: what has hooks, is trained, or is ano
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -16,13 +15,10 @@ from torch.nn.modules import module as hooks
 from kw_lightning.nn.convolutions import KWConv1d, KWConv2d, KWConv3d
 from kw_lightning.nn.engine import Epilogue, Norm
 from kw_lightning.nn.engine.epilogue import ACTIVATIONS
-from kw_lightning.nn.pooling import is_untold, max_pool
 from kw_lightning.nn.precision import is_unheard
 
 DYNAMIC = (KWConv1d, KWConv2d, KWConv3d)
 STATIC = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-POOLED_BYTES = 4 * 2**20
-"""Of outputs that are made, and pooled, together: they stay in the third-level cache."""
 DIMENSIONS: dict[type[nn.Module], int] = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
 NAMES: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
@@ -49,18 +45,12 @@ def activation_within(norm: nn.Module | None) -> nn.Module | None:
 
 
 def run(
-    layer: nn.Module,
-    norm: nn.Module | None,
-    pool: nn.Module | None,
-    x: Tensor,
-    added: Tensor | None,
-    in_place: bool,
-    activation: Any,
+    layer: nn.Module, norm: nn.Module | None, x: Tensor, added: Tensor | None, in_place: bool, activation: Any
 ) -> Tensor:
     """Return what comes after a layer, in one step where all is as it was found; in plain evaluation.
 
     Args:
-        layer, norm, pool: as they are now; `pool` the max pooling of what comes of all the others.
+        layer, norm: as they are now.
         x: the layer's input.
         added: what is added to the norm's output.
         in_place: the sum has the type of that.
@@ -69,19 +59,16 @@ def run(
     if not hooks._has_any_global_hook() and is_unheard(layer) and _is_of_type(added, x):
         epilogue = _epilogue(norm, added, activation)
         if epilogue is not None and _is_dynamic(layer, norm, x):
-            return _pooled(layer.finished(x, epilogue), pool)  # type: ignore[operator]
+            return layer.finished(x, epilogue)  # type: ignore[operator, no-any-return]
         if epilogue is not None and _is_static(layer, x):
-            return _convolve(layer, x, epilogue, pool)
+            return _convolve(layer, x, epilogue)
     y = layer(x)
     y = y if norm is None else norm(y)
     if added is not None:
         y = y.add_(added) if in_place else y + added
     function = ACTIVATIONS[activation] if isinstance(activation, str) else activation
-    return _pooled(y if function is None else function(y), pool)
-
-
-def _pooled(y: Tensor, pool: nn.Module | None) -> Tensor:
-    return y if pool is None else max_pool(pool, y)
+    found: Tensor = y if function is None else function(y)
+    return found
 
 
 def _is_of_type(added: Tensor | None, x: Tensor) -> bool:
@@ -131,13 +118,11 @@ def _is_static(layer: nn.Module, x: Tensor) -> bool:
     return x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64) and weight.numel() < x.numel()
 
 
-def _convolve(layer: Any, x: Tensor, epilogue: Epilogue, pool: nn.Module | None) -> Tensor:
+def _convolve(layer: Any, x: Tensor, epilogue: Epilogue) -> Tensor:
     weight, bias = layer.weight, layer.bias
     if epilogue.norm is not None:
         weight, bias = _join_norm(weight, bias, epilogue.norm)
-    behind, parts = replace(epilogue, norm=None), _parts(layer, x, epilogue, pool)
-    found = [_pooled(behind.apply(layer._conv_forward(part, weight, bias)), pool) for part in parts]
-    return found[0] if len(found) == 1 else torch.cat(found)
+    return replace(epilogue, norm=None).apply(layer._conv_forward(x, weight, bias))
 
 
 def _join_norm(weight: Tensor, bias: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor]:
@@ -147,14 +132,3 @@ def _join_norm(weight: Tensor, bias: Tensor | None, norm: Norm) -> tuple[Tensor,
     term = -norm.mean if bias is None else bias - norm.mean
     term = term * factor if norm.bias is None else torch.addcmul(norm.bias, term, factor)
     return weight * factor.view(-1, *[1] * (weight.dim() - 1)), term
-
-
-def _parts(layer: Any, x: Tensor, epilogue: Epilogue, pool: nn.Module | None) -> tuple[Tensor, ...]:
-    """Cut a batch into samples whose outputs stay in the cache until they are pooled: far fewer are written then."""
-    sides = len(layer.stride)
-    alone = pool is None or not is_untold(pool) or epilogue.added is not None
-    if alone or torch.compiler.is_compiling() or not x.is_cpu or x.dim() != sides + 2 or not x.numel():
-        return (x,)
-    positions = math.prod(-(-side // stride) for side, stride in zip(x.shape[2:], layer.stride, strict=True))
-    held = POOLED_BYTES // (positions * layer.out_channels * x.element_size())
-    return x.split(max(held, torch.get_num_threads()))

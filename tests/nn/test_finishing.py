@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import kw_lightning
-from kw_lightning.nn import KWConv2d, share_warehouse, steps
+from kw_lightning.nn import KWConv2d, share_warehouse
 from kw_lightning.nn.engine import Epilogue
 from kw_lightning.nn.finishing import add_epilogues, epilogues, remove_epilogues
 from kw_lightning.recipe import load_recipe
@@ -464,33 +464,10 @@ def test_a_context_that_is_entered_again_is_not_compiled_again() -> None:
     assert counter.frame_count == 2
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_a_static_convolution_is_pooled_a_few_samples_at_a_time(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = trained(nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=bias), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)))
-    convolve, batches = nn.Conv2d._conv_forward, []
-
-    def note(self: nn.Conv2d, x: Tensor, *factors: Tensor) -> Tensor:
-        batches.append(len(x))
-        return convolve(self, x, *factors)
-
-    monkeypatch.setattr(nn.Conv2d, "_conv_forward", note)
-    monkeypatch.setattr(steps, "POOLED_BYTES", 2 * 4 * 8 * 5 * 6)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    for shape in ((5, 3, 9, 11), (0, 3, 9, 11)):
-        x = torch.randn(shape)
-        for each in (x, x.contiguous(memory_format=torch.channels_last)):
-            with torch.inference_mode():
-                expected = network(each)
-                with epilogues(network):
-                    found = network(each)
-            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-            assert found.stride() == expected.stride()
-    assert batches == [5, 2, 2, 1] * 2 + [0] * 4
-    seen: list[Tensor] = []
-    network[3].register_forward_hook(lambda module, inputs, y: seen.append(y))
-    with torch.inference_mode(), epilogues(network):
-        network(torch.randn(5, 3, 9, 11))
-    assert [len(y) for y in seen] == [5]
+@pytest.mark.parametrize(("bias", "affine"), [(False, True), (True, True), (True, False)])
+def test_a_static_convolution_takes_its_norms_factors(bias: bool, affine: bool) -> None:
+    norm = nn.BatchNorm2d(8, affine=affine)
+    check(trained(nn.Sequential(nn.Conv2d(3, 8, 3, bias=bias), norm, nn.ReLU())), torch.randn(2, 3, 14, 12))
 
 
 def test_half_precision_and_the_literal_form_round_as_before(finished: Counter[str]) -> None:
