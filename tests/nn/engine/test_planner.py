@@ -98,6 +98,19 @@ def test_a_pass_that_is_called_once_computes_what_is_next_to_nothing(backward: b
     assert isinstance(planner.rank(posed, "auto")[0], CompiledPath)
 
 
+@pytest.mark.skipif(not native.available(), reason="no C compiler")
+@pytest.mark.parametrize(
+    ("kernel", "cell", "cells", "side", "backward"),
+    [((128, 128), (32, 16), 26, 7, False), ((256, 256), (128, 64), 6, 4, True)],
+)
+def test_narrow_cells_of_many_samples_mix_kernels_of_cells(
+    kernel: tuple[int, int], cell: tuple[int, int], cells: int, side: int, backward: bool
+) -> None:
+    geometry = Convolution((*kernel, 1, 1), (*cell, 1, 1), (1, 1), (0, 0), (1, 1), 1)
+    posed = Problem(geometry, 128, (side, side), cells, torch.float32, torch.device("cpu"), backward, width=16)
+    assert names(posed)[0] in ("mix_kernels/compiled", "mix_kernels/pointwise")
+
+
 @pytest.mark.parametrize(
     ("name", "batch", "size", "expected"),
     [

@@ -14,7 +14,7 @@ from kw_lightning.nn.engine.native.attention import (
     weigh,
     weighs,
 )
-from kw_lightning.nn.engine.native.blocking import mixes_few
+from kw_lightning.nn.engine.native.blocking import depths_of_bases, mixes_few
 from kw_lightning.nn.engine.native.calls import (
     DEPTHWISE,
     MIX_BASES,
@@ -60,6 +60,7 @@ __all__ = [
     "available",
     "backward",
     "backward_by_bases",
+    "depths_of_bases",
     "differentiate_activations",
     "differentiate_weights",
     "find_compiler",

@@ -225,15 +225,18 @@ def block_rows(extents: Extents, *, backward: bool) -> Blocking:
 def block_bases(extents: Extents, *, backward: bool) -> Blocking:
     """Cut a pass that mixes kernels of bases, either way.
 
-    depths = what of `BLOCK_BYTES` holds rows · ranks · width numbers a depth, of the bases of all mixtures; mixed as in
-    `block_kernels`.
+    depths = `depths_of_bases`; mixed as in `block_kernels`.
     """
     e = extents
-    most = e.scaled(BLOCK_BYTES) // (NUMBER * e.rows * e.ranks * e.width)
-    depths = _even(e.depths, _between(LEAST_BASES, most, e.depths), LEAST_BASES)
+    depths = depths_of_bases(e.rows * e.ranks, e.depths, e.scaled(BLOCK_BYTES) // e.width)
     sample = NUMBER * e.rows * (depths + 1) * e.width
     parts = share(e)
     return Blocking(depths, _between(1, _kernel_bytes(e) // sample, e.batch), _read(e, parts), parts)
+
+
+def depths_of_bases(bases: int, depths: int, bytes: int = BLOCK_BYTES // NARROW) -> int:
+    """Return the depths of a block of bases: what the bytes of a lane hold of the bases of all mixtures."""
+    return _even(depths, _between(LEAST_BASES, bytes // (NUMBER * bases), depths), LEAST_BASES)
 
 
 def block_inputs(extents: Extents, *, backward: bool) -> Blocking:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from kw_lightning.nn.engine import native
-from kw_lightning.nn.engine.costs import Fitted, Load, Units
+from kw_lightning.nn.engine.costs import Fitted, Load, Units, narrow
 from kw_lightning.nn.engine.paths.compiled import CompiledPath, moved, padded_cell
 from kw_lightning.nn.engine.problem import Problem
 from kw_lightning.nn.engine.taps import find_taps
@@ -21,10 +21,11 @@ class InputsCompiled(CompiledPath):
     form = native.MIX_INPUTS
 
     def load(self, problem: Problem) -> Load:
-        """Count the work of a forward pass."""
+        """Count the work of a forward pass; where cells have few input channels, so have all its products."""
         convolution = problem.convolution
         _, out_groups, in_groups = convolution.grid
         taps = find_taps(convolution, problem.size)
         rows = problem.batch * out_groups * math.prod(taps.output_size) * problem.cells
         mixing = rows * convolution.cell_shape[1] * in_groups * len(taps.taps)
-        return Load(mixing, rows * padded_cell(convolution), moved(problem), 0)
+        slower = narrow(convolution.cell_shape[1])
+        return Load(mixing, rows * padded_cell(convolution), moved(problem), 0, (slower, slower))

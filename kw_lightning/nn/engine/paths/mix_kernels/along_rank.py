@@ -8,7 +8,7 @@ import math
 from torch import Tensor
 
 from kw_lightning.nn.engine import kept, native, ranks
-from kw_lightning.nn.engine.costs import Fitted, Load, Units
+from kw_lightning.nn.engine.costs import Fitted, Load, Units, narrow
 from kw_lightning.nn.engine.epilogue import Epilogue
 from kw_lightning.nn.engine.gradients import Gradients, new_gradients
 from kw_lightning.nn.engine.layouts import first_or_last
@@ -57,11 +57,15 @@ class AlongRank(CompiledPath):
     def load(self, problem: Problem) -> Load:
         """Count the work of a forward pass, as `KernelsCompiled.load` does; bases are mixed once for all samples.
 
-        Those that may be kept are counted as kept already, and brought from the memory instead.
+        Those that may be kept are counted as kept already, and brought from the memory instead. A block has few depths
+        of the bases of many mixtures, and products are as short.
         """
-        plain = KernelsCompiled().load(problem)
+        plain, count = KernelsCompiled().load(problem), ranks.count(problem.width or 0)
         kernel = plain.mixing / max(problem.batch * problem.cells, 1)  # numbers of a sample's
-        bases = kernel * ranks.count(problem.width or 0)
+        bases = kernel * count
+        (spatial, *groups), side = problem.convolution.grid, 0 if problem.backward else 1
+        depths = native.depths_of_bases(_mixtures(problem) * count, problem.convolution.cell_shape[side])
+        plain = dataclasses.replace(plain, slower=(1.0, narrow(depths * groups[side] * math.prod(spatial))))
         if problem.kept:
             return dataclasses.replace(plain, mixing=bases * problem.batch, elements=plain.elements + bases)
         maps = 4 * problem.batch * problem.convolution.kernel_shape[1] * math.prod(problem.size)
