@@ -45,6 +45,8 @@ TURNING = 5
 """Cells that are packed in the time in which a kernel is mixed of cells as they lie, and turned."""
 TURNED = 4
 """Lanes that are turned together."""
+PANEL_BYTES = 3 * 2**16
+"""Of the columns of kernels that are mixed as cells lie, then turned: the second-level cache holds them so long."""
 LINE = 16
 """Numbers in a line of the cache."""
 NARROW = 16
@@ -199,14 +201,15 @@ def block_lines(extents: Extents, *, backward: bool) -> Blocking:
 def block_rows(extents: Extents, *, backward: bool) -> Blocking:
     """Cut a pass that mixes kernels as cells lie, between maps whose channels are last.
 
-    depths = what of `BLOCK_BYTES` holds cells numbers each, of a run of all cells. Forward, a thread's lines are those
-    of which `PART_BYTES` holds the batch's kernels, rows · depths numbers a line and sample; mixed = what it holds of
-    them. Backward, lines are those of all threads: of which it holds the cells, cells · lanes numbers each, and no
-    less than `LEAST_TERMS` of all groups; mixed = what `SHARED_BYTES` holds of their kernels, and `MOST_MAPS` ·
-    `MAP_BYTES` of inputs.
+    depths = what half of `BLOCK_BYTES` holds cells numbers each, of a run of all cells: the other half is for the next
+    run. Forward, a thread's lines are those of which `PART_BYTES` holds the batch's kernels, rows · depths numbers a
+    line and sample; mixed = what it holds of them; and a run is no more columns than `PANEL_BYTES` holds of their rows,
+    of a vector's lines. Backward, lines are those of all threads: of which `PART_BYTES` holds the cells, cells · lanes
+    numbers each, and no less than `LEAST_TERMS` of all groups; mixed = what `SHARED_BYTES` holds of their kernels, and
+    `MOST_MAPS` · `MAP_BYTES` of inputs.
     """
     e, wide = extents, extents.widest
-    depths = _between(wide, e.scaled(BLOCK_BYTES) // (NUMBER * e.cells) // wide * wide, MOST_RUN)
+    depths = _between(wide, e.scaled(BLOCK_BYTES) // 2 // (NUMBER * e.cells) // wide * wide, MOST_RUN)
     if backward:
         lines = max(e.scaled(PART_BYTES) // (NUMBER * e.cells * e.lanes), -(-LEAST_TERMS // e.depth_groups), 1)
         lines = _even(e.depths, min(lines, e.depths), LEAST_DEPTHS)
@@ -219,7 +222,10 @@ def block_rows(extents: Extents, *, backward: bool) -> Blocking:
     shared = -(-blocks // e.threads) * e.threads
     lines = -(-e.lanes // (shared if e.lanes >= shared * wide else blocks) // wide) * wide
     parts = share(e._replace(lanes=-(-e.lanes // lines) * e.width, cell_groups=1))
-    return Blocking(depths, _between(1, held // lines, -(-e.batch // parts)), e.batch, parts, lines=lines)
+    mixed = _between(1, held // lines, -(-e.batch // parts))
+    panel = e.scaled(PANEL_BYTES) // (NUMBER * e.rows * mixed * wide)
+    depths = _even(e.depths, _between(wide, min(depths, panel) // wide * wide, e.depths), wide)
+    return Blocking(depths, mixed, e.batch, parts, lines=lines)
 
 
 def block_bases(extents: Extents, *, backward: bool) -> Blocking:

@@ -32,6 +32,7 @@ SOURCES = (
     "tiles.h",
     "epilogue.h",
     "pass.h",
+    "runs.h",
     "layout.c",
     "mix_kernels.c",
     "mix_lines.c",

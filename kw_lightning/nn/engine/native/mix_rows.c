@@ -8,53 +8,32 @@
    cells are read as they lie, in long runs, once for some samples; no cell is turned, but forward the kernels are.
 
    Forward, a thread has lines of its own, so many that their kernels of some samples stay near. Backward, all threads
-   share some lines at a time: their kernels are mixed and add to the input's gradient, and their gradient, made of
-   panels of both maps, is folded into those of alpha and E, which are taken as they lie, too. */
+   share some lines at a time: their kernels' gradient is made of panels of both maps; then, by one run of all cells at
+   a time, the kernels are mixed and their gradient is folded into those of alpha and E, which are taken as they lie,
+   too; and at last the kernels add to the input's gradient. */
 
-#include "pass.h"
+#include "runs.h"
 
-/* Lines that are turned together. */
-#define TURNED 4
 /* Positions, and depths of a panel of kernels, that a product takes at a time: the first level holds the panel, the
    second the positions. */
 #define POSITIONS 96
 #define PANEL_DEPTHS 256
-/* Positions over which kernels' gradients are summed at a time, and numbers of them that are folded at a time. */
+/* Positions over which kernels' gradients are summed at a time. */
 #define SPAN 192
-#define FOLDED 512
 /* Of the gradient of alpha: mixtures and cells whose sums stay in registers. */
 #define DOT_ROWS 4
 #define DOT_CELLS 3
 
-/* Numbers between the cells of a block; neighbours share no set of the cache, here and below. */
-static index_t block_step(const Pass *p) { return p->block_depths + LANES; }
-
-/* Mix a run of numbers of the kernels of samples, of which so many columns are a line: number d of line l to
-   to[l to_line + d / LANES to_panel + d % LANES]. */
-static void mix(const Pass *p, index_t number, index_t numbers, index_t line, index_t columns, index_t first,
-                index_t samples, float *block, float *to, index_t to_row, index_t to_line, index_t to_panel) {
-    index_t rows = samples * p->rows, step = block_step(p);
+/* Mix the run of numbers of the kernels of samples, of which so many columns are a line, while the next one is read:
+   number d of line l to to[l to_line + d / LANES to_panel + d % LANES]. */
+static void mix_run(const Pass *p, const Runs *runs, index_t line, index_t columns, index_t first, index_t samples,
+                    float *to, index_t to_row, index_t to_line, index_t to_panel, Reading *reading) {
+    index_t start = runs->held.place - line * columns, numbers = runs->held.end - runs->held.place;
     const float *alpha = p->alpha + first * p->rows * p->cells;
-    for (index_t at = number; at < number + numbers; at += p->block_depths) {
-        index_t count = smaller(p->block_depths, number + numbers - at);
-        const float *cell = p->cell + line * columns + at, *next = cell + p->block_depths;
-        /* Cells are far apart: no hardware foresees the next one's run, nor, below, the next run of them all. */
-        for (index_t j = 0; j < p->cells; j++, cell += p->cell_step) {
-            const float *ahead = cell + (j + AHEAD < p->cells ? AHEAD * p->cell_step : 0);
-            for (index_t i = 0; i < count; i += LANES) {
-                for (index_t e = 0; e < LANES; e += 16) __builtin_prefetch(ahead + i + e);
-                STORE(block + j * step + i, LOAD(cell + i));
-                STORE(block + j * step + i + WIDTH, LOAD(cell + i + WIDTH));
-            }
-        }
-        for (index_t i = 0; i < count; i += LANES) {
-            index_t l = (at + i) / columns, d = (at + i) % columns;
-            if (at + p->block_depths < number + numbers)
-                for (index_t j = 0; j < p->cells; j++)
-                    for (index_t e = 0; e < LANES; e += 16) __builtin_prefetch(next + j * p->cell_step + i + e, 0, 2);
-            product(rows, 2, p->cells, alpha, p->cells, 1, block + i, step, to + l * to_line + d / LANES * to_panel,
-                    to_row, 0);
-        }
+    for (index_t i = 0, l = start / columns, d = start % columns; i < numbers; i += LANES, d += LANES) {
+        if (d == columns) d = 0, l++;
+        mix_reading(p, samples * p->rows, alpha, runs->block + i, to + l * to_line + d / LANES * to_panel, to_row,
+                    to_panel, reading);
     }
 }
 
@@ -62,10 +41,11 @@ static void mix(const Pass *p, index_t number, index_t numbers, index_t line, in
 
 /* The memory of one thread. */
 typedef struct {
-    float *block, *lying, *kernels, *out;
+    float *lying, *kernels, *out;
+    Runs runs;
 } Memory;
 
-static index_t lying_step(const Pass *p) { return TURNED * p->depths + LANES; }
+static index_t lying_step(const Pass *p) { return LANES * p->block_depths + LANES; }
 static index_t channels(const Pass *p) { return p->depths * p->depth_groups; }
 
 /* Kernels of some lines, [sample, group of lines][panel][column of all groups][LANES lines]. */
@@ -74,7 +54,7 @@ static index_t kernel_step(const Pass *p) { return panels(p) * channels(p) * LAN
 
 static index_t lay_out(const Pass *p, float *at, Memory *m) {
     float *start = at;
-    m->block = at, at += p->cells * block_step(p);
+    m->runs = runs_in(p, at), at += runs_size(p);
     m->lying = at, at += p->mixed_samples * p->rows * lying_step(p);
     m->kernels = at, at += p->mixed_samples * p->lane_groups * kernel_step(p);
     m->out = at, at += p->lane_groups * panels(p) * POSITIONS * LANES;
@@ -83,18 +63,39 @@ static index_t lay_out(const Pass *p, float *at, Memory *m) {
 
 index_t kw_mix_rows_memory(const Pass *p) { return p->threads * lay_out(p, NULL, &(Memory){0}); }
 
-/* Mix some lines of the kernels of samples, and turn them. */
-static void mix_panels(const Pass *p, index_t line, index_t lines, index_t first, index_t samples, const Memory *m) {
-    if (lines % LANES) memset(m->kernels, 0, samples * p->lane_groups * kernel_step(p) * sizeof(float));
-    for (index_t l = 0; l < lines; l += TURNED) {
-        index_t count = smaller(TURNED, lines - l);
-        mix(p, 0, count * p->depths, line + l, p->depths, first, samples, m->block, m->lying, lying_step(p), p->depths,
-            LANES);
-        for (index_t r = 0; r < samples * p->rows; r++) {
-            index_t group = r / p->depth_groups, panel = l / LANES * channels(p) + r % p->depth_groups * p->depths;
-            arrange(m->lying + r * lying_step(p), 1, p->depths,
-                    m->kernels + group * kernel_step(p) + panel * LANES + l % LANES, LANES, p->depths, count);
-        }
+/* Some lines of a cell, from `line` on, of samples. */
+typedef struct {
+    index_t line, lines, first, last;
+} Item;
+
+/* Of the lines of an item by LANES, and of those by a run's columns, line after line: the run number i. */
+static Span run_of(const Pass *p, const Item *item, index_t i) {
+    index_t cuts = pieces(p->depths, p->block_depths), panel = i / (cuts * LANES) * LANES;
+    index_t lines = smaller(LANES, item->lines - panel), rest = i - panel * cuts;
+    if (lines <= 0) return (Span){0, 0};
+    index_t place = (item->line + panel + rest % lines) * p->depths, column = rest / lines * p->block_depths;
+    return (Span){place + column, place + smaller(column + p->block_depths, p->depths)};
+}
+
+/* Mix the kernels of some samples, and turn them, by so few columns that all lines of a panel are near. Then comes
+   another item, if any. */
+static void mix_panels(const Pass *p, const Item *item, const Item *then, index_t first, index_t samples, Memory *m) {
+    index_t runs = item->lines * pieces(p->depths, p->block_depths);
+    if (item->lines % LANES) memset(m->kernels, 0, samples * p->lane_groups * kernel_step(p) * sizeof(float));
+    for (index_t i = 0; i < runs; i++) {
+        Span run = run_of(p, item, i), next = i + 1 < runs ? run_of(p, item, i + 1) : run_of(p, then, 0);
+        index_t line = run.place / p->depths, column = run.place % p->depths, l = line - item->line;
+        take_run(p, &m->runs, run);
+        Reading reading = start_reading(p, next, m->runs.spare, p->depths);
+        mix_run(p, &m->runs, line, p->depths, first, samples, m->lying + l % LANES * p->block_depths - column,
+                lying_step(p), 0, LANES, &reading);
+        end_reading(&m->runs, &reading, next);
+        if (l + 1 < item->lines && (l + 1) % LANES) continue;
+        for (index_t r = 0; r < samples * p->rows; r++)
+            arrange(m->lying + r * lying_step(p), 1, p->block_depths,
+                    m->kernels + r / p->depth_groups * kernel_step(p) +
+                        (l / LANES * channels(p) + r % p->depth_groups * p->depths + column) * LANES,
+                    LANES, run.end - run.place, l % LANES + 1);
     }
 }
 
@@ -130,14 +131,20 @@ static void apply(const Pass *p, index_t line, index_t lines, index_t sample, co
     }
 }
 
-/* Some lines of a cell, for samples first to last of the batch. */
-static void run_lines(const Pass *p, index_t line, index_t lines, index_t first, index_t last, const Memory *m) {
-    for (index_t b = first; b < last; b += p->mixed_samples) {
-        index_t samples = smaller(p->mixed_samples, last - b);
-        mix_panels(p, line, lines, b, samples, m);
+/* Its samples one by one, those mixed together whose kernels stay near. */
+static void run_item(const Pass *p, const Item *item, const Item *then, Memory *m) {
+    for (index_t b = item->first; b < item->last; b += p->mixed_samples) {
+        index_t samples = smaller(p->mixed_samples, item->last - b);
+        mix_panels(p, item, b + samples < item->last ? item : then, b, samples, m);
         for (index_t s = 0; s < samples; s++)
-            apply(p, line, lines, b + s, m->kernels + s * p->lane_groups * kernel_step(p), m);
+            apply(p, item->line, item->lines, b + s, m->kernels + s * p->lane_groups * kernel_step(p), m);
     }
+}
+
+static Item item_of(const Pass *p, index_t i) {
+    index_t line = i / p->parts * p->lines, part = i % p->parts;
+    return (Item){line, smaller(p->lines, p->lanes - line), p->batch * part / p->parts,
+                  p->batch * (part + 1) / p->parts};
 }
 
 void kw_mix_rows(const Pass *p) {
@@ -146,17 +153,17 @@ void kw_mix_rows(const Pass *p) {
     for (index_t thread = 0; thread < p->threads; thread++) {
         Memory m;
         lay_out(p, p->memory + thread * memory, &m);
-        for (index_t i = items * thread / p->threads; i < items * (thread + 1) / p->threads; i++) {
-            index_t line = i / p->parts * p->lines, part = i % p->parts;
-            index_t from = p->batch * part / p->parts, to = p->batch * (part + 1) / p->parts;
-            if (from < to) run_lines(p, line, smaller(p->lines, p->lanes - line), from, to, &m);
+        index_t end = items * (thread + 1) / p->threads;
+        for (index_t i = items * thread / p->threads; i < end; i++) {
+            Item item = item_of(p, i), then = i + 1 < end ? item_of(p, i + 1) : (Item){0};
+            run_item(p, &item, &then, &m);
         }
     }
 }
 
 /* Backward: lanes are columns, depths lines. */
 
-/* The memory that all threads share, and, from `own` on, that of each: blocks and sums of dot products. */
+/* The memory that all threads share, and, from `own` on, that of each: runs and sums of dot products. */
 typedef struct {
     float *kernels, *gradient, *source, *other, *own;
 } Shared;
@@ -178,7 +185,7 @@ static index_t sums_row(const Pass *p) { return pieces(p->cells, DOT_CELLS) * DO
 static index_t sums_size(const Pass *p) {
     return p->alpha_gradient ? pieces(p->mixed_samples * p->rows, DOT_ROWS) * DOT_ROWS * sums_row(p) : 0;
 }
-static index_t own_size(const Pass *p) { return padded(p->cells * block_step(p)) + padded(sums_size(p)); }
+static index_t own_size(const Pass *p) { return runs_size(p) + padded(sums_size(p)); }
 
 static index_t lay_out_shared(const Pass *p, float *at, Shared *m) {
     float *start = at;
@@ -194,7 +201,7 @@ static index_t lay_out_shared(const Pass *p, float *at, Shared *m) {
 index_t kw_mix_rows_backward_memory(const Pass *p) { return lay_out_shared(p, NULL, &(Shared){0}); }
 
 static float *sums_of(const Pass *p, const Shared *m, index_t thread) {
-    return m->own + thread * own_size(p) + padded(p->cells * block_step(p));
+    return m->own + thread * own_size(p) + runs_size(p);
 }
 
 /* The columns of samples in panels, [sample, group][LANES columns][position][column]. */
@@ -214,23 +221,15 @@ static void read_columns(const Pass *p, const Part *k, const Shared *m) {
     }
 }
 
-/* The lines of samples, [sample, group][position][line], and their kernels. */
+/* The lines of samples, [sample, group][position][line]. */
 static void read_lines(const Pass *p, const Part *k, const Shared *m) {
     const Map *map = &p->source;
-    index_t numbers = k->lines * p->lanes, runs = pieces(numbers, p->block_depths), maps = k->samples * p->depth_groups;
+    index_t maps = k->samples * p->depth_groups;
 #pragma omp parallel for schedule(static) num_threads(p->threads)
-    for (index_t thread = 0; thread < p->threads; thread++) {
-        index_t from = runs * thread / p->threads * p->block_depths;
-        index_t to = smaller(runs * (thread + 1) / p->threads * p->block_depths, numbers);
-        if (p->out.data)
-            mix(p, from, to - from, k->line, p->lanes, k->first, k->samples, m->own + thread * own_size(p), m->kernels,
-                part_step(p), LANES, LANES * k->lines);
-        for (index_t i = maps * thread / p->threads; i < maps * (thread + 1) / p->threads; i++) {
-            index_t sample = k->first + i / p->depth_groups, channel = i % p->depth_groups * p->depths + k->line;
-            arrange(map->data + sample * map->batch + channel * map->channel, map->position, map->channel,
-                    m->source + i * p->source_positions * source_step(p), source_step(p), p->source_positions,
-                    k->lines);
-        }
+    for (index_t i = 0; i < maps; i++) {
+        index_t sample = k->first + i / p->depth_groups, channel = i % p->depth_groups * p->depths + k->line;
+        arrange(map->data + sample * map->batch + channel * map->channel, map->position, map->channel,
+                m->source + i * p->source_positions * source_step(p), source_step(p), p->source_positions, k->lines);
     }
 }
 
@@ -261,39 +260,43 @@ static void differentiate(const Pass *p, const Part *k, index_t s, index_t panel
                     p->lanes, from > 0);
 }
 
-/* Both, shared out. */
-static void apply_part(const Pass *p, const Part *k, const Shared *m) {
-    index_t blocks = pieces(p->source_positions, POSITIONS), panels = p->lane_groups * p->lanes / LANES;
-    index_t of_input = p->out.data ? k->samples * blocks : 0, of_kernels = p->other.data ? k->samples * panels : 0;
+static void add_all_to_input(const Pass *p, const Part *k, const Shared *m) {
+    index_t blocks = pieces(p->source_positions, POSITIONS), items = k->samples * blocks;
+#pragma omp parallel for schedule(static) num_threads(p->threads)
+    for (index_t i = 0; i < items; i++) {
+        index_t from = p->source_positions * (i % blocks) / blocks;
+        add_to_input(p, k, i / blocks, from, p->source_positions * (i % blocks + 1) / blocks - from, m);
+    }
+}
+
+static void differentiate_all(const Pass *p, const Part *k, const Shared *m) {
+    index_t panels = p->lane_groups * p->lanes / LANES, items = k->samples * panels;
 #pragma omp parallel for schedule(static) num_threads(p->threads)
     for (index_t thread = 0; thread < p->threads; thread++) {
-        for (index_t i = of_input * thread / p->threads; i < of_input * (thread + 1) / p->threads; i++) {
-            index_t from = p->source_positions * (i % blocks) / blocks;
-            add_to_input(p, k, i / blocks, from, p->source_positions * (i % blocks + 1) / blocks - from, m);
-        }
-        index_t first = of_kernels * thread / p->threads, last = of_kernels * (thread + 1) / p->threads;
+        index_t first = items * thread / p->threads, last = items * (thread + 1) / p->threads;
         for (index_t s = first / panels; s * panels < last; s++)
             differentiate(p, k, s, larger(first - s * panels, 0), smaller(last - s * panels, panels), m);
     }
 }
 
 /* sums[r][j] += a[r] * b[j], number by number, for some mixtures and cells. */
-static void dot(index_t numbers, const float *const *a, const float *const *b, index_t ahead, float *sums,
-                index_t row) {
+static void dot(index_t numbers, const float *const *a, const float *const *b, float *sums, index_t row) {
     vector sum[DOT_ROWS][DOT_CELLS];
     const float *a0 = a[0], *a1 = a[1], *a2 = a[2], *a3 = a[3], *b0 = b[0], *b1 = b[1], *b2 = b[2];
     for (int r = 0; r < DOT_ROWS; r++)
         for (int j = 0; j < DOT_CELLS; j++) sum[r][j] = (vector){0};
     for (index_t d = 0; d < numbers; d += WIDTH) {
         vector c0 = LOAD(b0 + d), c1 = LOAD(b1 + d), c2 = LOAD(b2 + d), v = LOAD(a0 + d);
-        if (ahead && d % 16 == 0) {
-            __builtin_prefetch(b0 + d + ahead);
-            __builtin_prefetch(b1 + d + ahead);
-            __builtin_prefetch(b2 + d + ahead);
-        }
+        KEEP(c0);
+        KEEP(c1);
+        KEEP(c2);
+        KEEP(v);
         sum[0][0] += v * c0, sum[0][1] += v * c1, sum[0][2] += v * c2, v = LOAD(a1 + d);
+        KEEP(v);
         sum[1][0] += v * c0, sum[1][1] += v * c1, sum[1][2] += v * c2, v = LOAD(a2 + d);
+        KEEP(v);
         sum[2][0] += v * c0, sum[2][1] += v * c1, sum[2][2] += v * c2, v = LOAD(a3 + d);
+        KEEP(v);
         sum[3][0] += v * c0, sum[3][1] += v * c1, sum[3][2] += v * c2;
     }
     for (int r = 0; r < DOT_ROWS; r++)
@@ -304,15 +307,14 @@ static void dot(index_t numbers, const float *const *a, const float *const *b, i
 }
 
 /* From the gradient of a run of numbers of kernels, its part of that of alpha. */
-static void fold_into_alpha(const Pass *p, index_t numbers, index_t rows, const float *gradient, const float *cell,
+static void fold_into_alpha(const Pass *p, index_t numbers, index_t rows, const float *gradient, const float *block,
                             float *sums) {
     for (index_t j = 0; j < p->cells; j += DOT_CELLS)
         for (index_t r = 0; r < rows; r += DOT_ROWS) {
             const float *a[DOT_ROWS], *b[DOT_CELLS];
             for (index_t i = 0; i < DOT_ROWS; i++) a[i] = gradient + smaller(r + i, rows - 1) * part_step(p);
-            for (index_t i = 0; i < DOT_CELLS; i++) b[i] = cell + smaller(j + i, p->cells - 1) * p->cell_step;
-            index_t ahead = r == 0 && j + 2 * DOT_CELLS <= p->cells ? DOT_CELLS * p->cell_step : 0;
-            dot(numbers, a, b, ahead, sums + r * sums_row(p) + j * WIDTH, sums_row(p));
+            for (index_t i = 0; i < DOT_CELLS; i++) b[i] = block + smaller(j + i, p->cells - 1) * block_step(p);
+            dot(numbers, a, b, sums + r * sums_row(p) + j * WIDTH, sums_row(p));
         }
 }
 
@@ -328,18 +330,31 @@ static void fold_into_cells(const Pass *p, index_t numbers, index_t rows, const 
         }
 }
 
-static void fold(const Pass *p, const Part *k, const Shared *m, int add) {
-    index_t rows = k->samples * p->rows, numbers = k->lines * p->lanes, runs = pieces(numbers, FOLDED);
+/* By a run of all cells at a time, which is read once: mix the kernels, and fold their gradient. */
+static void mix_and_fold(const Pass *p, const Part *k, const Shared *m, int add) {
+    index_t rows = k->samples * p->rows, numbers = k->lines * p->lanes, start = k->line * p->lanes;
+    index_t count = pieces(numbers, p->block_depths);
 #pragma omp parallel for schedule(static) num_threads(p->threads)
-    for (index_t thread = 0; thread < p->threads; thread++)
-        for (index_t i = runs * thread / p->threads; i < runs * (thread + 1) / p->threads; i++) {
-            index_t from = i * FOLDED, count = smaller(FOLDED, numbers - from), place = k->line * p->lanes + from;
-            if (p->alpha_gradient)
-                fold_into_alpha(p, count, rows, m->gradient + from, p->cell + place, sums_of(p, m, thread));
-            if (p->cell_gradient)
-                fold_into_cells(p, count, rows, m->gradient + from, p->alpha + k->first * p->rows * p->cells,
-                                p->cell_gradient + place, add);
+    for (index_t thread = 0; thread < p->threads; thread++) {
+        Runs runs = runs_in(p, m->own + thread * own_size(p));
+        Span all = {start + count * thread / p->threads * p->block_depths,
+                    start + smaller(count * (thread + 1) / p->threads * p->block_depths, numbers)};
+        for (Span run = first_run(p, all), next; any(run); run = next) {
+            index_t from = run.place - start, length = run.end - run.place;
+            next = first_run(p, (Span){run.end, all.end});
+            take_run(p, &runs, run);
+            Reading reading = start_reading(p, next, runs.spare, p->block_depths);
+            if (p->out.data)
+                mix_run(p, &runs, k->line, p->lanes, k->first, k->samples, m->kernels, part_step(p), LANES,
+                        LANES * k->lines, &reading);
+            if (p->other.data && p->alpha_gradient)
+                fold_into_alpha(p, length, rows, m->gradient + from, runs.block, sums_of(p, m, thread));
+            if (p->other.data && p->cell_gradient)
+                fold_into_cells(p, length, rows, m->gradient + from, p->alpha + k->first * p->rows * p->cells,
+                                p->cell_gradient + run.place, add);
+            end_reading(&runs, &reading, next);
         }
+    }
 }
 
 /* The gradient of alpha of some samples, from the sums of all threads. */
@@ -364,8 +379,9 @@ void kw_mix_rows_backward(const Pass *p) {
         for (; k.line < p->depths; k.line += k.lines) {
             k.lines = smaller(p->lines, p->depths - k.line);
             read_lines(p, &k, &m);
-            apply_part(p, &k, &m);
-            if (p->other.data) fold(p, &k, &m, p->adds || b > 0);
+            if (p->other.data) differentiate_all(p, &k, &m);
+            mix_and_fold(p, &k, &m, p->adds || b > 0);
+            if (p->out.data) add_all_to_input(p, &k, &m);
         }
         if (p->alpha_gradient) add_up_sums(p, b, k.samples, &m);
     }

@@ -46,6 +46,15 @@ typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
 #define FOUR(at) (*(four *)(at))
 #define STORE(to, value) (*(vector *)(to) = (value))
 
+/* Keep a vector in its register: compilers would load it anew for every product that takes it. */
+#if defined(__AVX512F__) && WIDTH == 16
+#define KEEP(v) __asm__("" : "+v"(v))
+#elif defined(__AVX__) && WIDTH == 8
+#define KEEP(v) __asm__("" : "+x"(v))
+#else
+#define KEEP(v)
+#endif
+
 INLINE index_t smaller(index_t a, index_t b) { return a < b ? a : b; }
 INLINE index_t larger(index_t a, index_t b) { return a > b ? a : b; }
 INLINE index_t pieces(index_t n, index_t size) { return (n + size - 1) / size; }

@@ -127,10 +127,13 @@ def test_rows_are_finished_where_they_are_written() -> None:
 
 
 def test_rows_are_cut_as_the_formulas_say() -> None:
-    # 160 KiB hold 568 numbers of 72 cells, of which 512 are mixed at a time; 1.5 MiB hold 64 lines of 16 kernels.
-    assert block_rows(EXPAND, backward=False) == Blocking(512, 4, 4, 1, lines=64)
+    # 80 KiB hold 284 numbers of 72 cells, in whole vectors 272; 1.5 MiB hold 64 lines of 16 kernels, and 192 KiB 192
+    # columns of 16 of them.
+    assert block_rows(EXPAND, backward=False) == Blocking(192, 4, 4, 1, lines=64)
+    # Of 24 cells as many as are mixed at a time, 512, would be held, but of 8 kernels' lines 384.
+    assert block_rows(EXPAND._replace(cells=24, batch=2), backward=False).depths == 384
     # Back, 1.5 MiB hold 14 lines of 384 columns of 72 cells, evened out to 16, of 4 groups; of one group 64 are needed.
-    assert block_rows(SHRINK, backward=True) == Blocking(512, 4, 4, 1, lines=16)
+    assert block_rows(SHRINK, backward=True) == Blocking(272, 4, 4, 1, lines=16)
     assert block_rows(EXPAND, backward=True).lines == 64
     # 6 MiB hold 64 lines of 384 columns of 4 kernels of 16 samples; 32 MiB 6 samples of 784 positions, 1536 channels.
     assert block_rows(EXPAND._replace(batch=64), backward=True).mixed == 16

@@ -1,0 +1,143 @@
+/* Runs of numbers of all cells, as they lie in E: one is near and in use while the next is read.
+
+   Cells are far apart, so no hardware foresees the next one's run, and a burst of prefetches fills the queue of misses,
+   behind which the products' own reads wait. So from within products a run is read a few numbers at a time, and
+   prefetched some cells before: memory and arithmetic are then at work together. */
+
+#ifndef KW_RUNS_H
+#define KW_RUNS_H
+
+#include "pass.h"
+
+/* Some numbers of every cell: those of a cell from `place` to `end`. */
+typedef struct {
+    index_t place, end;
+} Span;
+
+/* The run in use, and memory for the next. */
+typedef struct {
+    float *block, *spare; /* [cell][number], by block_step */
+    Span held;            /* what `block` holds */
+} Runs;
+
+/* How far a run has been read: numbers of `cell`, to `block`, before `at`; `cells` are left, this one among them. */
+typedef struct {
+    const float *cell;
+    float *block;
+    index_t at, numbers, cells;
+    index_t cell_step, block_step;
+    index_t ahead, behind, behind_cells; /* from here to what is prefetched, the latter of the last cells */
+} Reading;
+
+/* Numbers between the cells of a block; neighbours share no set of the cache. */
+static inline index_t block_step(const Pass *p) { return p->block_depths + LANES; }
+static inline index_t runs_size(const Pass *p) { return 2 * p->cells * block_step(p); }
+static inline Runs runs_in(const Pass *p, float *memory) {
+    return (Runs){memory, memory + p->cells * block_step(p), {0, 0}};
+}
+
+static inline int any(Span numbers) { return numbers.place < numbers.end; }
+
+/* The first run of some numbers. */
+static inline Span first_run(const Pass *p, Span numbers) {
+    return (Span){numbers.place, smaller(numbers.place + p->block_depths, numbers.end)};
+}
+
+/* A run to be read; `following` numbers after it begins the one that probably comes then. */
+static inline Reading start_reading(const Pass *p, Span run, float *to, index_t following) {
+    index_t numbers = run.end - run.place, most = smaller(AHEAD, p->cells);
+    return (Reading){.cell = p->cell + run.place,
+                     .block = to,
+                     .numbers = numbers,
+                     .cells = numbers > 0 ? p->cells : 0,
+                     .cell_step = p->cell_step,
+                     .block_step = block_step(p),
+                     .ahead = most * p->cell_step,
+                     .behind = following - (p->cells - most) * p->cell_step,
+                     .behind_cells = most};
+}
+
+static __attribute__((noinline)) void go_on(Reading *r) {
+    if (r->cells > 0) r->cells--;
+    if (r->cells == 0) return;
+    if (r->cells == r->behind_cells) r->ahead = r->behind;
+    r->cell += r->cell_step, r->block += r->block_step, r->at = 0;
+}
+
+/* Read some numbers more, if any are left. */
+INLINE void read_on(Reading *r) {
+    if (r->at == r->numbers) go_on(r);
+    if (r->at == r->numbers) return;
+    const float *from = r->cell + r->at;
+    float *to = r->block + r->at;
+    vector a = LOAD(from), b = LOAD(from + WIDTH);
+    for (index_t i = 0; i < LANES; i += 16) __builtin_prefetch(from + r->ahead + i);
+    r->at += LANES;
+    STORE(to, a);
+    STORE(to + WIDTH, b);
+}
+
+static inline void finish_reading(Reading *r) {
+    while (r->cells > 1 || r->at < r->numbers) read_on(r);
+}
+
+/* Have a run in `block`, and read it where it is not the one that was read before. */
+static inline void take_run(const Pass *p, Runs *runs, Span run) {
+    if (runs->held.place == run.place && runs->held.end == run.end) return;
+    Reading reading = start_reading(p, run, runs->block, 0);
+    finish_reading(&reading);
+    runs->held = run;
+}
+
+/* Read what is left, and go on to it; stay where there is no next run. */
+static inline void end_reading(Runs *runs, Reading *reading, Span next) {
+    finish_reading(reading);
+    if (!any(next)) return;
+    float *block = runs->block;
+    runs->block = runs->spare, runs->spare = block, runs->held = next;
+}
+
+/* product_rows of two vectors, which reads on after every few of its sums' terms. */
+INLINE void reading_rows(const int rows, index_t length, const float *a, index_t a_row, const float *b, index_t b_step,
+                         float *c, index_t c_row, index_t next, index_t terms, Reading *reading) {
+    vector sum[ROWS][2];
+    EACH_ROW(rows) sum[r][0] = (vector){0}, sum[r][1] = (vector){0};
+    EACH_ROW(rows) for (index_t i = 0; i < LANES; i += 16) __builtin_prefetch(c + r * c_row + next + i, 1);
+    for (index_t k = 0; k < length;) {
+        for (index_t end = smaller(k + terms, length); k < end; k++, a++, b += b_step) {
+            vector b0 = LOAD(b), b1 = LOAD(b + WIDTH);
+            EACH_ROW(rows) {
+                sum[r][0] += a[r * a_row] * b0;
+                sum[r][1] += a[r * a_row] * b1;
+            }
+        }
+        read_on(reading);
+    }
+    EACH_ROW(rows) {
+        STORE(c + r * c_row, sum[r][0]);
+        STORE(c + r * c_row + WIDTH, sum[r][1]);
+    }
+}
+
+/* c[r] = sum over cells j of alpha[r, j] * block[j] for rows of two vectors, while as much of the next run is read;
+   the next rows will go to c + next. */
+static inline void mix_reading(const Pass *p, index_t rows, const float *alpha, const float *block, float *c,
+                               index_t c_row, index_t next, Reading *reading) {
+    index_t tiles = pieces(rows, ROWS);
+    for (index_t left = tiles, first = 0; left > 0; left--) {
+        index_t count = (rows - first) / left;
+        const float *at = alpha + first * p->cells;
+        float *to = c + first * c_row;
+        first += count;
+        switch (count) {
+#define CASE(N)                                                                                         \
+    case N:                                                                                             \
+        reading_rows(N, p->cells, at, p->cells, block, block_step(p), to, c_row, next, tiles, reading); \
+        break;
+            EACH_COUNT(CASE)
+#undef CASE
+        }
+    }
+}
+
+#endif
