@@ -194,3 +194,18 @@ def test_a_layer_takes_the_step_forward_and_backward(monkeypatch: pytest.MonkeyP
     with torch.inference_mode():
         layer(torch.randn(2, 70, 5, 5))
     assert [found is not None for found in taken] == [True, True, True]
+
+
+@compiled
+@pytest.mark.parametrize("together", [False, True], ids=["channels first", "channels last"])
+def test_means_take_every_position_of_a_channel_once_and_of_no_other(together: bool) -> None:
+    torch.manual_seed(0)
+    for channels in (3, 70, 530):
+        weight = torch.randn(4, channels)
+        for positions in (1, 7, 8, 9, 49, 515, 1100):
+            x = torch.randn(2, channels, positions)
+            x[1, 1, positions // 2] = torch.inf
+            x = x.mT.contiguous().mT if together else x
+            one = torch.ones(4)
+            found = native.activate(x, weight, None, one, one, None, native.OF_SAMPLE, 1e-5)
+            torch.testing.assert_close(found.pooled.double(), x.double().mean(2), rtol=1e-6, atol=1e-6)

@@ -9,8 +9,11 @@
 #define SMALLEST_SIZE 1e-3f
 /* Numbers that are added up in single precision, before their sum is added in double precision. */
 #define RUN 512
-/* Channels that are added up at once where they lie together. */
-#define TOGETHER 64
+/* Channels that are averaged at once. */
+#define TOGETHER 256
+/* Channels whose positions lie together, and positions whose channels do, that are added up beside one another. */
+#define LINES 4
+#define ROWS_ADDED 8
 /* Numbers of z of one mixture that are kept at once, backwards. */
 #define KEPT 65536
 
@@ -48,25 +51,49 @@ static void find_statistics(const float *x, index_t count, index_t step, float *
     *mean = middle, *variance = squares / count;
 }
 
-/* The sum of a channel whose positions lie together. */
-static double add_positions(const float *x, index_t positions) {
-    double total = 0;
+/* The sums of LINES channels, `step` from one to the next, whose positions lie together: beside one another, since one
+   alone would wait for itself. `rest` is set in the last of WIDTH numbers that are no part of a whole vector. */
+static void add_positions(const float *x, index_t step, index_t positions, vector_int rest, double *total) {
     for (index_t first = 0; first < positions; first += RUN) {
-        /* Four sums: one alone would wait for itself. */
         index_t i = first, last = smaller(first + RUN, positions);
-        vector a = {0}, b = {0}, c = {0}, d = {0};
-        for (; i + 4 * WIDTH <= last; i += 4 * WIDTH) {
-            a += LOAD(x + i), b += LOAD(x + i + WIDTH);
-            c += LOAD(x + i + 2 * WIDTH), d += LOAD(x + i + 3 * WIDTH);
+        const float *a = x, *b = x + step, *c = b + step, *d = c + step;
+        vector sum[LINES] = {{0}, {0}, {0}, {0}};
+        for (; i + WIDTH <= last; i += WIDTH) {
+            sum[0] += LOAD(a + i), sum[1] += LOAD(b + i);
+            sum[2] += LOAD(c + i), sum[3] += LOAD(d + i);
         }
-        for (; i + WIDTH <= last; i += WIDTH) a += LOAD(x + i);
-        a += b + (c + d);
-        float sum = 0;
-        for (; i < last; i++) sum += x[i];
-        for (int l = 0; l < WIDTH; l++) sum += a[l];
-        total += sum;
+        if (i < last) { /* at the end, where as many lie before it */
+            i = last - WIDTH;
+            sum[0] += CHOOSE(rest, LOAD(a + i), (vector){0}), sum[1] += CHOOSE(rest, LOAD(b + i), (vector){0});
+            sum[2] += CHOOSE(rest, LOAD(c + i), (vector){0}), sum[3] += CHOOSE(rest, LOAD(d + i), (vector){0});
+        }
+        four quarter[LINES], turned[LINES];
+        for (index_t l = 0; l < LINES; l++) {
+            const float *of = (const float *)&sum[l];
+            quarter[l] = FOUR(of);
+            for (index_t k = 4; k < WIDTH; k += 4) quarter[l] += FOUR(of + k);
+        }
+        turn_four((const float *)quarter, 4, (float *)turned, 4);
+        quarter[0] = (turned[0] + turned[1]) + (turned[2] + turned[3]);
+        for (index_t l = 0; l < LINES; l++) total[l] += quarter[0][l];
     }
-    return total;
+}
+
+/* The means of some channels whose positions lie together. */
+static void average_lines(const float *x, index_t step, index_t positions, index_t channels, float *mean) {
+    vector_int rest;
+    for (index_t l = 0; l < WIDTH; l++) rest[l] = l < WIDTH - positions % WIDTH ? 0 : -1;
+    index_t c = 0;
+    for (; positions >= WIDTH && c + LINES <= channels; c += LINES) {
+        double total[LINES] = {0};
+        add_positions(x + c * step, step, positions, rest, total);
+        for (index_t l = 0; l < LINES; l++) mean[c + l] = total[l] / positions;
+    }
+    for (; c < channels; c++) {
+        double total = 0;
+        for (index_t i = 0; i < positions; i++) total += x[c * step + i];
+        mean[c] = total / positions;
+    }
 }
 
 /* The means of some channels that lie together, `step` from one position to the next. */
@@ -74,7 +101,15 @@ static void average_channels(const float *x, index_t step, index_t positions, in
     double total[TOGETHER] = {0};
     for (index_t first = 0; first < positions; first += RUN) {
         float sum[TOGETHER] = {0};
-        for (index_t i = first; i < smaller(first + RUN, positions); i++)
+        index_t i = first, last = smaller(first + RUN, positions);
+        for (; i + ROWS_ADDED <= last; i += ROWS_ADDED) {
+            const float *at = x + i * step;
+#pragma omp simd
+            for (index_t c = 0; c < channels; c++)
+                sum[c] += ((at[c] + at[step + c]) + (at[2 * step + c] + at[3 * step + c])) +
+                          ((at[4 * step + c] + at[5 * step + c]) + (at[6 * step + c] + at[7 * step + c]));
+        }
+        for (; i < last; i++)
 #pragma omp simd
             for (index_t c = 0; c < channels; c++) sum[c] += x[i * step + c];
         for (index_t c = 0; c < channels; c++) total[c] += sum[c];
@@ -82,18 +117,18 @@ static void average_channels(const float *x, index_t step, index_t positions, in
     for (index_t c = 0; c < channels; c++) mean[c] = total[c] / positions;
 }
 
+/* A thread takes some channels of one sample, long runs of memory. */
 static void pool(const Hidden *p) {
-    int together = p->x.position != 1;
-    index_t blocks = pieces(p->channels, together ? TOGETHER : 1);
+    void (*average)(const float *, index_t, index_t, index_t, float *) = average_channels;
+    index_t step = p->x.position;
+    if (step == 1) average = average_lines, step = p->x.channel;
+    index_t shared = p->batch < p->threads ? pieces(p->channels, p->threads) : p->channels;
+    index_t size = smaller(TOGETHER, padded(shared)), blocks = pieces(p->channels, size);
 #pragma omp parallel for schedule(static) num_threads(p->threads)
     for (index_t i = 0; i < p->batch * blocks; i++) {
-        index_t b = i / blocks, channel = i % blocks * (together ? TOGETHER : 1);
-        const float *from = p->x.data + b * p->x.batch + channel * p->x.channel;
-        float *mean = p->pooled + b * p->channels + channel;
-        if (together)
-            average_channels(from, p->x.position, p->x.positions, smaller(TOGETHER, p->channels - channel), mean);
-        else
-            *mean = add_positions(from, p->x.positions) / p->x.positions;
+        index_t b = i / blocks, channel = i % blocks * size;
+        average(p->x.data + b * p->x.batch + channel * p->x.channel, step, p->x.positions,
+                smaller(size, p->channels - channel), p->pooled + b * p->channels + channel);
     }
 }
 
