@@ -1,6 +1,6 @@
 """Compare the engine's compiled passes with torch's static convolutions, a layer at a time, on one thread.
 
-    python recipes/studies/engine_products.py [--backward]
+    python recipes/studies/engine_products.py [--backward] [--last]
 
 takes about two minutes. "ours" is the whole layer relative to the static one; "counted" its multiply-adds relative to
 the static one's: backwards a kernel is mixed again, and its gradient folded into those of α and of the cells.
@@ -55,6 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="Samples of a batch, one or several.")
     parser.add_argument("--backward", action="store_true", help="The gradients of input, attention and cells.")
+    parser.add_argument("--last", action="store_true", help="Maps whose channels are last.")
     parser.add_argument("--repeats", type=int, default=7, help="Rounds; the medians are taken.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -62,17 +63,20 @@ def main() -> None:
     with torch.inference_mode():
         for layer in LAYERS:
             for batch in arguments.batch:
-                print(compare(layer, batch, arguments.repeats, backward=arguments.backward), flush=True)
+                options = {"backward": arguments.backward, "last": arguments.last}
+                print(compare(layer, batch, arguments.repeats, **options), flush=True)
 
 
-def compare(layer: tuple[Any, ...], batch: int, repeats: int, *, backward: bool = False) -> str:
+def compare(layer: tuple[Any, ...], batch: int, repeats: int, *, backward: bool = False, last: bool = False) -> str:
     """Return a row of the table."""
     name, inputs, outputs, kernel, side, stride, cell, cells, groups = layer
     geometry = Convolution(
         (outputs, inputs // groups, kernel, kernel), (*cell, 1, 1), (stride,) * 2, (kernel // 2,) * 2, (1, 1), groups
     )
     mixtures = math.prod(geometry.kernel_shape) // math.prod(cell)
-    x, weight = torch.randn(batch, inputs, side, side), torch.randn(geometry.kernel_shape)
+    layout = torch.channels_last if last else torch.contiguous_format
+    x = torch.randn(batch, inputs, side, side).contiguous(memory_format=layout)
+    weight = torch.randn(geometry.kernel_shape)
     attention, stored = torch.randn(batch, mixtures, cells), torch.randn(cells, *geometry.cell_shape)
 
     gradient = torch.randn_like(conv2d(x, weight, None, stride, kernel // 2, 1, groups))
@@ -95,7 +99,7 @@ def compare(layer: tuple[Any, ...], batch: int, repeats: int, *, backward: bool 
     collected = torch.zeros_like(stored)
     work = [static_one, ours(x, gradient)]
     if kernel == 1:
-        work.append(ours(*(tensor[..., :1, :1].contiguous() for tensor in (x, gradient))))
+        work.append(ours(*(tensor[..., :1, :1].contiguous(memory_format=layout) for tensor in (x, gradient))))
     static, dynamic, *mixing = times(work, repeats)
     counted = 1 + (1.5 if backward else 1) * cells / math.prod(geometry.output_size((side, side)))
     products = f"{static / (dynamic - mixing[0]):.2f}" if mixing else ""

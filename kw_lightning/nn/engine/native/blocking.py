@@ -265,10 +265,19 @@ def block_inputs(extents: Extents, *, backward: bool) -> Blocking:
 def block_channels(extents: Extents, *, backward: bool) -> Blocking:
     """Cut a pass of a depthwise convolution, either way: a block has one depth, and a thread reads its own maps.
 
-    mixed = what of `KERNEL_BYTES` holds rows · width numbers a sample.
+    lines = lanes of which `BLOCK_BYTES` (a third of it backwards, where they stand turned beside it, and their
+    gradients) holds cells numbers each, and `KERNEL_BYTES` rows numbers each, in whole blocks that go evenly among the
+    threads; mixed = what of `KERNEL_BYTES` holds rows · (lines + width) numbers a sample.
     """
-    e = extents
-    return Blocking(1, _between(1, _kernel_bytes(e) // (NUMBER * e.rows * e.width), e.batch), e.batch, share(e))
+    e, wide = extents, extents.width
+    most = min(e.scaled(BLOCK_BYTES) // ((3 if backward else 1) * e.cells), _kernel_bytes(e) // e.rows) // NUMBER
+    blocks = -(-e.lanes // _between(wide, most // wide * wide, e.lanes))
+    shared = -(-blocks // e.threads) * e.threads
+    lines = -(-e.lanes // (shared if e.lanes >= shared * wide else blocks) // wide) * wide
+    parts = share(e._replace(lanes=-(-e.lanes // lines) * wide))
+    return Blocking(
+        1, _between(1, _kernel_bytes(e) // (NUMBER * e.rows * (lines + wide)), e.batch), e.batch, parts, lines=lines
+    )
 
 
 def mixes_few(kernels: int, cells: int) -> bool:

@@ -15,6 +15,7 @@ from kw_lightning.nn.engine.epilogue import ACTIVATIONS, Epilogue
 from kw_lightning.nn.engine.gradients import Gradients
 from kw_lightning.nn.engine.native import layout
 from kw_lightning.nn.engine.native.blocking import (
+    NUMBER,
     Blocking,
     Extents,
     block_bases,
@@ -26,7 +27,8 @@ from kw_lightning.nn.engine.native.blocking import (
 )
 from kw_lightning.nn.engine.native.layout import Map, Pass
 from kw_lightning.nn.engine.native.library import library
-from kw_lightning.nn.engine.native.positions import Positions, Sums, find_positions
+from kw_lightning.nn.engine.native.positions import Positions, Reads, Sums, find_positions
+from kw_lightning.nn.engine.native.walks import STRIP_BYTES, Walks, find_walks
 from kw_lightning.nn.engine.workspace import scratch, workspace_bytes
 from kw_lightning.nn.partition import Shape
 
@@ -39,7 +41,7 @@ class Form:
         functions: of the library, forward and backward.
         block: how its work is cut.
         winograd: it computes between transformed maps.
-        turns: backwards, the lanes are input channels instead of output channels.
+        walks: every channel by itself, along lines; else, backwards, the lanes are input channels.
         narrows: its blocks may be of one vector, where cells have few lanes.
         rereads: backwards it needs the input for every gradient, not for those of α and E alone.
     """
@@ -47,7 +49,7 @@ class Form:
     functions: tuple[str, str]
     block: Callable[..., Blocking]
     winograd: bool = False
-    turns: bool = True
+    walks: bool = False
     narrows: bool = False
     rereads: bool = False
 
@@ -58,7 +60,7 @@ MIX_ROWS = replace(MIX_KERNELS, functions=("kw_mix_rows", "kw_mix_rows_backward"
 MIX_BASES = replace(MIX_KERNELS, block=block_bases)
 WINOGRAD = replace(MIX_KERNELS, winograd=True)
 MIX_INPUTS = Form(("kw_mix_inputs", "kw_mix_inputs_backward"), block_inputs, rereads=True)
-DEPTHWISE = Form(("kw_mix_depthwise", "kw_mix_depthwise"), block_channels, turns=False)
+DEPTHWISE = Form(("kw_mix_depthwise", "kw_mix_depthwise"), block_channels, walks=True)
 
 
 def lanes() -> int:
@@ -332,7 +334,7 @@ def _describe(
     backward: bool,
     threads: int,
     limit: int,
-) -> tuple[Positions, Pass]:
+) -> tuple[Reads, Pass]:
     """Return which position of a pass reads which, and what it is told but for the places of tensors.
 
     Args:
@@ -345,34 +347,46 @@ def _describe(
     _, out_groups, in_groups = convolution.grid
     co, ci = convolution.cell_shape[:2]  # ci is 1 in depthwise convolutions: lanes are theirs, both ways
     p.cell_step, p.row_tap = co * ci, out_groups * in_groups
-    if form.turns and convolution.groups > 1:
+    if convolution.groups > 1 and not form.walks:
         p.cell_groups = max(co * convolution.groups // convolution.kernel_shape[0], 1)
         p.groups = convolution.groups // p.cell_groups
         co, out_groups = co // p.cell_groups, out_groups // p.groups
         p.group_step, p.row_group = co * ci, out_groups * in_groups
-    if backward and form.turns:
+    if backward and not form.walks:
         p.lanes, p.depths, p.lane_groups, p.depth_groups = ci, co, in_groups, out_groups
         p.row_lane, p.row_depth, p.lane_step, p.depth_step = 1, in_groups, 1, ci
     else:
         p.lanes, p.depths, p.lane_groups, p.depth_groups = co, ci, out_groups, in_groups
         p.row_lane, p.row_depth, p.lane_step, p.depth_step = in_groups, 1, ci, 1
     p.vectors = 1 if form.narrows and p.lanes <= lanes() // 2 else 2
-    positions = find_positions(convolution, size, _library().kw_rows(p.vectors), winograd=form.winograd)
-    direction = positions.backward if backward else positions.forward
-    p.rows = len(positions.live) * p.row_tap
-    p.source_positions, p.out_positions = positions.inputs, positions.outputs
+    tell = _tell_walks if form.walks else _tell_positions
+    reads = tell(p, convolution, size, form, backward)
+    p.taps, p.rows = len(reads.live), len(reads.live) * p.row_tap
+    p.source_positions, p.out_positions = reads.inputs, reads.outputs
     if backward:
-        p.source_positions, p.out_positions = positions.outputs, positions.inputs
-    p.taps, p.tiles, p.spans = len(positions.live), len(direction.tile_start), len(positions.span) // 4
-    p.tile_start, p.tile = direction.tile_start.data_ptr(), direction.tile.data_ptr()
-    p.reads, p.span, p.run = (table.data_ptr() for table in (positions.reads, positions.span, positions.run))
-    p.source_sums, p.out_sums = _sums(direction.source_sums), _sums(direction.out_sums)
-    p.other_sums = _sums(positions.forward.source_sums)
+        p.source_positions, p.out_positions = reads.outputs, reads.inputs
     blocking = form.block(_extents(p, limit, form), backward=backward)
     p.block_depths, p.mixed_samples, p.direct = blocking.depths, blocking.mixed, blocking.direct
     p.tile_depths, p.read_samples, p.parts = blocking.tile or blocking.depths, blocking.read, blocking.parts
     p.lines = blocking.lines
-    return positions, p
+    return reads, p
+
+
+def _tell_positions(p: Pass, convolution: Convolution, size: Shape, form: Form, backward: bool) -> Positions:
+    positions = find_positions(convolution, size, _library().kw_rows(p.vectors), winograd=form.winograd)
+    direction = positions.backward if backward else positions.forward
+    p.tiles, p.spans = len(direction.tile_start), len(positions.span) // 4
+    p.tile_start, p.tile = direction.tile_start.data_ptr(), direction.tile.data_ptr()
+    p.reads, p.span, p.run = (table.data_ptr() for table in (positions.reads, positions.span, positions.run))
+    p.source_sums, p.out_sums = _sums(direction.source_sums), _sums(direction.out_sums)
+    p.other_sums = _sums(positions.forward.source_sums)
+    return positions
+
+
+def _tell_walks(p: Pass, convolution: Convolution, size: Shape, form: Form, backward: bool) -> Walks:
+    walks = find_walks(convolution, size, STRIP_BYTES // (NUMBER * lanes()))
+    p.walk, p.kernel_walk = (walks.backward if backward else walks.forward).told(), walks.forward.told()
+    return walks
 
 
 def _extents(p: Pass, limit: int, form: Form) -> Extents:

@@ -94,16 +94,18 @@ static inline void join_factors(const Epilogue *e, index_t channel, index_t chan
     }
 }
 
-/* Write rows [positions, width] into some channels of a sample's map, finished where there is an epilogue. */
+/* Write rows [positions, width] into some channels of a sample's map, from position `start` on, finished where there is
+   an epilogue. */
 static inline void write_rows(const Map *map, const Epilogue *e, index_t sample, index_t channel, index_t channels,
-                              index_t width, const float *from) {
+                              index_t width, index_t start, index_t positions, const float *from) {
     float scale[LANES], shift[LANES], finished[STRIP * LANES], read[STRIP * LANES];
-    float *to = map->data + sample * map->batch + channel * map->channel;
-    index_t strip = e->present ? STRIP : map->positions;
-    const float *added = e->added.data + sample * e->added.batch + channel * e->added.channel;
+    float *to = map->data + sample * map->batch + channel * map->channel + start * map->position;
+    index_t strip = e->present ? STRIP : positions;
+    const float *added = e->added.data;
+    if (added) added += sample * e->added.batch + channel * e->added.channel + start * e->added.position;
     if (e->present) join_factors(e, channel, channels, scale, shift);
-    for (index_t first = 0; first < map->positions; first += strip) {
-        index_t count = smaller(strip, map->positions - first);
+    for (index_t first = 0; first < positions; first += strip) {
+        index_t count = smaller(strip, positions - first);
         const float *rows = from + first * width;
         if (e->present) {
             if (e->added.data)

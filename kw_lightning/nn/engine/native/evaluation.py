@@ -12,7 +12,7 @@ from kw_lightning.nn.engine.epilogue import Epilogue
 from kw_lightning.nn.engine.native import attention, layout
 from kw_lightning.nn.engine.native.calls import Form, prepare
 from kw_lightning.nn.engine.native.library import library
-from kw_lightning.nn.engine.native.positions import Positions
+from kw_lightning.nn.engine.native.positions import Reads
 from kw_lightning.nn.engine.workspace import flat_scratch, in_huge_pages
 
 METHODS = ("kw_mix_kernels", "kw_mix_inputs", "kw_mix_depthwise", "kw_mix_lines", "kw_mix_rows")
@@ -57,7 +57,7 @@ class Evaluation:
     numbers: int
     size: tuple[int, ...]
     stride: tuple[int, ...]
-    positions: Positions
+    positions: Reads
 
     def run(self, x: Tensor, added: Tensor | None) -> Tensor:
         """Return what becomes of the layer's output for x, to which `added` is added."""

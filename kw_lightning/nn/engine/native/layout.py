@@ -36,6 +36,16 @@ class Epilogue(ctypes.Structure):
     )
 
 
+class Walk(ctypes.Structure):
+    """See pass.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("out", "source", "lines", "before", "room", "strip", "held")),
+        *((name, ctypes.c_int64) for name in ("taps", "phases")),
+        *((name, ctypes.c_void_p) for name in ("reads", "range", "phase")),
+    )
+
+
 class Pass(ctypes.Structure):
     """See pass.h."""
 
@@ -51,6 +61,7 @@ class Pass(ctypes.Structure):
         *((name, Sums) for name in ("out_sums", "source_sums", "other_sums")),
         *((name, ctypes.c_int64) for name in ("taps", "tiles", "spans")),
         *((name, ctypes.c_void_p) for name in ("tile_start", "tile", "reads", "span", "run")),
+        *((name, Walk) for name in ("walk", "kernel_walk")),
         *((name, ctypes.c_int64) for name in ("vectors", "direct")),
         *((name, ctypes.c_int64) for name in ("block_depths", "tile_depths", "mixed_samples")),
         *((name, ctypes.c_int64) for name in ("lines", "read_samples", "parts", "threads")),
@@ -109,7 +120,7 @@ def difference(loaded: ctypes.CDLL) -> str | None:
     loaded.kw_layout.restype = ctypes.c_int64
     count = loaded.kw_layout(ctypes.byref(found))
     theirs = {found[index].name.decode(): (found[index].offset, found[index].bytes) for index in range(count)}
-    structures = Sums, Map, Epilogue, Pass, Hidden, Weighing, Evaluation
+    structures = Sums, Map, Epilogue, Walk, Pass, Hidden, Weighing, Evaluation
     ours = {name: place for structure in structures for name, place in _places(structure)}
     for name in (*ours, *theirs):
         if theirs.get(name) != ours.get(name):

@@ -2,127 +2,303 @@
 
    As mix_kernels.c, but lanes are the one channel axis of a cell: maps are read LANES channels at a time, and positions
    are multiplied lane by lane. A cell has one kernel position, so W[b, (t, g)][l] = sum over j of alpha[b, t, g, j] *
-   E[j][l] is a single product for all samples, taps t and groups g of lanes. */
+   E[j][l] is a single product for all samples, taps t and groups g of lanes. The kernels of `lines` lanes exist at
+   once, side by side in a row of each mixture.
+
+   A sample is walked in strips of lines, all its lanes in turn, so that memory is read and written in its order. The
+   lines that a strip reads are copied into the nearest caches with zeros around, and a tile of a line's positions takes
+   the kernel's taps line by line: no position is looked up, and none asks whether it reads. */
 
 #include "pass.h"
 
+/* Blocks of lanes that are read together where channels lie side by side, which memory gives sooner than one alone. */
+#define BUNDLE 8
+
 /* The memory of one thread. */
 typedef struct {
-    float *out, *source, *other, *block, *turned, *gradient, *kernels;
+    float *block, *turned, *gradient, *kernels, *source, *other, *factor, *out;
 } Memory;
+
+/* Numbers between rows of kernels: an odd number of blocks, so that the taps of one share no set of the cache. */
+static index_t row_step(const Pass *p) { return (p->lines / LANES | 1) * LANES; }
+
+/* Blocks that are read together at most. */
+static index_t bundle(const Pass *p) { return smaller(BUNDLE, p->lines / LANES); }
+
+/* Numbers of the lines that a strip of a walk reads, zeros included, and of those that it writes. */
+static index_t read_size(const Walk *w) { return w->held * w->room * LANES; }
+static index_t strip_size(const Walk *w) { return w->strip * w->out * LANES; }
 
 static index_t lay_out(const Pass *p, float *at, Memory *m) {
     float *start = at;
-    int kernels = p->other.data != NULL;
-    m->out = at, at += p->out.data ? p->out_positions * LANES : 0;
-    m->source = at, at += p->source_positions * LANES;
-    m->other = at, at += kernels ? p->out_positions * LANES : 0;
-    m->block = at, at += p->cells * LANES;
-    m->gradient = at, at += kernels ? p->cells * LANES : 0;
-    m->turned = at, at += kernels ? LANES * padded(p->cells) : 0;
-    m->kernels = at, at += p->mixed_samples * p->rows * LANES;
+    int out = p->out.data != NULL, kernels = p->other.data != NULL;
+    m->block = at, at += p->cells * p->lines;
+    m->turned = at, at += kernels ? padded(p->cells) * p->lines : 0;
+    m->gradient = at, at += kernels ? p->cells * p->lines : 0;
+    m->kernels = at, at += p->mixed_samples * p->rows * row_step(p);
+    m->source = at, at += out ? bundle(p) * read_size(&p->walk) : 0;
+    m->out = at, at += out ? strip_size(&p->walk) : 0;
+    m->other = at, at += kernels ? bundle(p) * read_size(&p->kernel_walk) : 0;
+    m->factor = at, at += kernels ? bundle(p) * strip_size(&p->kernel_walk) : 0;
     return padded(at - start);
 }
 
 index_t kw_mix_depthwise_memory(const Pass *p) { return p->threads * lay_out(p, NULL, &(Memory){0}); }
 
-/* One tile of output positions. */
-INLINE void gather_rows(const int rows, const Pass *p, const int32_t *tile, const float *source, const float *kernels,
-                        float *out) {
-    static const float zeros[LANES];
-    vector sum[ROWS][2];
-    const int32_t *position = tile + 2, *tap = position + rows;
-    EACH_ROW(rows) sum[r][0] = sum[r][1] = (vector){0};
-    for (index_t t = 0; t < tile[1]; t++, tap += 1 + rows) {
-        const float *kernel = kernels + tap[0] * p->row_tap * LANES;
-        vector k0 = LOAD(kernel), k1 = LOAD(kernel + WIDTH);
-        EACH_ROW(rows) {
-            const float *a = tap[1 + r] < 0 ? zeros : source + (index_t)tap[1 + r] * LANES;
-            sum[r][0] += LOAD(a) * k0;
-            sum[r][1] += LOAD(a + WIDTH) * k1;
+/* What is walked at once: a strip of some channels of a sample, lines of out from `line` on and the lines that those
+   read, and the kernels of its first block, by steps from one tap to the next and from one line of taps. */
+typedef struct {
+    index_t sample, channel, channels;
+    index_t line, lines, first_read, reads;
+    float *kernels;
+    index_t tap, tap_line;
+} Part;
+
+/* Some lines of a part's channels in blocks of LANES, [block][line][room][lane], a block in `held` numbers. */
+static void read_lines(const Map *map, index_t positions, index_t before, index_t room, const Part *s, index_t first,
+                       index_t lines, index_t held, float *to) {
+    index_t channels = s->channels, whole = channels / LANES * LANES;
+    const float *from = map->data + s->sample * map->batch + s->channel * map->channel;
+    from += first * positions * map->position;
+    to += before * LANES;
+    for (; lines > 0; lines--, from += positions * map->position, to += room * LANES) {
+        float *rest = to + whole / LANES * held;
+        if (whole < channels) {
+            memset(rest, 0, positions * LANES * sizeof(float));
+            arrange(from + whole * map->channel, map->position, map->channel, rest, LANES, positions, channels - whole);
         }
-    }
-    EACH_ROW(rows) {
-        float *c = out + (index_t)position[r] * LANES;
-        STORE(c, sum[r][0]);
-        STORE(c + WIDTH, sum[r][1]);
+        if (map->channel == 1)
+            for (index_t i = 0; i < positions; i++) {
+                const float *a = from + i * map->position;
+                float *c = to + i * LANES;
+                for (index_t l = 0; l < whole; l += LANES, a += LANES, c += held) {
+                    STORE(c, LOAD(a));
+                    STORE(c + WIDTH, LOAD(a + WIDTH));
+                }
+            }
+        else
+            for (index_t l = 0; l < whole; l += LANES)
+                arrange(from + l * map->channel, map->position, map->channel, to + l / LANES * held, LANES, positions,
+                        LANES);
     }
 }
 
-static void gather(const Pass *p, const int32_t *tile, const float *source, const float *kernels, float *out) {
-    switch (tile[0]) {
-#define CASE(N)                                        \
-    case N:                                            \
-        gather_rows(N, p, tile, source, kernels, out); \
+/* The zeros around all lines of some blocks that a strip may read. */
+static void clear_sides(const Walk *w, index_t blocks, float *to) {
+    index_t after = w->room - w->before - w->source;
+    for (index_t line = 0; line < blocks * w->held; line++, to += w->room * LANES) {
+        memset(to, 0, w->before * LANES * sizeof(float));
+        memset(to + (w->before + w->source) * LANES, 0, after * LANES * sizeof(float));
+    }
+}
+
+/* One tile of a line's positions; `read_step` is the compiler's where it is 1 or 2. */
+INLINE void walk_rows(const int rows, const index_t read_step, const Pass *p, const Part *s, const Phase *f,
+                      const int32_t *reads, const float *source, const float *kernels, float *out, index_t out_step,
+                      index_t ahead) {
+    const Walk *w = &p->walk;
+    index_t kernel_lines = p->taps / w->taps;
+    vector sum[LONG_ROWS][2];
+    EACH_ROW(rows) sum[r][0] = sum[r][1] = (vector){0};
+    EACH_ROW(rows) __builtin_prefetch(out + ahead + r * out_step, 1);
+    for (index_t t = 0; t < kernel_lines; t++, reads += w->lines) {
+        if (*reads < 0) continue;
+        const float *a = source + (*reads - s->first_read) * w->room * LANES;
+        const float *kernel = kernels + t * s->tap_line + f->tap * s->tap;
+        for (index_t i = 0; i < f->taps; i++, a += f->tap_read * LANES, kernel += f->tap_step * s->tap) {
+            vector k0 = LOAD(kernel), k1 = LOAD(kernel + WIDTH);
+            EACH_ROW(rows) {
+                sum[r][0] += LOAD(a + r * read_step * LANES) * k0;
+                sum[r][1] += LOAD(a + r * read_step * LANES + WIDTH) * k1;
+            }
+        }
+    }
+    EACH_ROW(rows) {
+        STORE(out + r * out_step, sum[r][0]);
+        STORE(out + r * out_step + WIDTH, sum[r][1]);
+    }
+}
+
+static void walk_tile(const Pass *p, const Part *s, const Phase *f, index_t rows, const int32_t *reads,
+                      const float *source, const float *kernels, float *out, index_t out_step, index_t ahead) {
+    switch (4 * rows + (f->read_step > 2 ? 0 : f->read_step)) {
+#define CASE(N)                                                                            \
+    case 4 * N:                                                                            \
+        walk_rows(N, f->read_step, p, s, f, reads, source, kernels, out, out_step, ahead); \
+        break;                                                                             \
+    case 4 * N + 1:                                                                        \
+        walk_rows(N, 1, p, s, f, reads, source, kernels, out, out_step, ahead);            \
+        break;                                                                             \
+    case 4 * N + 2:                                                                        \
+        walk_rows(N, 2, p, s, f, reads, source, kernels, out, out_step, ahead);            \
         break;
-        EACH_COUNT(CASE)
+        EACH_LONG_COUNT(CASE)
 #undef CASE
     }
 }
 
-/* The gradient of one tap's lanes: the sum over runs of positions of source times other. */
-static void inner(const int32_t *run, const int32_t *end, const float *source, const float *other, float *c, int add) {
-    vector sum[4][2]; /* of positions in turn: one sum alone would wait for itself */
-    for (int r = 0; r < 4; r++) sum[r][0] = sum[r][1] = (vector){0};
-    if (add) sum[0][0] = LOAD(c), sum[0][1] = LOAD(c + WIDTH);
-    for (; run < end; run += 4) {
-        const float *a = source + (index_t)run[0] * LANES, *b = other + (index_t)run[1] * LANES;
-        index_t k = run[3], step = (index_t)run[2] * LANES;
-        for (; k >= 4; k -= 4)
-            for (int r = 0; r < 4; r++, a += LANES, b += step) {
-                sum[r][0] += LOAD(a) * LOAD(b);
-                sum[r][1] += LOAD(a + WIDTH) * LOAD(b + WIDTH);
+/* The lines of a strip, each cut evenly into tiles; `position` numbers lie between positions of out. */
+static void walk_strip(const Pass *p, const Part *s, const float *source, const float *kernels, float *out,
+                       index_t position) {
+    const Walk *w = &p->walk;
+    for (index_t l = 0; l < s->lines; l++, out += w->out * position)
+        for (const Phase *f = w->phase; f < w->phase + w->phases; f++)
+            for (index_t tiles = pieces(f->positions, LONG_ROWS), i = 0, rows; tiles > 0; tiles--, i += rows) {
+                rows = (f->positions - i) / tiles;
+                walk_tile(p, s, f, rows, w->reads + s->line + l, source + (f->read + i * f->read_step) * LANES, kernels,
+                          out + (f->first + i * f->step) * position, f->step * position, w->out * position);
             }
-        for (; k > 0; k--, a += LANES, b += step) {
-            sum[0][0] += LOAD(a) * LOAD(b);
-            sum[0][1] += LOAD(a + WIDTH) * LOAD(b + WIDTH);
+}
+
+/* Write the out of a part. */
+static void convolve(const Pass *p, const Part *s, const Memory *m) {
+    const Map *map = &p->out;
+    const Walk *w = &p->walk;
+    index_t first = s->line * w->out;
+    int direct = map->channel == 1 && !p->epilogue.present;
+    float *to = map->data + s->sample * map->batch + s->channel * map->channel + first * map->position;
+    read_lines(&p->source, w->source, w->before, w->room, s, s->first_read, s->reads, read_size(w), m->source);
+    for (index_t l = 0; l < s->channels; l += LANES) {
+        const float *source = m->source + l / LANES * read_size(w);
+        index_t lanes = smaller(LANES, s->channels - l);
+        if (direct && lanes == LANES) {
+            walk_strip(p, s, source, s->kernels + l, to + l, map->position);
+            continue;
+        }
+        walk_strip(p, s, source, s->kernels + l, m->out, LANES);
+        write_rows(map, &p->epilogue, s->sample, s->channel + l, lanes, LANES, first, s->lines * w->out, m->out);
+    }
+}
+
+/* The gradient of neighbouring taps of one line of the kernel: sums over a strip, of `turns` positions at a time. */
+INLINE void inner_rows(const int rows, const int turns, const Walk *w, const Part *s, const int32_t *reads,
+                       const float *factor, const float *other, float *c, index_t c_row, int add) {
+    const Phase *f = w->phase;
+    index_t tap = f->tap_read * LANES, step = f->read_step * LANES;
+    vector sum[LONG_ROWS][2];
+    EACH_ROW(rows * turns) {
+        sum[r][0] = add && r < rows ? LOAD(c + r * c_row) : (vector){0};
+        sum[r][1] = add && r < rows ? LOAD(c + r * c_row + WIDTH) : (vector){0};
+    }
+    for (index_t l = 0; l < s->lines; l++, factor += w->out * LANES) {
+        if (reads[l] < 0) continue;
+        const float *a = other + (reads[l] - s->first_read) * w->room * LANES, *b = factor;
+        index_t x = w->out;
+        for (; x >= turns; x -= turns)
+            for (int u = 0; u < turns; u++, a += step, b += LANES) {
+                vector b0 = LOAD(b), b1 = LOAD(b + WIDTH);
+                EACH_ROW(rows) {
+                    sum[u * rows + r][0] += LOAD(a + r * tap) * b0;
+                    sum[u * rows + r][1] += LOAD(a + r * tap + WIDTH) * b1;
+                }
+            }
+        for (; x > 0; x--, a += step, b += LANES) {
+            vector b0 = LOAD(b), b1 = LOAD(b + WIDTH);
+            EACH_ROW(rows) {
+                sum[r][0] += LOAD(a + r * tap) * b0;
+                sum[r][1] += LOAD(a + r * tap + WIDTH) * b1;
+            }
         }
     }
-    STORE(c, (sum[0][0] + sum[1][0]) + (sum[2][0] + sum[3][0]));
-    STORE(c + WIDTH, (sum[0][1] + sum[1][1]) + (sum[2][1] + sum[3][1]));
-}
-
-/* One sample and group of lanes: its kernels are applied, and replaced by their gradient. */
-static void convolve(const Pass *p, index_t sample, index_t group, index_t lane, index_t lanes, float *kernels,
-                     const Memory *m) {
-    index_t channel = group * p->lanes + lane;
-    read_map(&p->source, &p->source_sums, sample, channel, lanes, p->source_positions, LANES, NULL, m->source);
-    if (p->out.data) {
-        for (index_t t = 0; t < p->tiles; t++) gather(p, p->tile + p->tile_start[t], m->source, kernels, m->out);
-        write_map(p, sample, channel, lanes, NULL, m->out);
-    }
-    if (p->other.data) {
-        read_map(&p->other, &p->other_sums, sample, channel, lanes, p->out_positions, LANES, NULL, m->other);
-        for (const int32_t *s = p->span, *end = s + 4 * p->spans; s < end; s += 4)
-            inner(p->run + 4 * s[2], p->run + 4 * s[3], m->source, m->other, kernels + s[0] * p->row_tap * LANES, s[1]);
+    for (int u = 1; u < turns; u++) EACH_ROW(rows) {
+            sum[r][0] += sum[u * rows + r][0];
+            sum[r][1] += sum[u * rows + r][1];
+        }
+    EACH_ROW(rows) {
+        STORE(c + r * c_row, sum[r][0]);
+        STORE(c + r * c_row + WIDTH, sum[r][1]);
     }
 }
 
-/* Some lanes of samples first to last of the batch, which read their own source. */
-static void run_lanes(const Pass *p, index_t group, index_t lane, index_t first, index_t last, const float *source,
-                      float *memory, float *alpha_gradient, float *cell_gradient, int add) {
-    (void)source;
-    Memory own, *m = &own;
-    lay_out(p, memory, m);
-    index_t lanes = smaller(LANES, p->lanes - lane), width = padded(p->cells);
-    pack_cells(p, group, lane, lanes, 0, 1, m->block, LANES, p->cells * LANES);
-    if (alpha_gradient) turn_cells(p, 1, m->block, m->turned);
+/* The gradient of the kernels of a part: what its gradient of the output adds to it. */
+static void differentiate(const Pass *p, const Part *s, const Memory *m) {
+    const Walk *w = &p->kernel_walk;
+    const Phase *f = w->phase;
+    read_lines(&p->other, w->source, w->before, w->room, s, s->first_read, s->reads, read_size(w), m->other);
+    read_lines(&p->source, w->out, 0, w->out, s, s->line, s->lines, strip_size(w), m->factor);
+    for (index_t l = 0; l < s->channels; l += LANES)
+        for (index_t t = 0; t < p->taps / w->taps; t++)
+            for (index_t tiles = pieces(w->taps, LONG_ROWS), i = 0, rows; tiles > 0; tiles--, i += rows) {
+                const int32_t *reads = w->reads + t * w->lines + s->line;
+                const float *other = m->other + l / LANES * read_size(w) + (f->read + i * f->tap_read) * LANES;
+                const float *factor = m->factor + l / LANES * strip_size(w);
+                float *c = s->kernels + l + t * s->tap_line + i * s->tap;
+                rows = (w->taps - i) / tiles;
+                switch (rows) {
+#define CASE(N)                                                                                                   \
+    case N:                                                                                                       \
+        inner_rows(N, LONG_ROWS / N > 4 ? 4 : LONG_ROWS / N, w, s, reads, factor, other, c, s->tap, s->line > 0); \
+        break;
+                    EACH_LONG_COUNT(CASE)
+#undef CASE
+                }
+            }
+}
+
+/* Some lanes of one sample: strip by strip, in all groups, as many blocks together as lie side by side. */
+static void walk(const Pass *p, const Walk *w, const Map *map, index_t sample, index_t lane, index_t lanes,
+                 float *kernels, const Memory *m, void (*use)(const Pass *, const Part *, const Memory *)) {
+    const int32_t *range = w->range;
+    index_t blocks = pieces(lanes, LANES), bundles = pieces(blocks, map->channel == 1 ? bundle(p) : 1);
+    Part s = {.sample = sample, .tap = p->row_tap * row_step(p)};
+    s.tap_line = s.tap * w->taps;
+    for (s.line = 0; s.line < w->lines; s.line += w->strip, range += 2)
+        for (index_t i = 0; i < p->lane_groups * bundles; i++) {
+            index_t group = i / bundles, first = i % bundles * blocks / bundles * LANES;
+            s.channel = group * p->lanes + lane + first;
+            s.channels = smaller((i % bundles + 1) * blocks / bundles * LANES, lanes) - first;
+            s.lines = smaller(w->strip, w->lines - s.line), s.first_read = range[0], s.reads = range[1];
+            s.kernels = kernels + group * p->row_lane * row_step(p) + first;
+            use(p, &s, m);
+        }
+}
+
+/* Some lanes of samples first to last of the batch. */
+static void run_lanes(const Pass *p, index_t lane, index_t lanes, index_t first, index_t last, const Memory *m,
+                      float *alpha_gradient, float *cell_gradient, int add) {
+    index_t size = p->cells * LANES, step = row_step(p), blocks = pieces(lanes, LANES), width = padded(p->cells);
+    for (index_t l = 0; l < lanes; l += LANES)
+        pack_cells(p, 0, lane + l, smaller(LANES, lanes - l), 0, 1, m->block + l * p->cells, LANES, size);
+    if (alpha_gradient) turn_cells(p, blocks, m->block, m->turned);
+    if (p->out.data) clear_sides(&p->walk, bundle(p), m->source);
+    if (p->other.data) clear_sides(&p->kernel_walk, bundle(p), m->other);
     for (index_t b = first; b < last; b += p->mixed_samples) {
         index_t samples = smaller(p->mixed_samples, last - b), rows = samples * p->rows;
         const float *alpha = p->alpha + b * p->rows * p->cells;
-        if (p->out.data) product(rows, 2, p->cells, alpha, p->cells, 1, m->block, LANES, m->kernels, LANES, 0);
-        for (index_t i = 0; i < samples * p->lane_groups; i++) {
-            index_t sample = i / p->lane_groups, g = i % p->lane_groups;
-            convolve(p, b + sample, g, lane, lanes, m->kernels + (sample * p->rows + g * p->row_lane) * LANES, m);
+        for (index_t l = 0; p->out.data && l < blocks; l++)
+            product(rows, 2, p->cells, alpha, p->cells, 1, m->block + l * size, LANES, m->kernels + l * LANES, step, 0);
+        for (index_t i = 0; i < samples; i++) {
+            float *kernels = m->kernels + i * p->rows * step;
+            if (p->out.data) walk(p, &p->walk, &p->source, b + i, lane, lanes, kernels, m, convolve);
+            if (p->other.data) walk(p, &p->kernel_walk, &p->other, b + i, lane, lanes, kernels, m, differentiate);
         }
         for (index_t j = 0; alpha_gradient && j < p->cells; j += LANES)
-            product(rows, p->cells - j > WIDTH ? 2 : 1, LANES, m->kernels, LANES, 1, m->turned + j * LANES, LANES,
-                    alpha_gradient + b * p->rows * width + j, width, 1);
-        if (cell_gradient)
-            product(p->cells, 2, rows, alpha, 1, p->cells, m->kernels, LANES, m->gradient, LANES, b > first);
+            product(rows, p->cells - j > WIDTH ? 2 : 1, blocks * LANES, m->kernels, step, 1,
+                    m->turned + j * blocks * LANES, LANES, alpha_gradient + b * p->rows * width + j, width, 1);
+        for (index_t l = 0; cell_gradient && l < blocks; l++)
+            product(p->cells, 2, rows, alpha, 1, p->cells, m->kernels + l * LANES, step, m->gradient + l * size, LANES,
+                    b > first);
     }
-    if (cell_gradient)
-        unpack_cells(p, group, lane, lanes, 0, 1, m->gradient, LANES, p->cells * LANES, cell_gradient, add);
+    for (index_t l = 0; cell_gradient && l < lanes; l += LANES)
+        unpack_cells(p, 0, lane + l, smaller(LANES, lanes - l), 0, 1, m->gradient + l * p->cells, LANES, size,
+                     cell_gradient, add);
 }
 
-void kw_mix_depthwise(const Pass *p) { share_out(p, lay_out(p, NULL, &(Memory){0}), 0, run_lanes); }
+/* A thread takes neighbouring lanes, or parts of their samples. */
+void kw_mix_depthwise(const Pass *p) {
+    index_t items = pieces(p->lanes, p->lines) * p->parts, memory = lay_out(p, NULL, &(Memory){0});
+    index_t gradients = p->batch * p->rows * padded(p->cells);
+#pragma omp parallel for schedule(static) num_threads(p->threads)
+    for (index_t thread = 0; thread < p->threads; thread++)
+        for (index_t i = items * thread / p->threads; i < items * (thread + 1) / p->threads; i++) {
+            index_t part = i % p->parts, lane = i / p->parts * p->lines;
+            index_t from = p->batch * part / p->parts, to = p->batch * (part + 1) / p->parts;
+            Memory m;
+            if (from == to) continue;
+            lay_out(p, p->memory + thread * memory, &m);
+            run_lanes(p, lane, smaller(p->lines, p->lanes - lane), from, to, &m,
+                      p->alpha_gradient ? p->alpha_gradient + thread * gradients : NULL,
+                      p->cell_gradient ? p->cell_gradient + part * p->cells * p->cell_step : NULL,
+                      p->parts > 1 || p->adds);
+        }
+}

@@ -99,16 +99,6 @@ static void mix_panels(const Pass *p, const Item *item, const Item *then, index_
     }
 }
 
-/* Write some positions of some lines of one group, finished where there is an epilogue. */
-static void write_positions(const Pass *p, index_t sample, index_t channel, index_t lines, index_t from, index_t count,
-                            const float *out) {
-    Map map = p->out;
-    Epilogue epilogue = p->epilogue;
-    map.data += from * map.position, map.positions = count;
-    if (epilogue.added.data) epilogue.added.data += from * epilogue.added.position;
-    write_rows(&map, &epilogue, sample, channel, lines, LANES, out);
-}
-
 /* The kernels of some lines of one sample on its source. */
 static void apply(const Pass *p, index_t line, index_t lines, index_t sample, const float *kernels, const Memory *m) {
     const Map *map = &p->source;
@@ -126,8 +116,8 @@ static void apply(const Pass *p, index_t line, index_t lines, index_t sample, co
         }
         for (index_t g = 0; g < p->lane_groups; g++)
             for (index_t l = 0; l < lines; l += LANES)
-                write_positions(p, sample, g * p->lanes + line + l, smaller(LANES, lines - l), from, count,
-                                m->out + (g * panels(p) + l / LANES) * POSITIONS * LANES);
+                write_rows(&p->out, &p->epilogue, sample, g * p->lanes + line + l, smaller(LANES, lines - l), LANES,
+                           from, count, m->out + (g * panels(p) + l / LANES) * POSITIONS * LANES);
     }
 }
 

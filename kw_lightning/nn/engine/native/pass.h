@@ -12,6 +12,27 @@ typedef struct {
     const int32_t *start, *term;
 } Sums;
 
+/* Positions of a line, of which every so many-th is of the phase: `first`, `first` + `step`, ... They read as many
+   taps of a kernel's line, `tap`, `tap` + `tap_step`, ..., the first position from position `read` of a line of the
+   source and the zeros around it, the next from `read_step` further, and each tap `tap_read` further than the last. */
+typedef struct {
+    int32_t first, step, positions, taps, tap, tap_step, read, read_step, tap_read;
+} Phase;
+
+/* How a depthwise convolution goes from the lines of one map, along its last dimension, to those of another: see
+   native/walks.py. */
+typedef struct {
+    index_t out, source;  /* positions of a line */
+    index_t lines;        /* of out */
+    index_t before, room; /* zeros before a line of the source; positions with all zeros around them */
+    index_t strip, held;  /* lines of out that are computed together; the most lines of the source that those read */
+    index_t taps;         /* of a line of the kernel */
+    index_t phases;
+    const int32_t *reads; /* [lines of the kernel, lines of out]: the line of the source that is read, -1 for none */
+    const int32_t *range; /* of each strip: the first line of the source that it reads, and how many */
+    const Phase *phase;
+} Walk;
+
 /* What a pass is told. native/layout.py declares the same and is compared with `kw_layout` when the library is opened.
 
    All passes go through the same loops; what is blocked by what is decided in native/blocking.py:
@@ -71,13 +92,17 @@ typedef struct {
     const int32_t *span;       /* of the kernels' gradient, each: t, whether it adds, runs from, to */
     const int32_t *run;        /* each: source, other, step of other, length */
 
+    /* Of a depthwise convolution in place of those but for `taps`. */
+    Walk walk;        /* from source to out */
+    Walk kernel_walk; /* forward, from other to source: backwards, for the gradient of the kernels */
+
     /* Blocking: see the loops above. */
     index_t vectors;       /* of a block's lanes: 2, or 1 where cells have no more lanes than that */
     index_t direct;        /* whether few kernels are mixed of the cells as they lie: mix_kernels.c */
     index_t block_depths;  /* depths of a block of cells, or, of direct kernels, of the kernels */
     index_t tile_depths;   /* depths that tiles take at a time, and by which the source is laid out */
     index_t mixed_samples; /* samples whose kernels, of one block, exist at once in a thread */
-    index_t lines;         /* of a cell, whose kernels exist at once: of mix_lines.c, mix_rows.c */
+    index_t lines;         /* of a cell, whose kernels exist at once: of mix_lines.c, mix_rows.c, mix_depthwise.c */
     index_t read_samples;  /* samples whose maps are read together, for all threads */
     index_t parts;         /* into which the samples are cut where there are fewer blocks of lanes than threads */
     index_t threads;
@@ -144,7 +169,7 @@ static inline void read_map(const Map *map, const Sums *sums, index_t sample, in
 static inline void write_map(const Pass *p, index_t sample, index_t channel, index_t channels, float *mapped,
                              const float *from) {
     if (p->out_sums.start) add_up(&p->out_sums, from, mapped, p->out.positions, block_lanes(p)), from = mapped;
-    write_rows(&p->out, &p->epilogue, sample, channel, channels, block_lanes(p), from);
+    write_rows(&p->out, &p->epilogue, sample, channel, channels, block_lanes(p), 0, p->out.positions, from);
 }
 
 /* Cells that are fetched ahead of the one in use. */

@@ -52,17 +52,14 @@ class Direction:
 
 
 @dataclass(frozen=True)
-class Positions:
-    """A convolution at one input size.
+class Reads:
+    """A convolution at one input size, as all passes are told it.
 
     Attributes:
         live: of direct forms, the kernel positions that read anything at all: the taps.
         kernel_positions: of the kernel.
         kernel_transform: G of Winograd's form, [taps, kernel positions], to be applied to α; None in direct forms.
         inputs, outputs: positions between which the passes compute.
-        forward, backward: from input to output, and from the output's gradient to the input's.
-        reads: [taps, outputs], the input position that each output reads, -1 for none; int32.
-        span, run: of the kernels' gradient, int32.
     """
 
     live: tuple[int, ...]
@@ -70,11 +67,6 @@ class Positions:
     kernel_transform: Tensor | None
     inputs: int
     outputs: int
-    forward: Direction
-    backward: Direction
-    reads: Tensor
-    span: Tensor
-    run: Tensor
 
     @functools.cached_property
     def transform(self) -> Tensor | None:
@@ -85,6 +77,23 @@ class Positions:
             return None
         with torch.inference_mode(False):
             return torch.eye(self.kernel_positions, dtype=torch.float32, device="cpu")[list(self.live)]
+
+
+@dataclass(frozen=True)
+class Positions(Reads):
+    """A convolution at one input size.
+
+    Attributes:
+        forward, backward: from input to output, and from the output's gradient to the input's.
+        reads: [taps, outputs], the input position that each output reads, -1 for none; int32.
+        span, run: of the kernels' gradient, int32.
+    """
+
+    forward: Direction
+    backward: Direction
+    reads: Tensor
+    span: Tensor
+    run: Tensor
 
 
 def allows_winograd(convolution: Convolution) -> bool:

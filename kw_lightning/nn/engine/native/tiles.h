@@ -1,7 +1,8 @@
 /* What both passes are made of: one small product in registers, and copies that turn blocks of tensors.
 
    WIDTH numbers make a vector; a block has LANES = 2 WIDTH columns; a product takes at most ROWS rows of scalars
-   against two vectors, or NARROW_ROWS against one, so that all its sums stay in registers. */
+   against two vectors, or NARROW_ROWS against one, so that all its sums stay in registers; and LONG_ROWS against two
+   where rows are no scalars, which take a register, but vectors as they lie. */
 
 #ifndef KW_TILES_H
 #define KW_TILES_H
@@ -24,11 +25,15 @@
 #define EACH_COUNT(CASE) \
     CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
 #define EACH_NARROW_COUNT(CASE) EACH_COUNT(CASE)
+#define LONG_ROWS 12
+#define EACH_LONG_COUNT(CASE) EACH_COUNT(CASE)
 #else
 #define ROWS 6
 #define NARROW_ROWS 8
 #define EACH_COUNT(CASE) CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #define EACH_NARROW_COUNT(CASE) EACH_COUNT(CASE) CASE(7) CASE(8)
+#define LONG_ROWS 7
+#define EACH_LONG_COUNT(CASE) EACH_COUNT(CASE) CASE(7)
 #endif
 #define MOST_ROWS(vectors) ((vectors) > 1 ? ROWS : NARROW_ROWS)
 
@@ -152,15 +157,20 @@ static inline void arrange(const float *from, index_t from_i, index_t from_j, fl
         for (index_t i = 0; i < rows; i++) copy(from + i * from_i, to + i * to_row, columns);
         return;
     }
-    index_t turned = from_i == 1 ? rows / 4 * 4 : 0, whole = columns / 4 * 4;
-    /* By squares, in which neither side leaves the first-level cache nor needs many pages at once. */
-    for (index_t top = 0; top < turned; top += SQUARE)
-        for (index_t left = 0; left < whole; left += SQUARE)
-            for (index_t j = left; j < smaller(left + SQUARE, whole); j += 4)
-                for (index_t i = top; i < smaller(top + SQUARE, turned); i += 4)
+    if (from_i != 1 || rows < 4 || columns < 4) {
+        for (index_t i = 0; i < rows; i++)
+            for (index_t j = 0; j < columns; j++) to[i * to_row + j] = from[i * from_i + j * from_j];
+        return;
+    }
+    /* By squares, in which neither side leaves the first-level cache nor needs many pages at once. The last four of
+       either side are turned together, whichever of them have been. */
+    for (index_t top = 0; top < rows; top += SQUARE)
+        for (index_t left = 0; left < columns; left += SQUARE)
+            for (index_t y = left; y < smaller(left + SQUARE, columns); y += 4)
+                for (index_t x = top; x < smaller(top + SQUARE, rows); x += 4) {
+                    index_t i = smaller(x, rows - 4), j = smaller(y, columns - 4);
                     turn_four(from + i + j * from_j, from_j, to + i * to_row + j, to_row);
-    for (index_t i = 0; i < rows; i++)
-        for (index_t j = i < turned ? whole : 0; j < columns; j++) to[i * to_row + j] = from[i * from_i + j * from_j];
+                }
 }
 
 #endif

@@ -73,7 +73,10 @@ def test_a_layer_of_resnet18_is_cut_as_the_formulas_say() -> None:
     assert block_kernels(STAGE, backward=False) == Blocking(48, 6, 16, 1)
     # Backwards half of it, 27 depths, evened out to 32; 10 samples.
     assert block_kernels(STAGE, backward=True) == Blocking(32, 10, 16, 1)
-    assert block_channels(STAGE._replace(depths=1), backward=True) == Blocking(1, 16, 16, 1)
+    # All 256 lanes of a depthwise one, half of them for each thread; backwards a third of 160 KiB hold 64 of 188 cells.
+    channels = STAGE._replace(depths=1)
+    assert block_channels(channels, backward=False) == Blocking(1, 16, 16, 1, lines=128)
+    assert block_channels(channels._replace(cells=188), backward=True) == Blocking(1, 16, 16, 1, lines=64)
     # Wider vectors come with larger caches.
     assert block_kernels(STAGE._replace(width=32), backward=False).depths == 48
     # Of mixed inputs a whole cell: 192 KiB hold less than one sample of 196 positions by 256 + 16 numbers, and 3.

@@ -164,6 +164,41 @@ def test_cells_span_groups_or_are_part_of_one(
         compare("by_group", Convolution(kernel, (*cell, 1, 1), (2, 1), (1, 1), (1, 1), groups), (5, 4), batch, 11)
 
 
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(
+    ("kernel", "channels", "cell", "size", "stride", "dilation", "batch"),
+    [
+        ((7, 7), 3, 3, (7, 7), (1, 1), (1, 1), 33),
+        ((5, 5), 17, 17, (14, 9), (1, 1), (1, 1), 2),  # lanes for one block and a bit
+        ((5, 7), 170, 170, (9, 8), (2, 2), (1, 1), 1),  # more blocks than are read together
+        ((3, 3), 48, 24, (11, 13), (3, 1), (2, 2), 2),  # groups of lanes
+        ((5, 5), 20, 20, (3, 2), (1, 2), (1, 1), 3),  # a map smaller than the kernel
+        ((9,), 33, 11, (30,), (2,), (1,), 2),  # more taps than a tile takes
+        ((2, 3, 5), 18, 9, (4, 5, 6), (1, 2, 3), (1, 1, 1), 2),
+        ((5, 5), 16, 16, (1, 1), (2, 2), (1, 1), 2),  # of five taps every other one reads, see test_walks.py
+    ],
+)
+def test_depthwise_convolutions_walk_any_map_strip_by_strip(
+    kernel: tuple[int, ...],
+    channels: int,
+    cell: int,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    batch: int,
+    last: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    padding = tuple(k - 1 if n == 1 else d * k // 2 for k, d, n in zip(kernel, dilation, size, strict=True))
+    shape, ones = (channels, 1, *kernel), (1,) * (1 + len(kernel))
+    geometry = Convolution(shape, (cell, *ones), stride, padding, dilation, channels)
+    for strip in (1, calls.STRIP_BYTES):
+        monkeypatch.setattr(calls, "STRIP_BYTES", strip)
+        calls._describe.cache_clear()
+        compare("depthwise", geometry, size, batch, 11, last=last)
+    calls._describe.cache_clear()
+
+
 @pytest.mark.parametrize("form", ["mix_kernels", "winograd", "by_group"])
 @pytest.mark.parametrize("cell", [(32, 32), (20, 24), (8, 96), (40, 8)])
 def test_few_kernels_of_many_cells_equal_the_literal_form(vectors: str, form: str, cell: tuple[int, int]) -> None:

@@ -26,9 +26,10 @@ class Depthwise(CompiledPath):
         return None if math.prod(convolution.cell_shape[2:]) == 1 else "its cells span one kernel position"
 
     def load(self, problem: Problem) -> Load:
-        """Count the work of a forward pass."""
+        """Count the work of a forward pass: lines of nothing but padding are left out, padding beside a line is not."""
         _, out_groups, _ = problem.convolution.grid
-        taps = find_taps(problem.convolution, problem.size).taps
-        read = sum(math.prod(place.stop - place.start for place in tap.target) for tap in taps)
+        found = find_taps(problem.convolution, problem.size)
+        taps, line = found.taps, found.output_size[-1]
+        read = sum(math.prod(place.stop - place.start for place in tap.target[:-1]) * line for tap in taps)
         kernels = problem.batch * out_groups * padded_cell(problem.convolution)  # of one tap
         return Load(kernels * len(taps) * problem.cells, kernels * read, moved(problem), 0)
