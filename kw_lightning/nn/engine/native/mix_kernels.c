@@ -104,6 +104,9 @@ INLINE void gather_rows(const int rows, const int vectors, const Pass *p, const 
             const float *a[NARROW_ROWS], *from = source + h * p->source_positions * p->depths;
             const float *b = kernels + (tap[0] * p->row_tap + h * p->row_depth) * kernel_step(p);
             EACH_ROW(rows) a[r] = tap[1 + r] < 0 ? zeros : from + (index_t)tap[1 + r] * depths;
+            /* In Winograd's form the next tile reads the rows behind these, of maps too large for near caches. */
+            for (index_t k = 0; p->source_sums.start && k < rows * depths; k += 16)
+                __builtin_prefetch(a[0] + rows * depths + k);
             for (index_t d = 0; d < depths; d++, b += lanes) {
                 vector b0 = LOAD(b), b1 = vectors > 1 ? LOAD(b + WIDTH) : b0;
                 EACH_ROW(rows) {

@@ -136,18 +136,28 @@ static inline index_t all_groups(const Pass *p) { return p->groups * p->cell_gro
 
 static inline index_t group_depths(const Pass *p) { return p->depths * p->depth_groups; }
 
+/* Vectors of a position that is a sum: each term is looked up once for all of them. */
+INLINE void add_terms(const int vectors, const int32_t *term, const int32_t *end, const float *from, index_t width,
+                      float *to) {
+    vector sum[4] = {{0}, {0}, {0}, {0}};
+    for (; term < end; term++) {
+        const float *row = from + ((*term > 0 ? *term : -*term) - 1) * width, sign = *term > 0 ? 1 : -1;
+        for (int v = 0; v < vectors; v++) sum[v] += sign * LOAD(row + v * WIDTH);
+    }
+    for (int v = 0; v < vectors; v++) STORE(to + v * WIDTH, sum[v]);
+}
+
 /* to[i] = the sums of rows of `from`, both [positions, width]. */
 static inline void add_up(const Sums *sums, const float *from, float *to, index_t positions, index_t width) {
-    index_t whole = width / WIDTH * WIDTH;
     for (index_t i = 0; i < positions; i++, to += width) {
         const int32_t *term = sums->term + sums->start[i], *end = sums->term + sums->start[i + 1];
-        for (index_t column = 0; column < whole; column += WIDTH) {
-            vector sum = {0};
-            for (const int32_t *t = term; t < end; t++)
-                sum += (*t > 0 ? 1.0f : -1.0f) * LOAD(from + ((*t > 0 ? *t : -*t) - 1) * width + column);
-            STORE(to + column, sum);
-        }
-        for (index_t column = whole; column < width; column++) {
+        index_t column = 0;
+        for (; column + 4 * WIDTH <= width; column += 4 * WIDTH)
+            add_terms(4, term, end, from + column, width, to + column);
+        if (column + 2 * WIDTH <= width)
+            add_terms(2, term, end, from + column, width, to + column), column += 2 * WIDTH;
+        if (column + WIDTH <= width) add_terms(1, term, end, from + column, width, to + column), column += WIDTH;
+        for (; column < width; column++) {
             to[column] = 0;
             for (const int32_t *t = term; t < end; t++)
                 to[column] += (*t > 0 ? 1.0f : -1.0f) * from[((*t > 0 ? *t : -*t) - 1) * width + column];
