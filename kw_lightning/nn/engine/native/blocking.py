@@ -73,6 +73,7 @@ class Extents(NamedTuple):
         ranks: bases of a mixture, 0 where it is of the cells.
         vectors: of a block's lanes, 1 or 2.
         taps: through which a position reads.
+        strips: of a sample, which threads may share.
     """
 
     batch: int
@@ -92,6 +93,7 @@ class Extents(NamedTuple):
     cell_groups: int = 1
     vectors: int = 2
     taps: int = 1
+    strips: int = 1
 
     @property
     def widest(self) -> int:
@@ -266,14 +268,17 @@ def block_channels(extents: Extents, *, backward: bool) -> Blocking:
     """Cut a pass of a depthwise convolution, either way: a block has one depth, and a thread reads its own maps.
 
     lines = lanes of which `BLOCK_BYTES` (a third of it backwards, where they stand turned beside it, and their
-    gradients) holds cells numbers each, and `KERNEL_BYTES` rows numbers each, in whole blocks that go evenly among the
-    threads; mixed = what of `KERNEL_BYTES` holds rows · (lines + width) numbers a sample.
+    gradients) holds cells numbers each, and `KERNEL_BYTES` rows numbers each, in whole blocks. Those are shared among
+    the threads where they go evenly, **or** there are too few strips to share instead. mixed = what of `KERNEL_BYTES`
+    holds rows · (lines + width) numbers a sample.
     """
     e, wide = extents, extents.width
     most = min(e.scaled(BLOCK_BYTES) // ((3 if backward else 1) * e.cells), _kernel_bytes(e) // e.rows) // NUMBER
     blocks = -(-e.lanes // _between(wide, most // wide * wide, e.lanes))
-    shared = -(-blocks // e.threads) * e.threads
-    lines = -(-e.lanes // (shared if e.lanes >= shared * wide else blocks) // wide) * wide
+    shared, narrow = -(-blocks // e.threads) * e.threads, -(-e.lanes // wide)
+    if _imbalance(narrow, shared) <= IMBALANCE or e.batch * e.strips < e.threads:
+        blocks = min(shared, narrow)
+    lines = -(-e.lanes // blocks // wide) * wide
     parts = share(e._replace(lanes=-(-e.lanes // lines) * wide))
     return Blocking(
         1, _between(1, _kernel_bytes(e) // (NUMBER * e.rows * (lines + wide)), e.batch), e.batch, parts, lines=lines
@@ -290,7 +295,7 @@ def share(extents: Extents) -> int:
     blocks = extents.cell_groups * -(-extents.lanes // extents.width)
     threads = extents.threads
     parts = next(n for n in range(1, threads + 1) if _imbalance(blocks * n, threads) <= IMBALANCE)
-    return min(parts, extents.batch)
+    return min(parts, extents.batch * extents.strips)
 
 
 def _tile_depths(extents: Extents) -> int:

@@ -390,9 +390,10 @@ def _tell_walks(p: Pass, convolution: Convolution, size: Shape, form: Form, back
 
 
 def _extents(p: Pass, limit: int, form: Form) -> Extents:
-    told = {name: getattr(p, name) for name in Extents._fields if name not in ("width", "limit", "taps")}
+    told = {name: getattr(p, name) for name in Extents._fields if name not in ("width", "limit", "taps", "strips")}
     taps = 1 if form.winograd else p.taps
-    return Extents(**told, width=lanes() * p.vectors // 2, limit=limit, taps=taps)
+    strips = min(-(-walk.lines // walk.strip) for walk in (p.walk, p.kernel_walk)) if form.walks else 1
+    return Extents(**told, width=lanes() * p.vectors // 2, limit=limit, taps=taps, strips=strips)
 
 
 def map_of(tensor: Tensor, *, touch: bool = True) -> Map:

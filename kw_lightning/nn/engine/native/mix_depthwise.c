@@ -52,6 +52,7 @@ typedef struct {
     index_t line, lines, first_read, reads;
     float *kernels;
     index_t tap, tap_line;
+    int add; /* whether a strip of the same maps came before */
 } Part;
 
 /* Some lines of a part's channels in blocks of LANES, [block][line][room][lane], a block in `held` numbers. */
@@ -225,9 +226,9 @@ static void differentiate(const Pass *p, const Part *s, const Memory *m) {
                 float *c = s->kernels + l + t * s->tap_line + i * s->tap;
                 rows = (w->taps - i) / tiles;
                 switch (rows) {
-#define CASE(N)                                                                                                   \
-    case N:                                                                                                       \
-        inner_rows(N, LONG_ROWS / N > 4 ? 4 : LONG_ROWS / N, w, s, reads, factor, other, c, s->tap, s->line > 0); \
+#define CASE(N)                                                                                              \
+    case N:                                                                                                  \
+        inner_rows(N, LONG_ROWS / N > 4 ? 4 : LONG_ROWS / N, w, s, reads, factor, other, c, s->tap, s->add); \
         break;
                     EACH_LONG_COUNT(CASE)
 #undef CASE
@@ -235,27 +236,47 @@ static void differentiate(const Pass *p, const Part *s, const Memory *m) {
             }
 }
 
-/* Some lanes of one sample: strip by strip, in all groups, as many blocks together as lie side by side. */
-static void walk(const Pass *p, const Walk *w, const Map *map, index_t sample, index_t lane, index_t lanes,
-                 float *kernels, const Memory *m, void (*use)(const Pass *, const Part *, const Memory *)) {
-    const int32_t *range = w->range;
+/* Where a part of all samples' strips begins, counted from those of `sample` on; parts of a sample are whole strips. */
+static index_t begin(const Pass *p, const Walk *w, index_t part, index_t sample) {
+    index_t strips = pieces(w->lines, w->strip);
+    return p->batch * strips * part / p->parts - sample * strips;
+}
+
+/* The first sample of a part of all samples' strips, or the one behind the last. */
+static index_t first_sample(const Pass *p, const Walk *w, index_t part) {
+    return begin(p, w, part, 0) / pieces(w->lines, w->strip);
+}
+static index_t end_sample(const Pass *p, const Walk *w, index_t part) {
+    return pieces(begin(p, w, part + 1, 0), pieces(w->lines, w->strip));
+}
+
+/* Some lanes of a part of one sample: strip by strip, in all groups, as many blocks together as lie side by side.
+   Return whether any strip of it is of the part. */
+static int walk(const Pass *p, const Walk *w, const Map *map, index_t part, index_t sample, index_t lane, index_t lanes,
+                float *kernels, const Memory *m, void (*use)(const Pass *, const Part *, const Memory *)) {
+    index_t from = larger(begin(p, w, part, sample), 0) * w->strip, to = begin(p, w, part + 1, sample) * w->strip;
+    const int32_t *range = w->range + from / w->strip * 2;
     index_t blocks = pieces(lanes, LANES), bundles = pieces(blocks, map->channel == 1 ? bundle(p) : 1);
     Part s = {.sample = sample, .tap = p->row_tap * row_step(p)};
     s.tap_line = s.tap * w->taps;
-    for (s.line = 0; s.line < w->lines; s.line += w->strip, range += 2)
+    for (s.line = from; s.line < smaller(to, w->lines); s.line += w->strip, range += 2)
         for (index_t i = 0; i < p->lane_groups * bundles; i++) {
             index_t group = i / bundles, first = i % bundles * blocks / bundles * LANES;
             s.channel = group * p->lanes + lane + first;
             s.channels = smaller((i % bundles + 1) * blocks / bundles * LANES, lanes) - first;
             s.lines = smaller(w->strip, w->lines - s.line), s.first_read = range[0], s.reads = range[1];
-            s.kernels = kernels + group * p->row_lane * row_step(p) + first;
+            s.kernels = kernels + group * p->row_lane * row_step(p) + first, s.add = s.line > from;
             use(p, &s, m);
         }
+    return from < smaller(to, w->lines);
 }
 
-/* Some lanes of samples first to last of the batch. */
-static void run_lanes(const Pass *p, index_t lane, index_t lanes, index_t first, index_t last, const Memory *m,
-                      float *alpha_gradient, float *cell_gradient, int add) {
+/* Some lanes of a part of all samples' strips. */
+static void run_lanes(const Pass *p, index_t lane, index_t lanes, index_t part, const Memory *m, float *alpha_gradient,
+                      float *cell_gradient, int add) {
+    index_t first = first_sample(p, &p->walk, part), last = end_sample(p, &p->walk, part);
+    first = smaller(first, first_sample(p, &p->kernel_walk, part));
+    last = larger(last, end_sample(p, &p->kernel_walk, part));
     index_t size = p->cells * LANES, step = row_step(p), blocks = pieces(lanes, LANES), width = padded(p->cells);
     for (index_t l = 0; l < lanes; l += LANES)
         pack_cells(p, 0, lane + l, smaller(LANES, lanes - l), 0, 1, m->block + l * p->cells, LANES, size);
@@ -269,8 +290,10 @@ static void run_lanes(const Pass *p, index_t lane, index_t lanes, index_t first,
             product(rows, 2, p->cells, alpha, p->cells, 1, m->block + l * size, LANES, m->kernels + l * LANES, step, 0);
         for (index_t i = 0; i < samples; i++) {
             float *kernels = m->kernels + i * p->rows * step;
-            if (p->out.data) walk(p, &p->walk, &p->source, b + i, lane, lanes, kernels, m, convolve);
-            if (p->other.data) walk(p, &p->kernel_walk, &p->other, b + i, lane, lanes, kernels, m, differentiate);
+            if (p->out.data) walk(p, &p->walk, &p->source, part, b + i, lane, lanes, kernels, m, convolve);
+            if (p->other.data &&
+                !walk(p, &p->kernel_walk, &p->other, part, b + i, lane, lanes, kernels, m, differentiate))
+                memset(kernels, 0, p->rows * step * sizeof(float));
         }
         for (index_t j = 0; alpha_gradient && j < p->cells; j += LANES)
             product(rows, p->cells - j > WIDTH ? 2 : 1, blocks * LANES, m->kernels, step, 1,
@@ -284,7 +307,7 @@ static void run_lanes(const Pass *p, index_t lane, index_t lanes, index_t first,
                      cell_gradient, add);
 }
 
-/* A thread takes neighbouring lanes, or parts of their samples. */
+/* A thread takes neighbouring lanes, or parts of their samples' strips. */
 void kw_mix_depthwise(const Pass *p) {
     index_t items = pieces(p->lanes, p->lines) * p->parts, memory = lay_out(p, NULL, &(Memory){0});
     index_t gradients = p->batch * p->rows * padded(p->cells);
@@ -292,11 +315,9 @@ void kw_mix_depthwise(const Pass *p) {
     for (index_t thread = 0; thread < p->threads; thread++)
         for (index_t i = items * thread / p->threads; i < items * (thread + 1) / p->threads; i++) {
             index_t part = i % p->parts, lane = i / p->parts * p->lines;
-            index_t from = p->batch * part / p->parts, to = p->batch * (part + 1) / p->parts;
             Memory m;
-            if (from == to) continue;
             lay_out(p, p->memory + thread * memory, &m);
-            run_lanes(p, lane, smaller(p->lines, p->lanes - lane), from, to, &m,
+            run_lanes(p, lane, smaller(p->lines, p->lanes - lane), part, &m,
                       p->alpha_gradient ? p->alpha_gradient + thread * gradients : NULL,
                       p->cell_gradient ? p->cell_gradient + part * p->cells * p->cell_step : NULL,
                       p->parts > 1 || p->adds);

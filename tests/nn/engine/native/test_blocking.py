@@ -77,6 +77,11 @@ def test_a_layer_of_resnet18_is_cut_as_the_formulas_say() -> None:
     channels = STAGE._replace(depths=1)
     assert block_channels(channels, backward=False) == Blocking(1, 16, 16, 1, lines=128)
     assert block_channels(channels._replace(cells=188), backward=True) == Blocking(1, 16, 16, 1, lines=64)
+    # Three blocks do not go evenly among two threads: those share strips, be they of one sample, **or** else blocks.
+    uneven = channels._replace(lanes=48, batch=1)
+    assert block_channels(uneven._replace(strips=8), backward=False) == Blocking(1, 1, 1, 2, lines=48)
+    assert block_channels(uneven, backward=False) == Blocking(1, 1, 1, 1, lines=32)
+    assert block_channels(uneven._replace(lanes=16, strips=3, threads=4), backward=False).parts == 3
     # Wider vectors come with larger caches.
     assert block_kernels(STAGE._replace(width=32), backward=False).depths == 48
     # Of mixed inputs a whole cell: 192 KiB hold less than one sample of 196 positions by 256 + 16 numbers, and 3.

@@ -192,10 +192,11 @@ def test_depthwise_convolutions_walk_any_map_strip_by_strip(
     padding = tuple(k - 1 if n == 1 else d * k // 2 for k, d, n in zip(kernel, dilation, size, strict=True))
     shape, ones = (channels, 1, *kernel), (1,) * (1 + len(kernel))
     geometry = Convolution(shape, (cell, *ones), stride, padding, dilation, channels)
-    for strip in (1, calls.STRIP_BYTES):
+    for strip, count in ((1, 1), (1, 5), (calls.STRIP_BYTES, 2)):
         monkeypatch.setattr(calls, "STRIP_BYTES", strip)
         calls._describe.cache_clear()
-        compare("depthwise", geometry, size, batch, 11, last=last)
+        with threads(count):
+            compare("depthwise", geometry, size, batch, 11, last=last)
     calls._describe.cache_clear()
 
 
