@@ -11,7 +11,7 @@ from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.epilogue import Epilogue
 from kw_lightning.nn.engine.factors import AttentionFactors, differentiate_alpha, make_alpha
 from kw_lightning.nn.engine.gradients import Gradients
-from kw_lightning.nn.engine.layouts import channels_last, empty_output
+from kw_lightning.nn.engine.layouts import empty_output
 from kw_lightning.nn.engine.paths import Path
 from kw_lightning.nn.engine.problem import Operands
 from kw_lightning.nn.engine.ranks import Ranked, differentiate, rank
@@ -99,9 +99,11 @@ def backward(
 
 
 def _pick(x: Tensor, convolution: Convolution) -> Tensor:
-    """Return the positions of x that a convolution of one kernel position reads, in x's memory format."""
-    part = x[convolution.read]
-    return part.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last(x) else part.contiguous()
+    """Return the positions of x that a convolution of one kernel position reads, channels last.
+
+    So they are copied once, and the pass that takes cells as they lie can be the one that computes.
+    """
+    return x[convolution.read].movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def _spread(part: Tensor, x: Tensor, convolution: Convolution) -> Tensor:

@@ -206,13 +206,14 @@ def test_gradients_of_a_strided_kernel_of_one_position_are_computed_where_it_rea
     inner = type(path).backward
 
     def backward(self: Path, gradient: Tensor, operands: Operands, needed: tuple[bool, bool, bool]) -> Gradients:
-        seen.append((tuple(operands.x.shape[2:]), operands.convolution.stride))
+        together = operands.x.is_contiguous(memory_format=torch.channels_last)  # as cells lie
+        seen.append((tuple(operands.x.shape[2:]), operands.convolution.stride, together))
         return inner(self, gradient, operands, needed)
 
     monkeypatch.setattr(type(path), "backward", backward)
     gradient = torch.randn(2, 4, 3, 3, dtype=torch.float64)
     found, *_ = computing.backward(gradient, x, attention, cells, convolution, path, [True] * 3)
-    assert seen == [((3, 3), (1, 1))]
+    assert seen == [((3, 3), (1, 1), True)]
     assert found.stride() == x.stride()
     assert not found[..., 1::2, :].any()
     assert found[..., ::2, ::3].all()
