@@ -23,7 +23,7 @@ typedef struct {
 static index_t row_step(const Pass *p) { return (p->lines / LANES | 1) * LANES; }
 
 /* Blocks that are read together at most. */
-static index_t bundle(const Pass *p) { return smaller(BUNDLE, p->lines / LANES); }
+static index_t bundle(const Pass *p) { return smaller(BUNDLE, p->lane_groups * p->lines / LANES); }
 
 /* Numbers of the lines that a strip of a walk reads, zeros included, and of those that it writes. */
 static index_t read_size(const Walk *w) { return w->held * w->room * LANES; }
@@ -46,14 +46,21 @@ static index_t lay_out(const Pass *p, float *at, Memory *m) {
 index_t kw_mix_depthwise_memory(const Pass *p) { return p->threads * lay_out(p, NULL, &(Memory){0}); }
 
 /* What is walked at once: a strip of some channels of a sample, lines of out from `line` on and the lines that those
-   read, and the kernels of its first block, by steps from one tap to the next and from one line of taps. */
+   read, and the kernels of its first group, by steps from one tap to the next and from one line of taps. */
 typedef struct {
     index_t sample, channel, channels;
     index_t line, lines, first_read, reads;
+    index_t block, blocks; /* its first block, of which a group has so many */
     float *kernels;
     index_t tap, tap_line;
     int add; /* whether a strip of the same maps came before */
 } Part;
+
+/* The kernels of a part's block. */
+static float *kernels_of(const Pass *p, const Part *s, index_t block) {
+    index_t group = (s->block + block) / s->blocks, l = (s->block + block) % s->blocks * LANES;
+    return s->kernels + group * p->row_lane * row_step(p) + l;
+}
 
 /* Some lines of a part's channels in blocks of LANES, [block][line][room][lane], a block in `held` numbers. */
 static void read_lines(const Map *map, index_t positions, index_t before, index_t room, const Part *s, index_t first,
@@ -160,13 +167,13 @@ static void convolve(const Pass *p, const Part *s, const Memory *m) {
     float *to = map->data + s->sample * map->batch + s->channel * map->channel + first * map->position;
     read_lines(&p->source, w->source, w->before, w->room, s, s->first_read, s->reads, read_size(w), m->source);
     for (index_t l = 0; l < s->channels; l += LANES) {
-        const float *source = m->source + l / LANES * read_size(w);
+        const float *source = m->source + l / LANES * read_size(w), *kernels = kernels_of(p, s, l / LANES);
         index_t lanes = smaller(LANES, s->channels - l);
         if (direct && lanes == LANES) {
-            walk_strip(p, s, source, s->kernels + l, to + l, map->position);
+            walk_strip(p, s, source, kernels, to + l, map->position);
             continue;
         }
-        walk_strip(p, s, source, s->kernels + l, m->out, LANES);
+        walk_strip(p, s, source, kernels, m->out, LANES);
         write_rows(map, &p->epilogue, s->sample, s->channel + l, lanes, LANES, first, s->lines * w->out, m->out);
     }
 }
@@ -223,7 +230,7 @@ static void differentiate(const Pass *p, const Part *s, const Memory *m) {
                 const int32_t *reads = w->reads + t * w->lines + s->line;
                 const float *other = m->other + l / LANES * read_size(w) + (f->read + i * f->tap_read) * LANES;
                 const float *factor = m->factor + l / LANES * strip_size(w);
-                float *c = s->kernels + l + t * s->tap_line + i * s->tap;
+                float *c = kernels_of(p, s, l / LANES) + t * s->tap_line + i * s->tap;
                 rows = (w->taps - i) / tiles;
                 switch (rows) {
 #define CASE(N)                                                                                              \
@@ -256,16 +263,19 @@ static int walk(const Pass *p, const Walk *w, const Map *map, index_t part, inde
                 float *kernels, const Memory *m, void (*use)(const Pass *, const Part *, const Memory *)) {
     index_t from = larger(begin(p, w, part, sample), 0) * w->strip, to = begin(p, w, part + 1, sample) * w->strip;
     const int32_t *range = w->range + from / w->strip * 2;
-    index_t blocks = pieces(lanes, LANES), bundles = pieces(blocks, map->channel == 1 ? bundle(p) : 1);
-    Part s = {.sample = sample, .tap = p->row_tap * row_step(p)};
+    /* Blocks of a group, and of those that lie side by side: of all groups, where no other lanes are between them. */
+    index_t blocks = pieces(lanes, LANES), joined = lanes == p->lanes && lanes % LANES == 0 ? p->lane_groups : 1;
+    index_t bundles = pieces(joined * blocks, map->channel == 1 ? bundle(p) : 1);
+    Part s = {.sample = sample, .tap = p->row_tap * row_step(p), .blocks = blocks};
     s.tap_line = s.tap * w->taps;
     for (s.line = from; s.line < smaller(to, w->lines); s.line += w->strip, range += 2)
-        for (index_t i = 0; i < p->lane_groups * bundles; i++) {
-            index_t group = i / bundles, first = i % bundles * blocks / bundles * LANES;
-            s.channel = group * p->lanes + lane + first;
-            s.channels = smaller((i % bundles + 1) * blocks / bundles * LANES, lanes) - first;
+        for (index_t i = 0; i < p->lane_groups / joined * bundles; i++) {
+            index_t group = i / bundles, end = (i % bundles + 1) * joined * blocks / bundles * LANES;
+            s.block = i % bundles * joined * blocks / bundles;
+            s.channel = group * p->lanes + lane + s.block * LANES;
+            s.channels = smaller(end, joined * lanes) - s.block * LANES;
             s.lines = smaller(w->strip, w->lines - s.line), s.first_read = range[0], s.reads = range[1];
-            s.kernels = kernels + group * p->row_lane * row_step(p) + first, s.add = s.line > from;
+            s.kernels = kernels + group * p->row_lane * row_step(p), s.add = s.line > from;
             use(p, &s, m);
         }
     return from < smaller(to, w->lines);

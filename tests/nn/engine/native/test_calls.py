@@ -173,6 +173,7 @@ def test_cells_span_groups_or_are_part_of_one(
         ((5, 7), 170, 170, (9, 8), (2, 2), (1, 1), 1),  # more blocks than are read together
         ((3, 3), 48, 24, (11, 13), (3, 1), (2, 2), 2),  # groups of lanes
         ((5, 5), 20, 20, (3, 2), (1, 2), (1, 1), 3),  # a map smaller than the kernel
+        ((3, 3), 288, 32, (6, 7), (1, 1), (1, 1), 2),  # groups side by side
         ((9,), 33, 11, (30,), (2,), (1,), 2),  # more taps than a tile takes
         ((2, 3, 5), 18, 9, (4, 5, 6), (1, 2, 3), (1, 1, 1), 2),
         ((5, 5), 16, 16, (1, 1), (2, 2), (1, 1), 2),  # of five taps every other one reads, see test_walks.py
