@@ -106,6 +106,10 @@ INLINE void reading_rows(const int rows, index_t length, const float *a, index_t
     for (index_t k = 0; k < length;) {
         for (index_t end = smaller(k + terms, length); k < end; k++, a++, b += b_step) {
             vector b0 = LOAD(b), b1 = LOAD(b + WIDTH);
+            if (rows < ROWS) {
+                KEEP(b0);
+                KEEP(b1);
+            }
             EACH_ROW(rows) {
                 sum[r][0] += a[r * a_row] * b0;
                 sum[r][1] += a[r * a_row] * b1;
@@ -137,6 +141,20 @@ static inline void mix_reading(const Pass *p, index_t rows, const float *alpha, 
             EACH_COUNT(CASE)
 #undef CASE
         }
+    }
+}
+
+/* Mix the run of numbers of the kernels of samples, of which so many columns are a line, while the next one is read:
+   number d of line l to to[l to_line + d / LANES to_panel + d % LANES]. */
+static inline void mix_run(const Pass *p, const Runs *runs, index_t line, index_t columns, index_t first,
+                           index_t samples, float *to, index_t to_row, index_t to_line, index_t to_panel,
+                           Reading *reading) {
+    index_t start = runs->held.place - line * columns, numbers = runs->held.end - runs->held.place;
+    const float *alpha = p->alpha + first * p->rows * p->cells;
+    for (index_t i = 0, l = start / columns, d = start % columns; i < numbers; i += LANES, d += LANES) {
+        if (d == columns) d = 0, l++;
+        mix_reading(p, samples * p->rows, alpha, runs->block + i, to + l * to_line + d / LANES * to_panel, to_row,
+                    to_panel, reading);
     }
 }
 

@@ -75,6 +75,10 @@ INLINE void product_rows(const int rows, const int vectors, index_t length, cons
     }
     for (index_t k = 0; k < length; k++, a += a_step, b += b_step) {
         vector b0 = LOAD(b), b1 = vectors > 1 ? LOAD(b + WIDTH) : b0;
+        if (rows < ROWS) { /* those of all rows compilers keep */
+            KEEP(b0);
+            KEEP(b1);
+        }
         EACH_ROW(rows) {
             sum[r][0] += a[r * a_row] * b0;
             if (vectors > 1) sum[r][1] += a[r * a_row] * b1;
