@@ -7,7 +7,8 @@
 
    A sample is walked in strips of lines, all its lanes in turn, so that memory is read and written in its order. The
    lines that a strip reads are copied into the nearest caches with zeros around, and a tile of a line's positions takes
-   the kernel's taps line by line: no position is looked up, and none asks whether it reads. */
+   the kernel's taps line by line: no position is looked up, and none asks whether it reads. Maps whose channels are
+   last could be taken as they lie, but that takes 1.2 to 2 times as long: their positions are far apart. */
 
 #include "pass.h"
 
