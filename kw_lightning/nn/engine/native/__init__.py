@@ -16,6 +16,15 @@ from kw_lightning.nn.engine.native.attention import (
 )
 from kw_lightning.nn.engine.native.blocking import depths_of_bases, mixes_few
 from kw_lightning.nn.engine.native.calls import (
+    Kept,
+    available,
+    backward,
+    backward_by_bases,
+    forward,
+    forward_by_bases,
+)
+from kw_lightning.nn.engine.native.evaluation import AttentionTensors, Evaluation, prepare_evaluation
+from kw_lightning.nn.engine.native.forms import (
     DEPTHWISE,
     MIX_BASES,
     MIX_INPUTS,
@@ -24,15 +33,8 @@ from kw_lightning.nn.engine.native.calls import (
     MIX_ROWS,
     WINOGRAD,
     Form,
-    Kept,
-    available,
-    backward,
-    backward_by_bases,
-    forward,
-    forward_by_bases,
     lanes,
 )
-from kw_lightning.nn.engine.native.evaluation import AttentionTensors, Evaluation, prepare_evaluation
 from kw_lightning.nn.engine.native.library import LibraryError, Status, find_compiler, status
 from kw_lightning.nn.engine.native.positions import allows_winograd
 

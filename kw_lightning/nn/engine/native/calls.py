@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,59 +11,10 @@ from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.epilogue import ACTIVATIONS, Epilogue
 from kw_lightning.nn.engine.gradients import Gradients
 from kw_lightning.nn.engine.native import layout
-from kw_lightning.nn.engine.native.blocking import (
-    NUMBER,
-    Blocking,
-    Extents,
-    block_bases,
-    block_channels,
-    block_inputs,
-    block_kernels,
-    block_lines,
-    block_rows,
-)
+from kw_lightning.nn.engine.native.forms import MIX_BASES, Form, describe, lanes, opened
 from kw_lightning.nn.engine.native.layout import Map, Pass
 from kw_lightning.nn.engine.native.library import library
-from kw_lightning.nn.engine.native.positions import Positions, Reads, Sums, find_positions
-from kw_lightning.nn.engine.native.walks import STRIP_BYTES, Walks, find_walks
 from kw_lightning.nn.engine.workspace import scratch, workspace_bytes
-from kw_lightning.nn.partition import Shape
-
-
-@dataclass(frozen=True, eq=False)  # one of those below, by identity: it is looked up at every call
-class Form:
-    """One of the compiled passes.
-
-    Attributes:
-        functions: of the library, forward and backward.
-        block: how its work is cut.
-        winograd: it computes between transformed maps.
-        walks: every channel by itself, along lines; else, backwards, the lanes are input channels.
-        narrows: its blocks may be of one vector, where cells have few lanes.
-        rereads: backwards it needs the input for every gradient, not for those of α and E alone.
-    """
-
-    functions: tuple[str, str]
-    block: Callable[..., Blocking]
-    winograd: bool = False
-    walks: bool = False
-    narrows: bool = False
-    rereads: bool = False
-
-
-MIX_KERNELS = Form(("kw_mix_kernels", "kw_mix_kernels"), block_kernels, narrows=True)
-MIX_LINES = replace(MIX_KERNELS, functions=("kw_mix_lines", "kw_mix_kernels"), block=block_lines)
-MIX_ROWS = replace(MIX_KERNELS, functions=("kw_mix_rows", "kw_mix_rows_backward"), block=block_rows)
-MIX_BASES = replace(MIX_KERNELS, block=block_bases)
-WINOGRAD = replace(MIX_KERNELS, winograd=True)
-MIX_INPUTS = Form(("kw_mix_inputs", "kw_mix_inputs_backward"), block_inputs, rereads=True)
-DEPTHWISE = Form(("kw_mix_depthwise", "kw_mix_depthwise"), block_channels, walks=True)
-
-
-def lanes() -> int:
-    """Return the lanes of two vectors."""
-    found: int = _library().kw_lanes()
-    return found
 
 
 def available() -> bool:
@@ -211,7 +159,7 @@ class Call:
         self.function, self.cells = form.functions[backward], cells
         limit, ranks = workspace_bytes(x.device), 0 if bases is None else bases.shape[1]
         size, threads = tuple(x.shape[2:]), torch.get_num_threads()
-        self.positions, template = _describe(
+        self.positions, template = describe(
             convolution, size, len(x), len(cells), ranks, form, backward, threads, limit
         )
         self.attention = self._taps_of(attention)
@@ -267,7 +215,7 @@ class Call:
             cells_gradient = wanted.cells if p.parts == 1 else self.cells.new_zeros(p.parts, *self.cells.shape)
             p.cell_gradient = cells_gradient.data_ptr()
             p.adds = wanted.adds
-        loaded = _library()
+        loaded = opened()
         memory = scratch("native", [getattr(loaded, self.function + "_memory")(ctypes.byref(p))], self.cells)
         p.memory = memory.data_ptr()
         getattr(loaded, self.function)(ctypes.byref(p))
@@ -323,94 +271,11 @@ class Call:
             place[:, list(positions.live)] += by_tap
 
 
-@functools.lru_cache(maxsize=1024)
-def _describe(
-    convolution: Convolution,
-    size: Shape,
-    batch: int,
-    cells: int,
-    ranks: int,
-    form: Form,
-    backward: bool,
-    threads: int,
-    limit: int,
-) -> tuple[Reads, Pass]:
-    """Return which position of a pass reads which, and what it is told but for the places of tensors.
-
-    Args:
-        size: of the convolution's input.
-        cells: n.
-        ranks: bases of a mixture, 0 where it is of the cells.
-        limit: bytes of the kernels that are mixed at once.
-    """
-    p = Pass(batch=batch, cells=cells, ranks=ranks, threads=threads, groups=1, cell_groups=1)
-    _, out_groups, in_groups = convolution.grid
-    co, ci = convolution.cell_shape[:2]  # ci is 1 in depthwise convolutions: lanes are theirs, both ways
-    p.cell_step, p.row_tap = co * ci, out_groups * in_groups
-    if convolution.groups > 1 and not form.walks:
-        p.cell_groups = max(co * convolution.groups // convolution.kernel_shape[0], 1)
-        p.groups = convolution.groups // p.cell_groups
-        co, out_groups = co // p.cell_groups, out_groups // p.groups
-        p.group_step, p.row_group = co * ci, out_groups * in_groups
-    if backward and not form.walks:
-        p.lanes, p.depths, p.lane_groups, p.depth_groups = ci, co, in_groups, out_groups
-        p.row_lane, p.row_depth, p.lane_step, p.depth_step = 1, in_groups, 1, ci
-    else:
-        p.lanes, p.depths, p.lane_groups, p.depth_groups = co, ci, out_groups, in_groups
-        p.row_lane, p.row_depth, p.lane_step, p.depth_step = in_groups, 1, ci, 1
-    p.vectors = 1 if form.narrows and p.lanes <= lanes() // 2 else 2
-    tell = _tell_walks if form.walks else _tell_positions
-    reads = tell(p, convolution, size, form, backward)
-    p.taps, p.rows = len(reads.live), len(reads.live) * p.row_tap
-    p.source_positions, p.out_positions = reads.inputs, reads.outputs
-    if backward:
-        p.source_positions, p.out_positions = reads.outputs, reads.inputs
-    blocking = form.block(_extents(p, limit, form), backward=backward)
-    p.block_depths, p.mixed_samples, p.direct = blocking.depths, blocking.mixed, blocking.direct
-    p.tile_depths, p.read_samples, p.parts = blocking.tile or blocking.depths, blocking.read, blocking.parts
-    p.lines = blocking.lines
-    return reads, p
-
-
-def _tell_positions(p: Pass, convolution: Convolution, size: Shape, form: Form, backward: bool) -> Positions:
-    positions = find_positions(convolution, size, _library().kw_rows(p.vectors), winograd=form.winograd)
-    direction = positions.backward if backward else positions.forward
-    p.tiles, p.spans = len(direction.tile_start), len(positions.span) // 4
-    p.tile_start, p.tile = direction.tile_start.data_ptr(), direction.tile.data_ptr()
-    p.reads, p.span, p.run = (table.data_ptr() for table in (positions.reads, positions.span, positions.run))
-    p.source_sums, p.out_sums = _sums(direction.source_sums), _sums(direction.out_sums)
-    p.other_sums = _sums(positions.forward.source_sums)
-    return positions
-
-
-def _tell_walks(p: Pass, convolution: Convolution, size: Shape, form: Form, backward: bool) -> Walks:
-    walks = find_walks(convolution, size, STRIP_BYTES // (NUMBER * lanes()))
-    p.walk, p.kernel_walk = (walks.backward if backward else walks.forward).told(), walks.forward.told()
-    return walks
-
-
-def _extents(p: Pass, limit: int, form: Form) -> Extents:
-    told = {name: getattr(p, name) for name in Extents._fields if name not in ("width", "limit", "taps", "strips")}
-    taps = 1 if form.winograd else p.taps
-    strips = min(-(-walk.lines // walk.strip) for walk in (p.walk, p.kernel_walk)) if form.walks else 1
-    return Extents(**told, width=lanes() * p.vectors // 2, limit=limit, taps=taps, strips=strips)
-
-
 def map_of(tensor: Tensor, *, touch: bool = True) -> Map:
     """Return where a map [batch, channels, *size] lies, channels first or last."""
     flat = tensor.view(*tensor.shape[:2], -1)
     return Map(flat.data_ptr() if touch else None, *flat.stride(), flat.shape[2])
 
 
-def _library() -> ctypes.CDLL:
-    loaded = library()
-    assert loaded is not None
-    return loaded
-
-
 def _padded(cells: int) -> int:
     return -(-cells // lanes()) * lanes()
-
-
-def _sums(sums: Sums | None) -> layout.Sums:
-    return layout.Sums() if sums is None else layout.Sums(sums.start.data_ptr(), sums.term.data_ptr())

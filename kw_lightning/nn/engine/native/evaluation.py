@@ -10,7 +10,8 @@ from torch import Tensor
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.epilogue import Epilogue
 from kw_lightning.nn.engine.native import attention, layout
-from kw_lightning.nn.engine.native.calls import Form, prepare
+from kw_lightning.nn.engine.native.calls import prepare
+from kw_lightning.nn.engine.native.forms import Form
 from kw_lightning.nn.engine.native.library import library
 from kw_lightning.nn.engine.native.positions import Reads
 from kw_lightning.nn.engine.workspace import flat_scratch, in_huge_pages

@@ -17,7 +17,7 @@ from torch import Tensor
 from kw_lightning.nn.engine import Convolution, native, reference, workspace
 from kw_lightning.nn.engine.epilogue import Epilogue, Norm
 from kw_lightning.nn.engine.gradients import Gradients
-from kw_lightning.nn.engine.native import blocking, calls, library, positions
+from kw_lightning.nn.engine.native import blocking, forms, library, positions
 from kw_lightning.nn.engine.taps import find_taps
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -49,7 +49,7 @@ def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 def clear_caches() -> None:
     library.find.cache_clear()
-    calls._describe.cache_clear()
+    forms.describe.cache_clear()
 
 
 @contextlib.contextmanager
@@ -193,12 +193,12 @@ def test_depthwise_convolutions_walk_any_map_strip_by_strip(
     padding = tuple(k - 1 if n == 1 else d * k // 2 for k, d, n in zip(kernel, dilation, size, strict=True))
     shape, ones = (channels, 1, *kernel), (1,) * (1 + len(kernel))
     geometry = Convolution(shape, (cell, *ones), stride, padding, dilation, channels)
-    for strip, count in ((1, 1), (1, 5), (calls.STRIP_BYTES, 2)):
-        monkeypatch.setattr(calls, "STRIP_BYTES", strip)
-        calls._describe.cache_clear()
+    for strip, count in ((1, 1), (1, 5), (forms.STRIP_BYTES, 2)):
+        monkeypatch.setattr(forms, "STRIP_BYTES", strip)
+        forms.describe.cache_clear()
         with threads(count):
             compare("depthwise", geometry, size, batch, 11, last=last)
-    calls._describe.cache_clear()
+    forms.describe.cache_clear()
 
 
 @pytest.mark.parametrize("form", ["mix_kernels", "winograd", "by_group"])
@@ -206,7 +206,7 @@ def test_depthwise_convolutions_walk_any_map_strip_by_strip(
 def test_few_kernels_of_many_cells_equal_the_literal_form(vectors: str, form: str, cell: tuple[int, int]) -> None:
     geometry = suited(form, Convolution((cell[0], cell[1] * 2, 3, 3), (*cell, 1, 1), (1, 1), (1, 1), (1, 1)))
     compare(form, geometry, (5, 6), 1, 200)
-    arguments = calls._describe(geometry, (5, 6), 1, 200, 0, FORMS[form], False, torch.get_num_threads(), 6 * 2**20)[1]
+    arguments = forms.describe(geometry, (5, 6), 1, 200, 0, FORMS[form], False, torch.get_num_threads(), 6 * 2**20)[1]
     assert arguments.direct
     assert arguments.vectors == (1 if cell[0] <= library.find().library.kw_lanes() // 2 else 2)
 
@@ -218,7 +218,7 @@ def test_small_bounds_of_memory_change_nothing(form: str, monkeypatch: pytest.Mo
         monkeypatch.setattr(blocking, name, 1)
     with workspace(1):
         compare(form, suited(form, geometry), (6, 5), 5, 7)
-    calls._describe.cache_clear()
+    forms.describe.cache_clear()
 
 
 @pytest.mark.parametrize("form", FORMS)

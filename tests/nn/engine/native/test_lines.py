@@ -9,7 +9,7 @@ import torch
 
 from kw_lightning.nn.engine import Convolution, computing, native, reference, workspace
 from kw_lightning.nn.engine.epilogue import Epilogue
-from kw_lightning.nn.engine.native import blocking, calls
+from kw_lightning.nn.engine.native import blocking, forms
 from kw_lightning.nn.engine.native.blocking import Blocking, Extents, block_lines
 from kw_lightning.nn.engine.paths import find_path
 from kw_lightning.nn.engine.planner import rank
@@ -71,13 +71,13 @@ def test_the_work_may_be_cut_in_any_way(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(blocking, "OWN_LINES", own)
         torch.set_num_threads(count)
         try:
-            calls._describe.cache_clear()
+            forms.describe.cache_clear()
             compare(7, (14, 40), (2, 2), 70)
             with workspace(1):
                 compare(5, (14, 40), (2, 1), 18)
         finally:
             torch.set_num_threads(threads)
-            calls._describe.cache_clear()
+            forms.describe.cache_clear()
 
 
 @pytest.mark.parametrize("last", [False, True])
