@@ -2,7 +2,8 @@
 
    All threads share some lines at a time: their kernels' gradient is made of panels of both maps; then, by one run of
    all cells at a time, the kernels are mixed and their gradient is folded into those of alpha and E, which are taken as
-   they lie, too; and at last the kernels add to the input's gradient. */
+   they lie, too; and at last the kernels add to the input's gradient. Maps whose channels come first are turned as they
+   are read; the gradient of such an input is summed up channels last, and turned at the end. */
 
 #include "runs.h"
 
@@ -11,13 +12,16 @@
 #define TERMS 64
 /* About the positions over which kernels' gradients are summed at a time. */
 #define SPAN 192
+/* Columns that are turned together. */
+#define TURNED 64
 /* Of the gradient of alpha: mixtures and cells whose sums stay in registers. */
 #define DOT_ROWS 4
 #define DOT_CELLS 3
 
-/* The memory that all threads share, and, from `own` on, that of each: runs and sums of dot products. */
+/* The memory that all threads share, and, from `own` on, that of each: runs and sums of dot products. `out` is for the
+   input's gradient where it is not summed up in its place. */
 typedef struct {
-    float *kernels, *gradient, *source, *other, *own;
+    float *kernels, *gradient, *source, *other, *out, *own;
 } Shared;
 
 /* Some lines of the kernels of some samples. */
@@ -30,7 +34,9 @@ static index_t part_step(const Pass *p) { return p->lines * p->lanes + LANES; }
 static index_t source_step(const Pass *p) { return (pieces(p->lines, 16) | 1) * 16; }
 
 static index_t source_size(const Pass *p) { return p->depth_groups * p->source_positions * source_step(p); }
-static index_t other_size(const Pass *p) { return p->lane_groups * p->lanes * p->source_positions; }
+static index_t columns(const Pass *p) { return p->lane_groups * p->lanes; }
+static index_t other_size(const Pass *p) { return columns(p) * p->source_positions; }
+static int turns_out(const Pass *p) { return p->out.data && p->out.channel != 1; }
 
 /* From mixture to mixture of the sums of dot products, of which each lane is added up at last. */
 static index_t sums_row(const Pass *p) { return pieces(p->cells, DOT_CELLS) * DOT_CELLS * WIDTH; }
@@ -46,6 +52,7 @@ static index_t lay_out_shared(const Pass *p, float *at, Shared *m) {
     m->gradient = at, at += p->other.data ? kernels : 0;
     m->source = at, at += p->mixed_samples * source_size(p);
     m->other = at, at += p->other.data ? p->mixed_samples * other_size(p) : 0;
+    m->out = at, at += turns_out(p) ? p->mixed_samples * other_size(p) : 0;
     m->own = at, at += p->threads * own_size(p);
     return padded(at - start);
 }
@@ -64,11 +71,17 @@ static void read_columns(const Pass *p, const Part *k, const Shared *m) {
     for (index_t item = 0; item < items; item++) {
         index_t s = item / blocks, from = item % blocks * SPAN, to = smaller(from + SPAN, p->source_positions);
         const float *at = map->data + (k->first + s) * map->batch + from * map->position;
-        float *panel = m->other + s * other_size(p);
-        for (index_t i = from; i < to; i++, at += map->position)
-            for (index_t d = 0; d < p->lanes * p->lane_groups; d += LANES) {
-                STORE(panel + (d * p->source_positions + i * LANES), LOAD(at + d));
-                STORE(panel + (d * p->source_positions + i * LANES) + WIDTH, LOAD(at + d + WIDTH));
+        float *panel = m->other + s * other_size(p) + from * LANES;
+        if (map->channel != 1) {
+            for (index_t d = 0; d < columns(p); d += LANES)
+                arrange(at + d * map->channel, map->position, map->channel, panel + d * p->source_positions, LANES,
+                        to - from, LANES);
+            continue;
+        }
+        for (index_t i = from; i < to; i++, at += map->position, panel += LANES)
+            for (index_t d = 0; d < columns(p); d += LANES) {
+                STORE(panel + d * p->source_positions, LOAD(at + d));
+                STORE(panel + d * p->source_positions + WIDTH, LOAD(at + d + WIDTH));
             }
     }
 }
@@ -130,7 +143,8 @@ static void product_of_groups(index_t rows, index_t groups, index_t length, cons
 
 /* What the lines of one sample add to the gradient of the input at some positions. */
 static void add_to_input(const Pass *p, const Part *k, index_t s, index_t from, index_t count, const Shared *m) {
-    float *out = p->out.data + (k->first + s) * p->out.batch + from * p->out.position;
+    index_t step = turns_out(p) ? columns(p) : p->out.position;
+    float *out = turns_out(p) ? m->out + s * other_size(p) : p->out.data + (k->first + s) * p->out.batch;
     const float *kernels = m->kernels + s * p->rows * part_step(p);
     const float *source = m->source + s * source_size(p) + from * source_step(p);
     index_t source_group = p->source_positions * source_step(p), kernel_group = p->row_depth * part_step(p);
@@ -141,7 +155,7 @@ static void add_to_input(const Pass *p, const Part *k, index_t s, index_t from, 
                 product_of_groups(count, smaller(together, p->depth_groups - g), k->lines, source + g * source_group,
                                   source_step(p), source_group,
                                   kernels + h * p->row_lane * part_step(p) + d * k->lines + g * kernel_group,
-                                  kernel_group, out + h * p->lanes + d, p->out.position, k->line > 0 || g > 0);
+                                  kernel_group, out + from * step + h * p->lanes + d, step, k->line > 0 || g > 0);
 }
 
 /* The gradient of one sample's kernels at some panels of columns: some positions at a time, which stay near. */
@@ -170,8 +184,20 @@ static void add_all_to_input(const Pass *p, const Part *k, const Shared *m) {
     }
 }
 
+/* The gradient of the input, [sample][position][column], to where channels come first. */
+static void write_columns(const Pass *p, const Part *k, const Shared *m) {
+    index_t blocks = pieces(columns(p), TURNED), items = k->samples * blocks;
+#pragma omp parallel for schedule(static) num_threads(p->threads)
+    for (index_t i = 0; i < items; i++) {
+        index_t first = i % blocks * TURNED;
+        arrange(m->out + i / blocks * other_size(p) + first, 1, columns(p),
+                p->out.data + (k->first + i / blocks) * p->out.batch + first * p->out.channel, p->out.channel,
+                smaller(TURNED, columns(p) - first), p->source_positions);
+    }
+}
+
 static void differentiate_all(const Pass *p, const Part *k, const Shared *m) {
-    index_t panels = p->lane_groups * p->lanes / LANES, items = k->samples * panels;
+    index_t panels = columns(p) / LANES, items = k->samples * panels;
 #pragma omp parallel for schedule(static) num_threads(p->threads)
     for (index_t thread = 0; thread < p->threads; thread++) {
         index_t first = items * thread / p->threads, last = items * (thread + 1) / p->threads;
@@ -302,6 +328,7 @@ void kw_mix_rows_backward(const Pass *p) {
             mix_and_fold(p, &k, &m, p->adds || b > 0);
             if (p->out.data) add_all_to_input(p, &k, &m);
         }
+        if (turns_out(p)) write_columns(p, &k, &m);
         if (p->alpha_gradient) add_up_sums(p, b, k.samples, &m);
     }
 }

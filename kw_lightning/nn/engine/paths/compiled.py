@@ -20,6 +20,8 @@ from kw_lightning.nn.engine.problem import Operands, Problem
 LANES = 16
 # Positions from which on the products of the pass between rows, forward and backward, make up for all other work.
 LARGE_MAPS = (1024, 128)
+# Times the numbers of both maps that cells have, from which on maps whose channels come first are sooner turned.
+MANY_NUMBERS = 1.5
 
 
 class CompiledPath(Path):
@@ -98,13 +100,17 @@ def suits_rows(x: Tensor, cells: Tensor, convolution: Convolution, *, backward: 
     """Return whether the pass of native/mix_rows.c can compute a dense convolution of x as it lies, and is the faster.
 
     It reads cells as they lie, and turns kernels instead, forward: that pays where those are the fewer, **or** it is
-    little work beside the products of large maps. Backward it turns nothing, but folds gradients that lie far apart.
+    little work beside the products of large maps. Backward it turns nothing, but folds gradients that lie far apart;
+    there it takes maps whose channels come first, too, and turns those: that pays where cells have more numbers.
     """
     shape, width = convolution.kernel_shape, native.lanes()
     strided = math.prod(convolution.stride) > 1 or any(convolution.padding)
-    if math.prod(shape[2:]) > 1 or strided or not channels_last(x) or convolution.cell_shape[1] % width:
+    if math.prod(shape[2:]) > 1 or strided or convolution.cell_shape[1] % width:
         return False
     kernels, positions = len(x) * convolution.grid[1] * convolution.grid[2], math.prod(x.shape[2:])
+    if not channels_last(x):
+        many = cells.numel() >= MANY_NUMBERS * len(x) * positions * sum(shape[:2])
+        return backward and kernels <= len(cells) and many
     if not backward:
         return kernels <= len(cells) or positions >= LARGE_MAPS[0]
     return kernels <= 2 * len(cells) or (positions >= LARGE_MAPS[1] and convolution.cell_shape[1] > width)

@@ -29,7 +29,7 @@ def last(tensor: torch.Tensor) -> torch.Tensor:
 def compare(
     batch: int, out_channels: int, groups: tuple[int, int], size: int, cells: int = 5, in_channels: int = 32
 ) -> None:
-    """Compare one problem with the literal form, forward and every gradient, gradients coming in both layouts."""
+    """Compare one problem with the literal form, forward and every gradient, of maps in both layouts."""
     torch.manual_seed(0)
     shape = (out_channels * groups[0], in_channels * groups[1], 1)
     convolution = Convolution(shape, (out_channels, in_channels, 1), (1,), (0,), (1,), 1)
@@ -44,16 +44,23 @@ def compare(
     gradient = torch.randn_like(expected)
     gradients = torch.autograd.grad(expected, (x, attention, e), gradient)
     scale = [tensor.abs().max() * 1e-5 if tensor.numel() else 1.0 for tensor in gradients]
-    for laid, adds, of_x, of_e in ((gradient, False, True, True), (last(gradient), True, True, False),
-                                   (gradient, True, False, True)):  # fmt: skip
+    first = inputs[0].contiguous()
+    cases = (
+        (gradient, inputs[0], False, True, True),
+        (last(gradient), first, False, True, True),
+        (last(gradient), inputs[0], True, True, False),
+        (gradient, first, True, True, False),
+        (gradient, inputs[0], True, False, True),
+    )
+    for laid, read, adds, of_x, of_e in cases:
         start = torch.ones_like(gradients[2]) if adds else torch.full_like(gradients[2], float("nan"))
         into = Gradients(
-            last(torch.full_like(inputs[0], float("nan"))) if of_x else None,
+            torch.full_like(read, float("nan")) if of_x else None,
             torch.zeros_like(inputs[1]),
             start.clone() if of_e else None,
             adds=adds,
         )
-        native.backward(laid, *inputs, convolution, into, native.MIX_ROWS)
+        native.backward(laid, read, *inputs[1:], convolution, into, native.MIX_ROWS)
         assert into.attention is not None
         torch.testing.assert_close(into.attention, gradients[1], rtol=1e-4, atol=float(scale[1]))
         if into.x is not None:
@@ -95,13 +102,13 @@ def test_the_work_may_be_cut_in_any_way(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("name", ["mix_kernels/pointwise", "mix_kernels/compiled"])
-def test_maps_with_channels_last_take_it_where_kernels_are_few_or_maps_large(name: str) -> None:
-    def takes(batch: int, side: int, *, channels: int = 64, forward: bool = False) -> bool:
+def test_maps_take_it_where_kernels_are_few_or_maps_large(name: str) -> None:
+    def takes(batch: int, side: int, *, channels: int = 64, forward: bool = False, first: bool = False) -> bool:
         convolution = Convolution((2 * channels, channels, 1, 1), (channels, channels, 1, 1), (1, 1), (0, 0), (1, 1), 1)
         x, cells = last(torch.empty(batch, channels, side, side)), torch.empty(12, channels, channels, 1, 1)
         path = find_path(name)
         assert isinstance(path, CompiledPath)
-        assert path.form_of(x.contiguous(), cells, convolution, backward=not forward) is not native.MIX_ROWS
+        x = x.contiguous() if first else x
         return path.form_of(x, cells, convolution, backward=not forward) is native.MIX_ROWS
 
     assert takes(4, 7)
@@ -111,6 +118,10 @@ def test_maps_with_channels_last_take_it_where_kernels_are_few_or_maps_large(nam
     assert takes(6, 7, forward=True) == (name == "mix_kernels/pointwise")
     assert not takes(7, 14, forward=True)  # 14 kernels to turn, of 12 cells
     assert takes(7, 32, forward=True) == (name == "mix_kernels/pointwise")
+    assert takes(3, 7, first=True)  # maps are turned, of which cells have 1.7 times the numbers
+    assert not takes(4, 7, first=True)
+    assert not takes(7, 3, first=True)  # 14 kernels, of 12 cells
+    assert not takes(3, 7, first=True, forward=True)
 
 
 def test_rows_are_finished_where_they_are_written() -> None:
