@@ -18,8 +18,10 @@ from kw_lightning.nn.engine.problem import Operands, Problem
 
 # Numbers that a compiled pass takes side by side, where vectors are narrowest.
 LANES = 16
-# Positions from which on the products of the pass between rows, forward and backward, make up for all other work.
-LARGE_MAPS = (1024, 128)
+# Positions from which on the products of the pass between rows, forward, make up for all other work.
+LARGE_MAP = 1024
+# Kernels of a batch up to which it is the faster backward: of more, it reads all cells several times.
+MOST_KERNELS = 48
 # Times the numbers of both maps that cells have, from which on maps whose channels come first are sooner turned.
 MANY_NUMBERS = 1.5
 
@@ -100,20 +102,19 @@ def suits_rows(x: Tensor, cells: Tensor, convolution: Convolution, *, backward: 
     """Return whether the pass of native/mix_rows.c can compute a dense convolution of x as it lies, and is the faster.
 
     It reads cells as they lie, and turns kernels instead, forward: that pays where those are the fewer, **or** it is
-    little work beside the products of large maps. Backward it turns nothing, but folds gradients that lie far apart;
-    there it takes maps whose channels come first, too, and turns those: that pays where cells have more numbers.
+    little work beside the products of large maps. Backward it turns nothing, but folds gradients that lie far apart,
+    which pays for few kernels; there it takes maps whose channels come first, too, and turns those: that pays where
+    cells have more numbers.
     """
     shape, width = convolution.kernel_shape, native.lanes()
     strided = math.prod(convolution.stride) > 1 or any(convolution.padding)
     if math.prod(shape[2:]) > 1 or strided or convolution.cell_shape[1] % width:
         return False
     kernels, positions = len(x) * convolution.grid[1] * convolution.grid[2], math.prod(x.shape[2:])
-    if not channels_last(x):
-        many = cells.numel() >= MANY_NUMBERS * len(x) * positions * sum(shape[:2])
-        return backward and kernels <= len(cells) and many
     if not backward:
-        return kernels <= len(cells) or positions >= LARGE_MAPS[0]
-    return kernels <= 2 * len(cells) or (positions >= LARGE_MAPS[1] and convolution.cell_shape[1] > width)
+        return channels_last(x) and (kernels <= len(cells) or positions >= LARGE_MAP)
+    suited = channels_last(x) or cells.numel() >= MANY_NUMBERS * len(x) * positions * sum(shape[:2])
+    return suited and kernels <= MOST_KERNELS
 
 
 def padded_cell(convolution: Convolution, groups: int = 1) -> int:
