@@ -22,7 +22,7 @@ from kw_lightning.nn.engine.native.blocking import (
 )
 from kw_lightning.nn.engine.native.layout import Pass
 from kw_lightning.nn.engine.native.library import library
-from kw_lightning.nn.engine.native.positions import Positions, Reads, Sums, find_positions
+from kw_lightning.nn.engine.native.positions import Positions, Reads, Windows, find_positions
 from kw_lightning.nn.engine.native.walks import STRIP_BYTES, Walks, find_walks
 from kw_lightning.nn.partition import Shape
 
@@ -125,8 +125,8 @@ def _tell_positions(p: Pass, convolution: Convolution, size: Shape, form: Form, 
     p.tiles, p.spans = len(direction.tile_start), len(positions.span) // 4
     p.tile_start, p.tile = direction.tile_start.data_ptr(), direction.tile.data_ptr()
     p.reads, p.span, p.run = (table.data_ptr() for table in (positions.reads, positions.span, positions.run))
-    p.source_sums, p.out_sums = _sums(direction.source_sums), _sums(direction.out_sums)
-    p.other_sums = _sums(positions.forward.source_sums)
+    p.source_windows, p.out_windows = _told(direction.source), _told(direction.out)
+    p.other_windows = _told(positions.forward.source)
     return positions
 
 
@@ -143,5 +143,5 @@ def _extents(p: Pass, limit: int, form: Form) -> Extents:
     return Extents(**told, width=lanes() * p.vectors // 2, limit=limit, taps=taps, strips=strips)
 
 
-def _sums(sums: Sums | None) -> layout.Sums:
-    return layout.Sums() if sums is None else layout.Sums(sums.start.data_ptr(), sums.term.data_ptr())
+def _told(windows: Windows | None) -> layout.Windows:
+    return layout.Windows() if windows is None else windows.told()

@@ -13,9 +13,12 @@ typedef struct {
 #define FIELD(type, name) {#type "." #name, offsetof(type, name), sizeof(((type *)0)->name)}
 
 static const Field fields[] = {
-    WHOLE(Sums),
-    FIELD(Sums, start),
-    FIELD(Sums, term),
+    WHOLE(Windows),
+    FIELD(Windows, dimensions),
+    FIELD(Windows, reach),
+    FIELD(Windows, size),
+    FIELD(Windows, count),
+    FIELD(Windows, first),
     WHOLE(Map),
     FIELD(Map, data),
     FIELD(Map, batch),
@@ -70,9 +73,9 @@ static const Field fields[] = {
     FIELD(Pass, source),
     FIELD(Pass, other),
     FIELD(Pass, epilogue),
-    FIELD(Pass, out_sums),
-    FIELD(Pass, source_sums),
-    FIELD(Pass, other_sums),
+    FIELD(Pass, out_windows),
+    FIELD(Pass, source_windows),
+    FIELD(Pass, other_windows),
     FIELD(Pass, taps),
     FIELD(Pass, tiles),
     FIELD(Pass, spans),

@@ -9,10 +9,13 @@ from __future__ import annotations
 import ctypes
 
 
-class Sums(ctypes.Structure):
-    """See pass.h."""
+class Windows(ctypes.Structure):
+    """See winograd.h."""
 
-    _fields_ = (("start", ctypes.c_void_p), ("term", ctypes.c_void_p))
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("dimensions", "reach")),
+        *((name, ctypes.c_int32 * 3) for name in ("size", "count", "first")),
+    )
 
 
 class Map(ctypes.Structure):
@@ -58,7 +61,7 @@ class Pass(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("out_positions", "source_positions")),
         *((name, Map) for name in ("out", "source", "other")),
         ("epilogue", Epilogue),
-        *((name, Sums) for name in ("out_sums", "source_sums", "other_sums")),
+        *((name, Windows) for name in ("out_windows", "source_windows", "other_windows")),
         *((name, ctypes.c_int64) for name in ("taps", "tiles", "spans")),
         *((name, ctypes.c_void_p) for name in ("tile_start", "tile", "reads", "span", "run")),
         *((name, Walk) for name in ("walk", "kernel_walk")),
@@ -120,7 +123,7 @@ def difference(loaded: ctypes.CDLL) -> str | None:
     loaded.kw_layout.restype = ctypes.c_int64
     count = loaded.kw_layout(ctypes.byref(found))
     theirs = {found[index].name.decode(): (found[index].offset, found[index].bytes) for index in range(count)}
-    structures = Sums, Map, Epilogue, Walk, Pass, Hidden, Weighing, Evaluation
+    structures = Windows, Map, Epilogue, Walk, Pass, Hidden, Weighing, Evaluation
     ours = {name: place for structure in structures for name, place in _places(structure)}
     for name in (*ours, *theirs):
         if theirs.get(name) != ours.get(name):

@@ -30,6 +30,7 @@ from kw_lightning.nn.engine.native import layout
 
 SOURCES = (
     "tiles.h",
+    "winograd.h",
     "epilogue.h",
     "pass.h",
     "runs.h",

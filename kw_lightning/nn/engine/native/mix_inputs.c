@@ -53,8 +53,8 @@ static void read_maps(const Pass *p, const Map *map, const Side *s, index_t firs
     index_t count = samples * s->groups, width = padded(s->channels);
 #pragma omp parallel for schedule(static) num_threads(p->threads)
     for (index_t i = 0; i < count; i++)
-        read_map(map, &(Sums){NULL, NULL}, first + i / s->groups, i % s->groups * s->channels, s->channels,
-                 s->positions, width, NULL, to + i * s->positions * width);
+        read_map(map, &(Windows){0}, first + i / s->groups, i % s->groups * s->channels, s->channels, width, NULL,
+                 to + i * s->positions * width);
 }
 
 /* The mixtures that a row of a sample takes, and where in the sample's map each reads; how many. */

@@ -16,8 +16,8 @@
    Where few kernels are wanted of many cells, packing the cells would be most of the work: kernels are mixed of the
    cells as they lie, and turned into blocks instead of the cells.
 
-   Winograd's form of a 3x3 convolution is the same pass between other positions: sums of input positions are read, sums
-   of output positions are written (`Sums`), and alpha comes transformed, which the mixture, being linear, allows.
+   Winograd's form of a 3x3 convolution is the same pass between other positions, the transformed ones of windows of the
+   maps (winograd.h), and alpha comes transformed, which the mixture, being linear, allows.
 
    Along the attention's rank, a mixture is of few bases of its own, which are mixtures of the cells:
 
@@ -105,7 +105,7 @@ INLINE void gather_rows(const int rows, const int vectors, const Pass *p, const 
             const float *b = kernels + (tap[0] * p->row_tap + h * p->row_depth) * kernel_step(p);
             EACH_ROW(rows) a[r] = tap[1 + r] < 0 ? zeros : from + (index_t)tap[1 + r] * depths;
             /* In Winograd's form the next tile reads the rows behind these, of maps too large for near caches. */
-            for (index_t k = 0; p->source_sums.start && k < rows * depths; k += 16)
+            for (index_t k = 0; p->source_windows.dimensions && k < rows * depths; k += 16)
                 __builtin_prefetch(a[0] + rows * depths + k);
             for (index_t d = 0; d < depths; d++, b += lanes) {
                 vector b0 = LOAD(b), b1 = vectors > 1 ? LOAD(b + WIDTH) : b0;
@@ -380,8 +380,8 @@ static void run_lanes(const Pass *p, index_t group, index_t lane, index_t first,
     memset(m->zeros, 0, p->block_depths * sizeof(float));
     for (index_t b = first; p->other.data && b < last; b++)
         for (index_t i = 0; i < lane_groups(p); i++)
-            read_map(&p->other, &p->other_sums, b, channel_of(p, group, i) + lane, lanes, p->out_positions, width,
-                     m->mapped, m->other + ((b - first) * lane_groups(p) + i) * map);
+            read_map(&p->other, &p->other_windows, b, channel_of(p, group, i) + lane, lanes, width, m->mapped,
+                     m->other + ((b - first) * lane_groups(p) + i) * map);
     for (index_t depth = 0; depth < p->depths; depth += p->block_depths) {
         index_t depths = smaller(p->block_depths, p->depths - depth);
         Block k = {group, lane, lanes, depth, depths, first, source + group * group_size(p), m->out, m->other};

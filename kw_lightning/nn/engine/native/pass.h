@@ -5,12 +5,7 @@
 
 #include "epilogue.h"
 #include "tiles.h"
-
-/* Positions made as sums of others: row i adds term[k] for start[i] <= k < start[i + 1], where a term is a position
-   plus 1, negative if to be subtracted. No sums where start is NULL. */
-typedef struct {
-    const int32_t *start, *term;
-} Sums;
+#include "winograd.h"
 
 /* Positions of a line, of which every so many-th is of the phase: `first`, `first` + `step`, ... They read as many
    taps of a kernel's line, `tap`, `tap` + `tap_step`, ..., the first position from position `read` of a line of the
@@ -70,7 +65,7 @@ typedef struct {
     /* Steps in E from one cell, group in it, lane or depth to the next, in numbers. */
     index_t cell_step, group_step, lane_step, depth_step;
 
-    /* Positions between which the pass computes: after the sums of the source, and before those of out. */
+    /* Positions between which the pass computes: in Winograd's form transformed ones. */
     index_t out_positions, source_positions;
 
     Map out;    /* written: the output, or the gradient of the input */
@@ -80,7 +75,7 @@ typedef struct {
     Epilogue epilogue; /* of out, in the forward pass */
 
     /* How those positions come of the maps' own, of the same maps; of Winograd's form alone. */
-    Sums out_sums, source_sums, other_sums;
+    Windows out_windows, source_windows, other_windows;
 
     /* Which position reads which: see native/positions.py. */
     index_t taps;              /* kernel positions that read anything; in Winograd's form transformed ones */
@@ -136,49 +131,20 @@ static inline index_t all_groups(const Pass *p) { return p->groups * p->cell_gro
 
 static inline index_t group_depths(const Pass *p) { return p->depths * p->depth_groups; }
 
-/* Vectors of a position that is a sum: each term is looked up once for all of them. */
-INLINE void add_terms(const int vectors, const int32_t *term, const int32_t *end, const float *from, index_t width,
-                      float *to) {
-    vector sum[4] = {{0}, {0}, {0}, {0}};
-    for (; term < end; term++) {
-        const float *row = from + ((*term > 0 ? *term : -*term) - 1) * width, sign = *term > 0 ? 1 : -1;
-        for (int v = 0; v < vectors; v++) sum[v] += sign * LOAD(row + v * WIDTH);
-    }
-    for (int v = 0; v < vectors; v++) STORE(to + v * WIDTH, sum[v]);
-}
-
-/* to[i] = the sums of rows of `from`, both [positions, width]. */
-static inline void add_up(const Sums *sums, const float *from, float *to, index_t positions, index_t width) {
-    for (index_t i = 0; i < positions; i++, to += width) {
-        const int32_t *term = sums->term + sums->start[i], *end = sums->term + sums->start[i + 1];
-        index_t column = 0;
-        for (; column + 4 * WIDTH <= width; column += 4 * WIDTH)
-            add_terms(4, term, end, from + column, width, to + column);
-        if (column + 2 * WIDTH <= width)
-            add_terms(2, term, end, from + column, width, to + column), column += 2 * WIDTH;
-        if (column + WIDTH <= width) add_terms(1, term, end, from + column, width, to + column), column += WIDTH;
-        for (; column < width; column++) {
-            to[column] = 0;
-            for (const int32_t *t = term; t < end; t++)
-                to[column] += (*t > 0 ? 1.0f : -1.0f) * from[((*t > 0 ? *t : -*t) - 1) * width + column];
-        }
-    }
-}
-
 /* Some channels of one sample as [positions, width], zero beyond them. */
-static inline void read_map(const Map *map, const Sums *sums, index_t sample, index_t channel, index_t channels,
-                            index_t positions, index_t width, float *mapped, float *to) {
-    float *raw = sums->start ? mapped : to;
+static inline void read_map(const Map *map, const Windows *windows, index_t sample, index_t channel, index_t channels,
+                            index_t width, float *mapped, float *to) {
+    float *raw = windows->dimensions ? mapped : to;
     if (channels < width) memset(raw, 0, map->positions * width * sizeof(float));
     arrange(map->data + sample * map->batch + channel * map->channel, map->position, map->channel, raw, width,
             map->positions, channels);
-    if (sums->start) add_up(sums, raw, to, positions, width);
+    if (windows->dimensions) read_windows(windows, raw, width, to);
 }
 
 /* Write rows of a block's lanes as some channels of one sample. */
 static inline void write_map(const Pass *p, index_t sample, index_t channel, index_t channels, float *mapped,
                              const float *from) {
-    if (p->out_sums.start) add_up(&p->out_sums, from, mapped, p->out.positions, block_lanes(p)), from = mapped;
+    if (p->out_windows.dimensions) write_windows(&p->out_windows, from, block_lanes(p), mapped), from = mapped;
     write_rows(&p->out, &p->epilogue, sample, channel, channels, block_lanes(p), 0, p->out.positions, from);
 }
 
@@ -245,7 +211,7 @@ static inline void read_source(const Pass *p, index_t first, index_t samples, fl
         for (index_t i = count * thread / p->threads; i < count * (thread + 1) / p->threads; i++) {
             index_t depth = i % chunks * p->tile_depths, depths = smaller(p->tile_depths, p->depths - depth);
             index_t channel = i / chunks % runs * p->depths + depth, b = i / chunks / runs;
-            read_map(&p->source, &p->source_sums, first + b, channel, depths, p->source_positions, depths,
+            read_map(&p->source, &p->source_windows, first + b, channel, depths, depths,
                      scratch + thread * scratch_step, to + b * sample_size(p) + channel * p->source_positions);
         }
 }

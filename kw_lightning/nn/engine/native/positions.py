@@ -1,12 +1,13 @@
-"""What the compiled passes need to know of a convolution: which positions read which, cut into tiles, spans and sums.
+"""What the compiled passes need to know of a convolution: which positions read which, in tiles, spans and windows.
 
 Winograd's form (F(2, 3) in every dimension; Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks",
-https://arxiv.org/abs/1509.09308) turns a convolution of 3×3 into 16 products a tile of 2×2 outputs, where there were
+https://arxiv.org/abs/1509.09308) turns a convolution of 3×3 into 16 products a window of 2×2 outputs, where there were
 36: between sums of input positions, V = Bᵀ·x, and of kernel positions, U = G·w; sums of the products are the outputs.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import itertools
 import math
@@ -17,23 +18,36 @@ import torch
 from torch import Tensor
 
 from kw_lightning.nn.engine.convolution import Convolution
+from kw_lightning.nn.engine.native import layout
 from kw_lightning.nn.engine.taps import Tap, Taps, find_taps
 from kw_lightning.nn.partition import Shape
 
 # Output positions that one span of the kernels' gradient takes: what fits the first-level cache.
 SPAN_POSITIONS = 192
 
-_INPUT = torch.tensor([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], device="cpu")
 _KERNEL = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], device="cpu")
-_OUTPUT = torch.tensor([[1, 1, 1, 0], [0, 1, -1, -1]], device="cpu")
 
 
 @dataclass(frozen=True)
-class Sums:
-    """Positions made as sums of others, see pass.h: all int32."""
+class Windows:
+    """How Winograd's windows lie on a map, each two positions behind the one before: see winograd.h.
 
-    start: Tensor
-    term: Tensor
+    Attributes:
+        reach: positions of a window a dimension.
+        size: of the map.
+        count: windows a dimension.
+        first: the position at which the first begins.
+    """
+
+    reach: int
+    size: Shape
+    count: Shape
+    first: Shape
+
+    def told(self) -> layout.Windows:
+        """Return it as the pass is told."""
+        sides = ((ctypes.c_int32 * 3)(*side) for side in (self.size, self.count, self.first))
+        return layout.Windows(len(self.size), self.reach, *sides)
 
 
 @dataclass(frozen=True)
@@ -42,13 +56,13 @@ class Direction:
 
     Attributes:
         tile_start, tile: see pass.h, int32.
-        source_sums, out_sums: None where positions are read and written as they are.
+        source, out: of Winograd's form, on the maps that are read and written; else None.
     """
 
     tile_start: Tensor
     tile: Tensor
-    source_sums: Sums | None = None
-    out_sums: Sums | None = None
+    source: Windows | None = None
+    out: Windows | None = None
 
 
 @dataclass(frozen=True)
@@ -224,16 +238,15 @@ def _table(rows: Sequence[tuple[int, ...]]) -> Tensor:
 
 def _winograd(convolution: Convolution, size: Shape, rows: int) -> Positions:
     output_size = convolution.output_size(size)
-    tiles = tuple(-(-n // 2) for n in output_size)
-    count = math.prod(tiles)
+    windows = tuple(-(-n // 2) for n in output_size)
+    count = math.prod(windows)
     taps = 4 ** len(size)
     reads = torch.full((taps, taps * count), -1)
     for tap in range(taps):
         reads[tap, tap * count : (tap + 1) * count] = torch.arange(tap * count, (tap + 1) * count)
     table = _tiles(reads, rows)
-    sides = zip(size, convolution.padding, tiles, strict=True)
-    inputs = [_side(_INPUT, n, n_tiles, -p) for n, p, n_tiles in sides]
-    outputs = [_side(_OUTPUT.t(), n, n_tiles, 0) for n, n_tiles in zip(output_size, tiles, strict=True)]
+    inputs = Windows(4, size, windows, tuple(-before for before in convolution.padding))
+    outputs = Windows(2, output_size, windows, (0,) * len(size))
     transform = functools.reduce(torch.kron, [_KERNEL] * len(size))
     spans: list[tuple[int, int, int, int]] = []
     runs: list[tuple[int, int, int, int]] = []
@@ -248,44 +261,9 @@ def _winograd(convolution: Convolution, size: Shape, rows: int) -> Positions:
         transform,
         taps * count,
         taps * count,
-        Direction(*table, _sums(inputs, tiles, into=True), _sums(outputs, tiles, into=False)),
-        Direction(*table, _sums(outputs, tiles, into=True), _sums(inputs, tiles, into=False)),
+        Direction(*table, inputs, outputs),
+        Direction(*table, outputs, inputs),
         reads.int(),
         _table(spans),
         _table(runs),
     )
-
-
-def _side(transform: Tensor, size: int, tiles: int, first: int) -> Tensor:
-    """Return one dimension's transform [4, tiles, size]: of tiles that start at `first` and are 2 positions apart."""
-    whole = torch.zeros(4, tiles, size, dtype=torch.long)
-    for tile in range(tiles):
-        for element in range(transform.shape[1]):
-            place = first + 2 * tile + element
-            if 0 <= place < size:
-                whole[:, tile, place] = transform[:, element]
-    return whole
-
-
-def _sums(sides: Sequence[Tensor], tiles: Shape, *, into: bool) -> Sums:
-    """Return the sums of all dimensions' transforms: into the transformed positions, or, transposed, out of them."""
-    position_steps = [math.prod(side.shape[2] for side in sides[d + 1 :]) for d in range(len(sides))]
-    tile_steps = [math.prod(tiles[d + 1 :]) for d in range(len(tiles))]
-    tap_steps = [math.prod(tiles) * 4 ** (len(sides) - 1 - d) for d in range(len(sides))]
-    places, signs = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.long)
-    for side, position, tile, tap in zip(sides, position_steps, tile_steps, tap_steps, strict=True):
-        matrix = side.flatten(0, 1) if into else side.flatten(0, 1).t()
-        width = int((matrix != 0).sum(1).max())
-        column = torch.argsort((matrix != 0).int(), dim=1, descending=True, stable=True)[:, :width]
-        sign = matrix.gather(1, column)
-        place = column * position if into else column // side.shape[1] * tap + column % side.shape[1] * tile
-        places = (places[:, None, :, None] + place[None, :, None, :]).flatten(2).flatten(0, 1)
-        signs = (signs[:, None, :, None] * sign[None, :, None, :]).flatten(2).flatten(0, 1)
-    if into:  # rows are (tap, tile) of every dimension: all taps first
-        shape = [number for n in tiles for number in (4, n)]
-        order = [*range(0, len(shape), 2), *range(1, len(shape), 2), len(shape)]
-        places, signs = (t.view(*shape, -1).permute(order).flatten(0, -2) for t in (places, signs))
-    used = signs != 0
-    start = torch.zeros(len(used) + 1, dtype=torch.int32)
-    start[1:] = used.sum(1).cumsum(0)
-    return Sums(start, ((places + 1) * signs)[used].int())
