@@ -173,14 +173,14 @@ def _block_lying(extents: Extents) -> Blocking | None:
 
 
 def block_lines(extents: Extents, *, backward: bool) -> Blocking:
-    """Cut a pass that mixes kernels line by line, as cells lie; backwards it is the one of `block_kernels`.
+    """Cut a pass that mixes kernels line by line, as cells lie.
 
     depths = what of `BLOCK_BYTES` holds cells numbers a depth, in whole vectors. lines = what of `LINE_BYTES` holds
     rows · depths of a cell numbers a line of a sample, at least `LEAST_LINES`: in blocks that go evenly among the
     threads where those are so large, else in parts of the samples. mixed = what of `LINE_BYTES` holds such lines.
     """
     if backward:
-        return block_kernels(extents, backward=True)
+        return _block_lines_backward(extents)
     e, wide = extents, extents.widest
     most = e.scaled(BLOCK_BYTES) // (NUMBER * e.cells) // wide * wide
     depths = _even(e.depths, _between(wide, most, e.depths), wide)
@@ -200,6 +200,19 @@ def block_lines(extents: Extents, *, backward: bool) -> Blocking:
     return Blocking(depths, _between(1, held // lines, -(-(read or e.batch) // parts)), read, parts, lines=lines)
 
 
+def _block_lines_backward(extents: Extents) -> Blocking:
+    """Cut its gradients, for which the kernels of some samples exist whole.
+
+    depths = `_run`, of numbers; mixed = what `SHARED_BYTES` holds of kernels, rows · lanes · depths numbers a sample;
+    read = what `MAP_BYTES` holds of both maps, which are read twice.
+    """
+    e = extents
+    kernels = min(e.scaled(SHARED_BYTES), e.limit) // (NUMBER * e.rows * e.lanes * e.depths)
+    maps = NUMBER * e.source_positions * (e.lanes * e.lane_groups + e.depths * e.depth_groups)
+    mixed = _between(1, kernels, e.batch)
+    return Blocking(_run(e), mixed, _between(1, MAP_BYTES // maps, mixed), 1)
+
+
 def block_rows(extents: Extents, *, backward: bool) -> Blocking:
     """Cut a pass that mixes kernels as cells lie, between maps whose channels are last.
 
@@ -211,7 +224,7 @@ def block_rows(extents: Extents, *, backward: bool) -> Blocking:
     `MOST_MAPS` · `MAP_BYTES` of inputs.
     """
     e, wide = extents, extents.widest
-    depths = _between(wide, e.scaled(BLOCK_BYTES) // 2 // (NUMBER * e.cells) // wide * wide, MOST_RUN)
+    depths = _run(e)
     if backward:
         lines = max(e.scaled(PART_BYTES) // (NUMBER * e.cells * e.lanes), -(-LEAST_TERMS // e.depth_groups), 1)
         lines = _even(e.depths, min(lines, e.depths), LEAST_DEPTHS)
@@ -306,6 +319,12 @@ def _tile_depths(extents: Extents) -> int:
     e = extents
     most = e.scaled(TILE_BYTES) // (NUMBER * e.depth_groups * e.taps * e.width)
     return _even(e.depths, _between(e.widest, most // e.widest * e.widest, e.depths), e.widest)
+
+
+def _run(extents: Extents) -> int:
+    """Return the numbers of a run of all cells, in whole vectors, of which half of `BLOCK_BYTES` holds one."""
+    e, wide = extents, extents.widest
+    return _between(wide, e.scaled(BLOCK_BYTES) // 2 // (NUMBER * e.cells) // wide * wide, MOST_RUN)
 
 
 def _kernel_bytes(extents: Extents) -> int:

@@ -49,7 +49,7 @@ class Form:
 
 
 MIX_KERNELS = Form(("kw_mix_kernels", "kw_mix_kernels"), block_kernels, narrows=True)
-MIX_LINES = replace(MIX_KERNELS, functions=("kw_mix_lines", "kw_mix_kernels"), block=block_lines)
+MIX_LINES = replace(MIX_KERNELS, functions=("kw_mix_lines", "kw_mix_lines_backward"), block=block_lines)
 MIX_ROWS = replace(MIX_KERNELS, functions=("kw_mix_rows", "kw_mix_rows_backward"), block=block_rows)
 MIX_BASES = replace(MIX_KERNELS, block=block_bases)
 WINOGRAD = replace(MIX_KERNELS, winograd=True)

@@ -24,6 +24,8 @@ LARGE_MAP = 1024
 MOST_KERNELS = 48
 # Times the numbers of both maps that cells have, from which on maps whose channels come first are sooner turned.
 MANY_NUMBERS = 1.5
+# Positions from which on they lie along the vectors, backward, and leave few lanes of those empty.
+MANY_POSITIONS = 128
 
 
 class CompiledPath(Path):
@@ -98,6 +100,16 @@ def dense_refusal(convolution: Convolution) -> str | None:
     return None if math.prod(convolution.cell_shape[2:]) == 1 else "its cells span one kernel position"
 
 
+def backward_form(x: Tensor, cells: Tensor, convolution: Convolution) -> native.Form:
+    """Return the pass for the gradients of a dense convolution of x as it lies."""
+    if suits_rows(x, cells, convolution, backward=True):
+        return native.MIX_ROWS
+    positions, whole = math.prod(x.shape[2:]), math.prod(convolution.cell_shape) % native.lanes() == 0
+    if whole and positions >= MANY_POSITIONS and not _many_numbers(x, cells, convolution) and _is_product(convolution):
+        return native.MIX_LINES
+    return native.MIX_KERNELS
+
+
 def suits_rows(x: Tensor, cells: Tensor, convolution: Convolution, *, backward: bool) -> bool:
     """Return whether the pass of native/mix_rows.c can compute a dense convolution of x as it lies, and is the faster.
 
@@ -106,15 +118,23 @@ def suits_rows(x: Tensor, cells: Tensor, convolution: Convolution, *, backward: 
     which pays for few kernels; there it takes maps whose channels come first, too, and turns those: that pays where
     cells have more numbers.
     """
-    shape, width = convolution.kernel_shape, native.lanes()
-    strided = math.prod(convolution.stride) > 1 or any(convolution.padding)
-    if math.prod(shape[2:]) > 1 or strided or convolution.cell_shape[1] % width:
+    if not _is_product(convolution) or convolution.cell_shape[1] % native.lanes():
         return False
-    kernels, positions = len(x) * convolution.grid[1] * convolution.grid[2], math.prod(x.shape[2:])
+    kernels = len(x) * convolution.grid[1] * convolution.grid[2]
     if not backward:
-        return channels_last(x) and (kernels <= len(cells) or positions >= LARGE_MAP)
-    suited = channels_last(x) or cells.numel() >= MANY_NUMBERS * len(x) * positions * sum(shape[:2])
-    return suited and kernels <= MOST_KERNELS
+        return channels_last(x) and (kernels <= len(cells) or math.prod(x.shape[2:]) >= LARGE_MAP)
+    return kernels <= MOST_KERNELS and (channels_last(x) or _many_numbers(x, cells, convolution))
+
+
+def _is_product(convolution: Convolution) -> bool:
+    """Return whether every position of the output reads its own of the input, and no other."""
+    strided = math.prod(convolution.stride) > 1 or any(convolution.padding)
+    return math.prod(convolution.kernel_shape[2:]) == 1 and not strided
+
+
+def _many_numbers(x: Tensor, cells: Tensor, convolution: Convolution) -> bool:
+    """Return whether cells have many more numbers than both maps, of one size."""
+    return cells.numel() >= MANY_NUMBERS * len(x) * math.prod(x.shape[2:]) * sum(convolution.kernel_shape[:2])
 
 
 def padded_cell(convolution: Convolution, groups: int = 1) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 from kw_lightning.nn.engine import native
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.costs import Fitted, Load, Units
-from kw_lightning.nn.engine.paths.compiled import CompiledPath, moved, padded_cell, suits_rows
+from kw_lightning.nn.engine.paths.compiled import CompiledPath, backward_form, moved, padded_cell
 from kw_lightning.nn.engine.problem import Problem
 from kw_lightning.nn.engine.taps import find_taps
 
@@ -22,8 +22,8 @@ class KernelsCompiled(CompiledPath):
     form = native.MIX_KERNELS
 
     def form_of(self, x: Tensor, cells: Tensor, convolution: Convolution, *, backward: bool = False) -> native.Form:
-        """Return the pass of an input: backwards that of `Pointwise`, where x lies as that takes it."""
-        return native.MIX_ROWS if backward and suits_rows(x, cells, convolution, backward=True) else self.form
+        """Return the pass of an input: backwards those of `Pointwise`, where they suit it."""
+        return backward_form(x, cells, convolution) if backward else self.form
 
     def load(self, problem: Problem) -> Load:
         """Count the work of a forward pass: no product is taken with the padding."""

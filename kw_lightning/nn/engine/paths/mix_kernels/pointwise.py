@@ -10,7 +10,7 @@ from kw_lightning.nn.engine import native
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.costs import Fitted, Load, Units
 from kw_lightning.nn.engine.layouts import channels_last
-from kw_lightning.nn.engine.paths.compiled import CompiledPath, dense_refusal, suits_rows
+from kw_lightning.nn.engine.paths.compiled import CompiledPath, backward_form, dense_refusal, suits_rows
 from kw_lightning.nn.engine.problem import Problem
 
 # Numbers of cells that leave the second-level cache: from there on packing them for few samples is most of the work.
@@ -46,7 +46,9 @@ class Pointwise(CompiledPath):
 
     def form_of(self, x: Tensor, cells: Tensor, convolution: Convolution, *, backward: bool = False) -> native.Form:
         """Return the pass of an input [batch, in_channels, *size] as it lies in memory."""
-        if suits_rows(x, cells, convolution, backward=backward):
+        if backward:
+            return backward_form(x, cells, convolution)
+        if suits_rows(x, cells, convolution, backward=False):
             return native.MIX_ROWS
         return native.MIX_KERNELS if channels_last(x) else self.form
 

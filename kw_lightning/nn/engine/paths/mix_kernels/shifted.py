@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kw_lightning.nn.engine import mixing
+from kw_lightning.nn.engine import mixing, native
 from kw_lightning.nn.engine.costs import Fitted, Load, Units, narrow
 from kw_lightning.nn.engine.gradients import Gradients
 from kw_lightning.nn.engine.paths.rows import Rows, RowsPath, multiply_adds, row_sizes
@@ -44,6 +44,13 @@ class Shifted(RowsPath):
     fitted = Fitted(
         Units(5.2e-11, 3.8e-11, 3.7e-10, 0.00012, 0.00041), Units(1.4e-10, 7.2e-11, 8.6e-11, 0.00022, 0.00081)
     )
+
+    def unsuited(self, problem: Problem) -> str | None:
+        """Return why it is never the fastest for a problem, None where it may be."""
+        compiled = problem.on_cpu and problem.dtype == torch.float32 and native.available()
+        if problem.backward and compiled and math.prod(problem.convolution.kernel_shape[2:]) == 1:
+            return "compiled passes take maps of kernels of one position as they lie, both gradients at once"
+        return None
 
     def takes_any_layout(self, taps: Taps) -> bool:
         """Return whether maps of any memory format will do: of one tap, which is no more than a product."""
