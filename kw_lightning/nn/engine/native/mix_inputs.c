@@ -93,10 +93,42 @@ static void mix_inputs(const Pass *p, const Sides *s, index_t cell, index_t firs
     }
 }
 
-/* Fetch the lines that follow on some of a cell; they may be the next cell's. */
-INLINE void fetch(const float *from, index_t step, index_t lines, index_t numbers, const int written) {
-    for (index_t i = 0; i < lines; i++)
-        for (index_t k = 0; k < numbers; k += 16) __builtin_prefetch(from + (lines + i) * step + k, written);
+/* Some numbers of a cell's lines, or of its gradient's, that are to be fetched. */
+typedef struct {
+    const float *from;
+    index_t step, lines, numbers;
+} Ahead;
+
+/* What comes after so many numbers of some lines, from `at` on: the lines' next ones, or the next lines' first, which
+   may be the next cell's. */
+static Ahead come_next(const float *cell, index_t step, index_t line, index_t lines, index_t at, index_t numbers,
+                       index_t length) {
+    at += numbers;
+    if (at >= length) line += lines, at = 0;
+    return (Ahead){cell + line * step + at, step, lines, smaller(numbers, length - at)};
+}
+
+/* Take one of so many parts of what is to be fetched. */
+static Ahead take_part(Ahead *all, index_t parts) {
+    Ahead part = *all;
+    part.lines /= parts;
+    all->from += part.lines * all->step, all->lines -= part.lines;
+    return part;
+}
+
+/* The product, which fetches as much before each of its tiles: a burst of prefetches fills the queue of misses, behind
+   which the product's own reads wait. */
+static inline void product_fetching(index_t rows, int vectors, index_t length, const float *a, index_t a_row,
+                                    index_t a_step, const float *b, index_t b_step, float *c, index_t c_row, int add,
+                                    Ahead ahead) {
+    for (index_t tiles = pieces(rows, MOST_ROWS(vectors)); tiles > 0; tiles--) {
+        index_t count = rows / tiles;
+        Ahead part = take_part(&ahead, tiles);
+        for (; part.lines > 0; part.lines--, part.from += part.step)
+            for (index_t k = 0; k < part.numbers; k += 16) __builtin_prefetch(part.from + k);
+        product(count, vectors, length, a, a_row, a_step, b, b_step, c, c_row, add);
+        a += count * a_row, c += count * c_row, rows -= count;
+    }
 }
 
 /* Forward: lanes are output channels, depths input channels. */
@@ -134,12 +166,12 @@ static void add_product(const Pass *p, const Sides *s, index_t cell, index_t fir
     for (index_t line = 0; line < p->lanes; line += LINES)
         for (index_t c = 0; c < p->depths; c += RUN) {
             index_t lines = smaller(LINES, p->lanes - line), run = smaller(RUN, p->depths - c);
-            const float *from = p->cell + cell * p->cell_step + line * p->lane_step + c;
-            fetch(from, p->lane_step, lines, run, 0);
+            const float *whole = p->cell + cell * p->cell_step, *from = whole + line * p->lane_step + c;
+            Ahead next = come_next(whole, p->lane_step, line, LINES, c, RUN, p->depths);
             for (index_t panel = 0; panel < panels; panel++)
-                product(lines, rows - panel * LANES > WIDTH ? 2 : 1, run, from, p->lane_step, 1,
-                        m->turned + (panel * p->depths + c) * LANES, LANES, out + (panel * p->lanes + line) * LANES,
-                        LANES, 1);
+                product_fetching(lines, rows - panel * LANES > WIDTH ? 2 : 1, run, from, p->lane_step, 1,
+                                 m->turned + (panel * p->depths + c) * LANES, LANES,
+                                 out + (panel * p->lanes + line) * LANES, LANES, 1, take_part(&next, panels - panel));
         }
 }
 
@@ -271,25 +303,16 @@ static void take_lines(const float *from, index_t step, index_t lines, index_t l
     }
 }
 
-/* Fetch what is taken after some numbers of a cell's lines: the lines' next ones, or the next lines' first. */
-INLINE void fetch_next(const Pass *p, const float *cell, index_t line, index_t lane, const int written) {
-    lane += LANES;
-    if (lane >= p->lanes) line += TOGETHER, lane = 0;
-    for (index_t i = 0; i < smaller(TOGETHER, p->depths - line); i++)
-        for (index_t k = 0; k < LANES; k += 16)
-            __builtin_prefetch(cell + (line + i) * p->depth_step + lane + k, written);
-}
-
 /* dU of one cell, of so many rows; `source` are the rows' gradients by lines that are used together. */
 static void differentiate_mixed(const Pass *p, const Sides *s, const float *cell, index_t rows, const float *source,
                                 const Backward *m) {
     for (index_t line = 0; line < p->depths; line += TOGETHER)
         for (index_t c = 0; c < p->lanes; c += LANES) {
             index_t lines = smaller(TOGETHER, p->depths - line), lanes = smaller(LANES, p->lanes - c);
-            fetch_next(p, cell, line, c, 0);
             take_lines(cell + line * p->depth_step + c, p->depth_step, lines, lanes, m->lines);
-            product(rows, 2, lines, source + line * rows_at_once(p, s), TOGETHER, 1, m->lines, LANES,
-                    m->mixed + c / LANES * panel_step(p, s), LANES, line > 0);
+            product_fetching(rows, 2, lines, source + line * rows_at_once(p, s), TOGETHER, 1, m->lines, LANES,
+                             m->mixed + c / LANES * panel_step(p, s), LANES, line > 0,
+                             come_next(cell, p->depth_step, line, TOGETHER, c, LANES, p->lanes));
         }
 }
 
@@ -302,9 +325,9 @@ static void differentiate_cell(const Pass *p, const Sides *s, float *cell, index
             index_t lines = smaller(TOGETHER, p->depths - line), lanes = smaller(LANES, p->lanes - c);
             const float *from = turned + line * step, *mixed = m->mixed + c / LANES * panel_step(p, s);
             float *to = cell + line * p->depth_step + c;
-            fetch_next(p, cell, line, c, 1);
             if (lanes == LANES) {
-                product(lines, 2, rows, from, step, 1, mixed, LANES, to, p->depth_step, add);
+                product_fetching(lines, 2, rows, from, step, 1, mixed, LANES, to, p->depth_step, add,
+                                 come_next(cell, p->depth_step, line, TOGETHER, c, LANES, p->lanes));
                 continue;
             }
             product(lines, 2, rows, from, step, 1, mixed, LANES, m->lines, LANES, 0);

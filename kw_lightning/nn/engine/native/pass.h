@@ -188,7 +188,8 @@ static inline void unpack_cells(const Pass *p, index_t group, index_t lane, inde
         for (index_t d = 0; d < depths; d++) {
             float *line = to + j * p->cell_step + group * p->group_step + (depth + d) * p->depth_step + lane;
             const float *from = block + j * cell_step + d * depth_step;
-            if (j + AHEAD < p->cells) __builtin_prefetch(line + AHEAD * p->cell_step, 1);
+            for (index_t k = 0; j + AHEAD < p->cells && k < lanes; k += 16)
+                __builtin_prefetch(line + AHEAD * p->cell_step + k, 1);
             index_t whole = lanes / WIDTH * WIDTH;
             for (index_t l = 0; l < whole; l += WIDTH) {
                 vector sum = LOAD(from + l);
