@@ -131,7 +131,7 @@ class Blocking:
 def block_kernels(extents: Extents, *, backward: bool) -> Blocking:
     """Cut a pass that mixes kernels.
 
-    depths = what of `BLOCK_BYTES` (half of it backwards, where the block's gradient stands beside it) holds
+    depths = what of `BLOCK_BYTES` (half of it backwards, where the block stands turned beside it) holds
     cells · width numbers a depth: forward whole lines of the cache, since depths lie together in E.
     mixed = what of `KERNEL_BYTES` holds rows · (depths + 1) · width numbers a sample.
     """

@@ -124,8 +124,7 @@ static inline void product_fetching(index_t rows, int vectors, index_t length, c
     for (index_t tiles = pieces(rows, MOST_ROWS(vectors)); tiles > 0; tiles--) {
         index_t count = rows / tiles;
         Ahead part = take_part(&ahead, tiles);
-        for (; part.lines > 0; part.lines--, part.from += part.step)
-            for (index_t k = 0; k < part.numbers; k += 16) __builtin_prefetch(part.from + k);
+        for (; part.lines > 0; part.lines--, part.from += part.step) fetch(part.from, part.numbers);
         product(count, vectors, length, a, a_row, a_step, b, b_step, c, c_row, add);
         a += count * a_row, c += count * c_row, rows -= count;
     }

@@ -71,7 +71,7 @@ static index_t lay_out(const Pass *p, float *at, Memory *m) {
     m->other = at, at += kernels ? each * p->out_positions * lanes : 0;
     m->block = at, at += block;
     m->lying = at, at += p->direct ? p->mixed_samples * p->rows * lying_step(p) : 0;
-    m->gradient = at, at += kernels ? block : 0;
+    m->gradient = at, at += kernels ? MOST_ROWS(p->vectors) * lanes : 0;
     m->turned = at, at += kernels ? p->block_depths * lanes * padded(p->cells) : 0;
     m->kernels = at, at += p->mixed_samples * p->rows * kernel_step(p);
     m->zeros = at, at += p->block_depths;
@@ -197,6 +197,32 @@ typedef struct {
     float *out, *other;  /* of that sample */
 } Block;
 
+/* Write, or add to, a block's part of E's gradient, where it lies: the sum over rows of a[row, cell] * b[row, d, l].
+   Lines of neighbouring cells may share a set of the cache, so all lines of a few cells are taken in turn, and each is
+   fetched while the one before is computed. */
+static void fold_into_gradient(const Pass *p, const Block *k, index_t rows, const float *a, const float *b,
+                               index_t b_step, const Memory *m, float *cell_gradient, int add) {
+    index_t lanes = block_lanes(p), place = k->group * p->group_step + k->depth * p->depth_step + k->lane;
+    for (index_t tiles = pieces(p->cells, MOST_ROWS(p->vectors)), first = 0; tiles > 0; tiles--) {
+        index_t count = (p->cells - first) / tiles;
+        float *cell = cell_gradient + first * p->cell_step + place;
+        for (index_t d = 0; d < k->depths; d++) {
+            float *line = cell + d * p->depth_step;
+            const float *next = d + 1 < k->depths ? line + p->depth_step : cell + count * p->cell_step;
+            for (index_t j = 0; j < count; j++) fetch(next + j * p->cell_step, k->lanes);
+            if (k->lanes == lanes) {
+                product(count, p->vectors, rows, a + first, 1, p->cells, b + d * lanes, b_step, line, p->cell_step,
+                        add);
+                continue;
+            }
+            product(count, p->vectors, rows, a + first, 1, p->cells, b + d * lanes, b_step, m->gradient, lanes, 0);
+            for (index_t j = 0; j < count; j++, line += p->cell_step)
+                for (index_t l = 0; l < k->lanes; l++) line[l] = m->gradient[j * lanes + l] + (add ? line[l] : 0);
+        }
+        first += count;
+    }
+}
+
 /* Mix the bases of a block, by so many cells at a time that they stay in the first-level cache. */
 static void mix_bases(const Pass *p, index_t depths, const Memory *m) {
     index_t lanes = block_lanes(p);
@@ -220,15 +246,15 @@ static void turn_bases(const Pass *p, index_t depths, const Memory *m) {
         }
 }
 
-/* From the bases' gradient of a block, its part of that of base, and the block of E's. */
-static void fold_bases(const Pass *p, index_t depths, const Memory *m, float *gradient) {
-    index_t width = padded(p->cells), lanes = block_lanes(p);
-    for (index_t j = 0; gradient && j < p->cells; j += LANES)
-        product(bases(p), p->cells - j > WIDTH ? 2 : 1, depths * lanes, m->base_gradient, base_step(p), 1,
-                m->turned + j * depths * lanes, LANES, gradient + j, width, 1);
-    for (index_t d = 0; p->cell_gradient && d < depths; d++)
-        product(p->cells, p->vectors, bases(p), p->base, 1, p->cells, m->base_gradient + d * lanes, base_step(p),
-                m->gradient + d * p->cells * lanes, lanes, 0);
+/* From the bases' gradient of a block, its part of those of base, and of E. */
+static void fold_bases(const Pass *p, const Block *k, const Memory *m, float *base_gradient, float *cell_gradient,
+                       int add) {
+    index_t width = padded(p->cells), size = k->depths * block_lanes(p);
+    for (index_t j = 0; base_gradient && j < p->cells; j += LANES)
+        product(bases(p), p->cells - j > WIDTH ? 2 : 1, size, m->base_gradient, base_step(p), 1, m->turned + j * size,
+                LANES, base_gradient + j, width, 1);
+    if (cell_gradient)
+        fold_into_gradient(p, k, bases(p), p->base, m->base_gradient, base_step(p), m, cell_gradient, add);
 }
 
 /* kernels[r][d][l] = sum over j of alpha[r][j] * E[j][l][d], of cells as they lie: read once, along their lines. */
@@ -299,27 +325,32 @@ static void mix_and_apply(const Pass *p, const Block *k, index_t samples, const 
             index_t q = i / p->lane_groups, row = q * p->row_group + i % p->lane_groups * p->row_lane;
             float *out = whole(p) ? m->out : k->out + (b * lane_groups(p) + i) * map;
             const float *source = source_of(p, k, b, q), *kernels = m->kernels + (b * p->rows + row) * step;
-            for (index_t d = 0; d < k->depths; d += p->tile_depths)
-                for (index_t t = 0; t < p->tiles; t++)
-                    gather(p, p->tile + p->tile_start[t], source + (k->depth + d) * p->source_positions, m->zeros,
-                           smaller(p->tile_depths, k->depths - d), kernels + d * block_lanes(p), out, k->depth + d > 0);
+            for (index_t d = 0; d < k->depths; d += p->tile_depths) {
+                index_t depths = smaller(p->tile_depths, k->depths - d);
+                const float *from = source + (k->depth + d) * p->source_positions, *next = from + sample_size(p);
+                /* Of the next sample's, as much with every tile; Winograd's tiles fetch what they read themselves. */
+                index_t numbers = p->source_sums.start ? 0 : p->source_positions * depths;
+                for (index_t t = 0; t < p->tiles; t++) {
+                    fetch(next + numbers * t / p->tiles, numbers / p->tiles);
+                    gather(p, p->tile + p->tile_start[t], from, m->zeros, depths, kernels + d * block_lanes(p), out,
+                           k->depth + d > 0);
+                }
+            }
             if (whole(p)) write_out(p, k, k->first + b, i, m, out);
         }
 }
 
 /* The gradient of the kernels of some samples, folded into those of alpha and of the cells. */
 static void fold_into_cells(const Pass *p, const Block *k, index_t samples, const Memory *m, float *alpha_gradient,
-                            int add) {
-    index_t step = kernel_step(p), rows = samples * p->rows, width = padded(p->cells), lanes = block_lanes(p);
-    if (alpha_gradient)
-        for (index_t j = 0; j < p->cells; j += LANES)
-            product(rows, p->cells - j > WIDTH ? 2 : 1, k->depths * lanes, m->kernels, step, 1,
-                    m->turned + j * k->depths * lanes, LANES, alpha_gradient + k->first * p->rows * width + j, width,
-                    1);
-    if (p->cell_gradient)
-        for (index_t d = 0; d < k->depths; d++)
-            product(p->cells, p->vectors, rows, p->alpha + k->first * p->rows * p->cells, 1, p->cells,
-                    m->kernels + d * lanes, step, m->gradient + d * p->cells * lanes, lanes, add);
+                            float *cell_gradient, int add) {
+    index_t step = kernel_step(p), rows = samples * p->rows, width = padded(p->cells),
+            size = k->depths * block_lanes(p);
+    for (index_t j = 0; alpha_gradient && j < p->cells; j += LANES)
+        product(rows, p->cells - j > WIDTH ? 2 : 1, size, m->kernels, step, 1, m->turned + j * size, LANES,
+                alpha_gradient + k->first * p->rows * width + j, width, 1);
+    if (cell_gradient)
+        fold_into_gradient(p, k, rows, p->alpha + k->first * p->rows * p->cells, m->kernels, step, m, cell_gradient,
+                           add);
 }
 
 /* The same into those of alpha and of the bases. */
@@ -338,8 +369,9 @@ static void fold_into_bases(const Pass *p, const Block *k, index_t samples, cons
     }
 }
 
+/* `begun` says whether earlier samples have been folded into the gradient of the bases. */
 static void differentiate(const Pass *p, const Block *k, index_t samples, const Memory *m, float *alpha_gradient,
-                          int add) {
+                          float *cell_gradient, int add, int begun) {
     index_t step = kernel_step(p);
     for (index_t b = 0; b < samples; b++)
         for (index_t i = 0; i < lane_groups(p); i++) {
@@ -351,7 +383,10 @@ static void differentiate(const Pass *p, const Block *k, index_t samples, const 
                           k->other + (b * lane_groups(p) + i) * p->out_positions * block_lanes(p),
                           m->kernels + (b * p->rows + row + s[0] * p->row_tap + h * p->row_depth) * step, s[1]);
         }
-    (p->ranks ? fold_into_bases : fold_into_cells)(p, k, samples, m, alpha_gradient, add);
+    if (p->ranks)
+        fold_into_bases(p, k, samples, m, alpha_gradient, begun);
+    else
+        fold_into_cells(p, k, samples, m, alpha_gradient, cell_gradient, add || begun);
 }
 
 /* Make a block of the cells ready, or of bases where those are not there yet. */
@@ -389,17 +424,16 @@ static void run_lanes(const Pass *p, index_t group, index_t lane, index_t first,
         while (k.first < last) {
             index_t samples = smaller(p->mixed_samples, last - k.first);
             if (p->out.data) mix_and_apply(p, &k, samples, m);
-            if (p->other.data) differentiate(p, &k, samples, m, alpha_gradient, k.first > first);
+            if (p->other.data) differentiate(p, &k, samples, m, alpha_gradient, cell_gradient, add, k.first > first);
             k.first += samples;
             k.source += samples * sample_size(p);
             k.out += samples * lane_groups(p) * map;
             k.other += samples * lane_groups(p) * map;
         }
-        if (p->ranks && p->other.data)
-            fold_bases(p, depths, m, alpha_gradient ? alpha_gradient + p->batch * p->rows * padded(p->ranks) : NULL);
-        if (cell_gradient)
-            unpack_cells(p, group, lane, lanes, depth, depths, m->gradient, width, p->cells * width, cell_gradient,
-                         add);
+        if (p->ranks && p->other.data) {
+            float *base_gradient = alpha_gradient ? alpha_gradient + p->batch * p->rows * padded(p->ranks) : NULL;
+            fold_bases(p, &k, m, base_gradient, cell_gradient, add);
+        }
         if (depth + depths < p->depths || whole(p) || !p->out.data) continue;
         for (index_t b = first; b < last; b++)
             for (index_t i = 0; i < lane_groups(p); i++)

@@ -65,6 +65,11 @@ INLINE index_t larger(index_t a, index_t b) { return a > b ? a : b; }
 INLINE index_t pieces(index_t n, index_t size) { return (n + size - 1) / size; }
 INLINE index_t padded(index_t n) { return pieces(n, LANES) * LANES; }
 
+/* Fetch some numbers that lie together. */
+INLINE void fetch(const float *from, index_t numbers) {
+    for (index_t i = 0; i < numbers; i += 16) __builtin_prefetch(from + i);
+}
+
 /* c[r] = or += sum over k of a[r, k] * b[k], for rows of one or two vectors. */
 INLINE void product_rows(const int rows, const int vectors, index_t length, const float *a, index_t a_row,
                          index_t a_step, const float *b, index_t b_step, float *c, index_t c_row, int add) {
