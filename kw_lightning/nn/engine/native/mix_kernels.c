@@ -329,7 +329,7 @@ static void mix_and_apply(const Pass *p, const Block *k, index_t samples, const 
                 index_t depths = smaller(p->tile_depths, k->depths - d);
                 const float *from = source + (k->depth + d) * p->source_positions, *next = from + sample_size(p);
                 /* Of the next sample's, as much with every tile; Winograd's tiles fetch what they read themselves. */
-                index_t numbers = p->source_sums.start ? 0 : p->source_positions * depths;
+                index_t numbers = p->source_windows.dimensions ? 0 : p->source_positions * depths;
                 for (index_t t = 0; t < p->tiles; t++) {
                     fetch(next + numbers * t / p->tiles, numbers / p->tiles);
                     gather(p, p->tile + p->tile_start[t], from, m->zeros, depths, kernels + d * block_lanes(p), out,
