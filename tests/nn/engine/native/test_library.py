@@ -85,6 +85,17 @@ def assert_in_use(asked: Asked, *lines: str) -> None:
     assert all(part in line for part, line in zip(lines, asked.lines, strict=True)), asked.lines
 
 
+def test_where_there_is_a_compiler_the_passes_are_in_use() -> None:
+    """Else a mistake in C would pass: what tests the passes is skipped without them."""
+    if os.environ.get(library.SWITCH) == "0":
+        pytest.skip("turned off")
+    try:
+        library.find_compiler()
+    except library.LibraryError as error:
+        pytest.skip(str(error))
+    assert library.status().reason == ""
+
+
 @needs_compiler
 def test_two_processes_compile_at_once_and_a_third_finds_it(home: Path) -> None:
     places = [home.parent / name for name in ("one", "two")]
