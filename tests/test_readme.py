@@ -142,12 +142,12 @@ def test_the_table_of_results_is_the_study() -> None:
     assert table in text_of("recipes/studies/README.md")
     fashion = runpy.run_path(str(ROOT / "recipes/studies/fashion.py"))
     study = fashion["Study"](ROOT / "recipes/studies/fashion.json", fashion["Length"](), "", ["cpu"])
-    tables = [fashion["table"](study, network, fashion["SEEDS"]) for network in ("separable", "inverted")]
+    tables = [fashion["table"](study, network, fashion["SEEDS"]) for network in fashion["NETWORKS"]]
     assert [table for table in tables if table.partition("\n\n")[2] not in text_of("recipes/studies/README.md")] == []
     assert fashion["judged"](study, fashion["SEEDS"]) in text_of("recipes/studies/README.md")
     short = text_of("README.md").partition("## Does it work?")[2].partition("##")[0]
     figures = re.findall(r"\d\d\.\d\d ± \d\.\d\d", short)
-    assert len(figures) == 10
+    assert len(figures) == 13
     assert [figure for figure in figures if figure not in "".join(tables)] == []
     starts = runpy.run_path(str(ROOT / "recipes/studies/warm_start.py"))
     results = json.loads((ROOT / "recipes/studies/warm_start.json").read_text(encoding="utf-8"))
