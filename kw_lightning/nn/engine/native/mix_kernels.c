@@ -105,8 +105,7 @@ INLINE void gather_rows(const int rows, const int vectors, const Pass *p, const 
             const float *b = kernels + (tap[0] * p->row_tap + h * p->row_depth) * kernel_step(p);
             EACH_ROW(rows) a[r] = tap[1 + r] < 0 ? zeros : from + (index_t)tap[1 + r] * depths;
             /* In Winograd's form the next tile reads the rows behind these, of maps too large for near caches. */
-            for (index_t k = 0; p->source_windows.dimensions && k < rows * depths; k += 16)
-                __builtin_prefetch(a[0] + rows * depths + k);
+            if (p->source_windows.dimensions) fetch(a[0] + rows * depths, rows * depths);
             for (index_t d = 0; d < depths; d++, b += lanes) {
                 vector b0 = LOAD(b), b1 = vectors > 1 ? LOAD(b + WIDTH) : b0;
                 EACH_ROW(rows) {
@@ -273,7 +272,7 @@ static void mix_lying(const Pass *p, const Block *k, index_t rows, const float *
                     /* Runs are short and cells far apart: no hardware foresees the next ones. */
                     const float *ahead = cell + next * p->cell_step + at + (next ? 0 : run);
                     for (index_t c = 0; c < smaller(LYING_CELLS, p->cells - next); c++)
-                        for (index_t i = 0; i < LANES; i += 16) __builtin_prefetch(ahead + c * p->cell_step + i);
+                        fetch(ahead + c * p->cell_step, LANES);
                     product(rows, 2, count, alpha + j, p->cells, 1, cell + j * p->cell_step + at, p->cell_step,
                             sums + at, lying_step(p), j > 0);
                 }

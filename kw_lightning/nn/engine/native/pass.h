@@ -162,8 +162,7 @@ static inline void pack_cells(const Pass *p, index_t group, index_t lane, index_
             p->cell + j * p->cell_step + group * p->group_step + lane * p->lane_step + depth * p->depth_step;
         /* The lines of a cell are short and far apart: no hardware foresees the next cells'. */
         for (index_t i = 0; j + AHEAD < p->cells && i < lines; i++)
-            for (index_t k = 0; k < line; k += 16)
-                __builtin_prefetch(cell + AHEAD * p->cell_step + i * (turned ? p->lane_step : p->depth_step) + k);
+            fetch(cell + AHEAD * p->cell_step + i * (turned ? p->lane_step : p->depth_step), line);
         arrange(cell, p->depth_step, p->lane_step, block + j * cell_step, depth_step, depths, lanes);
     }
 }

@@ -71,7 +71,7 @@ INLINE void read_on(Reading *r) {
     const float *from = r->cell + r->at;
     float *to = r->block + r->at;
     vector a = LOAD(from), b = LOAD(from + WIDTH);
-    for (index_t i = 0; i < LANES; i += 16) __builtin_prefetch(from + r->ahead + i);
+    fetch(from + r->ahead, LANES);
     r->at += LANES;
     STORE(to, a);
     STORE(to + WIDTH, b);

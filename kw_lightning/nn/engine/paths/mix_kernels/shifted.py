@@ -18,9 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kw_lightning.nn.engine import mixing, native
+from kw_lightning.nn.engine import mixing
 from kw_lightning.nn.engine.costs import Fitted, Load, Units, narrow
 from kw_lightning.nn.engine.gradients import Gradients
+from kw_lightning.nn.engine.paths.mix_kernels.compiled import KernelsCompiled
 from kw_lightning.nn.engine.paths.rows import Rows, RowsPath, multiply_adds, row_sizes
 from kw_lightning.nn.engine.problem import Problem
 from kw_lightning.nn.engine.taps import Tap, Taps, every, put, rows_of, take
@@ -47,8 +48,8 @@ class Shifted(RowsPath):
 
     def unsuited(self, problem: Problem) -> str | None:
         """Return why it is never the fastest for a problem, None where it may be."""
-        compiled = problem.on_cpu and problem.dtype == torch.float32 and native.available()
-        if problem.backward and compiled and math.prod(problem.convolution.kernel_shape[2:]) == 1:
+        pointwise = math.prod(problem.convolution.kernel_shape[2:]) == 1 and problem.dtype == torch.float32
+        if problem.backward and pointwise and KernelsCompiled().refusal(problem) is None:
             return "compiled passes take maps of kernels of one position as they lie, both gradients at once"
         return None
 
