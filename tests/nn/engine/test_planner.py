@@ -46,7 +46,7 @@ def multiply_adds(path: str, problem: Problem) -> int:
     if path.startswith("mix_outputs"):
         return batch * cells * cell * in_groups * math.prod(size) * (2 if backward else 1)
     if path == "mix_kernels/winograd":
-        kernel, positions = kernel * 16 // 9, math.ceil(geometry.output_size(size)[0] / 2) ** 2
+        positions = math.ceil(geometry.output_size(size)[0] / 2) ** 2 * 16 / 9
     # On a map smaller than the kernel's reach, these leave out positions that read only padding.
     reach = path in ("mix_kernels/shifted", "mix_kernels/compiled") and geometry.kernel_shape[2] == 3
     live = min(1.0, (2 * size[0] - 1) ** 2 / 9) if reach else 1.0

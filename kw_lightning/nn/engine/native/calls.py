@@ -162,11 +162,11 @@ class Call:
         self.positions, template = describe(
             convolution, size, len(x), len(cells), ranks, form, backward, threads, limit
         )
-        self.attention = self._taps_of(attention)
+        self.attention = self._live(attention)
         p = self.arguments = Pass.from_buffer_copy(template)
         p.alpha, p.cell = self.attention.data_ptr(), cells.data_ptr()
         if bases is not None:
-            self.bases = self._taps_of(bases.flatten(1).unsqueeze(0)).view(p.rows, ranks, len(cells))
+            self.bases = self._live(bases.flatten(1).unsqueeze(0)).view(p.rows, ranks, len(cells))
             p.base = self.bases.data_ptr()
         self.kept = kept
         if kept is not None:
@@ -235,8 +235,8 @@ class Call:
     def _fits(self, total: Tensor, terms: int) -> bool:
         """Return whether the pass may add to the gradient of α itself: one thread does, and to numbers as they lie."""
         p = self.arguments
-        as_told = p.rows == total.shape[1] and self.positions.kernel_transform is None
-        return p.threads == 1 and p.ranks == 0 and as_told and _padded(terms) == terms and total.is_contiguous()
+        as_told = p.rows == total.shape[1] and p.ranks == 0
+        return p.threads == 1 and as_told and _padded(terms) == terms and total.is_contiguous()
 
     def _put_back_bases(self, gradient: Tensor) -> Tensor:
         """Return the gradient of all mixtures' bases, [mixtures, ranks, cells], from that of `base`."""
@@ -246,29 +246,23 @@ class Call:
         self._put_back(gradient.view(1, p.rows, p.ranks, -1)[..., : p.cells].flatten(2), total)
         return total.view(-1, p.ranks, p.cells)
 
-    def _taps_of(self, attention: Tensor) -> Tensor:
+    def _live(self, attention: Tensor) -> Tensor:
         """Return α of the taps that read anything, [batch, taps · groups, cells]."""
         positions = self.positions
-        if positions.kernel_transform is None and len(positions.live) == positions.kernel_positions:
+        if len(positions.live) == positions.kernel_positions:
             return attention
-        by_tap = attention.view(len(attention), positions.kernel_positions, -1)
-        if positions.kernel_transform is not None:
-            by_tap = torch.matmul(positions.kernel_transform, by_tap)
-        else:
-            by_tap = by_tap[:, list(positions.live)]
-        return by_tap.reshape(len(attention), -1, attention.shape[2])
+        by_position = attention.view(len(attention), positions.kernel_positions, -1)
+        return by_position[:, list(positions.live)].reshape(len(attention), -1, attention.shape[2])
 
     def _put_back(self, gradient: Tensor, total: Tensor) -> None:
-        """Add the gradient of `_taps_of(attention)` to that of α, `total` [batch, mixtures, cells]."""
+        """Add the gradient of `_live(attention)` to that of α, `total` [batch, mixtures, cells]."""
         positions = self.positions
         place = total.view(len(total), positions.kernel_positions, -1)
-        by_tap = gradient.reshape(len(total), -1, place.shape[2])
-        if positions.kernel_transform is not None:
-            place += torch.matmul(positions.kernel_transform.t(), by_tap)
-        elif len(positions.live) == positions.kernel_positions:
-            place += by_tap
+        by_position = gradient.reshape(len(total), -1, place.shape[2])
+        if len(positions.live) == positions.kernel_positions:
+            place += by_position
         else:
-            place[:, list(positions.live)] += by_tap
+            place[:, list(positions.live)] += by_position
 
 
 def map_of(tensor: Tensor, *, touch: bool = True) -> Map:

@@ -23,7 +23,7 @@ static index_t (*const memory_of[])(const Pass *) = {kw_mix_kernels_memory, kw_m
 static void (*const run[])(const Pass *) = {kw_mix_kernels, kw_mix_inputs, kw_mix_depthwise, kw_mix_lines, kw_mix_rows};
 
 typedef struct {
-    float *pooled, *raw, *hidden, *mean, *variance, *alpha, *by_tap, *rest;
+    float *pooled, *raw, *hidden, *mean, *variance, *alpha, *live, *rest;
 } Memory;
 
 static index_t lay_out(const Evaluation *e, float *at, Memory *m) {
@@ -35,23 +35,17 @@ static index_t lay_out(const Evaluation *e, float *at, Memory *m) {
     m->mean = at, at += padded(w->batch);
     m->variance = at, at += padded(w->batch);
     m->alpha = at, at += padded(w->batch * w->mixtures * w->cells);
-    m->by_tap = at, at += e->transform ? padded(e->pass.batch * e->pass.rows * e->pass.cells) : 0;
+    m->live = at, at += e->live ? padded(e->pass.batch * e->pass.rows * e->pass.cells) : 0;
     m->rest = at, at += larger(kw_weigh_memory(w), memory_of[e->method](&e->pass));
     return at - start;
 }
 
 index_t kw_evaluate_memory(const Evaluation *e) { return lay_out(e, NULL, &(Memory){0}); }
 
-static void transform(const Evaluation *e, const float *alpha, float *by_tap) {
+static void take_live(const Evaluation *e, const float *alpha, float *live) {
     index_t width = e->pass.row_tap * e->pass.cells;
     for (index_t b = 0; b < e->pass.batch; b++, alpha += e->positions * width)
-        for (index_t t = 0; t < e->pass.taps; t++, by_tap += width) {
-            memset(by_tap, 0, width * sizeof(float));
-            for (index_t k = 0; k < e->positions; k++) {
-                float factor = e->transform[t * e->positions + k];
-                for (index_t i = 0; factor != 0 && i < width; i++) by_tap[i] += factor * alpha[k * width + i];
-            }
-        }
+        for (index_t t = 0; t < e->pass.taps; t++, live += width) copy(alpha + e->live[t] * width, live, width);
 }
 
 /* From x to out; out NULL: to alpha only, which is to be timed. */
@@ -68,7 +62,7 @@ void kw_evaluate(const Evaluation *e, float *x, float *added, float *out, float 
     if (!out) return;
     Pass pass = e->pass;
     pass.source.data = x, pass.epilogue.added.data = added, pass.out.data = out;
-    pass.alpha = e->transform ? m.by_tap : m.alpha, pass.memory = m.rest;
-    if (e->transform) transform(e, m.alpha, m.by_tap);
+    pass.alpha = e->live ? m.live : m.alpha, pass.memory = m.rest;
+    if (e->live) take_live(e, m.alpha, m.live);
     run[e->method](&pass);
 }

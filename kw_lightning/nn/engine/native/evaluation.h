@@ -12,10 +12,8 @@ typedef struct {
     Pass pass;         /* without the maps' data, alpha and memory */
     index_t method;    /* which pass, as numbered below */
 
-    /* Alpha of taps, [taps, groups of mixtures, cells], by that of kernel positions, [positions, ...]: a matrix [taps,
-       positions], as native/positions.py has it; NULL where they are the same. */
-    index_t positions;
-    const float *transform;
+    index_t positions;   /* of the kernel, of which alpha is made, [positions, groups of mixtures, cells] */
+    const int32_t *live; /* those that read anything, of which the pass takes it; NULL where all do */
 } Evaluation;
 
 enum { BY_KERNELS, BY_INPUTS, BY_CHANNELS, BY_LINES };

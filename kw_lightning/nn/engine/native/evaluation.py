@@ -110,8 +110,8 @@ def prepare_evaluation(
     told.weighing = layout.Weighing(batch, mixtures, len(cells), width, threads)
     for name in ("weight", "bias", "temperature", "initial"):
         setattr(told.weighing, name, getattr(of, name).data_ptr())
-    transform = call.positions.transform
-    told.transform = None if transform is None else transform.data_ptr()
+    live = call.positions.selection
+    told.live = None if live is None else live.data_ptr()
     numbers = _library().kw_evaluate_memory(ctypes.byref(told))
     return Evaluation(told, numbers, tuple(y.shape), y.stride(), call.positions)
 

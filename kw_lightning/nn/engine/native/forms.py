@@ -108,7 +108,7 @@ def describe(
     p.vectors = 1 if form.narrows and p.lanes <= lanes() // 2 else 2
     tell = _tell_walks if form.walks else _tell_positions
     reads = tell(p, convolution, size, form, backward)
-    p.taps, p.rows = len(reads.live), len(reads.live) * p.row_tap
+    p.taps, p.rows = reads.taps, len(reads.live) * p.row_tap
     p.source_positions, p.out_positions = reads.inputs, reads.outputs
     if backward:
         p.source_positions, p.out_positions = reads.outputs, reads.inputs

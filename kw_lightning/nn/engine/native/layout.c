@@ -148,7 +148,7 @@ static const Field fields[] = {
     FIELD(Evaluation, pass),
     FIELD(Evaluation, method),
     FIELD(Evaluation, positions),
-    FIELD(Evaluation, transform),
+    FIELD(Evaluation, live),
 };
 
 index_t kw_layout(const Field **found) {

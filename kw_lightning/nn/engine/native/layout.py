@@ -107,7 +107,7 @@ class Evaluation(ctypes.Structure):
         ("weighing", Weighing),
         ("pass", Pass),
         *((name, ctypes.c_int64) for name in ("method", "positions")),
-        ("transform", ctypes.c_void_p),
+        ("live", ctypes.c_void_p),
     )
 
 

@@ -17,7 +17,7 @@
    cells as they lie, and turned into blocks instead of the cells.
 
    Winograd's form of a 3x3 convolution is the same pass between other positions, the transformed ones of windows of the
-   maps (winograd.h), and alpha comes transformed, which the mixture, being linear, allows.
+   maps (winograd.h): a sample's kernel is transformed before it is applied, and its gradient before it is folded.
 
    Along the attention's rank, a mixture is of few bases of its own, which are mixtures of the cells:
 
@@ -39,12 +39,17 @@
 
 /* The memory of one thread. */
 typedef struct {
-    float *mapped, *out, *other, *block, *turned, *gradient, *kernels, *zeros;
+    float *mapped, *out, *other, *block, *turned, *gradient, *kernels, *transformed, *zeros;
     float *base, *base_turned, *base_gradient, *lying;
 } Memory;
 
 /* Numbers of a mixture in a block; no power of two, so that mixtures share no set of the cache. */
 static index_t kernel_step(const Pass *p) { return (p->block_depths + 1) * block_lanes(p); }
+
+/* Numbers of a sample's transformed kernels. */
+static index_t transformed_size(const Pass *p) {
+    return p->source_windows.dimensions ? p->taps * p->row_tap * kernel_step(p) : 0;
+}
 
 /* Groups of lanes of which one block of a cell mixes kernels, in all groups of the convolution. */
 static index_t lane_groups(const Pass *p) { return p->groups * p->lane_groups; }
@@ -74,6 +79,7 @@ static index_t lay_out(const Pass *p, float *at, Memory *m) {
     m->gradient = at, at += kernels ? MOST_ROWS(p->vectors) * lanes : 0;
     m->turned = at, at += kernels ? p->block_depths * lanes * padded(p->cells) : 0;
     m->kernels = at, at += p->mixed_samples * p->rows * kernel_step(p);
+    m->transformed = at, at += transformed_size(p);
     m->zeros = at, at += p->block_depths;
     m->base = at, at += p->kept ? 0 : bases(p) * base_step(p);
     m->base_gradient = at, at += kernels ? bases(p) * base_step(p) : 0;
@@ -301,6 +307,25 @@ static void mix(const Pass *p, const Block *k, index_t samples, const Memory *m)
                         m->kernels + r * step + d * lanes, p->rows * step, 0);
 }
 
+/* The kernels of sample b of those that are mixed, as they are applied. */
+static const float *kernels_of(const Pass *p, const Block *k, index_t b, const Memory *m) {
+    index_t step = kernel_step(p), tap = p->row_tap * step;
+    const float *mixed = m->kernels + b * p->rows * step;
+    if (!transformed_size(p)) return mixed;
+    for (index_t r = 0; r < p->row_tap; r++)
+        transform_kernel(p->source_windows.dimensions, mixed + r * step, tap, k->depths * block_lanes(p),
+                         m->transformed + r * step, tap);
+    return m->transformed;
+}
+
+/* Turn the gradient of those into that of the mixed ones. */
+static void put_back(const Pass *p, const Block *k, index_t b, const Memory *m) {
+    index_t step = kernel_step(p), tap = p->row_tap * step;
+    for (index_t r = 0; transformed_size(p) && r < p->row_tap; r++)
+        transform_kernel_back(p->source_windows.dimensions, m->transformed + r * step, tap, k->depths * block_lanes(p),
+                              m->kernels + (b * p->rows + r) * step, tap);
+}
+
 /* The source of sample b and of group q, of those that the block has. */
 static const float *source_of(const Pass *p, const Block *k, index_t b, index_t q) {
     return k->source + b * sample_size(p) + q * p->cell_groups * group_size(p);
@@ -319,11 +344,12 @@ static void write_out(const Pass *p, const Block *k, index_t sample, index_t i, 
 static void mix_and_apply(const Pass *p, const Block *k, index_t samples, const Memory *m) {
     index_t step = kernel_step(p), map = p->out_positions * block_lanes(p);
     mix(p, k, samples, m);
-    for (index_t b = 0; b < samples; b++)
+    for (index_t b = 0; b < samples; b++) {
+        const float *own = kernels_of(p, k, b, m);
         for (index_t i = 0; i < lane_groups(p); i++) {
             index_t q = i / p->lane_groups, row = q * p->row_group + i % p->lane_groups * p->row_lane;
             float *out = whole(p) ? m->out : k->out + (b * lane_groups(p) + i) * map;
-            const float *source = source_of(p, k, b, q), *kernels = m->kernels + (b * p->rows + row) * step;
+            const float *source = source_of(p, k, b, q), *kernels = own + row * step;
             for (index_t d = 0; d < k->depths; d += p->tile_depths) {
                 index_t depths = smaller(p->tile_depths, k->depths - d);
                 const float *from = source + (k->depth + d) * p->source_positions, *next = from + sample_size(p);
@@ -337,6 +363,7 @@ static void mix_and_apply(const Pass *p, const Block *k, index_t samples, const 
             }
             if (whole(p)) write_out(p, k, k->first + b, i, m, out);
         }
+    }
 }
 
 /* The gradient of the kernels of some samples, folded into those of alpha and of the cells. */
@@ -372,7 +399,8 @@ static void fold_into_bases(const Pass *p, const Block *k, index_t samples, cons
 static void differentiate(const Pass *p, const Block *k, index_t samples, const Memory *m, float *alpha_gradient,
                           float *cell_gradient, int add, int begun) {
     index_t step = kernel_step(p);
-    for (index_t b = 0; b < samples; b++)
+    for (index_t b = 0; b < samples; b++) {
+        float *own = transformed_size(p) ? m->transformed : m->kernels + b * p->rows * step;
         for (index_t i = 0; i < lane_groups(p); i++) {
             index_t q = i / p->lane_groups, row = q * p->row_group + i % p->lane_groups * p->row_lane;
             for (index_t h = 0; h < p->depth_groups; h++)
@@ -380,8 +408,10 @@ static void differentiate(const Pass *p, const Block *k, index_t samples, const 
                     outer(p->vectors, p->run + 4 * s[2], p->run + 4 * s[3],
                           source_of(p, k, b, q) + (h * p->depths + k->depth) * p->source_positions, k->depths,
                           k->other + (b * lane_groups(p) + i) * p->out_positions * block_lanes(p),
-                          m->kernels + (b * p->rows + row + s[0] * p->row_tap + h * p->row_depth) * step, s[1]);
+                          own + (row + s[0] * p->row_tap + h * p->row_depth) * step, s[1]);
         }
+        put_back(p, k, b, m);
+    }
     if (p->ranks)
         fold_into_bases(p, k, samples, m, alpha_gradient, begun);
     else

@@ -43,7 +43,7 @@ typedef struct {
 typedef struct {
     /* How much there is. */
     index_t batch; /* samples */
-    index_t rows;  /* mixtures of a sample: taps times groups times lane groups times depth groups */
+    index_t rows;  /* mixtures of a sample: kernel positions that read anything times row_tap */
     index_t cells; /* n */
 
     /* A grouped convolution is many small ones side by side, of which a cell spans cell_groups; groups times that are

@@ -25,8 +25,6 @@ from kw_lightning.nn.partition import Shape
 # Output positions that one span of the kernels' gradient takes: what fits the first-level cache.
 SPAN_POSITIONS = 192
 
-_KERNEL = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], device="cpu")
-
 
 @dataclass(frozen=True)
 class Windows:
@@ -70,27 +68,25 @@ class Reads:
     """A convolution at one input size, as all passes are told it.
 
     Attributes:
-        live: of direct forms, the kernel positions that read anything at all: the taps.
+        live: the kernel positions that read anything at all: of direct forms, the taps.
         kernel_positions: of the kernel.
-        kernel_transform: G of Winograd's form, [taps, kernel positions], to be applied to α; None in direct forms.
+        taps: through which the passes read; of Winograd's form the transformed positions of a kernel.
         inputs, outputs: positions between which the passes compute.
     """
 
     live: tuple[int, ...]
     kernel_positions: int
-    kernel_transform: Tensor | None
+    taps: int
     inputs: int
     outputs: int
 
     @functools.cached_property
-    def transform(self) -> Tensor | None:
-        """Return what makes α of taps of that of kernel positions, [taps, those]; None where they are the same."""
-        if self.kernel_transform is not None:
-            return self.kernel_transform.to(torch.float32).contiguous()
+    def selection(self) -> Tensor | None:
+        """Return the live positions, int32; None where all are."""
         if len(self.live) == self.kernel_positions:
             return None
         with torch.inference_mode(False):
-            return torch.eye(self.kernel_positions, dtype=torch.float32, device="cpu")[list(self.live)]
+            return torch.tensor(self.live, dtype=torch.int32, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -142,7 +138,7 @@ def _direct(convolution: Convolution, size: Shape, rows: int) -> Positions:
     return Positions(
         taps.live,
         math.prod(convolution.kernel_shape[2:]),
-        None,
+        len(taps.live),
         inputs.numel(),
         outputs.numel(),
         Direction(*_tiles(reads, rows)),
@@ -247,7 +243,6 @@ def _winograd(convolution: Convolution, size: Shape, rows: int) -> Positions:
     table = _tiles(reads, rows)
     inputs = Windows(4, size, windows, tuple(-before for before in convolution.padding))
     outputs = Windows(2, output_size, windows, (0,) * len(size))
-    transform = functools.reduce(torch.kron, [_KERNEL] * len(size))
     spans: list[tuple[int, int, int, int]] = []
     runs: list[tuple[int, int, int, int]] = []
     for first in range(0, count, SPAN_POSITIONS):
@@ -256,9 +251,9 @@ def _winograd(convolution: Convolution, size: Shape, rows: int) -> Positions:
             runs.append((tap * count + first, tap * count + first, 1, length))
             spans.append((tap, int(first > 0), len(spans), len(runs)))
     return Positions(
-        tuple(range(taps)),
+        tuple(range(3 ** len(size))),
         3 ** len(size),
-        transform,
+        taps,
         taps * count,
         taps * count,
         Direction(*table, inputs, outputs),

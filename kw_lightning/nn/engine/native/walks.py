@@ -111,7 +111,7 @@ def _find(convolution: Convolution, size: Shape, strip: int) -> Walks:
     return Walks(
         tuple(live.flatten().tolist()),
         math.prod(kernel),
-        None,
+        live.numel(),
         math.prod(size),
         math.prod(output_size),
         _walk(_join([side.reads for side in sides[:-1]], size), output_size, size, len(taps), [whole], strip),

@@ -1,5 +1,5 @@
-/* Winograd's form F(2, 3) of a convolution of three kernel positions a dimension: what goes from a map to the
-   transformed positions of its windows and back. See native/positions.py for what it is. */
+/* Winograd's form F(2, 3) of a convolution of three kernel positions a dimension: what goes from a map, or a kernel, to
+   the transformed positions of its windows and back. See native/positions.py for what it is. */
 
 #ifndef KW_WINOGRAD_H
 #define KW_WINOGRAD_H
@@ -8,6 +8,7 @@
 
 #define MOST_DIMENSIONS 3
 #define WINDOW 64 /* transformed positions of a window of all dimensions: four in each */
+#define KERNEL 3  /* positions of a kernel in a dimension: its reach */
 
 /* How windows lie on a map, each two positions behind the one before. */
 typedef struct {
@@ -66,25 +67,36 @@ INLINE int on_map(const int dimensions, const Windows *w, const Window *window, 
     return found;
 }
 
-/* One dimension in place, values lying `step` apart: the transformed ones of four inputs, V = Bt x, or, of the gradient
-   of two outputs, A y. */
+/* One dimension in place, values lying `step` apart: the transformed ones of four inputs, V = Bt x, of a kernel, U = G
+   w, or, of the gradient of two outputs, A y. */
 INLINE void transform_side(const int reach, const int step, vector *v) {
     vector a = v[0], b = v[step];
     if (reach == 2) {
         v[step] = a + b, v[2 * step] = a - b, v[3 * step] = -b;
         return;
     }
-    vector c = v[2 * step], d = v[3 * step];
+    vector c = v[2 * step];
+    if (reach == KERNEL) {
+        vector ends = (a + c) * 0.5f, half = b * 0.5f;
+        v[step] = ends + half, v[2 * step] = ends - half, v[3 * step] = c;
+        return;
+    }
+    vector d = v[3 * step];
     v[0] = a - c, v[step] = b + c, v[2 * step] = c - b, v[3 * step] = b - d;
 }
 
-/* Transposed: two outputs of the products, y = At m, or a window's part of the gradient of four inputs, B m. */
+/* Transposed: two outputs of the products, y = At m, a window's part of the gradient of four inputs, B m, or the
+   gradient of a kernel, Gt u. */
 INLINE void transform_side_back(const int reach, const int step, vector *v) {
     vector a = v[0], b = v[step], c = v[2 * step], d = v[3 * step];
-    if (reach == 2)
+    if (reach == 2) {
         v[0] = a + b + c, v[step] = b - c - d;
-    else
+    } else if (reach == KERNEL) {
+        vector half = (b + c) * 0.5f;
+        v[0] = a + half, v[step] = (b - c) * 0.5f, v[2 * step] = half + d;
+    } else {
         v[step] = b - c + d, v[2 * step] = b + c - a, v[3 * step] = -d;
+    }
 }
 
 /* All dimensions of a window, one after the other. */
@@ -160,6 +172,63 @@ INLINE void write_windows_of(const int dimensions, const int reach, const Window
                 STORE(to, v[e]);
             }
         }
+    }
+}
+
+/* The place of a window's position e among those of a kernel. */
+INLINE int kernel_place(const int dimensions, const int e) {
+    int place = 0;
+    for (int d = 0; d < dimensions; d++) place = place * KERNEL + PLACE(dimensions, e, d);
+    return place;
+}
+
+INLINE void transform_kernel_of(const int dimensions, const float *from, index_t from_step, index_t numbers, float *to,
+                                index_t to_step) {
+    for (index_t i = 0; i < numbers; i += WIDTH) {
+        vector v[WINDOW];
+        _Pragma("GCC unroll 64") for (int e = 0; e < 1 << 2 * dimensions;
+                                      e++) if (within(dimensions, e, 0, dimensions, KERNEL)) v[e] =
+            LOAD(from + kernel_place(dimensions, e) * from_step + i);
+        transform_window(dimensions, KERNEL, 0, v);
+        _Pragma("GCC unroll 64") for (int e = 0; e < 1 << 2 * dimensions; e++) STORE(to + e * to_step + i, v[e]);
+    }
+}
+
+INLINE void transform_kernel_back_of(const int dimensions, const float *from, index_t from_step, index_t numbers,
+                                     float *to, index_t to_step) {
+    for (index_t i = 0; i < numbers; i += WIDTH) {
+        vector v[WINDOW];
+        _Pragma("GCC unroll 64") for (int e = 0; e < 1 << 2 * dimensions; e++) v[e] = LOAD(from + e * from_step + i);
+        transform_window(dimensions, KERNEL, 1, v);
+        _Pragma("GCC unroll 64") for (int e = 0; e < 1 << 2 * dimensions;
+                                      e++) if (within(dimensions, e, 0, dimensions, KERNEL))
+            STORE(to + kernel_place(dimensions, e) * to_step + i, v[e]);
+    }
+}
+
+/* to[e][i] = the transformed positions of a kernel from[t][i]; whole vectors of numbers. */
+static void transform_kernel(int dimensions, const float *from, index_t from_step, index_t numbers, float *to,
+                             index_t to_step) {
+    switch (dimensions) {
+#define CASE(D)                                                        \
+    case D:                                                            \
+        transform_kernel_of(D, from, from_step, numbers, to, to_step); \
+        break;
+        CASE(1) CASE(2) CASE(3)
+#undef CASE
+    }
+}
+
+/* The transposed: the gradient of a kernel from that of its transformed positions. */
+static void transform_kernel_back(int dimensions, const float *from, index_t from_step, index_t numbers, float *to,
+                                  index_t to_step) {
+    switch (dimensions) {
+#define CASE(D)                                                             \
+    case D:                                                                 \
+        transform_kernel_back_of(D, from, from_step, numbers, to, to_step); \
+        break;
+        CASE(1) CASE(2) CASE(3)
+#undef CASE
     }
 }
 

@@ -51,4 +51,5 @@ def test_sizes_and_gradients_are_those_of_double_precision(batch: int, cells: in
     gradients = differentiate_sizes(found, gradient), differentiate_sizes(exact, gradient.double())
     for one, other in zip(*gradients, strict=True):
         assert one.dtype == torch.float32
-        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-4)  # sums of up to 2,107 numbers
+        # Sums of up to 2,107 numbers about 1, which partly cancel.
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-3)

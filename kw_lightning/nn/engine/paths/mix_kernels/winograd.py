@@ -1,6 +1,6 @@
 """Mix kernels as `compiled` does, in Winograd's form F(2, 3), which takes fewer products on a tile of the output.
 
-The mixture, being linear, may be of transformed kernels: α comes transformed. See native/positions.py.
+A sample's kernel is transformed when it has been mixed, in the cache. See native/positions.py.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ from kw_lightning.nn.engine.costs import Fitted, Load, Units
 from kw_lightning.nn.engine.paths.compiled import CompiledPath, dense_refusal, moved, padded_cell
 from kw_lightning.nn.engine.problem import Problem
 
+# Cells that are mixed in the time in which a kernel is transformed.
+TRANSFORMING = 8
+
 
 class Winograd(CompiledPath):
     """The pass of native/mix_kernels.c between transformed maps."""
 
     name = "mix_kernels/winograd"
-    fitted = Fitted(Units(3.6e-11, 5.2e-11, 4e-10, 0, 0.00061), Units(1.1e-10, 8e-11, 1.7e-09, 0, 0))
+    # Fitted beside `KernelsCompiled`, whose units stood still: 80 problems with AVX-512, one thread.
+    fitted = Fitted(Units(4e-11, 4.7e-11, 3.6e-10, 0, 0.00022), Units(1.2e-10, 7.7e-11, 1.1e-09, 0, 0.00035))
     form = native.WINOGRAD
 
     def refuses(self, convolution: Convolution) -> str | None:
@@ -32,9 +36,9 @@ class Winograd(CompiledPath):
         """Count the work of a forward pass: four transformed positions a dimension for a tile of two outputs."""
         convolution = problem.convolution
         _, out_groups, in_groups = convolution.grid
-        taps = 4**convolution.dimensions
+        positions, taps = 3**convolution.dimensions, 4**convolution.dimensions
         tiles = math.prod(-(-n // 2) for n in convolution.output_size(problem.size))
-        kernels = problem.batch * out_groups * in_groups * padded_cell(convolution) * taps
+        kernels = problem.batch * out_groups * in_groups * padded_cell(convolution)
         packed = problem.cells * padded_cell(convolution)
         elements = (moved(problem) - packed) * taps / 2**convolution.dimensions + packed
-        return Load(kernels * problem.cells, kernels * tiles, elements, 0)
+        return Load(kernels * positions * (problem.cells + TRANSFORMING), kernels * taps * tiles, elements, 0)
