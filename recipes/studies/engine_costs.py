@@ -212,7 +212,7 @@ def fit(times: list[dict[str, object]], found: Sequence[Problem]) -> None:
             print(f"{path.name:22} {name:8} misses {median:4.0%} in the median, {most:4.0%} in nine of ten")
             units.append(Units(*(float(f"{number:.2g}") for number in unit)))
         if units:
-            fitted[path.name] = Fitted(*units)
+            fitted[path.name] = Fitted(units[0], units[-1])  # of one direction alone, the same for both
     for name, both in fitted.items():
         units = ", ".join("Units(" + ", ".join(f"{number:g}" for number in unit) + ")" for unit in both)
         print(f"{name:22} {word} = Fitted({units})")

@@ -31,6 +31,7 @@ from kw_lightning.nn.engine import (
 )
 from kw_lightning.nn.engine.kept import Use
 from kw_lightning.nn.engine.paths.mix_kernels.along_rank import AlongRank
+from kw_lightning.nn.engine.paths.mix_kernels.winograd_along_rank import WinogradAlongRank
 from kw_lightning.nn.engine.problem import Problem
 
 compiled = pytest.mark.skipif(not native.available(), reason="needs a C compiler")
@@ -196,7 +197,7 @@ def test_bases_are_mixed_once_while_nothing_changes_and_anew_for_other_sizes(mon
     real = native.forward_by_bases
 
     def forward(*arguments: object) -> None:
-        filled.append(arguments[6].blocks is not None)
+        filled.append(arguments[7].blocks is not None)
         real(*arguments)
 
     monkeypatch.setattr(native, "forward_by_bases", forward)
@@ -306,9 +307,28 @@ def test_it_is_chosen_as_any_other_path_where_it_should_be_fastest() -> None:
         (many._replace(dtype=torch.float64), "it computes in float32 on a CPU, not in float64 on cpu"),
         (posed("convnext depthwise", 64)._replace(width=16), "know no groups"),
     ):
-        (found,) = [choice for choice in planner.survey(problem, "auto") if choice.path.of_bases]
-        assert (found.refusal or "").endswith(reason)
+        found = [choice for choice in planner.survey(problem, "auto") if choice.path.of_bases]
+        assert [choice.path.name for choice in found] == [AlongRank.name, WinogradAlongRank.name]
+        assert all((choice.refusal or "").endswith(reason) for choice in found)
     assert AlongRank.name not in [path.name for path in planner.rank(many, "mix_outputs")]
+
+
+@compiled
+def test_kept_bases_are_used_in_winograds_form_on_large_maps_and_are_the_same_on_small_ones() -> None:
+    large = posed("resnet18 layer2", 32, 224)._replace(cells=188, width=16, kept=True)
+    assert chosen(large) == WinogradAlongRank.name
+    assert chosen(large._replace(kept=False)) not in (AlongRank.name, WinogradAlongRank.name)
+    convolution, tensors, temperature, initial = make("dead taps", 2, 0.3)
+    x, hidden, weight, bias, cells = (tensor.float() for tensor in tensors)
+    factors = AttentionFactors(hidden, weight, bias, temperature.float(), initial, lasting=True)
+    before = kept.kept_bytes()
+    for side in (40, 4):
+        x = torch.randn(*x.shape[:2], side, side)
+        expected = computing.forward(x, factors, cells, convolution, AlongRank())
+        held = kept.kept_bytes()
+        found = computing.forward(x, factors, cells, convolution, WinogradAlongRank())
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+        assert kept.kept_bytes() == held > before
 
 
 @compiled

@@ -32,8 +32,10 @@ from kw_lightning.nn.engine.native.forms import (
     MIX_LINES,
     MIX_ROWS,
     WINOGRAD,
+    WINOGRAD_BASES,
     Form,
     lanes,
+    live,
 )
 from kw_lightning.nn.engine.native.library import LibraryError, Status, find_compiler, status
 from kw_lightning.nn.engine.native.positions import allows_winograd
@@ -49,6 +51,7 @@ __all__ = [
     "OF_BATCH",
     "OF_SAMPLE",
     "WINOGRAD",
+    "WINOGRAD_BASES",
     "Activated",
     "AttentionTensors",
     "Evaluation",
@@ -69,6 +72,7 @@ __all__ = [
     "forward",
     "forward_by_bases",
     "lanes",
+    "live",
     "mixes_few",
     "prepare_evaluation",
     "status",

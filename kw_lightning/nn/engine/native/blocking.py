@@ -6,7 +6,7 @@ are made, used and forgotten. All sizes come of the shapes and of the bounds her
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 NUMBER = 4
@@ -21,6 +21,8 @@ KERNEL_BYTES = 192 * 1024
 """Of the kernels that are mixed from one block and exist at once."""
 LINE_BYTES = 3 * 2**20
 """Of the kernels of lines that are mixed as cells lie and exist at once; the second or third level streams them."""
+GATHERED_BYTES = 5 * 2**20
+"""Of the kernels that are mixed of all blocks before they are used."""
 PART_BYTES = 3 * 2**19
 """Of the parts of kernels, and of those of the cells, that are mixed as these lie and exist at once."""
 LEAST_TERMS = 64
@@ -41,6 +43,10 @@ MOST_MAPS = 8
 """Times `MAP_BYTES` that are read together where packing the cells anew would cost more than a few hundredths."""
 PACKING = 500
 """Multiply-adds that take as long as packing a number of a cell."""
+PACKED_AGAIN = 8
+"""Times that kernels could move while their blocks are packed once more."""
+BRINGING = 100
+"""The same for bringing a number of a kept basis from the memory."""
 TURNING = 5
 """Cells that are packed in the time in which a kernel is mixed of cells as they lie, and turned."""
 TURNED = 4
@@ -74,6 +80,7 @@ class Extents(NamedTuple):
         vectors: of a block's lanes, 1 or 2.
         taps: through which a position reads.
         strips: of a sample, which threads may share.
+        kept: the bases are kept, and need not be mixed.
     """
 
     batch: int
@@ -94,11 +101,18 @@ class Extents(NamedTuple):
     vectors: int = 2
     taps: int = 1
     strips: int = 1
+    kept: bool = False
 
     @property
     def widest(self) -> int:
         """Return the lanes of two vectors."""
         return self.width * 2 // self.vectors
+
+    @property
+    def uses(self) -> int:
+        """Return the positions at which a number of a kernel is used."""
+        taps = max(self.rows // (self.groups * self.lane_groups * self.depth_groups), 1)
+        return min(self.source_positions, self.out_positions) * self.taps // taps
 
     def scaled(self, bytes: int) -> int:
         """Return the bytes of a cache's share on a processor with these vectors."""
@@ -117,6 +131,7 @@ class Blocking:
         direct: kernels are mixed of the cells as they lie, and `depths` are theirs.
         tile: depths that a tile takes at a time, 0 for those of the block.
         lines: of a cell, whose kernels exist at once where cells are mixed line by line.
+        gathers: kernels are mixed of all blocks before they are used.
     """
 
     depths: int
@@ -126,6 +141,7 @@ class Blocking:
     direct: bool = False
     tile: int = 0
     lines: int = 0
+    gathers: bool = False
 
 
 def block_kernels(extents: Extents, *, backward: bool) -> Blocking:
@@ -147,7 +163,23 @@ def block_kernels(extents: Extents, *, backward: bool) -> Blocking:
         depths = _even(e.depths, _between(LINE, most // LINE * LINE, e.depths), LINE)
     sample = NUMBER * e.rows * (depths + 1) * e.width
     parts = share(e)
-    return Blocking(depths, _between(1, _kernel_bytes(e) // sample, e.batch), _read(e, parts), parts)
+    found = Blocking(depths, _between(1, _kernel_bytes(e) // sample, e.batch), _read(e, parts), parts)
+    return _gathered(found, e, backward=backward)
+
+
+def _gathered(found: Blocking, extents: Extents, *, backward: bool) -> Blocking:
+    """Have the kernels of all blocks mixed before they are used, where that moves fewer numbers.
+
+    Else a sample's outputs, out positions · width numbers, are read and written again with every block but the first;
+    here its kernels are, once, rows · depths · width; `PACKED_AGAIN` times that backwards, where blocks are packed once
+    more for the gradients. All samples that are read have theirs at once, in `GATHERED_BYTES`.
+    """
+    e, blocks, mixed = extents, -(-extents.depths // found.depths), -(-found.read // found.parts)
+    held = min(e.scaled(GATHERED_BYTES), e.limit // e.threads) // (NUMBER * e.rows * (e.depths + 1) * e.width)
+    moved = e.rows * e.depths * (PACKED_AGAIN if backward else 1)
+    if mixed > held or (blocks - 1) * e.lane_groups * e.groups * e.out_positions <= moved:
+        return found
+    return replace(found, mixed=mixed, tile=_tile_depths(e), gathers=True)
 
 
 def _block_lying(extents: Extents) -> Blocking | None:
@@ -252,7 +284,8 @@ def block_bases(extents: Extents, *, backward: bool) -> Blocking:
     depths = depths_of_bases(e.rows * e.ranks, e.depths, e.scaled(BLOCK_BYTES) // e.width)
     sample = NUMBER * e.rows * (depths + 1) * e.width
     parts = share(e)
-    return Blocking(depths, _between(1, _kernel_bytes(e) // sample, e.batch), _read(e, parts), parts)
+    found = Blocking(depths, _between(1, _kernel_bytes(e) // sample, e.batch), _read(e, parts), parts)
+    return found if backward else _gathered(found, e, backward=False)
 
 
 def depths_of_bases(bases: int, depths: int, bytes: int = BLOCK_BYTES // NARROW) -> int:
@@ -336,12 +369,13 @@ def _read(extents: Extents, parts: int) -> int:
 
     As many as `MAP_BYTES` hold of source positions · channels numbers each; more, up to `MOST_MAPS` times as many, so
     that packing the cells, which is done anew for them, is a few hundredths of the work: PACKING · cells / (rows ·
-    (cells + positions)) samples. Bases are mixed anew with them, rows · ranks a cell.
+    (cells + uses of a kernel)) samples. Bases are mixed anew with them, rows · ranks a cell; **or**, where they are
+    kept, brought from the memory, `BRINGING` each.
     """
     e = extents
     held = NUMBER * e.source_positions * e.depths * e.depth_groups * e.groups * e.cell_groups
-    once = (PACKING + e.rows * e.ranks) * e.cells
-    packing = once // (e.rows * ((e.ranks or e.cells) + e.source_positions))
+    once = BRINGING * e.rows * e.ranks if e.kept else (PACKING + e.rows * e.ranks) * e.cells
+    packing = once // (e.rows * ((e.ranks or e.cells) + e.uses))
     samples = max(MAP_BYTES // held, min(packing, MOST_MAPS * MAP_BYTES // held))
     return _even(e.batch, _between(parts, samples, e.batch), parts)
 

@@ -11,7 +11,7 @@ from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.epilogue import ACTIVATIONS, Epilogue
 from kw_lightning.nn.engine.gradients import Gradients
 from kw_lightning.nn.engine.native import layout
-from kw_lightning.nn.engine.native.forms import MIX_BASES, Form, describe, lanes, opened
+from kw_lightning.nn.engine.native.forms import Form, describe, lanes, opened
 from kw_lightning.nn.engine.native.layout import Map, Pass
 from kw_lightning.nn.engine.native.library import library
 from kw_lightning.nn.engine.workspace import scratch, workspace_bytes
@@ -91,6 +91,7 @@ def forward_by_bases(
     cells: Tensor,
     convolution: Convolution,
     y: Tensor,
+    form: Form,
     kept: Kept | None,
     epilogue: Epilogue | None = None,
 ) -> None:
@@ -99,10 +100,10 @@ def forward_by_bases(
     Args:
         weights: of the bases, [batch, mixtures, ranks], contiguous.
         bases: by cells, [mixtures, ranks, cells], contiguous.
-        x, cells, y, epilogue: as in `forward`.
+        x, cells, y, form, epilogue: as in `forward`.
         kept: memory for the mixed bases, which this pass fills where none did; None where they are not to be kept.
     """
-    call = Call(x, weights, cells, convolution, MIX_BASES, backward=False, bases=bases, kept=kept)
+    call = Call(x, weights, cells, convolution, form, backward=False, bases=bases, kept=kept)
     call.map("source", x)
     call.map("out", y)
     call.finish(epilogue)
@@ -117,14 +118,15 @@ def backward_by_bases(
     cells: Tensor,
     convolution: Convolution,
     wanted: Gradients,
+    form: Form,
 ) -> Tensor | None:
     """Write the gradients of (x, weights, cells), and return that of the bases where that of the weights is wanted.
 
     Args:
         gradient, wanted: as in `backward`.
-        x, weights, bases, cells: as in `forward_by_bases`.
+        x, weights, bases, cells, form: as in `forward_by_bases`.
     """
-    call = Call(x, weights, cells, convolution, MIX_BASES, backward=True, bases=bases)
+    call = Call(x, weights, cells, convolution, form, backward=True, bases=bases)
     call.map("source", gradient)
     call.map("out", x if wanted.x is None else wanted.x, touch=wanted.x is not None)
     call.map("other", x, touch=wanted.of_kernels)
@@ -160,7 +162,7 @@ class Call:
         limit, ranks = workspace_bytes(x.device), 0 if bases is None else bases.shape[1]
         size, threads = tuple(x.shape[2:]), torch.get_num_threads()
         self.positions, template = describe(
-            convolution, size, len(x), len(cells), ranks, form, backward, threads, limit
+            convolution, size, len(x), len(cells), ranks, form, backward, threads, limit, kept is not None
         )
         self.attention = self._live(attention)
         p = self.arguments = Pass.from_buffer_copy(template)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -24,6 +25,7 @@ from kw_lightning.nn.engine.native.layout import Pass
 from kw_lightning.nn.engine.native.library import library
 from kw_lightning.nn.engine.native.positions import Positions, Reads, Windows, find_positions
 from kw_lightning.nn.engine.native.walks import STRIP_BYTES, Walks, find_walks
+from kw_lightning.nn.engine.taps import find_taps
 from kw_lightning.nn.partition import Shape
 
 
@@ -53,6 +55,7 @@ MIX_LINES = replace(MIX_KERNELS, functions=("kw_mix_lines", "kw_mix_lines_backwa
 MIX_ROWS = replace(MIX_KERNELS, functions=("kw_mix_rows", "kw_mix_rows_backward"), block=block_rows)
 MIX_BASES = replace(MIX_KERNELS, block=block_bases)
 WINOGRAD = replace(MIX_KERNELS, winograd=True)
+WINOGRAD_BASES = replace(MIX_BASES, winograd=True)
 MIX_INPUTS = Form(("kw_mix_inputs", "kw_mix_inputs_backward"), block_inputs, rereads=True)
 DEPTHWISE = Form(("kw_mix_depthwise", "kw_mix_depthwise"), block_channels, walks=True)
 
@@ -70,6 +73,13 @@ def opened() -> ctypes.CDLL:
     return loaded
 
 
+def live(convolution: Convolution, size: Shape, form: Form) -> Shape:
+    """Return the kernel positions whose kernels a pass between inputs and outputs mixes."""
+    if form.winograd:
+        return tuple(range(math.prod(convolution.kernel_shape[2:])))
+    return find_taps(convolution, size).live
+
+
 @functools.lru_cache(maxsize=1024)
 def describe(
     convolution: Convolution,
@@ -81,6 +91,7 @@ def describe(
     backward: bool,
     threads: int,
     limit: int,
+    kept: bool = False,
 ) -> tuple[Reads, Pass]:
     """Return which position of a pass reads which, and what it is told but for the places of tensors.
 
@@ -89,6 +100,7 @@ def describe(
         cells: n.
         ranks: bases of a mixture, 0 where it is of the cells.
         limit: bytes of the kernels that are mixed at once.
+        kept: the bases are kept.
     """
     p = Pass(batch=batch, cells=cells, ranks=ranks, threads=threads, groups=1, cell_groups=1)
     _, out_groups, in_groups = convolution.grid
@@ -112,8 +124,9 @@ def describe(
     p.source_positions, p.out_positions = reads.inputs, reads.outputs
     if backward:
         p.source_positions, p.out_positions = reads.outputs, reads.inputs
-    blocking = form.block(_extents(p, limit, form), backward=backward)
+    blocking = form.block(_extents(p, limit, form)._replace(kept=kept), backward=backward)
     p.block_depths, p.mixed_samples, p.direct = blocking.depths, blocking.mixed, blocking.direct
+    p.kernel_depths = p.depths if blocking.gathers else blocking.depths
     p.tile_depths, p.read_samples, p.parts = blocking.tile or blocking.depths, blocking.read, blocking.parts
     p.lines = blocking.lines
     return reads, p
@@ -137,7 +150,9 @@ def _tell_walks(p: Pass, convolution: Convolution, size: Shape, form: Form, back
 
 
 def _extents(p: Pass, limit: int, form: Form) -> Extents:
-    told = {name: getattr(p, name) for name in Extents._fields if name not in ("width", "limit", "taps", "strips")}
+    told = {
+        name: getattr(p, name) for name in Extents._fields if name not in ("width", "limit", "taps", "strips", "kept")
+    }
     taps = 1 if form.winograd else p.taps
     strips = min(-(-walk.lines // walk.strip) for walk in (p.walk, p.kernel_walk)) if form.walks else 1
     return Extents(**told, width=lanes() * p.vectors // 2, limit=limit, taps=taps, strips=strips)

@@ -89,6 +89,7 @@ static const Field fields[] = {
     FIELD(Pass, vectors),
     FIELD(Pass, direct),
     FIELD(Pass, block_depths),
+    FIELD(Pass, kernel_depths),
     FIELD(Pass, tile_depths),
     FIELD(Pass, mixed_samples),
     FIELD(Pass, lines),

@@ -66,7 +66,7 @@ class Pass(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("tile_start", "tile", "reads", "span", "run")),
         *((name, Walk) for name in ("walk", "kernel_walk")),
         *((name, ctypes.c_int64) for name in ("vectors", "direct")),
-        *((name, ctypes.c_int64) for name in ("block_depths", "tile_depths", "mixed_samples")),
+        *((name, ctypes.c_int64) for name in ("block_depths", "kernel_depths", "tile_depths", "mixed_samples")),
         *((name, ctypes.c_int64) for name in ("lines", "read_samples", "parts", "threads")),
         *((name, ctypes.c_int64) for name in ("ranks", "kept_filled")),
         *((name, ctypes.c_void_p) for name in ("base", "kept")),

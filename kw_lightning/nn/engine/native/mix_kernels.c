@@ -11,7 +11,8 @@
    Lanes l and depths d are the two channel axes of a cell: output and input channels in the forward pass, input and
    output channels for the gradient of the input. A block is some lanes, which fill one or two vectors, by some depths
    of every cell. It is packed once; from it the kernels of all samples are mixed and applied, and, backwards, replaced
-   by their gradient, which is folded into those of alpha and E at once.
+   by their gradient, which is folded into those of alpha and E at once. Where a map is more than kernels, those are
+   mixed of all blocks before they are applied, so that no part of an output goes to the memory and back.
 
    Where few kernels are wanted of many cells, packing the cells would be most of the work: kernels are mixed of the
    cells as they lie, and turned into blocks instead of the cells.
@@ -43,8 +44,8 @@ typedef struct {
     float *base, *base_turned, *base_gradient, *lying;
 } Memory;
 
-/* Numbers of a mixture in a block; no power of two, so that mixtures share no set of the cache. */
-static index_t kernel_step(const Pass *p) { return (p->block_depths + 1) * block_lanes(p); }
+/* Numbers of a mixture; no power of two, so that mixtures share no set of the cache. */
+static index_t kernel_step(const Pass *p) { return (p->kernel_depths + 1) * block_lanes(p); }
 
 /* Numbers of a sample's transformed kernels. */
 static index_t transformed_size(const Pass *p) {
@@ -63,15 +64,15 @@ static index_t base_step(const Pass *p) { return p->block_depths * block_lanes(p
 /* Numbers of a few lanes of a mixture, as they lie; no power of two either. */
 static index_t lying_step(const Pass *p) { return TURNED * p->block_depths + LANES; }
 
-/* Whether a block has all depths: an output is then whole when it has been through the block, and is written. */
-static int whole(const Pass *p) { return p->block_depths == p->depths; }
+/* Whether kernels have all depths: an output is then whole when it has been through them, and is written. */
+static int whole(const Pass *p) { return p->kernel_depths == p->depths; }
 
 static index_t lay_out(const Pass *p, float *at, Memory *m) {
     float *start = at;
     index_t lanes = block_lanes(p), block = p->direct ? 0 : p->block_depths * p->cells * lanes;
     index_t each = pieces(p->read_samples, p->parts) * lane_groups(p);
     int kernels = p->other.data != NULL;
-    m->mapped = at, at += larger(p->source.positions, p->out.positions) * larger(p->block_depths, lanes);
+    m->mapped = at, at += larger(p->source.positions, p->out.positions) * larger(p->tile_depths, lanes);
     m->out = at, at += p->out.data ? (whole(p) ? 1 : each) * p->out_positions * lanes : 0;
     m->other = at, at += kernels ? each * p->out_positions * lanes : 0;
     m->block = at, at += block;
@@ -80,7 +81,7 @@ static index_t lay_out(const Pass *p, float *at, Memory *m) {
     m->turned = at, at += kernels ? p->block_depths * lanes * padded(p->cells) : 0;
     m->kernels = at, at += p->mixed_samples * p->rows * kernel_step(p);
     m->transformed = at, at += transformed_size(p);
-    m->zeros = at, at += p->block_depths;
+    m->zeros = at, at += p->tile_depths;
     m->base = at, at += p->kept ? 0 : bases(p) * base_step(p);
     m->base_gradient = at, at += kernels ? bases(p) * base_step(p) : 0;
     m->base_turned = at, at += kernels ? p->rows * padded(p->ranks) * base_step(p) : 0;
@@ -289,8 +290,26 @@ static void mix_lying(const Pass *p, const Block *k, index_t rows, const float *
     }
 }
 
-static void mix(const Pass *p, const Block *k, index_t samples, const Memory *m) {
-    index_t step = kernel_step(p), row = p->rows * p->ranks, lanes = block_lanes(p);
+/* Depth d of mixture r of some samples, of bases. Kept ones come from the memory: as much of the next block is fetched
+   with every few samples. */
+static void mix_of_bases(const Pass *p, const Block *k, index_t d, index_t r, index_t samples, const float *alpha,
+                         float *kernels, const Memory *m) {
+    index_t step = kernel_step(p), row = p->rows * p->ranks, lanes = block_lanes(p), tile = MOST_ROWS(p->vectors);
+    index_t numbers = row * base_step(p), tiles = pieces(samples, tile), all = k->depths * p->rows * tiles;
+    for (index_t t = 0, part = (d * p->rows + r) * tiles; t < tiles; t++, part++) {
+        index_t first = samples * t / tiles, last = samples * (t + 1) / tiles;
+        if (p->kept_filled)
+            fetch(m->base + numbers + numbers * part / all, numbers * (part + 1) / all - numbers * part / all);
+        product(last - first, p->vectors, p->ranks, alpha + first * row + r * p->ranks, row, 1,
+                m->base + r * p->ranks * base_step(p) + d * lanes, base_step(p),
+                kernels + (first * p->rows + r) * step + d * lanes, p->rows * step, 0);
+    }
+}
+
+/* Mix a block's part of the kernels of some samples, which begin with depth `from`. */
+static void mix(const Pass *p, const Block *k, index_t from, index_t samples, const Memory *m) {
+    index_t step = kernel_step(p), lanes = block_lanes(p);
+    float *kernels = m->kernels + (k->depth - from) * lanes;
     const float *alpha = p->alpha + k->first * p->rows * terms(p);
     if (p->direct) {
         mix_lying(p, k, samples * p->rows, alpha, m);
@@ -299,12 +318,9 @@ static void mix(const Pass *p, const Block *k, index_t samples, const Memory *m)
     for (index_t d = 0; d < k->depths; d++)
         if (!p->ranks)
             product(samples * p->rows, p->vectors, p->cells, alpha, p->cells, 1, m->block + d * p->cells * lanes, lanes,
-                    m->kernels + d * lanes, step, 0);
+                    kernels + d * lanes, step, 0);
         else
-            for (index_t r = 0; r < p->rows; r++)
-                product(samples, p->vectors, p->ranks, alpha + r * p->ranks, row, 1,
-                        m->base + r * p->ranks * base_step(p) + d * lanes, base_step(p),
-                        m->kernels + r * step + d * lanes, p->rows * step, 0);
+            for (index_t r = 0; r < p->rows; r++) mix_of_bases(p, k, d, r, samples, alpha, kernels, m);
 }
 
 /* The kernels of sample b of those that are mixed, as they are applied. */
@@ -341,9 +357,8 @@ static void write_out(const Pass *p, const Block *k, index_t sample, index_t i, 
     write_map(p, sample, channel_of(p, k->group, i) + k->lane, k->lanes, m->mapped, out);
 }
 
-static void mix_and_apply(const Pass *p, const Block *k, index_t samples, const Memory *m) {
+static void apply(const Pass *p, const Block *k, index_t samples, const Memory *m) {
     index_t step = kernel_step(p), map = p->out_positions * block_lanes(p);
-    mix(p, k, samples, m);
     for (index_t b = 0; b < samples; b++) {
         const float *own = kernels_of(p, k, b, m);
         for (index_t i = 0; i < lane_groups(p); i++) {
@@ -366,56 +381,65 @@ static void mix_and_apply(const Pass *p, const Block *k, index_t samples, const 
     }
 }
 
-/* The gradient of the kernels of some samples, folded into those of alpha and of the cells. */
-static void fold_into_cells(const Pass *p, const Block *k, index_t samples, const Memory *m, float *alpha_gradient,
-                            float *cell_gradient, int add) {
+/* A block's part of the gradient of the kernels of some samples, folded into those of alpha and of the cells. */
+static void fold_into_cells(const Pass *p, const Block *k, index_t samples, const float *kernels, const Memory *m,
+                            float *alpha_gradient, float *cell_gradient, int add) {
     index_t step = kernel_step(p), rows = samples * p->rows, width = padded(p->cells),
             size = k->depths * block_lanes(p);
     for (index_t j = 0; alpha_gradient && j < p->cells; j += LANES)
-        product(rows, p->cells - j > WIDTH ? 2 : 1, size, m->kernels, step, 1, m->turned + j * size, LANES,
+        product(rows, p->cells - j > WIDTH ? 2 : 1, size, kernels, step, 1, m->turned + j * size, LANES,
                 alpha_gradient + k->first * p->rows * width + j, width, 1);
     if (cell_gradient)
-        fold_into_gradient(p, k, rows, p->alpha + k->first * p->rows * p->cells, m->kernels, step, m, cell_gradient,
-                           add);
+        fold_into_gradient(p, k, rows, p->alpha + k->first * p->rows * p->cells, kernels, step, m, cell_gradient, add);
 }
 
 /* The same into those of alpha and of the bases. */
-static void fold_into_bases(const Pass *p, const Block *k, index_t samples, const Memory *m, float *alpha_gradient,
-                            int add) {
+static void fold_into_bases(const Pass *p, const Block *k, index_t samples, const float *kernels, const Memory *m,
+                            float *alpha_gradient, int add) {
     index_t step = kernel_step(p), row = p->rows * p->ranks, width = padded(p->ranks), lanes = block_lanes(p);
     for (index_t r = 0; r < p->rows; r++) {
         const float *alpha = p->alpha + (k->first * p->rows + r) * p->ranks;
         for (index_t j = 0; alpha_gradient && j < p->ranks; j += LANES)
-            product(samples, p->ranks - j > WIDTH ? 2 : 1, k->depths * lanes, m->kernels + r * step, p->rows * step, 1,
+            product(samples, p->ranks - j > WIDTH ? 2 : 1, k->depths * lanes, kernels + r * step, p->rows * step, 1,
                     m->base_turned + (r * width + j) * base_step(p), LANES,
                     alpha_gradient + (k->first * p->rows + r) * width + j, p->rows * width, 1);
         for (index_t d = 0; d < k->depths; d++)
-            product(p->ranks, p->vectors, samples, alpha, 1, row, m->kernels + r * step + d * lanes, p->rows * step,
+            product(p->ranks, p->vectors, samples, alpha, 1, row, kernels + r * step + d * lanes, p->rows * step,
                     m->base_gradient + r * p->ranks * base_step(p) + d * lanes, base_step(p), add);
     }
 }
 
-/* `begun` says whether earlier samples have been folded into the gradient of the bases. */
-static void differentiate(const Pass *p, const Block *k, index_t samples, const Memory *m, float *alpha_gradient,
-                          float *cell_gradient, int add, int begun) {
-    index_t step = kernel_step(p);
+/* The kernels of some samples, replaced by their gradient. */
+static void differentiate(const Pass *p, const Block *k, index_t samples, const Memory *m) {
+    index_t step = kernel_step(p), lanes = block_lanes(p);
     for (index_t b = 0; b < samples; b++) {
         float *own = transformed_size(p) ? m->transformed : m->kernels + b * p->rows * step;
         for (index_t i = 0; i < lane_groups(p); i++) {
             index_t q = i / p->lane_groups, row = q * p->row_group + i % p->lane_groups * p->row_lane;
             for (index_t h = 0; h < p->depth_groups; h++)
-                for (const int32_t *s = p->span, *end = s + 4 * p->spans; s < end; s += 4)
-                    outer(p->vectors, p->run + 4 * s[2], p->run + 4 * s[3],
-                          source_of(p, k, b, q) + (h * p->depths + k->depth) * p->source_positions, k->depths,
-                          k->other + (b * lane_groups(p) + i) * p->out_positions * block_lanes(p),
-                          own + (row + s[0] * p->row_tap + h * p->row_depth) * step, s[1]);
+                for (index_t d = 0; d < k->depths; d += p->tile_depths)
+                    for (const int32_t *s = p->span, *end = s + 4 * p->spans; s < end; s += 4)
+                        outer(p->vectors, p->run + 4 * s[2], p->run + 4 * s[3],
+                              source_of(p, k, b, q) + (h * p->depths + k->depth + d) * p->source_positions,
+                              smaller(p->tile_depths, k->depths - d),
+                              k->other + (b * lane_groups(p) + i) * p->out_positions * lanes,
+                              own + (row + s[0] * p->row_tap + h * p->row_depth) * step + d * lanes, s[1]);
         }
         put_back(p, k, b, m);
     }
+}
+
+/* A block's part of that gradient, of kernels that begin with depth `from`, folded. `begun` says whether earlier
+   samples have been folded into the gradient of the bases, `ends` whether these are the last. */
+static void fold(const Pass *p, const Block *k, index_t from, index_t samples, const Memory *m, float *alpha_gradient,
+                 float *cell_gradient, int add, int begun, int ends) {
+    const float *kernels = m->kernels + (k->depth - from) * block_lanes(p);
     if (p->ranks)
-        fold_into_bases(p, k, samples, m, alpha_gradient, begun);
+        fold_into_bases(p, k, samples, kernels, m, alpha_gradient, begun);
     else
-        fold_into_cells(p, k, samples, m, alpha_gradient, cell_gradient, add || begun);
+        fold_into_cells(p, k, samples, kernels, m, alpha_gradient, cell_gradient, add || begun);
+    float *base_gradient = alpha_gradient ? alpha_gradient + p->batch * p->rows * padded(p->ranks) : NULL;
+    if (p->ranks && ends) fold_bases(p, k, m, base_gradient, cell_gradient, add);
 }
 
 /* Make a block of the cells ready, or of bases where those are not there yet. */
@@ -441,27 +465,33 @@ static void run_lanes(const Pass *p, index_t group, index_t lane, index_t first,
     Memory own, *m = &own;
     lay_out(p, memory, m);
     index_t width = block_lanes(p), lanes = smaller(width, p->lanes - lane), map = p->out_positions * width;
-    memset(m->zeros, 0, p->block_depths * sizeof(float));
+    memset(m->zeros, 0, p->tile_depths * sizeof(float));
     for (index_t b = first; p->other.data && b < last; b++)
         for (index_t i = 0; i < lane_groups(p); i++)
             read_map(&p->other, &p->other_windows, b, channel_of(p, group, i) + lane, lanes, width, m->mapped,
                      m->other + ((b - first) * lane_groups(p) + i) * map);
-    for (index_t depth = 0; depth < p->depths; depth += p->block_depths) {
-        index_t depths = smaller(p->block_depths, p->depths - depth);
+    for (index_t depth = 0; depth < p->depths; depth += p->kernel_depths) {
+        index_t depths = smaller(p->kernel_depths, p->depths - depth);
         Block k = {group, lane, lanes, depth, depths, first, source + group * group_size(p), m->out, m->other};
-        prepare(p, &k, m, alpha_gradient);
         while (k.first < last) {
             index_t samples = smaller(p->mixed_samples, last - k.first);
-            if (p->out.data) mix_and_apply(p, &k, samples, m);
-            if (p->other.data) differentiate(p, &k, samples, m, alpha_gradient, cell_gradient, add, k.first > first);
+            int several = p->block_depths<depths, begun = k.first> first, ends = k.first + samples == last;
+            for (Block part = k; p->out.data && part.depth < depth + depths; part.depth += p->block_depths) {
+                part.depths = smaller(p->block_depths, depth + depths - part.depth);
+                if (several || !begun) prepare(p, &part, m, several ? NULL : alpha_gradient);
+                mix(p, &part, depth, samples, m);
+            }
+            if (p->out.data) apply(p, &k, samples, m);
+            if (p->other.data) differentiate(p, &k, samples, m);
+            for (Block part = k; p->other.data && part.depth < depth + depths; part.depth += p->block_depths) {
+                part.depths = smaller(p->block_depths, depth + depths - part.depth);
+                if (several || (!begun && !p->out.data)) prepare(p, &part, m, alpha_gradient);
+                fold(p, &part, depth, samples, m, alpha_gradient, cell_gradient, add, begun, ends);
+            }
             k.first += samples;
             k.source += samples * sample_size(p);
             k.out += samples * lane_groups(p) * map;
             k.other += samples * lane_groups(p) * map;
-        }
-        if (p->ranks && p->other.data) {
-            float *base_gradient = alpha_gradient ? alpha_gradient + p->batch * p->rows * padded(p->ranks) : NULL;
-            fold_bases(p, &k, m, base_gradient, cell_gradient, add);
         }
         if (depth + depths < p->depths || whole(p) || !p->out.data) continue;
         for (index_t b = first; b < last; b++)

@@ -35,9 +35,9 @@ typedef struct {
        read_samples of the batch: the source's maps of these are read, depths together     (read_source)
            parts of those samples, times blocks of LANES lanes of one group of a cell:
            shared among the threads                                                        (share_out)
-               block_depths of the depths: this block of all cells is packed once          (pack_cells)
-                   mixed_samples: the block's part of their kernels is mixed, and used
-                       groups, lane groups, tiles of positions, taps, depth groups, depths
+               kernel_depths of the depths, mixed_samples: this part of their kernels
+                   block_depths: this block of all cells is packed, and mixed                  (pack_cells)
+                   used: groups, lane groups, tiles of positions, taps, depth groups, depths
 
    A "number" is 4 bytes. In mix_inputs.c a sample's mixed inputs stand where its kernels do elsewhere. */
 typedef struct {
@@ -92,10 +92,12 @@ typedef struct {
     Walk kernel_walk; /* forward, from other to source: backwards, for the gradient of the kernels */
 
     /* Blocking: see the loops above. */
-    index_t vectors;       /* of a block's lanes: 2, or 1 where cells have no more lanes than that */
-    index_t direct;        /* whether few kernels are mixed of the cells as they lie: mix_kernels.c */
-    index_t block_depths;  /* depths of a block of cells, or, of direct kernels, of the kernels */
-    index_t tile_depths;   /* depths that tiles take at a time, and by which the source is laid out */
+    index_t vectors;      /* of a block's lanes: 2, or 1 where cells have no more lanes than that */
+    index_t direct;       /* whether few kernels are mixed of the cells as they lie: mix_kernels.c */
+    index_t block_depths; /* depths of a block of cells, or, of direct kernels, of the kernels */
+    index_t
+        kernel_depths;   /* depths of the kernels that exist at once: of mix_kernels.c, of one block, or all of them */
+    index_t tile_depths; /* depths that tiles take at a time, and by which the source is laid out */
     index_t mixed_samples; /* samples whose kernels, of one block, exist at once in a thread */
     index_t lines;         /* of a cell, whose kernels exist at once: of mix_lines.c, mix_rows.c, mix_depthwise.c */
     index_t read_samples;  /* samples whose maps are read together, for all threads */

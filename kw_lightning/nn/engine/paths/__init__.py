@@ -15,6 +15,7 @@ from kw_lightning.nn.engine.paths.mix_kernels.pointwise import Pointwise
 from kw_lightning.nn.engine.paths.mix_kernels.shifted import Shifted
 from kw_lightning.nn.engine.paths.mix_kernels.triton import Triton
 from kw_lightning.nn.engine.paths.mix_kernels.winograd import Winograd
+from kw_lightning.nn.engine.paths.mix_kernels.winograd_along_rank import WinogradAlongRank
 from kw_lightning.nn.engine.paths.mix_outputs.at_once import OutputsAtOnce
 from kw_lightning.nn.engine.paths.mix_outputs.by_cell import OutputsByCell
 from kw_lightning.nn.engine.paths.path import Path, order_of
@@ -26,6 +27,7 @@ PATHS: tuple[Path, ...] = (
     Pointwise(),
     Winograd(),
     AlongRank(),
+    WinogradAlongRank(),
     InputsCompiled(),
     Depthwise(),
     ByGroup(),

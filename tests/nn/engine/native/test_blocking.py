@@ -49,7 +49,9 @@ def test_blocks_and_kernels_keep_within_their_bounds_or_are_the_least(e: Extents
         found.direct or block <= blocking.BLOCK_BYTES * wide + 4 * e.cells * step * e.width * 2 or found.depths <= step
     )
     kernels = 4 * e.rows * (found.depths + 1) * e.width * found.mixed
-    assert kernels <= min(blocking.KERNEL_BYTES * wide, e.limit // e.threads) or found.mixed == 1
+    bytes = blocking.GATHERED_BYTES if found.gathers else blocking.KERNEL_BYTES
+    assert kernels <= min(bytes * wide, e.limit // e.threads) or (found.mixed == 1 and not found.gathers)
+    assert not found.gathers or found.mixed * found.parts >= found.read
 
 
 @given(extents(), st.sampled_from([block_kernels, block_inputs]), st.booleans())
@@ -89,6 +91,17 @@ def test_a_layer_of_resnet18_is_cut_as_the_formulas_say() -> None:
     assert block_inputs(STAGE._replace(source_positions=49), backward=True) == Blocking(256, 3, 16, 1)
 
 
+def test_kernels_of_all_blocks_are_mixed_before_they_are_used_where_outputs_are_more() -> None:
+    # Five times 784 outputs are more than 9 kernels of 256 depths, but not 8 times as many, as it takes backwards.
+    large = STAGE._replace(source_positions=784, out_positions=784)
+    assert block_kernels(large, backward=False) == Blocking(48, 4, 4, 1, tile=16, gathers=True)
+    assert not block_kernels(large, backward=True).gathers
+    assert block_kernels(large._replace(cells=224, depths=64), backward=True).gathers
+    # Kept bases are brought from the memory again for few samples sooner than they are mixed again.
+    bases = large._replace(batch=64, cells=188, ranks=17)
+    assert block_bases(bases._replace(kept=True), backward=False).read < block_bases(bases, backward=False).read == 16
+
+
 def test_few_kernels_are_mixed_of_cells_as_they_lie() -> None:
     # Of one sample all depths; a tile of 9 taps by 16 lanes takes 16 depths of what 16 KiB hold.
     one = STAGE._replace(batch=1)
@@ -111,7 +124,7 @@ def test_samples_are_cut_where_there_are_fewer_blocks_of_lanes_than_threads(
 
 def test_bases_of_all_mixtures_share_a_block() -> None:
     bases = STAGE._replace(cells=188, ranks=17)
-    assert block_bases(bases, backward=False) == block_bases(bases, backward=True)
     found = block_bases(bases, backward=False)
     assert found.depths == 16 == BLOCK_BYTES // (4 * 9 * 17 * 16)
+    assert block_bases(bases, backward=True) == Blocking(16, found.mixed, 16, 1)
     assert block_bases(bases._replace(rows=36, ranks=65), backward=False).depths == 4

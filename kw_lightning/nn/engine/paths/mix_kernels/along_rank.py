@@ -15,7 +15,6 @@ from kw_lightning.nn.engine.layouts import first_or_last
 from kw_lightning.nn.engine.paths.compiled import CompiledPath
 from kw_lightning.nn.engine.paths.mix_kernels.compiled import KernelsCompiled
 from kw_lightning.nn.engine.problem import Operands, Problem
-from kw_lightning.nn.engine.taps import find_taps
 
 # Mixtures of all samples, of which cells are mixed in the time in which they come from the memory.
 FEW_MIXTURES = 4
@@ -97,7 +96,9 @@ class AlongRank(CompiledPath):
         compiled = self._is_compiled(operands)
         found = new_gradients(x, weights, cells, needed, operands.collected if compiled else None)
         if compiled:
-            of_bases = native.backward_by_bases(first_or_last(gradient), x, weights, bases, cells, convolution, found)
+            of_bases = native.backward_by_bases(
+                first_or_last(gradient), x, weights, bases, cells, convolution, found, self.form
+            )
         else:
             of_bases = ranks.backward(gradient, x, weights, bases, cells, convolution, found)
         return dataclasses.replace(found, bases=of_bases)
@@ -105,13 +106,13 @@ class AlongRank(CompiledPath):
     def _forward(self, operands: Operands, y: Tensor, epilogue: Epilogue | None = None) -> None:
         x, weights, cells, convolution, ranked, _ = operands
         assert ranked is not None
-        geometry = convolution, find_taps(convolution, tuple(x.shape[2:])).live
+        geometry = convolution, native.live(convolution, tuple(x.shape[2:]), self.form)
         blocks = kept.keep(ranked.factors, cells, geometry) if kept.may_keep(ranked.factors, cells) else None
         bases = ranked.bases.to(x.dtype).contiguous()
-        native.forward_by_bases(first_or_last(x), weights, bases, cells, convolution, y, blocks, epilogue)
+        native.forward_by_bases(first_or_last(x), weights, bases, cells, convolution, y, self.form, blocks, epilogue)
 
     def _is_compiled(self, operands: Operands) -> bool:
         x, weights, cells, convolution, *_ = operands
         width = weights.shape[2]
         problem = Problem(convolution, len(x), tuple(x.shape[2:]), len(cells), x.dtype, x.device, width=width)
-        return self.unsuited(problem) is None
+        return super().refusal(problem) is None

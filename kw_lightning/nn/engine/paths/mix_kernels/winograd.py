@@ -21,8 +21,8 @@ class Winograd(CompiledPath):
     """The pass of native/mix_kernels.c between transformed maps."""
 
     name = "mix_kernels/winograd"
-    # Fitted beside `KernelsCompiled`, whose units stood still: 80 problems with AVX-512, one thread.
-    fitted = Fitted(Units(4e-11, 4.7e-11, 3.6e-10, 0, 0.00022), Units(1.2e-10, 7.7e-11, 1.1e-09, 0, 0.00035))
+    # Fitted beside `KernelsCompiled`, whose units stood still: 81 problems with AVX-512, one thread.
+    fitted = Fitted(Units(4.3e-11, 4.3e-11, 3.7e-10, 0, 0.00023), Units(1.3e-10, 7.5e-11, 1e-09, 0, 0.00035))
     form = native.WINOGRAD
 
     def refuses(self, convolution: Convolution) -> str | None:

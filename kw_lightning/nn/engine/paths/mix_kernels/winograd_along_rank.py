@@ -1,0 +1,47 @@
+"""Mix kernels of few bases as `along_rank` does, and use them in Winograd's form as `winograd` does."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from kw_lightning.nn.engine import native
+from kw_lightning.nn.engine.convolution import Convolution
+from kw_lightning.nn.engine.costs import Fitted, Load, Units
+from kw_lightning.nn.engine.paths.compiled import CompiledPath
+from kw_lightning.nn.engine.paths.mix_kernels.along_rank import AlongRank
+from kw_lightning.nn.engine.paths.mix_kernels.compiled import KernelsCompiled
+from kw_lightning.nn.engine.paths.mix_kernels.winograd import TRANSFORMING, Winograd
+from kw_lightning.nn.engine.problem import Problem
+
+
+class WinogradAlongRank(AlongRank):
+    """The pass of native/mix_kernels.c with bases, between transformed maps."""
+
+    name = "mix_kernels/winograd_along_rank"
+    # Of kept bases, so forward; as those of `Winograd`.
+    fitted = Fitted(*[Units(8.6e-11, 3.8e-11, 5.6e-10, 0, 0.00036)] * 2)
+    form = native.WINOGRAD_BASES
+
+    def refusal(self, problem: Problem) -> str | None:
+        """Return why it cannot compute a problem, None where it can."""
+        return super().refusal(problem) or CompiledPath.refusal(self, problem)
+
+    def refuses(self, convolution: Convolution) -> str | None:
+        """Return why it cannot compute a geometry, None where it can."""
+        return Winograd().refuses(convolution)
+
+    def unsuited(self, problem: Problem) -> str | None:
+        """Return why it is never the fastest at a problem, None where it may be."""
+        if not problem.kept:
+            return "bases that are not kept are mixed anew for every few of its maps, which are larger"
+        return super().unsuited(problem)
+
+    def load(self, problem: Problem) -> Load:
+        """Count the work of a forward pass: the mixing of `AlongRank`, transforms and products of `Winograd`."""
+        along, direct, transformed = super().load(problem), KernelsCompiled().load(problem), Winograd().load(problem)
+        return dataclasses.replace(
+            along,
+            mixing=along.mixing + transformed.mixing * TRANSFORMING / (problem.cells + TRANSFORMING),
+            products=transformed.products,
+            elements=along.elements - direct.elements + transformed.elements,
+        )
