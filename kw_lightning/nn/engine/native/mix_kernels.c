@@ -475,7 +475,8 @@ static void run_lanes(const Pass *p, index_t group, index_t lane, index_t first,
         Block k = {group, lane, lanes, depth, depths, first, source + group * group_size(p), m->out, m->other};
         while (k.first < last) {
             index_t samples = smaller(p->mixed_samples, last - k.first);
-            int several = p->block_depths<depths, begun = k.first> first, ends = k.first + samples == last;
+            int several = p->block_depths < depths;
+            int begun = k.first > first, ends = k.first + samples == last;
             for (Block part = k; p->out.data && part.depth < depth + depths; part.depth += p->block_depths) {
                 part.depths = smaller(p->block_depths, depth + depths - part.depth);
                 if (several || !begun) prepare(p, &part, m, several ? NULL : alpha_gradient);
@@ -485,7 +486,7 @@ static void run_lanes(const Pass *p, index_t group, index_t lane, index_t first,
             if (p->other.data) differentiate(p, &k, samples, m);
             for (Block part = k; p->other.data && part.depth < depth + depths; part.depth += p->block_depths) {
                 part.depths = smaller(p->block_depths, depth + depths - part.depth);
-                if (several || (!begun && !p->out.data)) prepare(p, &part, m, alpha_gradient);
+                if (several ? alpha_gradient != NULL : !begun && !p->out.data) prepare(p, &part, m, alpha_gradient);
                 fold(p, &part, depth, samples, m, alpha_gradient, cell_gradient, add, begun, ends);
             }
             k.first += samples;

@@ -138,6 +138,44 @@ INLINE void turn_four(const float *from, index_t from_row, float *to, index_t to
     FOUR(to + 3 * to_row) = SHUFFLE(ab, cd, 2, 3, 6, 7);
 }
 
+#if defined(__AVX512F__) && WIDTH == 16
+/* Squares of whole vectors, whose halves, quarters and so on change places: for this, processors with AVX-512 alone
+   have one instruction. Bit b of a column is exchanged with that of its row. */
+#define SIDE 16
+#define FIRST(b, c) ((c) >> (b) & 1 ? 16 + ((c) ^ 1 << (b)) : (c))
+#define SECOND(b, c) ((c) >> (b) & 1 ? 16 + (c) : (c) ^ 1 << (b))
+#define COLUMNS(OF, b)                                                                                             \
+    OF(b, 0), OF(b, 1), OF(b, 2), OF(b, 3), OF(b, 4), OF(b, 5), OF(b, 6), OF(b, 7), OF(b, 8), OF(b, 9), OF(b, 10), \
+        OF(b, 11), OF(b, 12), OF(b, 13), OF(b, 14), OF(b, 15)
+#ifdef __clang__
+#define EXCHANGED(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#else
+typedef int32_t indices __attribute__((vector_size(64)));
+#define EXCHANGED(x, y, ...) __builtin_shuffle(x, y, (indices){__VA_ARGS__})
+#endif
+#define EXCHANGE(b)                                                                                       \
+    _Pragma("GCC unroll 8") for (int k = 0; k < SIDE / 2; k++) {                                          \
+        const int i = (k >> (b) << ((b) + 1)) | (k & ((1 << (b)) - 1));                                   \
+        vector x = v[i], y = v[i | 1 << (b)];                                                             \
+        v[i] = EXCHANGED(x, y, COLUMNS(FIRST, b)), v[i | 1 << (b)] = EXCHANGED(x, y, COLUMNS(SECOND, b)); \
+    }                                                                                                     \
+    ((void)0)
+
+/* to[i * to_row + j] = from[j * from_row + i]. */
+INLINE void turn_square(const float *from, index_t from_row, float *to, index_t to_row) {
+    vector v[SIDE];
+    _Pragma("GCC unroll 16") for (int i = 0; i < SIDE; i++) v[i] = LOAD(from + i * from_row);
+    EXCHANGE(0);
+    EXCHANGE(1);
+    EXCHANGE(2);
+    EXCHANGE(3);
+    _Pragma("GCC unroll 16") for (int i = 0; i < SIDE; i++) STORE(to + i * to_row, v[i]);
+}
+#else
+#define SIDE 4
+#define turn_square turn_four
+#endif
+
 /* Numbers from which on the library's copy is sooner called than a few vectors are taken. */
 #define CALLED 128
 
@@ -171,14 +209,18 @@ static inline void arrange(const float *from, index_t from_i, index_t from_j, fl
             for (index_t j = 0; j < columns; j++) to[i * to_row + j] = from[i * from_i + j * from_j];
         return;
     }
-    /* By squares, in which neither side leaves the first-level cache nor needs many pages at once. The last four of
+    /* By squares, in which neither side leaves the first-level cache nor needs many pages at once. The last ones of
        either side are turned together, whichever of them have been. */
+    const index_t side = rows < SIDE || columns < SIDE ? 4 : SIDE;
     for (index_t top = 0; top < rows; top += SQUARE)
         for (index_t left = 0; left < columns; left += SQUARE)
-            for (index_t y = left; y < smaller(left + SQUARE, columns); y += 4)
-                for (index_t x = top; x < smaller(top + SQUARE, rows); x += 4) {
-                    index_t i = smaller(x, rows - 4), j = smaller(y, columns - 4);
-                    turn_four(from + i + j * from_j, from_j, to + i * to_row + j, to_row);
+            for (index_t y = left; y < smaller(left + SQUARE, columns); y += side)
+                for (index_t x = top; x < smaller(top + SQUARE, rows); x += side) {
+                    index_t i = smaller(x, rows - side), j = smaller(y, columns - side);
+                    if (side == SIDE)
+                        turn_square(from + i + j * from_j, from_j, to + i * to_row + j, to_row);
+                    else
+                        turn_four(from + i + j * from_j, from_j, to + i * to_row + j, to_row);
                 }
 }
 
