@@ -137,7 +137,7 @@ def test_what_a_pass_cannot_read_is_done_after_it() -> None:
     plain = computing.forward(x, attention, cells, DENSE, path)
     every_other = torch.randn(42)[::2]  # not contiguous
     precise = torch.randn(21, dtype=torch.float64)
-    norm = Norm(torch.zeros(21), torch.ones(21), every_other, None, 0.0)
+    norm = Norm(torch.zeros(21), torch.ones(21), every_other, None, 1e-5)
     one_row = torch.randn(plain.shape)[..., :1]  # broadcast
     for epilogue in (Epilogue(scale=precise), Epilogue(norm=norm), Epilogue(added=one_row, activation="relu")):
         assert not epilogue.fits(plain)
