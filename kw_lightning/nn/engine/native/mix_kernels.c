@@ -323,23 +323,17 @@ static void mix(const Pass *p, const Block *k, index_t from, index_t samples, co
             for (index_t r = 0; r < p->rows; r++) mix_of_bases(p, k, d, r, samples, alpha, kernels, m);
 }
 
-/* The kernels of sample b of those that are mixed, as they are applied. */
-static const float *kernels_of(const Pass *p, const Block *k, index_t b, const Memory *m) {
+/* Transform the kernels of sample b of those that are mixed; back, turn the gradient into theirs. */
+static void transform(const Pass *p, const Block *k, index_t b, int back, const Memory *m) {
     index_t step = kernel_step(p), tap = p->row_tap * step;
-    const float *mixed = m->kernels + b * p->rows * step;
-    if (!transformed_size(p)) return mixed;
     for (index_t r = 0; r < p->row_tap; r++)
-        transform_kernel(p->source_windows.dimensions, mixed + r * step, tap, k->depths * block_lanes(p),
-                         m->transformed + r * step, tap);
-    return m->transformed;
+        transform_kernel(p->source_windows.dimensions, back, m->kernels + (b * p->rows + r) * step, tap,
+                         m->transformed + r * step, tap, k->depths * block_lanes(p));
 }
 
-/* Turn the gradient of those into that of the mixed ones. */
-static void put_back(const Pass *p, const Block *k, index_t b, const Memory *m) {
-    index_t step = kernel_step(p), tap = p->row_tap * step;
-    for (index_t r = 0; transformed_size(p) && r < p->row_tap; r++)
-        transform_kernel_back(p->source_windows.dimensions, m->transformed + r * step, tap, k->depths * block_lanes(p),
-                              m->kernels + (b * p->rows + r) * step, tap);
+/* The kernels of sample b as they are applied, or their gradient. */
+static float *kernels_of(const Pass *p, index_t b, const Memory *m) {
+    return transformed_size(p) ? m->transformed : m->kernels + b * p->rows * kernel_step(p);
 }
 
 /* The source of sample b and of group q, of those that the block has. */
@@ -360,7 +354,8 @@ static void write_out(const Pass *p, const Block *k, index_t sample, index_t i, 
 static void apply(const Pass *p, const Block *k, index_t samples, const Memory *m) {
     index_t step = kernel_step(p), map = p->out_positions * block_lanes(p);
     for (index_t b = 0; b < samples; b++) {
-        const float *own = kernels_of(p, k, b, m);
+        if (transformed_size(p)) transform(p, k, b, 0, m);
+        const float *own = kernels_of(p, b, m);
         for (index_t i = 0; i < lane_groups(p); i++) {
             index_t q = i / p->lane_groups, row = q * p->row_group + i % p->lane_groups * p->row_lane;
             float *out = whole(p) ? m->out : k->out + (b * lane_groups(p) + i) * map;
@@ -413,7 +408,7 @@ static void fold_into_bases(const Pass *p, const Block *k, index_t samples, cons
 static void differentiate(const Pass *p, const Block *k, index_t samples, const Memory *m) {
     index_t step = kernel_step(p), lanes = block_lanes(p);
     for (index_t b = 0; b < samples; b++) {
-        float *own = transformed_size(p) ? m->transformed : m->kernels + b * p->rows * step;
+        float *own = kernels_of(p, b, m);
         for (index_t i = 0; i < lane_groups(p); i++) {
             index_t q = i / p->lane_groups, row = q * p->row_group + i % p->lane_groups * p->row_lane;
             for (index_t h = 0; h < p->depth_groups; h++)
@@ -425,7 +420,7 @@ static void differentiate(const Pass *p, const Block *k, index_t samples, const 
                               k->other + (b * lane_groups(p) + i) * p->out_positions * lanes,
                               own + (row + s[0] * p->row_tap + h * p->row_depth) * step + d * lanes, s[1]);
         }
-        put_back(p, k, b, m);
+        if (transformed_size(p)) transform(p, k, b, 1, m);
     }
 }
 

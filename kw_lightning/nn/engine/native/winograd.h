@@ -182,52 +182,37 @@ INLINE int kernel_place(const int dimensions, const int e) {
     return place;
 }
 
-INLINE void transform_kernel_of(const int dimensions, const float *from, index_t from_step, index_t numbers, float *to,
-                                index_t to_step) {
-    for (index_t i = 0; i < numbers; i += WIDTH) {
+INLINE void transform_kernel_of(const int dimensions, const int back, float *kernel, index_t kernel_step,
+                                float *transformed, index_t transformed_step, index_t numbers) {
+    const int all = 1 << 2 * dimensions;
+    for (index_t i = 0; i < numbers; i += WIDTH, kernel += WIDTH, transformed += WIDTH) {
         vector v[WINDOW];
-        _Pragma("GCC unroll 64") for (int e = 0; e < 1 << 2 * dimensions;
-                                      e++) if (within(dimensions, e, 0, dimensions, KERNEL)) v[e] =
-            LOAD(from + kernel_place(dimensions, e) * from_step + i);
-        transform_window(dimensions, KERNEL, 0, v);
-        _Pragma("GCC unroll 64") for (int e = 0; e < 1 << 2 * dimensions; e++) STORE(to + e * to_step + i, v[e]);
+        _Pragma("GCC unroll 64") for (int e = 0; e < all; e++) {
+            if (back)
+                v[e] = LOAD(transformed + e * transformed_step);
+            else if (within(dimensions, e, 0, dimensions, KERNEL))
+                v[e] = LOAD(kernel + kernel_place(dimensions, e) * kernel_step);
+        }
+        transform_window(dimensions, KERNEL, back, v);
+        _Pragma("GCC unroll 64") for (int e = 0; e < all; e++) {
+            if (!back)
+                STORE(transformed + e * transformed_step, v[e]);
+            else if (within(dimensions, e, 0, dimensions, KERNEL))
+                STORE(kernel + kernel_place(dimensions, e) * kernel_step, v[e]);
+        }
     }
 }
 
-INLINE void transform_kernel_back_of(const int dimensions, const float *from, index_t from_step, index_t numbers,
-                                     float *to, index_t to_step) {
-    for (index_t i = 0; i < numbers; i += WIDTH) {
-        vector v[WINDOW];
-        _Pragma("GCC unroll 64") for (int e = 0; e < 1 << 2 * dimensions; e++) v[e] = LOAD(from + e * from_step + i);
-        transform_window(dimensions, KERNEL, 1, v);
-        _Pragma("GCC unroll 64") for (int e = 0; e < 1 << 2 * dimensions;
-                                      e++) if (within(dimensions, e, 0, dimensions, KERNEL))
-            STORE(to + kernel_place(dimensions, e) * to_step + i, v[e]);
-    }
-}
-
-/* to[e][i] = the transformed positions of a kernel from[t][i]; whole vectors of numbers. */
-static void transform_kernel(int dimensions, const float *from, index_t from_step, index_t numbers, float *to,
-                             index_t to_step) {
-    switch (dimensions) {
-#define CASE(D)                                                        \
-    case D:                                                            \
-        transform_kernel_of(D, from, from_step, numbers, to, to_step); \
+/* transformed[e][i], the transformed positions of kernel[t][i]; back, the gradient of the kernel from that of those.
+   Numbers i fill whole vectors. */
+static void transform_kernel(int dimensions, int back, float *kernel, index_t kernel_step, float *transformed,
+                             index_t transformed_step, index_t numbers) {
+    switch (2 * dimensions + back) {
+#define CASE(D, BACK)                                                                              \
+    case 2 * D + BACK:                                                                             \
+        transform_kernel_of(D, BACK, kernel, kernel_step, transformed, transformed_step, numbers); \
         break;
-        CASE(1) CASE(2) CASE(3)
-#undef CASE
-    }
-}
-
-/* The transposed: the gradient of a kernel from that of its transformed positions. */
-static void transform_kernel_back(int dimensions, const float *from, index_t from_step, index_t numbers, float *to,
-                                  index_t to_step) {
-    switch (dimensions) {
-#define CASE(D)                                                             \
-    case D:                                                                 \
-        transform_kernel_back_of(D, from, from_step, numbers, to, to_step); \
-        break;
-        CASE(1) CASE(2) CASE(3)
+        CASE(1, 0) CASE(1, 1) CASE(2, 0) CASE(2, 1) CASE(3, 0) CASE(3, 1)
 #undef CASE
     }
 }
