@@ -30,6 +30,7 @@ from kw_lightning.nn.engine import (
     reference,
 )
 from kw_lightning.nn.engine.kept import Use
+from kw_lightning.nn.engine.native import blocking, forms
 from kw_lightning.nn.engine.paths.mix_kernels.along_rank import AlongRank
 from kw_lightning.nn.engine.paths.mix_kernels.winograd_along_rank import WinogradAlongRank
 from kw_lightning.nn.engine.problem import Problem
@@ -329,6 +330,29 @@ def test_kept_bases_are_used_in_winograds_form_on_large_maps_and_are_the_same_on
         found = computing.forward(x, factors, cells, convolution, WinogradAlongRank())
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
         assert kept.kept_bytes() == held > before
+
+
+@compiled
+@pytest.mark.parametrize("path", [AlongRank(), WinogradAlongRank()])
+@pytest.mark.parametrize("lasting", [False, True])
+def test_kernels_mixed_of_all_blocks_of_bases_equal_the_literal_form(
+    path: AlongRank, lasting: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocking, "BLOCK_BYTES", 1)  # the fewest depths, and several blocks
+    forms.describe.cache_clear()
+    convolution, tensors, temperature, initial = make("dead taps", 3, 0.3)
+    _, hidden, weight, bias, cells = (tensor.float() for tensor in tensors)
+    factors = AttentionFactors(hidden, weight, bias, temperature.float(), initial, lasting)
+    x = torch.randn(3, 8, 21, 22)
+    expected = reference.convolve(x, factors.alpha(), cells, convolution)
+    for _ in range(2):  # kept bases are mixed once
+        y = computing.forward(x, factors, cells, convolution, path)
+        torch.testing.assert_close(y, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
+    told = forms.describe(
+        convolution, (21, 22), 3, len(cells), 5, path.form, False, torch.get_num_threads(), 6 * 2**20, lasting
+    )[1]
+    assert told.block_depths < told.kernel_depths == told.depths
+    forms.describe.cache_clear()
 
 
 @compiled

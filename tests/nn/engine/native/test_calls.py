@@ -221,6 +221,23 @@ def test_small_bounds_of_memory_change_nothing(form: str, monkeypatch: pytest.Mo
     forms.describe.cache_clear()
 
 
+@pytest.mark.parametrize("form", ["mix_kernels", "winograd", "by_group"])
+@pytest.mark.parametrize("together", [1, 2**30])
+def test_kernels_mixed_of_all_blocks_before_they_are_used_equal_the_literal_form(
+    vectors: str, form: str, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("BLOCK_BYTES", 1), ("PACKED_AGAIN", 0), ("MAP_BYTES", together)):
+        monkeypatch.setattr(blocking, name, value)
+    geometry, size = suited(form, Convolution((40, 88, 3, 3), (40, 44, 1, 1), (1, 1), (1, 1), (1, 1))), (23, 24)
+    for count in (1, 2):
+        with threads(count):
+            compare(form, geometry, size, 5, 7)
+            for backward in (False, True):
+                told = forms.describe(geometry, size, 5, 7, 0, FORMS[form], backward, count, 6 * 2**20)[1]
+                assert told.block_depths < told.kernel_depths == told.depths
+    forms.describe.cache_clear()
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("count", [1, 2, 5, 8])
 def test_threads_share_lanes_and_samples(form: str, count: int) -> None:
