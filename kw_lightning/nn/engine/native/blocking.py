@@ -45,7 +45,7 @@ PACKING = 500
 """Multiply-adds that take as long as packing a number of a cell."""
 PACKED_AGAIN = 8
 """Times that kernels could move while their blocks are packed once more."""
-BRINGING = 100
+BRINGING = 250
 """The same for bringing a number of a kept basis from the memory."""
 TURNING = 5
 """Cells that are packed in the time in which a kernel is mixed of cells as they lie, and turned."""
@@ -172,14 +172,17 @@ def _gathered(found: Blocking, extents: Extents, *, backward: bool) -> Blocking:
 
     Else a sample's outputs, out positions · width numbers, are read and written again with every block but the first;
     here its kernels are, once, rows · depths · width; `PACKED_AGAIN` times that backwards, where blocks are packed once
-    more for the gradients. All samples that are read have theirs at once, in `GATHERED_BYTES`.
+    more for the gradients. All samples that are read have theirs at once, in `GATHERED_BYTES`; where bases are kept, no
+    more are read.
     """
-    e, blocks, mixed = extents, -(-extents.depths // found.depths), -(-found.read // found.parts)
+    e, blocks, read = extents, -(-extents.depths // found.depths), found.read
     held = min(e.scaled(GATHERED_BYTES), e.limit // e.threads) // (NUMBER * e.rows * (e.depths + 1) * e.width)
-    moved = e.rows * e.depths * (PACKED_AGAIN if backward else 1)
+    if e.kept and held > 0:
+        read = _even(e.batch, min(read, held * found.parts), found.parts)
+    mixed, moved = -(-read // found.parts), e.rows * e.depths * (PACKED_AGAIN if backward else 1)
     if mixed > held or (blocks - 1) * e.lane_groups * e.groups * e.out_positions <= moved:
         return found
-    return replace(found, mixed=mixed, tile=_tile_depths(e), gathers=True)
+    return replace(found, mixed=mixed, read=read, tile=_tile_depths(e), gathers=True)
 
 
 def _block_lying(extents: Extents) -> Blocking | None:
