@@ -212,6 +212,26 @@ def test_bases_are_mixed_once_while_nothing_changes_and_anew_for_other_sizes(mon
 
 
 @compiled
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_threads_that_share_kept_bases_mix_them_once(count: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        for attempt in range(10):
+            torch.manual_seed(attempt)
+            layer = KWConv2d(16, 16, 3, padding=1)
+            share_warehouse([layer], budget=64)  # more cells than are mixed at a time
+            x = torch.randn(6, 16, 6, 6)
+            with torch.no_grad(), bases("never"):
+                expected = layer.eval()(x)
+            with torch.no_grad(), bases("always"):
+                for _ in range(2):
+                    torch.testing.assert_close(layer(x), expected, rtol=1e-3, atol=1e-4)
+    finally:
+        torch.set_num_threads(before)
+
+
+@compiled
 def test_kept_bases_go_with_their_layer_with_training_and_over_the_bound() -> None:
     gc.collect()
     before = kept.kept_bytes()

@@ -437,16 +437,18 @@ static void fold(const Pass *p, const Block *k, index_t from, index_t samples, c
     if (p->ranks && ends) fold_bases(p, k, m, base_gradient, cell_gradient, add);
 }
 
-/* Make a block of the cells ready, or of bases where those are not there yet. */
+/* Where a block of kept bases lies. */
+static float *kept_base(const Pass *p, const Block *k) {
+    index_t lanes = block_lanes(p), block = k->group * pieces(p->lanes, lanes) + k->lane / lanes;
+    return p->kept +
+           (block * pieces(p->depths, p->block_depths) + k->depth / p->block_depths) * bases(p) * base_step(p);
+}
+
+/* Make a block of the cells ready, or of bases. */
 static void prepare(const Pass *p, const Block *k, Memory *m, const float *alpha_gradient) {
     index_t lanes = block_lanes(p);
-    if (p->direct) return;
-    if (p->kept) {
-        index_t block = k->group * pieces(p->lanes, lanes) + k->lane / lanes;
-        m->base = p->kept +
-                  (block * pieces(p->depths, p->block_depths) + k->depth / p->block_depths) * bases(p) * base_step(p);
-    }
-    if (p->kept && p->kept_filled) return;
+    if (p->kept) m->base = kept_base(p, k);
+    if (p->direct || p->kept_filled) return;
     pack_cells(p, k->group, k->lane, k->lanes, k->depth, k->depths, m->block, lanes, p->cells * lanes);
     if (p->ranks) mix_bases(p, k->depths, m);
     if (!alpha_gradient) return;
@@ -496,4 +498,27 @@ static void run_lanes(const Pass *p, index_t group, index_t lane, index_t first,
     }
 }
 
-void kw_mix_kernels(const Pass *p) { share_out(p, lay_out(p, NULL, &(Memory){0}), 1, run_lanes); }
+/* Mix the bases that are to be kept: each block by one thread, where several may need it afterwards. */
+static void mix_kept_bases(const Pass *p, index_t memory) {
+    index_t width = block_lanes(p), blocks = pieces(p->lanes, width), items = p->cell_groups * blocks;
+    float *own = p->memory + p->read_samples * sample_size(p);
+#pragma omp parallel for schedule(static) num_threads(p->threads)
+    for (index_t thread = 0; thread < p->threads; thread++) {
+        Memory m;
+        lay_out(p, own + thread * memory, &m);
+        for (index_t i = items * thread / p->threads; i < items * (thread + 1) / p->threads; i++)
+            for (index_t depth = 0, lane = i % blocks * width; depth < p->depths; depth += p->block_depths) {
+                Block k = {i / blocks, lane, smaller(width, p->lanes - lane), depth};
+                k.depths = smaller(p->block_depths, p->depths - depth);
+                prepare(p, &k, &m, NULL);
+            }
+    }
+}
+
+void kw_mix_kernels(const Pass *p) {
+    Pass own = *p;
+    index_t memory = lay_out(p, NULL, &(Memory){0});
+    if (p->kept && !p->kept_filled) mix_kept_bases(p, memory);
+    own.kept_filled = p->kept != NULL;
+    share_out(&own, memory, 1, run_lanes);
+}
