@@ -8,8 +8,8 @@ Paths that mix inputs and outputs are fitted anew to the 68 of them on maps of u
 135 are within 1.25 times of the fastest, and together they take 1.02 times its time. recipes/studies/engine_costs.py
 repeats it; the units stand with each path. On a processor with AVX-512, where all of them are two to three times too
 long, the choices together take 1.03 times the time of the fastest paths forward, 1.04 times backward (one thread, the
-same problems, before the gradients of 1×1 layers took a pass of their own); units fitted there would make that 1.04 and
-1.02.
+same problems, before the gradients of 1×1 layers took a pass of their own and Winograd's form was fitted anew); units
+fitted there would make that 1.04 and 1.02.
 
 On a GPU they are fitted likewise, in bfloat16 on an NVIDIA H200: to 71 problems of ResNet18 and 50 and MobileNetV2 at
 224², batches of 256 and 32, of each the times of the fastest four paths. The choices together take 1.02 times the time

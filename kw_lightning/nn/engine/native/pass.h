@@ -92,13 +92,12 @@ typedef struct {
     Walk kernel_walk; /* forward, from other to source: backwards, for the gradient of the kernels */
 
     /* Blocking: see the loops above. */
-    index_t vectors;      /* of a block's lanes: 2, or 1 where cells have no more lanes than that */
-    index_t direct;       /* whether few kernels are mixed of the cells as they lie: mix_kernels.c */
-    index_t block_depths; /* depths of a block of cells, or, of direct kernels, of the kernels */
-    index_t
-        kernel_depths;   /* depths of the kernels that exist at once: of mix_kernels.c, of one block, or all of them */
-    index_t tile_depths; /* depths that tiles take at a time, and by which the source is laid out */
-    index_t mixed_samples; /* samples whose kernels, of one block, exist at once in a thread */
+    index_t vectors;       /* of a block's lanes: 2, or 1 where cells have no more lanes than that */
+    index_t direct;        /* whether few kernels are mixed of the cells as they lie: mix_kernels.c */
+    index_t block_depths;  /* depths of a block of cells, or, of direct kernels, of the kernels */
+    index_t kernel_depths; /* depths of the kernels that exist at once, of mix_kernels.c: a block's, or all */
+    index_t tile_depths;   /* depths that tiles take at a time, and by which the source is laid out */
+    index_t mixed_samples; /* samples whose kernels, of those depths, exist at once in a thread */
     index_t lines;         /* of a cell, whose kernels exist at once: of mix_lines.c, mix_rows.c, mix_depthwise.c */
     index_t read_samples;  /* samples whose maps are read together, for all threads */
     index_t parts;         /* into which the samples are cut where there are fewer blocks of lanes than threads */
