@@ -252,7 +252,7 @@ class _Run:
 
 def _attend(layer: KWLayer, x: Tensor) -> None:
     """Make α of x as the layer and its operator do, and in training the gradients, of which x's is added in place."""
-    weights, _ = layer._attend(x)
+    _, weights, _ = layer._attend(x)
     if not isinstance(weights, AttentionFactors):
         if weights.requires_grad:
             weights.backward(torch.ones_like(weights))

@@ -20,10 +20,18 @@ from kw_lightning.nn.gates import ChannelGates, Side
 from kw_lightning.nn.hidden import activate
 from kw_lightning.nn.low_rank import LowRank, multiply_out
 from kw_lightning.nn.partition import LayerPartition, Start
-from kw_lightning.nn.precision import PLAIN, autocast_type, call_linear, in_type, is_plain, is_recorded
+from kw_lightning.nn.pooling import is_half, within_reach
+from kw_lightning.nn.precision import (
+    PLAIN,
+    autocast_type,
+    call_linear,
+    in_type,
+    is_plain,
+    is_recorded,
+    without_autocast,
+)
 from kw_lightning.nn.weighing import CellWeights, Function, columns
 
-LARGEST_MEAN = 1e15  # of an input channel; its square has room in float32
 MINIMUM_WIDTH = 16  # of the hidden layer and of the low-rank form's basis
 
 
@@ -112,13 +120,16 @@ class ContrastingAttention(CellWeights):
         nn.init.zeros_(self.expand.weight)
         bias.copy_(z.view_as(bias))
 
-    def hidden(self, x: Tensor) -> Tensor:
-        """Return what α and the gates of the samples of x are made of, [batch, width], in the type of `forward`."""
-        if autocast_type(x.device) is not None:
-            with torch.autocast(x.device.type, enabled=False):
-                return self._hidden(_within_reach(self._pool(x)))
-        if x.dtype.itemsize < 4:
-            return self._hidden(_within_reach(self._pool(x)))
+    def hidden(self, x: Tensor, means: Tensor | None = None) -> Tensor:
+        """Return what α and the gates of the samples of x are made of, [batch, width], in the type of `forward`.
+
+        Args:
+            x: as in `forward`.
+            means: of x over its positions, [batch, in_channels], if they are known already; within reach.
+        """
+        if means is not None or is_half(x):
+            with without_autocast(x.device):
+                return self._hidden(within_reach(self._pool(x)) if means is None else means)
         if x.dim() > 2 and not is_recorded():
             found = activate(self._positions_last(x), self.reduce, self.norm)
             if found is not None:
@@ -370,11 +381,3 @@ def _takes_running_statistics(norm: nn.BatchNorm1d, x: Tensor) -> bool:
     if norm.training:
         return x.shape[0] <= 1
     return norm.running_mean is not None and is_plain(norm, nn.BatchNorm1d) and not is_recorded()
-
-
-def _within_reach(pooled: Tensor) -> Tensor:
-    """Return finite means of what may come from half precision.
-
-    bfloat16 reaches as far as float32: sums of its largest values, and their squares in the norm, would overflow.
-    """
-    return pooled.nan_to_num(0.0).clamp(-LARGEST_MEAN, LARGEST_MEAN)

@@ -97,7 +97,7 @@ class KWConvNd(KWLayer):
             raise RuntimeError(f"expected x of [batch, {self.in_channels}, {sides}]: found {list(x.shape)}")
         warehouse, _, attention = self._attached()
         dtype = compute_type(x, warehouse.cells)
-        weights, gates = self._attend(x)
+        x, weights, gates = self._attend(x)
         x = gated(in_type(x, dtype), gates.input, self.dimensions + 1)
         if self._pad_first:
             x = F.pad(x, self._pad, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)

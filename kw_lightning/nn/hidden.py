@@ -1,4 +1,6 @@
-"""The attention's hidden activations in one step, in C on a CPU: mean over positions, linear layer, norm and ReLU.
+"""The attention's hidden activations in one step: mean over positions, linear layer, norm and ReLU.
+
+In C on a CPU; on a GPU, where the means are known already, by a launch for the norm and the ReLU.
 
 They are few numbers: four operators of torch, and as many backwards, take longer to be called than to compute.
 """
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from kw_lightning.nn.engine import native, needs_alpha, reference
 from kw_lightning.nn.engine.native import GIVEN, OF_BATCH, OF_SAMPLE, Activated
+from kw_lightning.nn.engine.tiles import activating
 from kw_lightning.nn.precision import PLAIN, is_plain, is_recorded
 
 LEARNT = 5  # tensors that may need a gradient; they come first
@@ -26,11 +29,16 @@ def activate(x: Tensor, reduce: nn.Module, norm: nn.Module) -> Tensor | None:
         x: [batch, channels, positions], **or** its means [batch, channels].
         reduce, norm: of the attention.
     """
-    if _is_watched() or not native.weighs(x) or type(x) not in PLAIN or not x.numel() or 1 not in x.stride()[1:]:
+    if is_watched() or type(x) not in PLAIN or not x.numel() or 1 not in x.stride()[1:]:
+        return None
+    on_gpu = activating.activates(x)
+    if not on_gpu and not native.weighs(x):
         return None
     if not is_plain(reduce, nn.Linear) or not (is_plain(norm, nn.BatchNorm1d) or is_plain(norm, nn.LayerNorm)):
         return None
     statistics = _statistics(norm, x.shape[0])
+    if on_gpu and (statistics == OF_SAMPLE or norm.momentum is None):
+        return None
     # Past `nn.Module.__getattr__`, which is called for each of them otherwise.
     linear, own, buffers = reduce._parameters, norm._parameters, norm._buffers
     running = buffers.get("running_mean"), buffers.get("running_var")
@@ -43,7 +51,7 @@ def activate(x: Tensor, reduce: nn.Module, norm: nn.Module) -> Tensor | None:
             return None
         if (
             tensor.dtype != torch.float32
-            or not tensor.is_cpu
+            or tensor.device != x.device
             or not tensor.is_contiguous()
             or type(tensor) not in PLAIN
         ):
@@ -68,7 +76,13 @@ def _activate(
     norm: Any,
 ) -> Activated:
     """Return the hidden activations, and let the norm take note of the batch."""
-    given = (mean, variance) if statistics == GIVEN and mean is not None and variance is not None else None
+    running = (mean, variance) if mean is not None and variance is not None else None
+    if activating.activates(x):
+        if statistics == OF_BATCH and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+        numbers = norm.momentum, norm.eps
+        return activating.activate(x, reduce, bias, scale, shift, running, *numbers, given=statistics == GIVEN)
+    given = running if statistics == GIVEN else None
     found = native.activate(x, reduce, bias, scale, shift, given, statistics, norm.eps)
     if statistics == OF_BATCH and mean is not None and variance is not None:
         momentum = norm.momentum
@@ -104,9 +118,7 @@ class _Activation(torch.autograd.Function):
             )
             return (*reference.differentiate(y, learnt, gradient, needed), *nothing)
         found = Activated(pooled, hidden, raw, mean, variance)
-        of_raw, of_scale, of_shift = native.differentiate_activations(
-            gradient, found, scale, ctx.statistics, ctx.epsilon
-        )
+        of_raw, of_scale, of_shift = _differentiate(gradient, found, scale, ctx.statistics, ctx.epsilon)
         of_x = torch.mm(of_raw, reduce) if needed[0] else None
         if of_x is not None and x.dim() == 3:
             # A view, no map: autograd adds it to the layer's gradient in place.
@@ -116,12 +128,20 @@ class _Activation(torch.autograd.Function):
         return (of_x, of_reduce, of_bias, of_scale, of_shift, *nothing)
 
 
+def _differentiate(
+    gradient: Tensor, found: Activated, scale: Tensor, statistics: int, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    if activating.activates(found.pooled):
+        return activating.differentiate_activations(gradient, found, scale, epsilon, given=statistics == GIVEN)
+    return native.differentiate_activations(gradient, found, scale, statistics, epsilon)
+
+
 def _statistics(norm: nn.Module, batch: int) -> int:
     if type(norm) is nn.LayerNorm:
         return OF_SAMPLE
     return OF_BATCH if norm.training and batch > 1 else GIVEN
 
 
-def _is_watched() -> bool:
+def is_watched() -> bool:
     """Return whether a graph is made, a transform is at work, or something looks at every operator."""
     return is_recorded() or needs_alpha("auto") or torch._C._len_torch_dispatch_stack() > 0

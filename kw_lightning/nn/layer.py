@@ -24,6 +24,7 @@ from kw_lightning.nn.engine.evaluation import Evaluation
 from kw_lightning.nn.engine.reference import assemble_kernels
 from kw_lightning.nn.gates import OPEN, Factors
 from kw_lightning.nn.partition import LayerPartition, Shape
+from kw_lightning.nn.pooling import pool
 from kw_lightning.nn.precision import in_type
 from kw_lightning.nn.warehouse import Warehouse
 from kw_lightning.nn.weighing import CellWeights, LearntWeights
@@ -147,26 +148,27 @@ class KWLayer(nn.Module):
 
     def attend(self, x: Tensor) -> Tensor:
         """Return α [batch, mixtures, cells] for the layer's input."""
-        weights, _ = self._attend(x, alpha=True)
+        _, weights, _ = self._attend(x, alpha=True)
         return weights.alpha() if isinstance(weights, AttentionFactors) else weights
 
-    def _attend(self, x: Tensor, *, alpha: bool = False) -> tuple[Tensor | AttentionFactors, Factors]:
-        """Return α, or its factors where they serve as well, and the factors of the channels for the layer's input.
+    def _attend(self, x: Tensor, *, alpha: bool = False) -> tuple[Tensor, Tensor | AttentionFactors, Factors]:
+        """Return x to go on with, α, or its factors where they serve as well, and the factors of the channels.
 
         Args:
             alpha: α itself is wanted.
         """
         warehouse, _, attention = self._attached()
         if not isinstance(attention, ContrastingAttention):
-            return attention(x, *warehouse.temperatures), OPEN
+            return x, attention(x, *warehouse.temperatures), OPEN
         by_factors = not alpha and not needs_alpha(self.engine) and self.factors_width(x.shape[0]) is not None
         if attention.gates is None and not by_factors:
-            return attention(x, *warehouse.temperatures), OPEN
-        hidden = attention.hidden(x)
+            return x, attention(x, *warehouse.temperatures), OPEN
+        x, means = pool(x, channels_last=self.channels_last)
+        hidden = attention.hidden(x, means)
         gates = OPEN if attention.gates is None else attention.gates(hidden, *warehouse.temperatures)
         if by_factors:
-            return attention.factors(hidden, warehouse.temperature), gates
-        return attention(x, *warehouse.temperatures, hidden=hidden), gates
+            return x, attention.factors(hidden, warehouse.temperature), gates
+        return x, attention(x, *warehouse.temperatures, hidden=hidden), gates
 
     def factors_width(self, batch: int) -> int | None:
         """Return the width of the factors that the engine gets for a batch, None where it gets α."""

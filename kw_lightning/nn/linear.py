@@ -80,7 +80,7 @@ class KWLinear(KWLayer):
     def _apply_matrices(self, x: Tensor) -> Tensor:
         cells = self._attached()[0].cells
         dtype = compute_type(x, cells)
-        attention, gates = self._attend(x)
+        x, attention, gates = self._attend(x)
         tokens = in_type(x, dtype)
         tokens = tokens.unsqueeze(1) if x.dim() == 2 else tokens.flatten(1, -2)
         within = self._within(NOTHING, gates, x)

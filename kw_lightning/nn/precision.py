@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -18,6 +20,11 @@ def autocast_type(device: torch.device) -> torch.dtype | None:
     if not _has_autocast(kind) or not torch.is_autocast_enabled(kind):
         return None
     return torch.get_autocast_dtype(kind)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which operators compute in the types of their operands, under autocast too."""
+    return nullcontext() if autocast_type(device) is None else torch.autocast(device.type, enabled=False)
 
 
 # Older compilers cannot trace the question.

@@ -17,6 +17,7 @@ from kw_lightning.nn.engine.problem import Operands
 from kw_lightning.nn.engine.ranks import Ranked, differentiate, rank
 from kw_lightning.nn.engine.taps import find_taps
 from kw_lightning.nn.engine.workspace import in_huge_pages
+from kw_lightning.nn.precision import without_autocast
 
 
 def forward(
@@ -46,11 +47,12 @@ def forward(
     y = in_huge_pages(empty_output(x, convolution))
     if reads_nothing(x, convolution):
         return y.zero_() if epilogue is None else epilogue.apply(y.zero_())
-    operands = _operands(x, attention, cells, convolution, path)
-    if epilogue is not None and not epilogue.empty:
-        return path.forward_finished(operands, y, epilogue)
-    path.forward(operands, y)
-    return y
+    with without_autocast(x.device):  # α is made in single precision
+        operands = _operands(x, attention, cells, convolution, path)
+        if epilogue is None or epilogue.empty:
+            path.forward(operands, y)
+            return y
+    return path.forward_finished(operands, y, epilogue)
 
 
 def backward(
@@ -85,12 +87,13 @@ def backward(
     if reads_nothing(x, convolution):
         found = [torch.zeros_like(tensor) for tensor in tensors]
     else:
-        operands = _operands(x.to(path.precision(x.dtype)), attention, cells, convolution, path)
-        operands = operands._replace(collected=_in_single(collected))
-        gradients = path.backward(gradient.to(operands.x.dtype), operands, (of_x, of_attention, of_cells))
-        ranked = operands.ranked
-        del operands  # and α with it, where it is made of factors
-        found = [gradients.x, *_of_attention(attention, ranked, gradients), gradients.cells]
+        with without_autocast(x.device):
+            operands = _operands(x.to(path.precision(x.dtype)), attention, cells, convolution, path)
+            operands = operands._replace(collected=_in_single(collected))
+            gradients = path.backward(gradient.to(operands.x.dtype), operands, (of_x, of_attention, of_cells))
+            ranked = operands.ranked
+            del operands  # and α with it, where it is made of factors
+            found = [gradients.x, *_of_attention(attention, ranked, gradients), gradients.cells]
         if collected is not None and gradients.cells is not None and not gradients.adds:
             collected.add_(gradients.cells.view(collected.shape))
     own = of_cells and collected is None
@@ -126,7 +129,7 @@ def _operands(
         ranked = rank(attention)
         attention = ranked.weights
     elif isinstance(attention, AttentionFactors):
-        attention = make_alpha(attention)
+        attention = make_alpha(attention, x.dtype, path.multiple)
     return Operands(x, attention.to(x.dtype).contiguous(), cells.to(x.dtype).contiguous(), convolution, ranked)
 
 

@@ -7,7 +7,7 @@ its backward pass is an operator as well. Second derivatives go through the lite
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -78,8 +78,7 @@ def _(
     return empty_output(x, convolution)
 
 
-@torch.library.custom_op(NAME + "_backward", mutates_args=())
-def _backward(
+def _find_all(
     gradient: Tensor,
     x: Tensor,
     hidden: Tensor,
@@ -97,6 +96,9 @@ def _backward(
     path = choose(x, factors, cells, convolution, engine, backward=True)
     of_parts = [needed[0], any(needed[1:4]), needed[4]]
     return computing.backward(gradient, x, factors, cells, convolution, path, of_parts)
+
+
+_backward = torch.library.custom_op(NAME + "_backward", _find_all, mutates_args=())
 
 
 @_backward.register_fake
@@ -139,8 +141,9 @@ def _find_gradients(
     """Return the gradients; of cells that others add to, past the operator, which changes nothing in place."""
     x, hidden, weight, bias, cells, temperature, initial = tensors
     if not needed[4] or not collecting.may_collect(cells):
-        found: list[Tensor] = _backward(gradient, *tensors, geometry, engine, needed)
-        return found
+        plain = _is_plain((gradient, *tensors)) and not torch._C._are_functorch_transforms_active()
+        find: Callable[..., list[Tensor]] = _find_all if plain else _backward
+        return find(gradient, *tensors, geometry, engine, needed)
     factors = AttentionFactors(hidden, weight, bias, temperature, initial)
     of_parts = [needed[0], any(needed[1:4]), needed[4]]
     convolution = Convolution.of(cells.shape[1:], geometry)
@@ -166,14 +169,19 @@ class _Called(torch.autograd.Function):
 
 
 def call(*arguments: Any) -> Tensor:
-    """Return what the operator does: on a CPU, where nothing records, watches or replaces operators, without it."""
-    x, *others = arguments[:TENSORS]
-    plain = x.device.type == "cpu" and all(type(tensor) in PLAIN for tensor in (x, *others))
-    if plain and not is_recorded() and torch._C._len_torch_dispatch_stack() == 0:
+    """Return what the operator does: without it, where nothing records, watches or replaces operators."""
+    if _is_plain(arguments[:TENSORS]):
         y: Tensor = _Called.apply(*arguments)
         return y
     operator: Tensor = factored_convolution(*arguments)
     return operator
+
+
+def _is_plain(tensors: Sequence[Tensor]) -> bool:
+    """Return whether nothing records, watches or replaces operators on tensors, those of a CPU or a GPU."""
+    if tensors[0].device.type not in ("cpu", "cuda") or not all(type(tensor) in PLAIN for tensor in tensors):
+        return False
+    return not is_recorded() and torch._C._len_torch_dispatch_stack() == 0
 
 
 def _literal_gradients(

@@ -62,6 +62,10 @@ class AttentionFactors:
         """Return z [samples, mixtures, cells + 1] of some samples' hidden activations."""
         return F.linear(hidden, self.weight, self.bias).unflatten(-1, (self.mixtures, -1))
 
+    def products(self, hidden: Tensor) -> Tensor:
+        """Return z without the bias, in order: [samples, mixtures, cells + 1]."""
+        return torch.mm(hidden, self.weight.t()).view(len(hidden), self.mixtures, -1)
+
     def begin(self, cells: int) -> Tensor:
         """Return τ·β [mixtures, cells]; τ is rounded to single precision, as the published code does."""
         one_hot = torch.arange(cells, device=self.initial.device) == self.initial.unsqueeze(-1)
@@ -76,16 +80,34 @@ class FactorGradients(NamedTuple):
     bias: Tensor
 
 
-def make_alpha(factors: AttentionFactors) -> Tensor:
-    """Return α [batch, mixtures, cells] as `AttentionFactors.alpha` does, with less memory and no derivative."""
+def make_alpha(factors: AttentionFactors, dtype: torch.dtype | None = None, multiple: int = 1) -> Tensor:
+    """Return α [batch, mixtures, cells] as `AttentionFactors.alpha` does, with less memory and no derivative.
+
+    Args:
+        factors: of the attention.
+        dtype: of α, rounded to from single precision; None for that of the factors.
+        multiple: of cells; zeros fill α up to it.
+    """
+    dtype = dtype or factors.hidden.dtype
     if native.weighs(factors.hidden):
-        return native.weigh(*factors.told)
+        return _fill(native.weigh(*factors.told), dtype, multiple)
+    if weighing.weighs(factors.hidden, len(factors.bias) // factors.mixtures):
+        z, bias, initial = factors.products(factors.hidden), factors.bias, factors.initial
+        return weighing.weigh(z, bias, initial, factors.temperature, dtype, multiple)
+    return _fill(_weigh(factors), dtype, multiple)
+
+
+def _weigh(factors: AttentionFactors) -> Tensor:
     z = factors.z(factors.hidden)
-    if weighing.weighs(z):
-        return weighing.weigh(z, factors.initial, factors.temperature)
     size = torch.linalg.vector_norm(z, ord=1, dim=-1, keepdim=True) + SMALLEST_SIZE
     alpha = z[..., :-1]
     return torch.addcmul(factors.begin(alpha.shape[-1]), alpha, (1 - factors.temperature) / size)
+
+
+def _fill(alpha: Tensor, dtype: torch.dtype, multiple: int) -> Tensor:
+    fill = -alpha.shape[-1] % multiple
+    alpha = in_type(alpha, dtype)
+    return F.pad(alpha, (0, fill)) if fill else alpha
 
 
 def differentiate_alpha(factors: AttentionFactors, gradient: Tensor) -> FactorGradients:
@@ -94,12 +116,13 @@ def differentiate_alpha(factors: AttentionFactors, gradient: Tensor) -> FactorGr
         return FactorGradients(*native.differentiate_weights(gradient, *factors.told))
     found = _new_gradients(factors)
     for samples in _chunks(factors):
-        z, part = factors.z(factors.hidden[samples]), gradient[samples]
-        if weighing.weighs(z):
-            weighing.differentiate_weights(z, part, factors.temperature)
-            _add(found, factors, samples, z)
+        hidden, part = factors.hidden[samples], gradient[samples]
+        if weighing.weighs(hidden, len(factors.bias) // factors.mixtures):
+            of_z = factors.products(hidden)
+            weighing.differentiate_weights(of_z, factors.bias, part, factors.temperature)
         else:
-            _add(found, factors, samples, _differentiate_weights(factors, z, part))
+            of_z = _differentiate_weights(factors, factors.z(hidden), part)
+        _add(found, factors, samples, of_z)
     return found
 
 

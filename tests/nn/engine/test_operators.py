@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.autograd import forward_ad
 
 from kw_lightning.nn import KWConv2d, KWLinear, set_temperature, share_warehouse
@@ -206,10 +207,11 @@ def test_a_step_under_autocast_is_as_exact_as_its_type(dtype: torch.dtype, devic
     net.to(device)
     eps = torch.finfo(dtype).eps
     misses = []
-    for _ in range(7):
+    for turn in range(7):
         x = torch.randn(4, 8, 12, 12)
+        given = x.to(device, memory_format=torch.channels_last if turn % 2 else torch.contiguous_format)
         with torch.autocast(device, dtype):
-            found = step(net, x.to(device))
+            found = step(net, given)
         pairs = zip(found, step(exact, x.double()), strict=True)
         of_y, of_gradients = (float((one - other).norm() / other.norm()) for one, other in pairs)
         assert of_y < 4 * eps
@@ -233,6 +235,21 @@ def test_a_step_on_a_gpu_under_autocast_waits_for_nothing(dtype: torch.dtype) ->
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert y.dtype == dtype
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_steps_in_cuda_graphs_are_those_without() -> None:
+    net = network().cuda()
+    compiled = torch.compile(copy.deepcopy(net), mode="reduce-overhead", fullgraph=True)
+    skipped = counters["inductor"]["cudagraph_skips"]
+    for turn in range(4):  # the first ones are recorded
+        set_temperature(net, 0.5 - turn / 10)
+        set_temperature(compiled, 0.5 - turn / 10)
+        x = torch.randn(4, 8, 12, 12).to("cuda", memory_format=torch.channels_last)
+        for found, expected in zip(step(compiled, x), step(net, x), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    assert counters["inductor"]["cudagraph_skips"] == skipped
 
 
 @pytest.mark.gpu

@@ -20,12 +20,14 @@ class Path(Protocol):
         name: its order and its method, which is its file in this folder as well: "mix_kernels/compiled".
         fitted, fitted_gpu: seconds per unit of its load on a CPU and on a GPU; None where it has not been timed.
         of_bases: it mixes bases, which are made of the attention's factors, instead of cells.
+        multiple: of which it takes numbers of cells: where α is made for it, zeros fill it up.
     """
 
     name: ClassVar[str]
     fitted: ClassVar[Fitted | None] = None
     fitted_gpu: ClassVar[Fitted | None] = None
     of_bases: ClassVar[bool] = False
+    multiple: ClassVar[int] = 1
 
     def refusal(self, problem: Problem) -> str | None:
         """Return why it cannot compute a problem, None where it can: the geometry's reasons before the machine's."""

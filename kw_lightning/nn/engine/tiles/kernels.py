@@ -50,12 +50,13 @@ def convolve(  # type: ignore[no-untyped-def]
     tap_first,  # what a kernel position adds to the place of a weight
     tap_y,
     tap_x,
-    in_cell,  # channels of x of a cell
+    in_cell: tl.constexpr,  # channels of x of a cell
     in_group,  # what a group of them adds
-    out_cell,  # channels of y
+    out_cell: tl.constexpr,  # channels of y
     out_group,
     TURNED: tl.constexpr,  # x is the output's gradient, and y the input's
     ALIGNED: tl.constexpr,  # divides all counts of channels
+    EVEN: tl.constexpr,  # tiles end where the channels do
     M: tl.constexpr,  # positions, output channels and input channels of a tile
     N: tl.constexpr,
     K: tl.constexpr,
@@ -64,8 +65,6 @@ def convolve(  # type: ignore[no-untyped-def]
     """Write the convolution of positions with every sample's own kernel; one program computes one tile of a sample."""
     inputs = inputs // ALIGNED * ALIGNED
     outputs = outputs // ALIGNED * ALIGNED
-    in_cell = in_cell // ALIGNED * ALIGNED
-    out_cell = out_cell // ALIGNED * ALIGNED
     tiles_n = tl.cdiv(outputs, N)
     tiles = tl.cdiv(positions, M) * tiles_n
     sample = (tl.program_id(0) // tiles).to(tl.int64)
@@ -89,18 +88,16 @@ def convolve(  # type: ignore[no-untyped-def]
         read_y = from_y + at_y * step_y
         read_x = from_x + at_x * step_x
         inside = (read_y >= 0) & (read_y < height) & (read_x >= 0) & (read_x < width) & (m < positions)
-        image = tl.load(
-            x + ((read_y * width + read_x) * inputs)[:, None] + k[None, :],
-            mask=inside[:, None] & (k < inputs)[None, :],
-            other=0.0,
-        )
+        images = x + ((read_y * width + read_x) * inputs)[:, None] + k[None, :]
         of_input = (k // in_cell) * in_group + (k % in_cell) * (out_cell if TURNED else 1)
         of_tap = tap_first + at_y * tap_y + at_x * tap_x
-        kernel = tl.load(
-            weights + of_tap + of_input[:, None] + of_output[None, :],
-            mask=(k < inputs)[:, None] & (n < outputs)[None, :],
-            other=0.0,
-        )
+        places = weights + of_tap + of_input[:, None] + of_output[None, :]
+        if EVEN:
+            image = tl.load(images, mask=inside[:, None], other=0.0)
+            kernel = tl.load(places)
+        else:
+            image = tl.load(images, mask=inside[:, None] & (k < inputs)[None, :], other=0.0)
+            kernel = tl.load(places, mask=(k < inputs)[:, None] & (n < outputs)[None, :], other=0.0)
         total = tl.dot(image, kernel, total, input_precision=PRECISION)
     place = (row * place_y + begin_y) * width_y + column * place_x + begin_x
     tl.store(
@@ -134,11 +131,12 @@ def correlate(  # type: ignore[no-untyped-def]
     gradient_sample,
     tap_y,
     tap_x,
-    in_cell,
+    in_cell: tl.constexpr,
     in_group,
-    out_cell,
+    out_cell: tl.constexpr,
     out_group,
     ALIGNED: tl.constexpr,
+    EVEN: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
@@ -150,8 +148,6 @@ def correlate(  # type: ignore[no-untyped-def]
     """
     inputs = inputs // ALIGNED * ALIGNED
     outputs = outputs // ALIGNED * ALIGNED
-    in_cell = in_cell // ALIGNED * ALIGNED
-    out_cell = out_cell // ALIGNED * ALIGNED
     tiles_k = tl.cdiv(inputs, K)
     tiles = tl.cdiv(outputs, N) * tiles_k
     tile = tl.program_id(0) % tiles
@@ -171,16 +167,14 @@ def correlate(  # type: ignore[no-untyped-def]
         read_y = row * scale_y + first_y + at_y * step_y
         read_x = column * scale_x + first_x + at_x * step_x
         inside = (read_y >= 0) & (read_y < height) & (read_x >= 0) & (read_x < width) & (m < positions)
-        spread = tl.load(
-            gradient + (m * outputs)[None, :] + n[:, None],
-            mask=(m < positions)[None, :] & (n < outputs)[:, None],
-            other=0.0,
-        )
-        image = tl.load(
-            x + ((read_y * width + read_x) * inputs)[:, None] + k[None, :],
-            mask=inside[:, None] & (k < inputs)[None, :],
-            other=0.0,
-        )
+        gradients = gradient + (m * outputs)[None, :] + n[:, None]
+        images = x + ((read_y * width + read_x) * inputs)[:, None] + k[None, :]
+        if EVEN:
+            spread = tl.load(gradients, mask=(m < positions)[None, :], other=0.0)
+            image = tl.load(images, mask=inside[:, None], other=0.0)
+        else:
+            spread = tl.load(gradients, mask=(m < positions)[None, :] & (n < outputs)[:, None], other=0.0)
+            image = tl.load(images, mask=inside[:, None] & (k < inputs)[None, :], other=0.0)
         total = tl.dot(spread, image, total, input_precision=PRECISION)
     of_output = (n // out_cell) * out_group + (n % out_cell) * in_cell
     of_input = (k // in_cell) * in_group + k % in_cell
@@ -192,26 +186,171 @@ def correlate(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def weigh(z, initial, temperature, alpha, mixtures, cells, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Write α [rows, cells] of z [rows, cells + 1]; one program takes one mixture of one sample."""
+def weigh(z, bias, initial, temperature, alpha, length, mixtures, cells, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Write α [rows, length], 0 after the cells, of z [rows, cells + 1]; a program takes one mixture of one sample."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, COLUMNS)
     value = tl.load(z + row * (cells + 1) + column, mask=column <= cells, other=0.0)
+    value += tl.load(bias + tl.program_id(0) % mixtures * (cells + 1) + column, mask=column <= cells, other=0.0)
     share = (1 - tl.load(temperature)) / (tl.sum(tl.abs(value), axis=0) + 0.001)
     begin = tl.load(initial + tl.program_id(0) % mixtures)
     found = value * share + tl.where(column == begin, tl.load(temperature), 0.0)
-    tl.store(alpha + row * cells + column, found, mask=column < cells)
+    found = tl.where(column < cells, found, 0.0)
+    tl.store(alpha + row * length + column, found.to(alpha.dtype.element_ty), mask=column < length)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def differentiate_weights(z, gradient, temperature, row_length, cells, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
+def differentiate_weights(  # type: ignore[no-untyped-def]
+    z,
+    bias,
+    gradient,
+    temperature,
+    row_length,
+    mixtures,
+    cells,
+    COLUMNS: tl.constexpr,
+):
     """Put the gradient of z in its place, from that of α, whose rows begin every `row_length` numbers."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, COLUMNS)
     value = tl.load(z + row * (cells + 1) + column, mask=column <= cells, other=0.0)
+    value += tl.load(bias + tl.program_id(0) % mixtures * (cells + 1) + column, mask=column <= cells, other=0.0)
     size = tl.sum(tl.abs(value), axis=0) + 0.001
     share = (1 - tl.load(temperature)) / size
     part = tl.load(gradient + row * row_length + column, mask=column < cells, other=0.0)
     of_size = -tl.sum(part * value, axis=0) * share / size
     sign = tl.where(value > 0, 1.0, tl.where(value < 0, -1.0, 0.0))
     tl.store(z + row * (cells + 1) + column, sign * of_size + part * share, mask=column <= cells)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def normalise(  # type: ignore[no-untyped-def]
+    raw,
+    scale,
+    shift,
+    mean,
+    variance,
+    running_mean,
+    running_variance,
+    hidden,
+    batch,
+    width,
+    epsilon,
+    momentum,
+    unbiased,  # batch / (batch - 1)
+    GIVEN: tl.constexpr,  # mean and variance are read, else written
+    RUNNING: tl.constexpr,  # the running ones take note of the batch
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Write ReLU of the batch norm of raw [batch, width]; one program takes some columns."""
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    known = column < width
+    if GIVEN:
+        center = tl.load(mean + column, mask=known, other=0.0)
+        spread = tl.load(variance + column, mask=known, other=0.0)
+    else:
+        total = tl.zeros((COLUMNS,), dtype=tl.float32)
+        for step in range(tl.cdiv(batch, ROWS)):
+            row = step * ROWS + tl.arange(0, ROWS)
+            inside = (row < batch)[:, None] & known[None, :]
+            total += tl.sum(tl.load(raw + row[:, None] * width + column[None, :], mask=inside, other=0.0), axis=0)
+        center = total / batch
+        total = tl.zeros((COLUMNS,), dtype=tl.float32)
+        for step in range(tl.cdiv(batch, ROWS)):
+            row = step * ROWS + tl.arange(0, ROWS)
+            inside = (row < batch)[:, None] & known[None, :]
+            value = tl.load(raw + row[:, None] * width + column[None, :], mask=inside, other=0.0) - center[None, :]
+            total += tl.sum(tl.where(inside, value * value, 0.0), axis=0)
+        spread = total / batch
+        tl.store(mean + column, center, mask=known)
+        tl.store(variance + column, spread, mask=known)
+    if RUNNING:
+        before = tl.load(running_mean + column, mask=known, other=0.0)
+        tl.store(running_mean + column, before + momentum * (center - before), mask=known)
+        before = tl.load(running_variance + column, mask=known, other=0.0)
+        tl.store(running_variance + column, before + momentum * (spread * unbiased - before), mask=known)
+    factor = tl.load(scale + column, mask=known, other=0.0) * tl.rsqrt(spread + epsilon)
+    begin = tl.load(shift + column, mask=known, other=0.0)
+    for step in range(tl.cdiv(batch, ROWS)):
+        row = step * ROWS + tl.arange(0, ROWS)
+        inside = (row < batch)[:, None] & known[None, :]
+        place = row[:, None] * width + column[None, :]
+        value = (tl.load(raw + place, mask=inside, other=0.0) - center[None, :]) * factor[None, :] + begin[None, :]
+        tl.store(hidden + place, tl.where(value < 0, 0.0, value), mask=inside)  # what is no number stays none
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def differentiate_norm(  # type: ignore[no-untyped-def]
+    gradient,
+    raw,
+    hidden,
+    scale,
+    mean,
+    variance,
+    of_raw,
+    of_scale,
+    of_shift,
+    batch,
+    width,
+    epsilon,
+    GIVEN: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Write the gradients of raw [batch, width], scale and shift from that of `normalise`'s result."""
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    known = column < width
+    center = tl.load(mean + column, mask=known, other=0.0)
+    share = tl.rsqrt(tl.load(variance + column, mask=known, other=0.0) + epsilon)
+    total = tl.zeros((COLUMNS,), dtype=tl.float32)
+    scaled = tl.zeros((COLUMNS,), dtype=tl.float32)
+    for step in range(tl.cdiv(batch, ROWS)):
+        row = step * ROWS + tl.arange(0, ROWS)
+        inside = (row < batch)[:, None] & known[None, :]
+        place = row[:, None] * width + column[None, :]
+        active = tl.load(hidden + place, mask=inside, other=0.0) > 0
+        part = tl.where(active, tl.load(gradient + place, mask=inside, other=0.0), 0.0)
+        value = (tl.load(raw + place, mask=inside, other=0.0) - center[None, :]) * share[None, :]
+        total += tl.sum(part, axis=0)
+        scaled += tl.sum(part * value, axis=0)
+    tl.store(of_shift + column, total, mask=known)
+    tl.store(of_scale + column, scaled, mask=known)
+    factor = tl.load(scale + column, mask=known, other=0.0) * share
+    for step in range(tl.cdiv(batch, ROWS)):
+        row = step * ROWS + tl.arange(0, ROWS)
+        inside = (row < batch)[:, None] & known[None, :]
+        place = row[:, None] * width + column[None, :]
+        active = tl.load(hidden + place, mask=inside, other=0.0) > 0
+        part = tl.where(active, tl.load(gradient + place, mask=inside, other=0.0), 0.0)
+        if not GIVEN:
+            value = (tl.load(raw + place, mask=inside, other=0.0) - center[None, :]) * share[None, :]
+            part -= (total[None, :] + value * scaled[None, :]) / batch
+        tl.store(of_raw + place, part * factor[None, :], mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def add_to_positions(  # type: ignore[no-untyped-def]
+    x,
+    gradient,
+    means,
+    y,
+    size,
+    channels,
+    programs,  # of a sample
+    share,
+    limit,
+    BLOCK: tl.constexpr,
+):
+    """Write x [batch, size] plus share · gradient [batch, channels], channel by channel at every position.
+
+    Where a mean is as large as the limit, nothing is added.
+    """
+    sample = (tl.program_id(0) // programs).to(tl.int64)
+    place = (tl.program_id(0) % programs) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < size
+    value = tl.load(x + sample * size + place, mask=inside, other=0.0).to(tl.float32)
+    channel = sample * channels + place % channels
+    added = tl.load(gradient + channel, mask=inside, other=0.0) * share
+    added = tl.where(tl.abs(tl.load(means + channel, mask=inside, other=0.0)) < limit, added, 0.0)
+    tl.store(y + sample * size + place, (value + added).to(y.dtype.element_ty), mask=inside)

@@ -85,13 +85,18 @@ def _failure() -> str | None:
     try:
         z = torch.ones(1, 1, 2, device="cuda")
         kernels().weigh[(1,)](
-            z, z.new_zeros(1, dtype=torch.int64), z, torch.empty_like(z), 1, 1, COLUMNS=32, num_warps=1
+            z, z, z.new_zeros(1, dtype=torch.int64), z, torch.empty_like(z), 1, 1, 1, COLUMNS=32, num_warps=1
         )
     except Exception as error:  # whatever keeps it from compiling, the other paths compute as well
         lines = str(error).strip().splitlines() or [type(error).__name__]
         _logger.warning("Triton's kernels are not in use, dynamic layers are slower without: %s", lines[0])
         return f"Triton launches nothing here ({lines[0]})"
     return None
+
+
+def device_type() -> str:
+    """Return where the kernels compute."""
+    return "cpu" if interpreted() else "cuda"
 
 
 def interpreted() -> bool:
@@ -312,7 +317,9 @@ def _constants(
     common = {"M": cut.positions, "N": cut.outputs, "num_warps": cut.warps, "num_stages": cut.stages}
     if is_depthwise(convolution):
         return {"ALIGNED": math.gcd(16, outputs, _depthwise(places)[0]), **common}
-    return {"ALIGNED": _aligned(inputs, outputs, places), "K": cut.inputs, "PRECISION": precision, **common}
+    even = inputs % cut.inputs == 0 and outputs % cut.outputs == 0
+    aligned = _aligned(inputs, outputs, places)
+    return {"ALIGNED": aligned, "EVEN": even, "K": cut.inputs, "PRECISION": precision, **common}
 
 
 def _aligned(inputs: int, outputs: int, places: Weights) -> int:

@@ -10,35 +10,40 @@ from kw_lightning.nn.engine.tiles import launches
 MOST_COLUMNS = 8192
 
 
-def weighs(z: Tensor) -> bool:
-    """Return whether the functions here take z."""
-    device = "cpu" if launches.interpreted() else "cuda"
-    fits = z.dtype == torch.float32 and z.device.type == device and z.shape[-1] <= MOST_COLUMNS
-    return fits and z.numel() > 0 and launches.missing() is None
+def weighs(hidden: Tensor, columns: int) -> bool:
+    """Return whether the functions here take z of hidden activations, with so many columns of a mixture."""
+    fits = hidden.dtype == torch.float32 and hidden.device.type == launches.device_type() and columns <= MOST_COLUMNS
+    return fits and hidden.numel() > 0 and launches.missing() is None
 
 
-def weigh(z: Tensor, initial: Tensor, temperature: Tensor) -> Tensor:
-    """Return α [batch, mixtures, cells].
+def weigh(
+    z: Tensor, bias: Tensor, initial: Tensor, temperature: Tensor, dtype: torch.dtype, multiple: int = 1
+) -> Tensor:
+    """Return α [batch, mixtures, cells], zeros after the last of them up to a multiple.
 
     Args:
-        z: [batch, mixtures, cells + 1], contiguous.
+        z: [batch, mixtures, cells + 1], contiguous, without the bias.
+        bias: c, [mixtures · (cells + 1)], contiguous.
         initial: β, [mixtures]: the cell that a mixture starts as, the number of cells for none.
         temperature: τ, a scalar of z's type.
+        dtype: of α.
+        multiple: of cells, a divisor of 32.
     """
     batch, mixtures, columns = z.shape
-    alpha = z.new_empty(batch, mixtures, columns - 1)
+    length = columns - 1 + -(columns - 1) % multiple
+    alpha = z.new_empty(batch, mixtures, length, dtype=dtype)
     block, warps = _cut(columns)
     launches.kernels().weigh[(batch * mixtures,)](
-        z, initial, temperature, alpha, mixtures, columns - 1, COLUMNS=block, num_warps=warps
+        z, bias, initial, temperature, alpha, length, mixtures, columns - 1, COLUMNS=block, num_warps=warps
     )
     return alpha
 
 
-def differentiate_weights(z: Tensor, gradient: Tensor, temperature: Tensor) -> None:
+def differentiate_weights(z: Tensor, bias: Tensor, gradient: Tensor, temperature: Tensor) -> None:
     """Put its gradient in the place of z.
 
     Args:
-        z, temperature: as in `weigh`.
+        z, bias, temperature: as in `weigh`.
         gradient: of α, [batch, mixtures, cells].
     """
     batch, mixtures, columns = z.shape
@@ -46,7 +51,7 @@ def differentiate_weights(z: Tensor, gradient: Tensor, temperature: Tensor) -> N
         gradient = gradient.contiguous()
     block, warps = _cut(columns)
     launches.kernels().differentiate_weights[(batch * mixtures,)](
-        z, gradient, temperature, gradient.stride(1), columns - 1, COLUMNS=block, num_warps=warps
+        z, bias, gradient, temperature, gradient.stride(1), mixtures, columns - 1, COLUMNS=block, num_warps=warps
     )
 
 

@@ -5,16 +5,21 @@ Interpreted, which TRITON_INTERPRET=1 asks for, has to be decided before Triton 
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 
 import torch
+from torch import Tensor
 
+from kw_lightning.nn import KWConv2d, KWLinear, set_temperature, share_warehouse
 from kw_lightning.nn.engine import AttentionFactors, Convolution, computing, reference, workspace
 from kw_lightning.nn.engine.factors import differentiate_alpha, make_alpha
 from kw_lightning.nn.engine.paths import find_path
 from kw_lightning.nn.engine.problem import Problem
-from kw_lightning.nn.engine.tiles import weighing
+from kw_lightning.nn.engine.tiles import activating, weighing
+from kw_lightning.nn.layer import KWLayer
+from kw_lightning.nn.pooling import LARGEST_MEAN, pool
 
 # (kernel [out, in, *size], cell, stride, padding, dilation, input size, batch, cells, type, bytes of a chunk, last)
 CASES = {
@@ -87,9 +92,13 @@ def errors_of_weights(batch: int, cells: int, tau: float) -> dict[str, float]:
     initial = torch.tensor([0, cells - 1, cells])
     found = AttentionFactors(*tensors, initial)
     exact = AttentionFactors(*(tensor.double() for tensor in tensors), initial)
-    assert weighing.weighs(found.z(found.hidden))
+    assert weighing.weighs(found.hidden, cells + 1)
     gradient = torch.randn(batch, mixtures, cells + 2)[..., :cells]  # of wider rows
     wanted = exact.alpha(), *differentiate_alpha(exact, gradient.double())
+    half = make_alpha(found, torch.float16, 8)
+    assert half.shape[-1] % 8 == 0
+    assert not half[..., cells:].any()
+    assert torch.equal(half[..., :cells], make_alpha(found).half())
     pairs = zip((make_alpha(found), *differentiate_alpha(found, gradient)), wanted, strict=True)
     names = ("y", "x", "attention", "cells")
     return {
@@ -98,10 +107,83 @@ def errors_of_weights(batch: int, cells: int, tau: float) -> dict[str, float]:
     }
 
 
+def errors_of_layer(layer: KWLayer, x: Tensor) -> dict[str, float]:
+    """Return how far a layer with its attention is from the literal form in float64, x's means pooled beside it."""
+    share_warehouse([layer], budget=2)
+    set_temperature(layer, 0.25)
+    exact = copy.deepcopy(layer).double()
+    exact.engine = "reference"
+    assert pool(x.requires_grad_(), channels_last=layer.channels_last)[1] is not None
+    one, other = x, x.detach().double().requires_grad_()
+    found = []
+    for net, images in ((layer, one), (exact, other)):
+        y = net(images)
+        y.square().mean().backward()
+        found.append((y.detach(), images.grad, net.attention.reduce.weight.grad, net.warehouse.cells.grad))
+    return {
+        name: float((first.double() - second).abs().max() / second.abs().max())
+        for name, first, second in zip(("y", "x", "attention", "cells"), *found, strict=True)
+        if first.shape == second.shape
+    }
+
+
+def errors_of_norm(batch: int, *, training: bool) -> dict[str, float]:
+    """Return how far an attention's hidden activations and their gradients are from torch's operators in float64."""
+    torch.manual_seed(0)
+    layer = KWConv2d(20 * 16, 6, 3)
+    share_warehouse([layer], budget=1)
+    made = layer.attention.train(training)
+    with torch.no_grad():
+        for tensor in (made.norm.weight, made.norm.bias, made.norm.running_mean, made.norm.running_var):
+            tensor.uniform_(0.5, 1.5)
+    exact = copy.deepcopy(made).double()
+    means = torch.randn(batch, 20 * 16)
+    one, other = means.clone().requires_grad_(), means.double().requires_grad_()
+    assert activating.activates(one)
+    versions = [buffer._version for buffer in made.norm.buffers()]
+    hidden, expected = made._hidden(one), exact._by_modules(other)
+    for buffer, wanted, version in zip(made.norm.buffers(), exact.norm.buffers(), versions, strict=True):
+        torch.testing.assert_close(buffer.to(wanted.dtype), wanted, rtol=1e-6, atol=1e-6)
+        assert (buffer._version > version) == training
+    gradient = torch.randn(hidden.shape)
+    hidden.backward(gradient)
+    expected.backward(gradient.double())
+    torch.testing.assert_close(made.norm.bias.grad.double(), exact.norm.bias.grad, rtol=1e-5, atol=1e-5)
+    found = (hidden.detach(), one.grad, made.reduce.weight.grad, made.norm.weight.grad)
+    wanted = (expected.detach(), other.grad, exact.reduce.weight.grad, exact.norm.weight.grad)
+    return {
+        name: float((first.double() - second).abs().max() / second.abs().max())
+        for name, first, second in zip(("y", "x", "attention", "cells"), found, wanted, strict=True)
+    }
+
+
+def check_reach() -> None:
+    """Check that means of half precision out of reach are finite, and have no gradient."""
+    x = torch.randn(2, 8, 3, 3).contiguous(memory_format=torch.channels_last).to(torch.bfloat16)
+    x[0, 0], x[1, 1] = 3e38, 1e20
+    again, means = pool(x.requires_grad_(), channels_last=False)
+    assert means[0, 0] == means[1, 1] == LARGEST_MEAN
+    (gradient,) = torch.autograd.grad((again * 2).sum() + 9 * means.sum(), x)
+    wanted = torch.full_like(x, 3)
+    wanted[0, 0], wanted[1, 1] = 2, 2
+    assert torch.equal(gradient, wanted)
+
+
 def main() -> None:
+    check_reach()
+    for batch, training in ((1, False), (70, False), (5, True), (130, True)):
+        case = f"hidden activations of {batch} samples" + " in training" * training
+        print(json.dumps([case, "float32", errors_of_norm(batch, training=training)]), flush=True)
     for batch, cells, tau in ((1, 1, 0.0), (2, 40, 0.3), (3, 7, 1.0)):
         name = f"α of {cells} cells at τ = {tau}"
         print(json.dumps([name, "float32", errors_of_weights(batch, cells, tau)]), flush=True)
+    images = torch.randn(3, 8, 5, 4).contiguous(memory_format=torch.channels_last)
+    layers = (
+        ("a layer", KWConv2d(8, 6, 3, padding=1), images),
+        ("a linear layer", KWLinear(8, 6), torch.randn(3, 5, 8)),
+    )
+    for case, layer, x in layers:
+        print(json.dumps([case, "float32", errors_of_layer(layer, x)]), flush=True)
     for case in CASES:
         print(json.dumps([case, "float32", errors(case, torch.float32, None, last=True)]), flush=True)
     case = next(iter(CASES))

@@ -15,7 +15,7 @@ import torch
 
 from kw_lightning.nn.engine import Convolution, planner, workspace
 from kw_lightning.nn.engine.problem import Problem
-from kw_lightning.nn.engine.tiles import launches, walks
+from kw_lightning.nn.engine.tiles import activating, launches, pooling, walks
 
 triton = pytest.importorskip("triton", reason="Triton comes with PyTorch for GPUs on Linux")
 VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
@@ -31,7 +31,7 @@ def test_output_and_gradients_equal_the_literal_forms() -> None:
     )
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in result.stdout.splitlines()]
-    assert len(lines) == 21
+    assert len(lines) == 27
     for case, dtype, errors in lines:
         assert list(errors) == ["y", "x", "attention", "cells"], case  # each of its shape
         assert all(error < TOLERANCE[dtype] for error in errors.values()), (case, errors)
@@ -100,6 +100,9 @@ def test_they_compile_for_hopper_to_wide_copies_without_spilling_registers(name:
     fixed: dict[str, Any] = {
         "TURNED": name == "convolve turned",
         "ALIGNED": 16,
+        "EVEN": True,
+        "in_cell": 256,
+        "out_cell": 256,
         "M": tiles.positions,
         "N": tiles.outputs,
         "K": tiles.inputs,
@@ -114,8 +117,8 @@ def test_they_compile_for_hopper_to_wide_copies_without_spilling_registers(name:
         "channels",
         "cell",
         "group",
-        "in_",
-        "out_",
+        "in_group",
+        "out_group",
         "tap_",
         "x_sample",
         "weights_sample",
@@ -127,22 +130,64 @@ def test_they_compile_for_hopper_to_wide_copies_without_spilling_registers(name:
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     options = {"num_warps": tiles.warps, "num_stages": tiles.stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    assembly = tmp_path / "kernel.ptx"
-    assembly.write_text(compiled.asm["ptx"])
     if module is kernels:
         assert "wgmma.mma_async" in compiled.asm["ptx"]
         assert "cp.async.cg" in compiled.asm["ptx"]  # copies of 16 bytes
     else:
         assert "ld.global.v4.b32" in compiled.asm["ptx"]  # as wide
+    assert spills(compiled, ptxas, tmp_path) == [("0", "0")]
+    assert int(compiled.metadata.shared) <= HOPPER
+
+
+def spills(compiled: Any, ptxas: Path, folder: Path) -> list[tuple[str, str]]:
+    """Return the bytes of registers that an assembler has stored to memory, and loaded, of every kernel."""
+    assembly = folder / "kernel.ptx"
+    assembly.write_text(compiled.asm["ptx"])
     (architecture,) = re.findall(r"\.target (sm_\w+)", compiled.asm["ptx"])
     report = subprocess.run(
-        [str(ptxas), "-v", "--gpu-name", architecture, str(assembly), "-o", str(tmp_path / "kernel.cubin")],
+        [str(ptxas), "-v", "--gpu-name", architecture, str(assembly), "-o", str(folder / "kernel.cubin")],
         capture_output=True,
         text=True,
         check=True,
     ).stderr
-    assert re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report) == [("0", "0")]
-    assert int(compiled.metadata.shared) <= HOPPER
+    return re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
+
+
+SMALL = {
+    "weigh": {"COLUMNS": 256},
+    "differentiate_weights": {"COLUMNS": 256},
+    "normalise": {"GIVEN": False, "RUNNING": True, "ROWS": activating.ROWS, "COLUMNS": activating.COLUMNS},
+    "differentiate_norm": {"GIVEN": False, "ROWS": activating.ROWS, "COLUMNS": activating.COLUMNS},
+    "add_to_positions": {"BLOCK": pooling.BLOCK},
+}
+TYPES = {
+    "x": "*bf16",
+    "y": "*bf16",
+    "alpha": "*bf16",
+    "initial": "*i64",
+    **dict.fromkeys(("epsilon", "momentum", "unbiased", "share", "limit"), "fp32"),
+    **dict.fromkeys(("batch", "width", "size", "channels", "programs", "length", "mixtures", "cells"), "i32"),
+    "row_length": "i32",
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_small_ones_compile_for_hopper_without_spilling_registers(name: str, tmp_path: Path) -> None:
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia.compiler import get_ptxas
+    from triton.compiler import ASTSource
+
+    from kw_lightning.nn.engine.tiles import kernels
+
+    kernel, fixed = getattr(kernels, name), SMALL[name]
+    signature = {arg: "constexpr" if arg in fixed else TYPES.get(arg, "*fp32") for arg in kernel.arg_names}
+    constants = {(kernel.arg_names.index(arg),): value for arg, value in fixed.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+    ptxas = Path(get_ptxas(90).path)
+    if not ptxas.exists():
+        pytest.skip("this Triton brings no assembler")
+    assert spills(compiled, ptxas, tmp_path) == [("0", "0")]
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 4])

@@ -22,14 +22,12 @@ from kw_lightning.nn.engine.tiles import launches
 from kw_lightning.nn.engine.tiles.walks import DIMENSIONS
 from kw_lightning.nn.engine.workspace import sample_chunks, scratch
 
-# Cells are filled up to a multiple of this.
-MULTIPLE = 8
-
 
 class Triton(Path):
     """Kernels in Triton."""
 
     name = "mix_kernels/triton"
+    multiple = 8
     fitted_gpu = Fitted(
         Units(0, 3e-15, 3.6e-13, 8.8e-06, 0.00028),
         Units(3.4e-15, 2.1e-15, 3.4e-13, 0.00012, 0),
@@ -45,15 +43,11 @@ class Triton(Path):
         whole = convolution.cell_shape[2:] == convolution.kernel_shape[2:]
         if not whole and math.prod(convolution.cell_shape[2:]) > 1:
             return "its cells span one kernel position or all of them"
-        if problem.device.type != ("cpu" if launches.interpreted() else "cuda"):
+        if problem.device.type != launches.device_type():
             return "it is for GPUs"
         if problem.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             return "it computes in float32, bfloat16 and float16"
         return launches.missing()
-
-    def unsuited(self, problem: Problem) -> str | None:
-        """Return why it is never the fastest at a problem, None where it may be."""
-        return "its depthwise kernels have not been timed" if problem.convolution.groups > 1 else None
 
     def load(self, problem: Problem) -> Load:
         """Count the work of a forward pass: kernels are written once and read once."""
@@ -113,11 +107,13 @@ class _Work:
     """
 
     def __init__(self, operands: Operands) -> None:
-        fill = -operands.attention.shape[-1] % MULTIPLE
+        wanted = len(operands.cells) + -len(operands.cells) % Triton.multiple
+        fill = wanted - operands.attention.shape[-1]
         self.x = operands.x.movedim(1, -1).contiguous()
         self.attention = F.pad(operands.attention, (0, fill)) if fill else operands.attention
         self.cell = operands.cells.shape
         flat = operands.cells.flatten(3).movedim(3, 1).flatten(1)  # positions of a cell first
+        fill = wanted - len(flat)
         self.cells = F.pad(flat, (0, 0, 0, fill)) if fill else flat
         self.size = self.attention.shape[1] * self.cells.shape[1]
         self.samples = sample_chunks(len(self.x), self.size * self.x.element_size(), self.x.device)
