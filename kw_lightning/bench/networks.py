@@ -33,7 +33,7 @@ class Setting:
         repeats: rounds that are counted.
         channels_last: memory format of input and networks.
         reference: measure the literal form too.
-        compiled: the networks by torch.compile, each for its own mode.
+        compiled: the mode of torch.compile, of training and of inference each its own graph; None without.
     """
 
     shape: tuple[int, ...]
@@ -42,7 +42,7 @@ class Setting:
     repeats: int = 5
     channels_last: bool = False
     reference: bool = True
-    compiled: bool = False
+    compiled: str | None = None
 
     def make_input(self) -> Tensor:
         """Return a random input, the same every time."""
@@ -168,7 +168,7 @@ def bench_network(
     for training in (True, False):
         runs = {kind: _Run(static if kind == "static" else kw, kind, setting, x, training) for kind in setting.kinds}
         works = {kind: run.step for kind, run in runs.items()}
-        if not setting.compiled:
+        if setting.compiled is None:
             works["attention"] = runs["kw"].record_attention()
         times = interleaved(works, setting.device, setting.repeats)
         kept = {kind: kept_bytes(run.forward, run.model.parameters()) for kind, run in runs.items()} if training else {}
@@ -190,7 +190,9 @@ class _Run:
 
     def __init__(self, model: nn.Module, kind: str, setting: Setting, x: Tensor, training: bool) -> None:
         self.model, self.kind, self.setting, self.x, self.training = model, kind, setting, x, training
-        self.network: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False) if setting.compiled else model
+        self.network: Callable[[Tensor], Tensor] = model
+        if setting.compiled is not None:
+            self.network = torch.compile(model, dynamic=False, mode=setting.compiled)
         self.layers = [layer for layer in model.modules() if isinstance(layer, KWLayer)]
         self.step: Work = self._train if training else self._infer
         # Here alone: telling every module takes longer than a small one computes, and a layer has several.

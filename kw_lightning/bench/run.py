@@ -135,6 +135,18 @@ def parse_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
+def parse_mode(name: str) -> str:
+    """Return a mode of torch.compile.
+
+    Raises:
+        KWError: an unknown one.
+    """
+    modes = ("default", *torch._inductor.list_mode_options())
+    if name not in modes:
+        raise KWError(mistake(name, dict.fromkeys(modes), what="the unknown mode"))
+    return name
+
+
 def parse_device(name: str) -> torch.device:
     """Return a device by name.
 

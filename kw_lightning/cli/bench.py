@@ -29,6 +29,9 @@ def bench(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads on the CPU; default: torch's.")] = None,
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Networks and input channels last.")] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="Networks by torch.compile; layers are not.")] = False,
+    compile_mode: Annotated[
+        str | None, typer.Option(metavar="MODE", help="Of torch.compile: reduce-overhead for CUDA graphs.")
+    ] = None,
     layers: Annotated[bool, typer.Option(help="Measure every dynamic layer too.")] = True,
     reference: Annotated[bool, typer.Option(help="Measure the published form too: slow, and large.")] = True,
     exported: Annotated[
@@ -56,14 +59,15 @@ def bench(
     import torch
 
     from kw_lightning.bench import Setting, describe_machine
-    from kw_lightning.bench.run import parse_device, parse_dtype, prepare_bench, run_bench
+    from kw_lightning.bench.run import parse_device, parse_dtype, parse_mode, prepare_bench, run_bench
     from kw_lightning.bench.table import LAYER_HEAD, NETWORK_HEAD, aligned, layer_rows, network_rows
     from kw_lightning.bench.table import markdown as markdown_table
 
     if threads is not None:
         torch.set_num_threads(threads)
     places = parse_dtype(dtype), parse_device(device)
-    setting = Setting((batch,), *places, repeats, channels_last, reference, compiled)
+    mode = parse_mode(compile_mode) if compile_mode else "default" if compiled else None
+    setting = Setting((batch,), *places, repeats, channels_last, reference, mode)
     prepared = [prepare_bench(recipe, setting, size=size, engine=engine) for recipe in loaded]
     machine = describe_machine(setting.device, setting.dtype)
     reports = [run_bench(one, layers=layers) for one in prepared]
@@ -76,7 +80,7 @@ def bench(
     typer.echo(form(NETWORK_HEAD, rows))
     for report in reports:
         if report.layers:
-            alone = ", not compiled" if compiled else ""
+            alone = ", not compiled" if mode else ""
             typer.echo(f"\n{report.title}, layers{alone}: forward and backward\n")
             typer.echo(form(LAYER_HEAD, layer_rows(report.layers)))
 

@@ -114,8 +114,9 @@ class Classifier(LightningModule):
             for parameter in self.network.parameters():
                 if parameter.ndim == 4:  # cells of warehouses have a dimension more
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        if self.train_settings.compile:
-            self.network.compile()
+        mode = self.train_settings.compile
+        if mode:
+            self.network.compile(mode=mode if isinstance(mode, str) else None)
 
     def forward(self, images: Tensor) -> Tensor:  # [b x c x h x w] -> [b x k]
         """Return the logits."""

@@ -388,7 +388,7 @@ class Train:
     devices: str | int = "auto"
     strategy: str = "auto"
     nodes: int = 1
-    compile: bool = False
+    compile: bool | str = False
     deterministic: bool = False
     seed: int = 0
     monitor: str = "val/accuracy"

@@ -81,13 +81,18 @@ def test_compiled_networks_are_measured_beside_each_other(recipe: str, monkeypat
     data = json.loads(run(recipe, "--json", "--compile", "--no-reference", "--no-layers"))
     assert counters["stats"]["unique_graphs"] == 4  # two networks, in training and in inference
     (network,) = data["networks"]
-    assert network["compiled"]
+    assert network["compiled"] == "default"
     for result in network["networks"]:
         assert result["attention"] is None
         assert set(result["seconds"]) == {"static", "kw"}
     assert network["networks"][0]["kept_bytes"]["kw"] > 0
-    monkeypatch.setattr(torch, "compile", lambda network, **_: network)
-    assert "small, batch 2, 8×8, layers, not compiled: forward" in run(recipe, "--compile", "--no-reference")
+    modes = []
+    monkeypatch.setattr(torch, "compile", lambda network, mode, **_: (modes.append(mode), network)[1])
+    options = ("--compile-mode", "reduce-overhead", "--no-reference")
+    assert "small, batch 2, 8×8, layers, not compiled: forward" in run(recipe, *options)
+    assert set(modes) == {"reduce-overhead"}
+    result = CliRunner().invoke(application(), ["bench", recipe, "--compile-mode", "reduce"])
+    assert 'the unknown mode "reduce", allowed: default, ' in result.output
 
 
 def test_a_network_that_cannot_be_compiled_is_one_message(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from torch import nn
 
 from kw_lightning import load_recipe
 from kw_lightning.errors import RecipeError, RunError
@@ -175,6 +176,16 @@ def test_static_network(tmp_path: Path, quick: list[str]) -> None:
     result = fit("digits-resnet-static", quick, output=tmp_path / "run")
     assert not warehouses(result.module.network)
     assert evaluate(tmp_path / "run").metrics == result.test
+
+
+@pytest.mark.parametrize(("given", "mode"), [("true", None), ("reduce-overhead", "reduce-overhead")])
+def test_the_network_is_compiled_in_the_mode_asked_for(
+    given: str, mode: str | None, tmp_path: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module, mode: modes.append((type(module).__name__, mode)))
+    result = fit("digits-resnet", [*quick, "train.epochs=1", f"train.compile={given}"], output=tmp_path / "run")
+    assert modes == [(type(result.module.network).__name__, mode)]
 
 
 def test_no_epochs_still_ends_in_a_checkpoint(tmp_path: Path, quick: list[str]) -> None:

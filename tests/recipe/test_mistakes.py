@@ -42,7 +42,11 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
         "kw: 1\nname: ‸18\n",
         ("name: found 18, allowed: a name of letters", "put it in quotes"),
     ),
-    "yes": ("kw: 1\ntrain: {compile: ‸yes}\n", ('found "yes", allowed: true or false; did you mean true?',)),
+    "yes": ("kw: 1\ntrain: {deterministic: ‸yes}\n", ('found "yes", allowed: true or false; did you mean true?',)),
+    "mode of a compiler": (
+        "kw: 1\ntrain: {compile: ‸reduce-overheads}\n",
+        ("allowed: true or false or reduce-overhead, max-autotune, ", 'did you mean "reduce-overhead"?'),
+    ),
     "off": ("kw: 1\nlog: {tensorboard: ‸off}\n", ('found "off", allowed: true or false; did you mean false?',)),
     "number too small": ("kw: 1\ntrain: {accumulate: ‸0}\n", ("found 0, allowed: a whole number of at least 1",)),
     "number too large": (
