@@ -52,7 +52,9 @@ def activate(
         mean, variance = raw.new_empty(2, width).unbind()
     kept = (mean, variance) if running is None else running
     sizes = batch, width, epsilon, momentum, batch / max(batch - 1, 1)
-    launches.kernels().normalise[(-(-width // COLUMNS),)](
+    launches.start(
+        "normalise",
+        -(-width // COLUMNS),
         raw,
         scale,
         shift,
@@ -79,7 +81,9 @@ def differentiate_activations(
     batch, width = gradient.shape
     of_raw = torch.empty_like(found.raw)
     of_scale, of_shift = scale.new_empty(2, width).unbind()
-    launches.kernels().differentiate_norm[(-(-width // COLUMNS),)](
+    launches.start(
+        "differentiate_norm",
+        -(-width // COLUMNS),
         gradient.contiguous(),
         found.raw,
         found.hidden,

@@ -84,9 +84,8 @@ def _failure() -> str | None:
     """Return why a small kernel cannot be launched, which is said once: Triton compiles C, which takes a compiler."""
     try:
         z = torch.ones(1, 1, 2, device="cuda")
-        kernels().weigh[(1,)](
-            z, z, z.new_zeros(1, dtype=torch.int64), z, torch.empty_like(z), 1, 1, 1, COLUMNS=32, num_warps=1
-        )
+        initial, alpha = z.new_zeros(1, dtype=torch.int64), torch.empty_like(z)
+        start("weigh", 1, z, z, initial, z, alpha, 1, 1, 1, COLUMNS=32, num_warps=1)
     except Exception as error:  # whatever keeps it from compiling, the other paths compute as well
         lines = str(error).strip().splitlines() or [type(error).__name__]
         _logger.warning("Triton's kernels are not in use, dynamic layers are slower without: %s", lines[0])
@@ -212,9 +211,29 @@ def _shared(device: torch.device) -> int:
     return int(getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", SHARED))
 
 
+def start(
+    kernel: str, programs: int, first: Tensor, *others: Any, module: ModuleType | None = None, **fixed: Any
+) -> None:
+    """Launch a kernel on the device of its tensors, which need not be the current one.
+
+    Args:
+        kernel: its name.
+        programs: how many.
+        first, others: its arguments, tensors and numbers.
+        module: where it stands; `kernels` without.
+        fixed: what it is compiled for.
+    """
+    found = getattr(module or kernels(), kernel)[(programs,)]
+    if first.device.type != "cuda" or first.device.index == torch.cuda.current_device():
+        found(first, *others, **fixed)
+        return
+    with torch.cuda.device(first.device):
+        found(first, *others, **fixed)
+
+
 def _launch(kernel: str, launch: Launch, first: Tensor, *others: Tensor) -> None:
-    found = kernels() if "K" in launch.constants else _depthwise_kernels()
-    getattr(found, kernel)[(len(first) * launch.programs,)](first, *others, *launch.numbers, **launch.constants)
+    module = kernels() if "K" in launch.constants else _depthwise_kernels()
+    start(kernel, len(first) * launch.programs, first, *others, *launch.numbers, module=module, **launch.constants)
 
 
 @functools.lru_cache(maxsize=1024)

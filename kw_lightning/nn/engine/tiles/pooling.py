@@ -33,7 +33,9 @@ def add_to_positions(x: Tensor, gradient: Tensor, means: Tensor, limit: float) -
     y = torch.empty_like(x)
     sample, channels = x[0].numel(), x.shape[-1]
     programs = -(-sample // BLOCK)
-    launches.kernels().add_to_positions[(len(x) * programs,)](
+    launches.start(
+        "add_to_positions",
+        len(x) * programs,
         x,
         gradient.contiguous(),
         means,

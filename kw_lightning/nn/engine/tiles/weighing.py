@@ -33,8 +33,19 @@ def weigh(
     length = columns - 1 + -(columns - 1) % multiple
     alpha = z.new_empty(batch, mixtures, length, dtype=dtype)
     block, warps = _cut(columns)
-    launches.kernels().weigh[(batch * mixtures,)](
-        z, bias, initial, temperature, alpha, length, mixtures, columns - 1, COLUMNS=block, num_warps=warps
+    launches.start(
+        "weigh",
+        batch * mixtures,
+        z,
+        bias,
+        initial,
+        temperature,
+        alpha,
+        length,
+        mixtures,
+        columns - 1,
+        COLUMNS=block,
+        num_warps=warps,
     )
     return alpha
 
@@ -50,8 +61,18 @@ def differentiate_weights(z: Tensor, bias: Tensor, gradient: Tensor, temperature
     if gradient.stride(2) != 1 or gradient.stride(0) != mixtures * gradient.stride(1):
         gradient = gradient.contiguous()
     block, warps = _cut(columns)
-    launches.kernels().differentiate_weights[(batch * mixtures,)](
-        z, bias, gradient, temperature, gradient.stride(1), mixtures, columns - 1, COLUMNS=block, num_warps=warps
+    launches.start(
+        "differentiate_weights",
+        batch * mixtures,
+        z,
+        bias,
+        gradient,
+        temperature,
+        gradient.stride(1),
+        mixtures,
+        columns - 1,
+        COLUMNS=block,
+        num_warps=warps,
     )
 
 

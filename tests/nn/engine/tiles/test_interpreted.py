@@ -7,11 +7,15 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kw_lightning.nn.engine import Convolution, planner, workspace
 from kw_lightning.nn.engine.problem import Problem
@@ -63,6 +67,26 @@ def test_without_a_compiler_other_paths_compute_and_it_is_said_once(
     assert [record.getMessage() for record in caplog.records] == [
         "Triton's kernels are not in use, dynamic layers are slower without: Failed to find C compiler."
     ]
+
+
+def test_a_kernel_is_launched_on_the_device_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = [0]
+
+    @contextmanager
+    def device(chosen: torch.device) -> Iterator[None]:
+        devices.append(chosen.index)
+        yield
+        devices.pop()
+
+    launched = []
+    module = SimpleNamespace(kernel={(3,): lambda *_, **__: launched.append(devices[-1])})
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: devices[-1])
+    monkeypatch.setattr(torch.cuda, "device", device)
+    with FakeTensorMode():
+        for index in (0, 1):
+            launches.start("kernel", 3, torch.empty(2, device=f"cuda:{index}"), 5, module=module, BLOCK=2)
+    assert launched == [0, 1]
+    assert devices == [0]
 
 
 @pytest.mark.parametrize("shared", [launches.SHARED, 163 * 1024, HOPPER])
