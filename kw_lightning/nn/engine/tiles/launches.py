@@ -98,6 +98,7 @@ def device_type() -> str:
     return "cpu" if interpreted() else "cuda"
 
 
+@functools.cache
 def interpreted() -> bool:
     """Return whether Triton computes on the CPU, to find mistakes: TRITON_INTERPRET=1 when it is first used."""
     return os.environ.get("TRITON_INTERPRET") == "1"
