@@ -13,6 +13,7 @@ from kw_lightning.recipe.nodes import Node, join
 from kw_lightning.recipe.scalars import read_plain, read_ratio
 
 _LENGTH = 500  # the schema refuses longer names
+_CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 _SLICE = re.compile(r"(.*)\[([^\[\]:]*):([^\[\]:]*)\]", re.DOTALL)
 
 
@@ -45,10 +46,22 @@ def check(root: Node) -> list[Problem]:
             case [int() | float() as least, int() | float() as most] if least > most:
                 message = sentence(f"{least} before {most}", "the smaller one first")
                 problems.append(Problem(message, f"data.{section}.scale", scale.place))
-    train = _map(root, "train")
+    return problems + _check_train(_map(root, "train"))
+
+
+def _check_train(train: dict[str, Any]) -> list[Problem]:
+    """Return where ways of training do not go together."""
+    problems = []
     if "freeze_epochs" in train and "freeze" not in train:
         message = "found freeze_epochs without freeze, allowed: train.freeze with the layers that stay frozen so long"
         problems.append(Problem(message, "train.freeze_epochs", train["freeze_epochs"].key_location))
+    mode, accumulate = train.get("compile", Node(None)), train.get("accumulate", Node(None)).plain()
+    if mode.value in _CUDA_GRAPHS and isinstance(accumulate, int) and accumulate > 1:
+        # https://github.com/pytorch/pytorch/issues/169545
+        what = f"{mode.value} with accumulate: {accumulate}"
+        hint = "CUDA graphs write each gradient over the one before"
+        message = sentence(what, "accumulate: 1, or compile: true or max-autotune-no-cudagraphs", hint)
+        problems.append(Problem(message, "train.compile", mode.place))
     return problems
 
 

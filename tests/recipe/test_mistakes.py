@@ -47,6 +47,13 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
         "kw: 1\ntrain: {compile: ‸reduce-overheads}\n",
         ("allowed: true or false or reduce-overhead, max-autotune, ", 'did you mean "reduce-overhead"?'),
     ),
+    "CUDA graphs that accumulate": (
+        "kw: 1\ntrain: {accumulate: 4, compile: ‸reduce-overhead}\n",
+        (
+            "train.compile: found reduce-overhead with accumulate: 4, allowed: accumulate: 1, or compile: true or ",
+            "CUDA graphs write each gradient over the one before",
+        ),
+    ),
     "off": ("kw: 1\nlog: {tensorboard: ‸off}\n", ('found "off", allowed: true or false; did you mean false?',)),
     "number too small": ("kw: 1\ntrain: {accumulate: ‸0}\n", ("found 0, allowed: a whole number of at least 1",)),
     "number too large": (
