@@ -330,7 +330,8 @@ class TestCompletion:
     def test_keys_and_values_of_overrides(self) -> None:
         assert self.keys("train.ep") == ["train.epochs="]
         assert self.keys("temperature.shape=c") == ["temperature.shape=cosine", "temperature.shape=constant"]
-        assert self.keys("train.compile=") == ["train.compile=true", "train.compile=false"]
+        assert self.keys("train.deterministic=") == ["train.deterministic=true", "train.deterministic=false"]
+        assert "train.compile=reduce-overhead" in self.keys("train.compile=")
         assert self.keys("warehouses.stage4.bu", "resnet18-kw-1x") == [
             "warehouses.stage4.budget.cells=",
             "warehouses.stage4.budget.parameters=",
