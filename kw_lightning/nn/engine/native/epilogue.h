@@ -121,9 +121,10 @@ static inline void write_rows(const Map *map, const Epilogue *e, index_t sample,
     }
 }
 
-/* Rows [channels, positions] where they lie: a row of one channel is rows of vectors that share their factors. */
-static inline void finish_lines(const Epilogue *e, index_t sample, index_t channel, index_t channels, index_t positions,
-                                float *rows, index_t row) {
+/* Rows [channels, positions] where they lie, from position `start` of the map on: a row of one channel is rows of
+   vectors that share their factors. */
+static inline void finish_lines(const Epilogue *e, index_t sample, index_t channel, index_t channels, index_t start,
+                                index_t positions, float *rows, index_t row) {
     float scales[LANES], shifts[LANES], read[STRIP * WIDTH], rest[WIDTH], rest_added[WIDTH];
     for (index_t l = 0; l < channels; l++, channel++, rows += row) {
         vector scale, shift;
@@ -134,7 +135,7 @@ static inline void finish_lines(const Epilogue *e, index_t sample, index_t chann
             const float *added = e->added.data;
             float *at = rows + first;
             if (added) {
-                added += sample * e->added.batch + channel * e->added.channel + first * e->added.position;
+                added += sample * e->added.batch + channel * e->added.channel + (start + first) * e->added.position;
                 if (e->added.position != 1) {
                     for (index_t i = 0; i < count; i++) read[i] = added[i * e->added.position];
                     added = read;

@@ -42,6 +42,7 @@ SOURCES = (
     "mix_rows.c",
     "mix_rows_backward.c",
     "mix_inputs.c",
+    "planes.h",
     "mix_depthwise.c",
     "attention.h",
     "attention.c",

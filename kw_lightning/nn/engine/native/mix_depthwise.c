@@ -8,9 +8,10 @@
    A sample is walked in strips of lines, all its lanes in turn, so that memory is read and written in its order. The
    lines that a strip reads are copied into the nearest caches with zeros around, and a tile of a line's positions takes
    the kernel's taps line by line: no position is looked up, and none asks whether it reads. Maps whose channels are
-   last could be taken as they lie, but that takes 1.2 to 2 times as long: their positions are far apart. */
+   last could be taken as they lie, but that takes 1.2 to 2 times as long: their positions are far apart. Those whose
+   channels come first are, where lines are long enough, walked a channel at a time, by planes.h. */
 
-#include "pass.h"
+#include "planes.h"
 
 /* Blocks of lanes that are read together where channels lie side by side, which memory gives sooner than one alone. */
 #define BUNDLE 8
@@ -18,6 +19,7 @@
 /* The memory of one thread. */
 typedef struct {
     float *block, *turned, *gradient, *kernels, *source, *other, *factor, *out;
+    int32_t *place; /* of lines, where a channel is taken at a time */
 } Memory;
 
 /* Numbers between rows of kernels: an odd number of blocks, so that the taps of one share no set of the cache. */
@@ -30,17 +32,26 @@ static index_t bundle(const Pass *p) { return smaller(BUNDLE, p->lane_groups * p
 static index_t read_size(const Walk *w) { return w->held * w->room * LANES; }
 static index_t strip_size(const Walk *w) { return w->strip * w->out * LANES; }
 
+/* Which walks are by planes. */
+static int out_by_planes(const Pass *p) { return by_planes(&p->walk, &p->source, &p->out); }
+static int kernels_by_planes(const Pass *p) { return by_planes(&p->kernel_walk, &p->other, &p->source); }
+
 static index_t lay_out(const Pass *p, float *at, Memory *m) {
     float *start = at;
     int out = p->out.data != NULL, kernels = p->other.data != NULL;
+    Plane k = plane_of(&p->walk, &p->source), d = plane_of(&p->kernel_walk, &p->other);
     m->block = at, at += p->cells * p->lines;
     m->turned = at, at += kernels ? padded(p->cells) * p->lines : 0;
     m->gradient = at, at += kernels ? p->cells * p->lines : 0;
     m->kernels = at, at += p->mixed_samples * p->rows * row_step(p);
-    m->source = at, at += out ? bundle(p) * read_size(&p->walk) : 0;
-    m->out = at, at += out ? strip_size(&p->walk) : 0;
-    m->other = at, at += kernels ? bundle(p) * read_size(&p->kernel_walk) : 0;
-    m->factor = at, at += kernels ? bundle(p) * strip_size(&p->kernel_walk) : 0;
+    m->source = at, at += !out ? 0 : out_by_planes(p) ? plane_size(&k) : bundle(p) * read_size(&p->walk);
+    m->out = at, at += !out ? 0 : out_by_planes(p) ? k.most * k.out : strip_size(&p->walk);
+    m->other = at, at += !kernels ? 0 : kernels_by_planes(p) ? plane_size(&d) : bundle(p) * read_size(&p->kernel_walk);
+    m->factor = at, at += !kernels               ? 0
+                          : kernels_by_planes(p) ? d.most * d.out
+                                                 : bundle(p) * strip_size(&p->kernel_walk);
+    m->place = (int32_t *)at;
+    at += larger(out * k.most * (p->taps / p->walk.taps), kernels * d.most * (p->taps / p->kernel_walk.taps));
     return padded(at - start);
 }
 
@@ -244,6 +255,58 @@ static void differentiate(const Pass *p, const Part *s, const Memory *m) {
             }
 }
 
+/* Write the out of a part, a channel at a time. */
+static void convolve_planes(const Pass *p, const Part *s, const Memory *m) {
+    const Walk *w = &p->walk;
+    Plane k = plane_of(w, &p->source);
+    place_lines(w, &k, p->taps / w->taps, s->line, s->lines, s->first_read, m->place);
+    for (index_t l = 0, channel = s->channel; l < s->channels; l++, channel++) {
+        const float *from = p->source.data + s->sample * p->source.batch + channel * p->source.channel;
+        float *to = p->out.data + s->sample * p->out.batch + channel * p->out.channel + s->line * w->out;
+        read_plane(w, &k, from + s->first_read * w->source, s->reads, m->source);
+        convolve_plane(p, &k, m->place, s->lines, m->source, kernels_of(p, s, l / LANES) + l % LANES, s->tap,
+                       s->tap_line, m->out, to);
+        if (p->epilogue.present)
+            finish_lines(&p->epilogue, s->sample, channel, 1, s->line * w->out, s->lines * w->out, to, 0);
+    }
+}
+
+/* The gradient of the kernels of a part, a channel at a time. */
+static void differentiate_planes(const Pass *p, const Part *s, const Memory *m) {
+    const Walk *w = &p->kernel_walk;
+    Plane k = plane_of(w, &p->other);
+    index_t rest = s->channels % LANES;
+    place_lines(w, &k, p->taps / w->taps, s->line, s->lines, s->first_read, m->place);
+    for (index_t t = 0; !s->add && rest && t < p->taps; t++)
+        memset(kernels_of(p, s, s->channels / LANES) + t * s->tap + rest, 0, (LANES - rest) * sizeof(float));
+    for (index_t l = 0, channel = s->channel; l < s->channels; l++, channel++) {
+        const float *from = p->other.data + s->sample * p->other.batch + channel * p->other.channel;
+        const float *factor = p->source.data + s->sample * p->source.batch + channel * p->source.channel;
+        read_plane(w, &k, from + s->first_read * w->source, s->reads, m->other);
+        for (index_t i = 0; i < s->lines; i++)
+            copy_line(factor + (s->line + i) * w->out, m->factor + i * k.out, w->out);
+        differentiate_plane(p, &k, m->place, s->lines, m->other, m->factor, kernels_of(p, s, l / LANES) + l % LANES,
+                            s->tap, s->tap_line, s->add);
+    }
+}
+
+/* The strip of a part from its line on, and, where a channel is taken at a time, as many of the next ones as fit. */
+static void find_strip(const Walk *w, const Plane *k, index_t to, Part *s) {
+    const int32_t *range = w->range + s->line / w->strip * 2;
+    index_t end = range[0] + range[1];
+    s->first_read = range[0], s->reads = range[1], s->lines = smaller(w->strip, w->lines - s->line);
+    for (; k && s->line + s->lines < to;) {
+        index_t lines = s->lines + smaller(w->strip, w->lines - s->line - s->lines), first = s->first_read;
+        range += 2;
+        if (range[1]) {
+            first = s->reads ? smaller(first, range[0]) : range[0];
+            end = s->reads ? larger(end, range[0] + range[1]) : range[0] + range[1];
+        }
+        if (end - first > k->held || lines > k->most) break;
+        s->first_read = first, s->reads = end - first, s->lines = lines;
+    }
+}
+
 /* Where a part of all samples' strips begins, counted from those of `sample` on; parts of a sample are whole strips. */
 static index_t begin(const Pass *p, const Walk *w, index_t part, index_t sample) {
     index_t strips = pieces(w->lines, w->strip);
@@ -258,28 +321,30 @@ static index_t end_sample(const Pass *p, const Walk *w, index_t part) {
     return pieces(begin(p, w, part + 1, 0), pieces(w->lines, w->strip));
 }
 
-/* Some lanes of a part of one sample: strip by strip, in all groups, as many blocks together as lie side by side.
-   Return whether any strip of it is of the part. */
-static int walk(const Pass *p, const Walk *w, const Map *map, index_t part, index_t sample, index_t lane, index_t lanes,
-                float *kernels, const Memory *m, void (*use)(const Pass *, const Part *, const Memory *)) {
-    index_t from = larger(begin(p, w, part, sample), 0) * w->strip, to = begin(p, w, part + 1, sample) * w->strip;
-    const int32_t *range = w->range + from / w->strip * 2;
+/* Some lanes of a part of one sample: strip by strip, in all groups, as many blocks together as lie side by side; `k`
+   where a channel is taken at a time. Return whether any strip of it is of the part. */
+static int walk(const Pass *p, const Walk *w, const Plane *k, const Map *map, index_t part, index_t sample,
+                index_t lane, index_t lanes, float *kernels, const Memory *m,
+                void (*use)(const Pass *, const Part *, const Memory *)) {
+    index_t from = larger(begin(p, w, part, sample), 0) * w->strip;
+    index_t to = smaller(begin(p, w, part + 1, sample) * w->strip, w->lines);
     /* Blocks of a group, and of those that lie side by side: of all groups, where no other lanes are between them. */
     index_t blocks = pieces(lanes, LANES), joined = lanes == p->lanes && lanes % LANES == 0 ? p->lane_groups : 1;
     index_t bundles = pieces(joined * blocks, map->channel == 1 ? bundle(p) : 1);
     Part s = {.sample = sample, .tap = p->row_tap * row_step(p), .blocks = blocks};
     s.tap_line = s.tap * w->taps;
-    for (s.line = from; s.line < smaller(to, w->lines); s.line += w->strip, range += 2)
+    for (s.line = from; s.line < to; s.line += s.lines) {
+        find_strip(w, k, to, &s);
         for (index_t i = 0; i < p->lane_groups / joined * bundles; i++) {
             index_t group = i / bundles, end = (i % bundles + 1) * joined * blocks / bundles * LANES;
             s.block = i % bundles * joined * blocks / bundles;
             s.channel = group * p->lanes + lane + s.block * LANES;
             s.channels = smaller(end, joined * lanes) - s.block * LANES;
-            s.lines = smaller(w->strip, w->lines - s.line), s.first_read = range[0], s.reads = range[1];
             s.kernels = kernels + group * p->row_lane * row_step(p), s.add = s.line > from;
             use(p, &s, m);
         }
-    return from < smaller(to, w->lines);
+    }
+    return from < to;
 }
 
 /* Some lanes of a part of all samples' strips. */
@@ -292,8 +357,13 @@ static void run_lanes(const Pass *p, index_t lane, index_t lanes, index_t part, 
     for (index_t l = 0; l < lanes; l += LANES)
         pack_cells(p, 0, lane + l, smaller(LANES, lanes - l), 0, 1, m->block + l * p->cells, LANES, size);
     if (alpha_gradient) turn_cells(p, blocks, m->block, m->turned);
-    if (p->out.data) clear_sides(&p->walk, bundle(p), m->source);
-    if (p->other.data) clear_sides(&p->kernel_walk, bundle(p), m->other);
+    int out = p->out.data != NULL, other = p->other.data != NULL;
+    int planes = out && out_by_planes(p), kernel_planes = other && kernels_by_planes(p);
+    Plane k = plane_of(&p->walk, &p->source), d = plane_of(&p->kernel_walk, &p->other);
+    if (planes) memset(m->source, 0, plane_size(&k) * sizeof(float));
+    if (kernel_planes) memset(m->other, 0, (plane_size(&d) + d.most * d.out) * sizeof(float)); /* and the factor */
+    if (out && !planes) clear_sides(&p->walk, bundle(p), m->source);
+    if (other && !kernel_planes) clear_sides(&p->kernel_walk, bundle(p), m->other);
     for (index_t b = first; b < last; b += p->mixed_samples) {
         index_t samples = smaller(p->mixed_samples, last - b), rows = samples * p->rows;
         const float *alpha = p->alpha + b * p->rows * p->cells;
@@ -301,9 +371,11 @@ static void run_lanes(const Pass *p, index_t lane, index_t lanes, index_t part, 
             product(rows, 2, p->cells, alpha, p->cells, 1, m->block + l * size, LANES, m->kernels + l * LANES, step, 0);
         for (index_t i = 0; i < samples; i++) {
             float *kernels = m->kernels + i * p->rows * step;
-            if (p->out.data) walk(p, &p->walk, &p->source, part, b + i, lane, lanes, kernels, m, convolve);
-            if (p->other.data &&
-                !walk(p, &p->kernel_walk, &p->other, part, b + i, lane, lanes, kernels, m, differentiate))
+            if (out)
+                walk(p, &p->walk, planes ? &k : NULL, &p->source, part, b + i, lane, lanes, kernels, m,
+                     planes ? convolve_planes : convolve);
+            if (other && !walk(p, &p->kernel_walk, kernel_planes ? &d : NULL, &p->other, part, b + i, lane, lanes,
+                               kernels, m, kernel_planes ? differentiate_planes : differentiate))
                 memset(kernels, 0, p->rows * step * sizeof(float));
         }
         for (index_t j = 0; alpha_gradient && j < p->cells; j += LANES)

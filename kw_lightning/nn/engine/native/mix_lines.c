@@ -206,7 +206,7 @@ static void write_lines(const Pass *p, index_t sample, index_t channel, index_t 
     index_t cut = p->out_positions / LANES * LANES;
     for (index_t l = 0; tail && cut < p->out_positions && l < lines; l++)
         memcpy(out + l * out_row + cut, tail + l * LANES, (p->out_positions - cut) * sizeof(float));
-    if (p->epilogue.present) finish_lines(&p->epilogue, sample, channel, lines, p->out_positions, out, out_row);
+    if (p->epilogue.present) finish_lines(&p->epilogue, sample, channel, lines, 0, p->out_positions, out, out_row);
     if (!straight(p))
         arrange(out, 1, out_row, map->data + sample * map->batch + channel * map->channel, map->position,
                 p->out_positions, lines);

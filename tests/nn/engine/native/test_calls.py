@@ -132,6 +132,34 @@ def test_every_form_equals_the_literal_form(
         compare(*problem, last=last)
 
 
+# (kernel, stride, padding, dilation, size) of depthwise convolutions, whose lines are walked a channel at a time.
+LONG_LINES = {
+    "3 × 3": ((3, 3), (1, 1), (1, 1), (1, 1), (9, 56)),
+    "a line that is no multiple of a vector": ((3, 3), (1, 1), (1, 0), (1, 1), (5, 67)),
+    "a stride of 2": ((3, 5), (2, 2), (1, 2), (1, 1), (11, 113)),
+    "a stride of 2, an odd padding and dilation": ((2, 4), (1, 2), (1, 3), (2, 2), (6, 120)),
+    "a stride of 2 that leaves positions unread": ((1, 1), (2, 2), (0, 0), (1, 1), (5, 98)),
+    "a stride of 3": ((3, 3), (3, 3), (1, 1), (1, 1), (7, 150)),
+    "lines of 9 taps": ((3, 9), (1, 1), (1, 4), (1, 1), (10, 49)),
+    "several strips": ((3, 3), (1, 1), (1, 1), (1, 1), (150, 150)),
+    "one dimension": ((5,), (2,), (2,), (1,), (301,)),
+    "three dimensions": ((3, 2, 3), (1, 2, 1), (1, 1, 1), (1, 1, 1), (4, 5, 50)),
+}
+
+
+@pytest.mark.parametrize("case", LONG_LINES)
+@pytest.mark.parametrize(("channels", "cell"), [(40, 40), (6, 2)])
+def test_depthwise_convolutions_of_long_lines_equal_the_literal_form(
+    vectors: str, case: str, channels: int, cell: int
+) -> None:
+    kernel, stride, padding, dilation, size = LONG_LINES[case]
+    ones = (1,) * len(kernel)
+    convolution = Convolution((channels, 1, *kernel), (cell, 1, *ones), stride, padding, dilation, channels)
+    for count in (1, 3):
+        with threads(count):
+            compare("depthwise", convolution, size, 2, 5)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("cell", [(16, 16), (20, 24), (72, 36), (64, 64)])
 def test_both_widths_of_vectors_equal_the_literal_form(vectors: str, form: str, cell: tuple[int, int]) -> None:
