@@ -10,15 +10,18 @@
 
 #include "pass.h"
 
-/* Sums of a tile. */
+/* Sums of a tile: the lines and vectors, or the taps, that make no more. */
 #define PLANE_SUMS 8
+#define EACH_LINE(CASE) CASE(1, 1) CASE(1, 2) CASE(1, 3) CASE(1, 4) CASE(1, 5) CASE(1, 6) CASE(1, 7) CASE(1, 8)
+#define EACH_LINES(CASE) CASE(2, 1) CASE(2, 2) CASE(2, 3) CASE(2, 4) CASE(4, 1) CASE(4, 2) CASE(8, 1)
+#define EACH_TAPS(CASE, S) CASE(1, S) CASE(2, S) CASE(3, S) CASE(4, S) CASE(5, S) CASE(6, S) CASE(7, S) CASE(8, S)
 /* Numbers of a channel's lines that are read together, and of those that are written; single lines may have more. */
 #define PLANE 16384
-/* Positions of a line under which channels side by side are the faster: of kernels with longer lines than that, and of
-   others. */
+/* Positions of a line from which on this is faster than channels side by side, and those for kernels of more than
+   SHORT_LINE taps a line. */
+#define LEAST_POSITIONS (3 * WIDTH)
 #define SHORT_LINE 5
 #define LONG_LINE_POSITIONS 48
-#define LEAST_POSITIONS (3 * WIDTH)
 
 /* How a channel's lines lie in the caches. */
 typedef struct {
@@ -125,10 +128,7 @@ static inline void plane_column(index_t vectors, index_t kernel_lines, const Pha
     case 32 * L + 2 * V + 1:                                                                          \
         plane_tile(L, V, 2, kernel_lines, f, k, place, source, kernel, tap, tap_line, out, out_line); \
         break;
-            CASE(1, 1)
-            CASE(1, 2)
-            CASE(1, 3) CASE(1, 4) CASE(1, 5) CASE(1, 6) CASE(1, 7) CASE(1, 8) CASE(2, 1) CASE(2, 2) CASE(2, 3)
-                CASE(2, 4) CASE(4, 1) CASE(4, 2) CASE(8, 1)
+            EACH_LINE(CASE) EACH_LINES(CASE)
 #undef CASE
         }
     }
@@ -205,10 +205,7 @@ static inline void differentiate_plane(const Pass *p, const Plane *k, const int3
         if (even < lines) SUMS(N, 1, S, even, lines - even, 1);     \
         break;                                                      \
     }
-                CASE(1, 1)
-                CASE(2, 1)
-                CASE(3, 1) CASE(4, 1) CASE(5, 1) CASE(6, 1) CASE(7, 1) CASE(8, 1) CASE(1, 2) CASE(2, 2) CASE(3, 2)
-                    CASE(4, 2) CASE(5, 2) CASE(6, 2) CASE(7, 2) CASE(8, 2)
+                EACH_TAPS(CASE, 1) EACH_TAPS(CASE, 2)
 #undef CASE
 #undef SUMS
             }
