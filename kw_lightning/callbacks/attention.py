@@ -31,7 +31,10 @@ class AttentionStatistics(Callback):
 
     It listens by forward hooks on the layers' attentions during the passes it summarises and at no other time; a
     compiled network runs uncompiled in those passes, because compiled code does not call new hooks. Several processes
-    add up their sums. The sanity check is left out.
+    add up their sums. The sanity check is left out, and with `fast_dev_run` no file is written.
+
+    Where a Trainer has statistics of several submodules, they are told apart by its path: `attention/MODULE/NAME/…` and
+    `attention/MODULE/epoch=…-step=….npz`.
 
     Args:
         every_n_epochs: summarise the validation passes of every n-th epoch; 0 means only those of `trainer.validate`.
@@ -79,14 +82,16 @@ class AttentionStatistics(Callback):
         if not self._metrics:
             return
         self.latest = self.summaries()
+        place = "/".join(["attention", *self._told_apart_by(trainer)])
         for name, summary in self.latest.items():
-            numbers = {f"attention/{name}/{key}": value for key, value in summary.scalars().items()}
+            numbers = {f"{place}/{name}/{key}": value for key, value in summary.scalars().items()}
             pl_module.log_dict(numbers, sync_dist=True)  # equal in all processes; Lightning warns without
         # `log_dir` asks the first process, so every process has to read it.
-        folder = Path(self.folder or Path(trainer.log_dir or trainer.default_root_dir) / "attention")
-        self._write(folder / f"epoch={trainer.current_epoch:04d}-step={trainer.global_step}.npz")
+        folder = Path(self.folder or Path(trainer.log_dir or trainer.default_root_dir) / place)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._write(folder / f"epoch={trainer.current_epoch:04d}-step={trainer.global_step}.npz")
         if self.figures:
-            self._draw(trainer)
+            self._draw(trainer, place)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop listening."""
@@ -118,7 +123,7 @@ class AttentionStatistics(Callback):
             for index, attention in enumerate(attentions):
                 handle = attention.register_forward_hook(_Add(self._metrics[name], index))
                 self._listening.callback(handle.remove)
-        self._listening.enter_context(torch.compiler.set_stance("force_eager"))
+        self._listening.enter_context(_UNCOMPILED)
 
     def summaries(self) -> dict[str, AttentionSummary]:
         """Stop listening and return the summaries by warehouse; in every process at once."""
@@ -137,6 +142,12 @@ class AttentionStatistics(Callback):
             return True
         return self.every_n_epochs > 0 and (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
+    def _told_apart_by(self, trainer: Trainer) -> list[str]:
+        """Return the path of the submodule, where there are statistics of others beside it."""
+        found = [getattr(callback, "attention", callback) for callback in trainer.callbacks]  # type: ignore[attr-defined]
+        modules = {callback.module for callback in found if isinstance(callback, AttentionStatistics)}
+        return [self.module] if self.module and len(modules) > 1 else []
+
     @rank_zero_only
     def _write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -148,8 +159,8 @@ class AttentionStatistics(Callback):
         partial.replace(path)
 
     @rank_zero_only
-    def _draw(self, trainer: Trainer) -> None:
-        maps = {f"attention/{name}": heat_map(found.mean, self._layers[name]) for name, found in self.latest.items()}
+    def _draw(self, trainer: Trainer, place: str) -> None:
+        maps = {f"{place}/{name}": heat_map(found.mean, self._layers[name]) for name, found in self.latest.items()}
         publish(trainer.loggers, maps, trainer.global_step)
 
 
@@ -161,3 +172,23 @@ class _Add:
 
     def __call__(self, module: nn.Module, args: Any, attention: Tensor) -> None:
         self.metric.update(self.layer, attention)
+
+
+class _Uncompiled:
+    """Runs compiled networks uncompiled while anyone listens; torch's own blocks have to be nested."""
+
+    def __init__(self) -> None:
+        self._listeners = 0
+
+    def __enter__(self) -> None:
+        if not self._listeners:
+            self._stance = torch.compiler.set_stance("force_eager")
+        self._listeners += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._listeners -= 1
+        if not self._listeners:
+            self._stance.__exit__(None, None, None)
+
+
+_UNCOMPILED = _Uncompiled()

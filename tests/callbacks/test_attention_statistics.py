@@ -15,7 +15,8 @@ from callback_networks import Classifier, dynamic_net, loader, trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
-from torch import Tensor
+from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from kw_lightning.callbacks.attention import AttentionStatistics
 from kw_lightning.callbacks.attention_metric import AttentionMetric
@@ -272,6 +273,39 @@ def test_two_networks_with_warehouses_of_one_name(tmp_path: Path) -> None:
     summaries = statistics.summaries()
     assert set(summaries) == {"convolutions", "head", "teacher.conv1:convolutions", "teacher.head:head"}
     assert hooks(model) == 0
+
+
+class TwoNetworks(Classifier):
+    """A generator and a discriminator, say: two networks, each with statistics of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(dynamic_net())
+        self.other = dynamic_net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) + self.other(x)
+
+
+def test_statistics_of_two_networks_side_by_side(tmp_path: Path) -> None:
+    callbacks = [AttentionStatistics(module=name) for name in ("net", "other")]
+    run = trainer(tmp_path, callbacks=callbacks)
+    run.fit(TwoNetworks(), loader(), loader(samples=16))
+    for statistics in callbacks:
+        place = f"attention/{statistics.module}"
+        for name, summary in statistics.latest.items():
+            assert float(run.callback_metrics[f"{place}/{name}/entropy"]) == pytest.approx(summary.entropy)
+            written = np.load(tmp_path / place / "epoch=0000-step=5.npz")[name]
+            np.testing.assert_array_equal(written, summary.mean.numpy())
+    graphs: list[GraphModule] = []
+    torch.compile(nn.Linear(2, 2), backend=lambda graph, _: graphs.append(graph) or graph.forward)(torch.zeros(1, 2))
+    assert graphs  # both have stopped listening, so networks are compiled again
+
+
+def test_a_fast_dev_run_leaves_no_files(tmp_path: Path) -> None:
+    statistics = AttentionStatistics()
+    fit(tmp_path, statistics, fast_dev_run=True)
+    assert set(statistics.latest) == {"convolutions", "head"}
+    assert not list(tmp_path.iterdir())
 
 
 def test_refused_arguments() -> None:
