@@ -7,6 +7,7 @@ They are few numbers: four operators of torch, and as many backwards, take longe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -77,21 +78,16 @@ def _activate(
 ) -> Activated:
     """Return the hidden activations, and let the norm take note of the batch."""
     running = (mean, variance) if mean is not None and variance is not None else None
-    if activating.activates(x):
-        if statistics == OF_BATCH and norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
-        numbers = norm.momentum, norm.eps
-        return activating.activate(x, reduce, bias, scale, shift, running, *numbers, given=statistics == GIVEN)
-    given = running if statistics == GIVEN else None
-    found = native.activate(x, reduce, bias, scale, shift, given, statistics, norm.eps)
-    if statistics == OF_BATCH and mean is not None and variance is not None:
+    momentum = 0.0
+    if statistics == OF_BATCH and running is not None:
         momentum = norm.momentum
         if norm.num_batches_tracked is not None:
             norm.num_batches_tracked.add_(1)
             momentum = 1.0 / float(norm.num_batches_tracked) if momentum is None else momentum
-        mean.lerp_(found.mean, momentum)
-        variance.lerp_(found.variance * (x.shape[0] / (x.shape[0] - 1)), momentum)
-    return found
+    weights = reduce, bias, scale, shift, running, momentum, norm.eps
+    if activating.activates(x):
+        return activating.activate(x, *weights, given=statistics == GIVEN)
+    return native.activate(x, *weights, statistics)
 
 
 class _Activation(torch.autograd.Function):
@@ -118,22 +114,30 @@ class _Activation(torch.autograd.Function):
             )
             return (*reference.differentiate(y, learnt, gradient, needed), *nothing)
         found = Activated(pooled, hidden, raw, mean, variance)
-        of_raw, of_scale, of_shift = _differentiate(gradient, found, scale, ctx.statistics, ctx.epsilon)
-        of_x = torch.mm(of_raw, reduce) if needed[0] else None
+        positions = x.shape[2] if x.dim() == 3 else 1
+        gradients = _differentiate(gradient, found, reduce, scale, ctx.epsilon, ctx.statistics, positions, needed)
+        of_x, *others = gradients
         if of_x is not None and x.dim() == 3:
-            # A view, no map: autograd adds it to the layer's gradient in place.
-            of_x = of_x.div_(x.shape[2]).unsqueeze(2).expand(x.shape)
-        of_reduce = torch.mm(of_raw.t(), pooled) if needed[1] else None
-        of_bias = of_raw.sum(0) if needed[2] else None
-        return (of_x, of_reduce, of_bias, of_scale, of_shift, *nothing)
+            of_x = of_x.unsqueeze(2).expand(
+                x.shape
+            )  # a view, no map: autograd adds it to the layer's gradient in place
+        return (of_x, *others, *nothing)
 
 
 def _differentiate(
-    gradient: Tensor, found: Activated, scale: Tensor, statistics: int, epsilon: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    gradient: Tensor,
+    found: Activated,
+    reduce: Tensor,
+    scale: Tensor,
+    epsilon: float,
+    statistics: int,
+    positions: int,
+    needed: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    weights = reduce, scale, epsilon
     if activating.activates(found.pooled):
-        return activating.differentiate_activations(gradient, found, scale, epsilon, given=statistics == GIVEN)
-    return native.differentiate_activations(gradient, found, scale, statistics, epsilon)
+        return activating.differentiate_activations(gradient, found, *weights, given=statistics == GIVEN, needed=needed)
+    return native.differentiate_activations(gradient, found, *weights, statistics, positions, needed)
 
 
 def _statistics(norm: nn.Module, batch: int) -> int:

@@ -13,6 +13,7 @@ from kw_lightning.nn import KWConv2d, engine, share_warehouse
 from kw_lightning.nn import attention as attention_module
 from kw_lightning.nn.attention import ContrastingAttention
 from kw_lightning.nn.engine import native
+from kw_lightning.nn.engine.native.attention import SHARED
 from kw_lightning.nn.hidden import activate
 from kw_lightning.nn.partition import partition
 
@@ -73,6 +74,23 @@ def test_activations_and_gradients_are_those_of_double_precision(
                 torch.testing.assert_close(parameter.grad.double(), exact.grad, msg=name, **close)
         for buffer, exact in zip(made.norm.buffers(), double.norm.buffers(), strict=True):
             torch.testing.assert_close(buffer.to(exact.dtype), exact, rtol=1e-5, atol=1e-5)
+
+
+@compiled
+@pytest.mark.parametrize("channels", [1024, 1031])
+def test_gradients_of_many_channels_are_shared_among_threads(channels: int) -> None:
+    torch.manual_seed(0)
+    made = ContrastingAttention(channels, SHARE)
+    double = copy.deepcopy(made).double()
+    batch = 2 * SHARED // (channels * made.reduce.out_features)
+    pooled, gradient = torch.randn(batch, channels), torch.randn(batch, made.reduce.out_features)
+    found = []
+    for one, dtype in ((made, torch.float32), (double, torch.float64)):
+        x = pooled.to(dtype, copy=True).requires_grad_()
+        one._hidden(x).backward(gradient.to(dtype))
+        found.append([x.grad.double(), one.reduce.weight.grad.double()])
+    for one, exact in zip(*found, strict=True):
+        torch.testing.assert_close(one, exact, rtol=1e-4, atol=1e-5)
 
 
 @compiled
@@ -207,5 +225,5 @@ def test_means_take_every_position_of_a_channel_once_and_of_no_other(together: b
             x[1, 1, positions // 2] = torch.inf
             x = x.mT.contiguous().mT if together else x
             one = torch.ones(4)
-            found = native.activate(x, weight, None, one, one, None, native.OF_SAMPLE, 1e-5)
+            found = native.activate(x, weight, None, one, one, None, 0.0, 1e-5, native.OF_SAMPLE)
             torch.testing.assert_close(found.pooled.double(), x.double().mean(2), rtol=1e-6, atol=1e-6)

@@ -107,7 +107,7 @@ def _activate(x: Tensor, tensors: LayerTensors, epsilon: float) -> Tensor:
     maps, reduction = x.flatten(2), (tensors.reduce, tensors.reduce_bias, tensors.scale, tensors.shift)
     if native.weighs(x) and 1 in maps.stride()[1:] and x.numel():
         statistics = OF_SAMPLE if tensors.given is None else GIVEN
-        return native.activate(maps, *reduction, tensors.given, statistics, epsilon).hidden
+        return native.activate(maps, *reduction, tensors.given, 0.0, epsilon, statistics).hidden
     return reference.activate(maps, *reduction, tensors.given, epsilon, by_sample=tensors.given is None)
 
 

@@ -132,6 +132,15 @@ static void pool(const Hidden *p) {
     }
 }
 
+/* The running statistics go a part of the way to the batch's, of whose variance they take the unbiased estimate. */
+static void take_note(const Hidden *p) {
+    float part = p->momentum, unbiased = (float)p->batch / (p->batch - 1);
+    for (index_t k = 0; k < p->width; k++) {
+        p->running_mean[k] += part * (p->mean[k] - p->running_mean[k]);
+        p->running_variance[k] += part * (p->variance[k] * unbiased - p->running_variance[k]);
+    }
+}
+
 void kw_hidden(const Hidden *p) {
     index_t width = p->width;
     if (p->x.data) pool(p);
@@ -144,6 +153,7 @@ void kw_hidden(const Hidden *p) {
     }
     if (p->statistics == OF_BATCH)
         for (index_t k = 0; k < width; k++) find_statistics(p->raw + k, p->batch, width, p->mean + k, p->variance + k);
+    if (p->statistics == OF_BATCH && p->running_mean) take_note(p);
     for (index_t b = 0; b < p->batch; b++)
         for (index_t k = 0; k < width; k++) {
             index_t i = b * width + k, s = p->statistics == OF_SAMPLE ? b : k;
@@ -169,6 +179,46 @@ static void differentiate_group(const float *raw, float *gradient, const float *
     }
 }
 
+/* c = aᵀ b, or a b, of some of b's columns: a product of rows that lie as they are, for less than a block one by one.
+ */
+static void multiply_columns(index_t rows, index_t length, const float *a, index_t a_row, index_t a_step,
+                             const float *b, float *c, index_t row, index_t columns) {
+    if (columns == LANES) {
+        product(rows, 2, length, a, a_row, a_step, b, row, c, row, 0);
+        return;
+    }
+    for (index_t r = 0; r < rows; r++) {
+        float sum[LANES] = {0};
+        for (index_t k = 0; k < length; k++)
+#pragma omp simd
+            for (index_t l = 0; l < columns; l++) sum[l] += a[r * a_row + k * a_step] * b[k * row + l];
+        memcpy(c + r * row, sum, columns * sizeof(float));
+    }
+}
+
+/* The gradients of the linear layer and of what it reads, from that of what it gives. A thread takes some channels. */
+static void differentiate_linear(const Hidden *p) {
+    index_t channels = p->channels, width = p->width, batch = p->batch;
+    float share = 1.0f / p->x.positions;
+    for (index_t k = 0; p->bias_gradient && k < width; k++) {
+        double sum = 0;
+        for (index_t b = 0; b < batch; b++) sum += p->gradient[b * width + k];
+        p->bias_gradient[k] = sum;
+    }
+#pragma omp parallel for schedule(static) num_threads(p->threads)
+    for (index_t c = 0; c < channels; c += LANES) {
+        index_t columns = smaller(LANES, channels - c);
+        if (p->reduce_gradient)
+            multiply_columns(width, batch, p->gradient, 1, width, p->pooled + c, p->reduce_gradient + c, channels,
+                             columns);
+        if (!p->x_gradient) continue;
+        multiply_columns(batch, width, p->gradient, width, 1, p->reduce + c, p->x_gradient + c, channels, columns);
+        for (index_t b = 0; b < batch; b++)
+#pragma omp simd
+            for (index_t l = 0; l < columns; l++) p->x_gradient[b * channels + c + l] *= share;
+    }
+}
+
 void kw_hidden_backward(const Hidden *p) {
     index_t width = p->width;
     int by_sample = p->statistics == OF_SAMPLE;
@@ -191,14 +241,16 @@ void kw_hidden_backward(const Hidden *p) {
             differentiate_group(p->raw + g, p->gradient + g, p->scale + g, 0, p->batch, width, p->mean[g], inverse,
                                 p->statistics == GIVEN);
     }
+    differentiate_linear(p);
 }
 
-/* Memory of one thread. */
+/* Memory of one thread; the last two backwards. */
 typedef struct {
-    float *turned; /* [width, LANES]: some columns' weights */
-    float *z;      /* [samples, padded columns] */
-    float *sizes;  /* [samples] */
-    float *block;  /* [columns, LANES] */
+    float *turned;          /* [width, LANES]: some columns' weights */
+    float *z;               /* [samples, padded columns] */
+    float *sizes;           /* [samples] */
+    float *block;           /* [columns, LANES] */
+    float *hidden_gradient; /* [batch, padded width], this thread's part */
     index_t samples, columns;
 } Memory;
 
@@ -211,6 +263,7 @@ static index_t lay_out(const Weighing *p, float *at, Memory *m) {
     m->z = at, at += m->samples * m->columns;
     m->sizes = at, at += padded(m->samples);
     m->block = at, at += backward ? m->columns * LANES : 0;
+    m->hidden_gradient = at, at += backward ? p->batch * padded(p->width) : 0;
     return padded(at - start);
 }
 
@@ -242,8 +295,7 @@ static float add_absolutes(const float *z, index_t count) {
     return sum;
 }
 
-static void weigh_mixture(const Weighing *p, index_t mixture, float *hidden_gradient, const Memory *m) {
-    (void)hidden_gradient;
+static void weigh_mixture(const Weighing *p, index_t mixture, const Memory *m) {
     for (index_t b = 0; b < p->batch; b++) m->sizes[b] = SMALLEST_SIZE;
     for (index_t column = 0; column <= p->cells; column += LANES) {
         make_z(p, mixture, column, 0, p->batch, m->turned, m->z, LANES);
@@ -288,7 +340,7 @@ static void differentiate_z(const Weighing *p, const float *gradient, float *z) 
     z[p->cells] = turn(of_size, z[p->cells]);
 }
 
-static void differentiate_mixture(const Weighing *p, index_t mixture, float *hidden_gradient, const Memory *m) {
+static void differentiate_mixture(const Weighing *p, index_t mixture, const Memory *m) {
     index_t columns = p->cells + 1, width = p->width, step = padded(width);
     const float *weight = p->weight + mixture * columns * width, *hidden = p->memory;
     float *to = p->weight_gradient + mixture * columns * width, *of_bias = p->bias_gradient + mixture * columns;
@@ -317,24 +369,40 @@ static void differentiate_mixture(const Weighing *p, index_t mixture, float *hid
                 }
             if (count < LANES) memset(m->block, 0, columns * LANES * sizeof(float));
             arrange(weight + k, width, 1, m->block, LANES, columns, count);
-            product(samples, vectors, columns, m->z, m->columns, 1, m->block, LANES, hidden_gradient + first * step + k,
-                    step, 1);
+            product(samples, vectors, columns, m->z, m->columns, 1, m->block, LANES,
+                    m->hidden_gradient + first * step + k, step, 1);
         }
     }
 }
 
-static void each_mixture(const Weighing *p, void (*work)(const Weighing *, index_t, float *, const Memory *)) {
+static void each_mixture(const Weighing *p, void (*work)(const Weighing *, index_t, const Memory *)) {
     index_t size = lay_out(p, NULL, &(Memory){0}), of_hidden = p->batch * padded(p->width);
 #pragma omp parallel for schedule(static) num_threads(p->threads)
     for (index_t thread = 0; thread < p->threads; thread++) {
         Memory own;
         lay_out(p, p->memory + hidden_numbers(p) + thread * size, &own);
+        if (p->hidden_gradient) memset(own.hidden_gradient, 0, of_hidden * sizeof(float));
         for (index_t i = p->mixtures * thread / p->threads; i < p->mixtures * (thread + 1) / p->threads; i++)
-            work(p, i, p->hidden_gradient ? p->hidden_gradient + thread * of_hidden : NULL, &own);
+            work(p, i, &own);
     }
 }
 
 void kw_weigh(const Weighing *p) { each_mixture(p, weigh_mixture); }
+
+/* The hidden activations' gradient, of all threads' parts. */
+static void add_parts(const Weighing *p) {
+    index_t size = lay_out(p, NULL, &(Memory){0}), row = padded(p->width);
+    for (index_t thread = 0; thread < p->threads; thread++) {
+        Memory own;
+        lay_out(p, p->memory + hidden_numbers(p) + thread * size, &own);
+        for (index_t b = 0; b < p->batch; b++) {
+            float *to = p->hidden_gradient + b * p->width;
+#pragma omp simd
+            for (index_t k = 0; k < p->width; k++)
+                to[k] = own.hidden_gradient[b * row + k] + (thread > 0 ? to[k] : 0.0f);
+        }
+    }
+}
 
 void kw_weigh_backward(const Weighing *p) {
     index_t row = padded(p->width);
@@ -343,4 +411,5 @@ void kw_weigh_backward(const Weighing *p) {
         memset(p->memory + b * row + p->width, 0, (row - p->width) * sizeof(float));
     }
     each_mixture(p, differentiate_mixture);
+    add_parts(p);
 }

@@ -8,11 +8,13 @@
 /* Whose the norm's mean and variance are. */
 enum { GIVEN, OF_BATCH, OF_SAMPLE };
 
-/* From a map to the hidden activations: mean, reduce, norm, ReLU; and backwards but for the first two. */
+/* From a map to the hidden activations: mean, reduce, norm, ReLU; and backwards, but for spreading the means' gradient
+   over the map. */
 typedef struct {
     index_t batch, channels, width, threads;
     index_t statistics;     /* see above */
     double epsilon;         /* of the norm */
+    double momentum;        /* by which running statistics take note of the batch */
     Map x;                  /* of `channels` channels, not empty; its data NULL where `pooled` is given */
     float *pooled;          /* [batch, channels]; written forward unless given */
     const float *reduce;    /* [width, channels] */
@@ -20,10 +22,14 @@ typedef struct {
     const float *scale;     /* of the norm, [width] */
     const float *shift;     /* of the norm, [width] */
     float *mean, *variance; /* [width], or [batch] where they are a sample's; written forward unless given */
-    float *raw;             /* what is normalised, [batch, width]; written forward */
-    float *hidden;          /* [batch, width]; written forward */
-    float *gradient;        /* backwards: of hidden, [batch, width]; becomes that of raw */
+    float *running_mean, *running_variance; /* [width], of all batches, changed forward; NULL for none */
+    float *raw;                             /* what is normalised, [batch, width]; written forward */
+    float *hidden;                          /* [batch, width]; written forward */
+    float *gradient;                        /* backwards: of hidden, [batch, width]; becomes that of raw */
     float *scale_gradient, *shift_gradient; /* backwards: [width], written */
+    float *x_gradient;      /* backwards: of one position's x, [batch, channels]; written, NULL for none */
+    float *reduce_gradient; /* backwards: as reduce; likewise */
+    float *bias_gradient;   /* backwards: as bias; likewise */
 } Hidden;
 
 /* From the hidden activations to alpha, or to sizes alone, and backwards.
@@ -40,7 +46,7 @@ typedef struct {
     const int64_t *initial;   /* [mixtures] */
     float *alpha;             /* [batch, mixtures, cells]; written forward, and backwards its gradient, read */
     float *sizes;             /* [batch, mixtures]; likewise, where alpha is NULL */
-    float *hidden_gradient;   /* backwards: of each thread, [batch, padded width]; added to */
+    float *hidden_gradient;   /* backwards: as hidden, written */
     float *weight_gradient;   /* backwards: as weight, written */
     float *bias_gradient;     /* backwards: as bias, written */
     float *memory;            /* of as many numbers as kw_weigh_memory says */

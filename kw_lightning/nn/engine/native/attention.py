@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from kw_lightning.nn.engine.native import layout
 from kw_lightning.nn.engine.native.library import library
@@ -47,9 +49,10 @@ def activate(
     bias: Tensor | None,
     scale: Tensor,
     shift: Tensor,
-    given: tuple[Tensor, Tensor] | None,
-    statistics: int,
+    running: tuple[Tensor, Tensor] | None,
+    momentum: float,
     epsilon: float,
+    statistics: int,
 ) -> Activated:
     """Return the hidden activations: mean over positions, linear layer, norm, ReLU.
 
@@ -58,37 +61,62 @@ def activate(
             they and all other tensors are contiguous.
         reduce, bias: of the linear layer, [width, channels] and [width].
         scale, shift: of the norm, [width].
-        given: the norm's mean and variance, [width], where `statistics` says so.
-        statistics: whose mean and variance the norm takes.
+        running: the norm's mean and variance, [width], None where it keeps none.
+        momentum: by which they take note of a batch.
         epsilon: of the norm.
+        statistics: whose mean and variance the norm takes.
     """
     (width, channels), batch = reduce.shape, x.shape[0]
-    raw, hidden = x.new_empty(2, batch, width).unbind()
-    mean, variance = given or x.new_empty(2, batch if statistics == OF_SAMPLE else width).unbind()
+    raw, hidden = x.new_empty(batch, width), x.new_empty(batch, width)
+    noting = running if statistics == OF_BATCH else None
+    if statistics == GIVEN and running is not None:
+        mean, variance = running
+    else:
+        count = batch if statistics == OF_SAMPLE else width
+        mean, variance = x.new_empty(count), x.new_empty(count)
     pooled, place = x, layout.Map()
     if x.dim() == 3:
         pooled, place = x.new_empty(batch, channels), layout.Map(x.data_ptr(), *x.stride(), x.shape[2])
     threads = threads_for(max(batch * channels * width, x.numel()), batch * channels)
-    sizes = batch, channels, width, threads, statistics, epsilon, place
-    tensors = pooled, reduce, bias, scale, shift, mean, variance, raw, hidden
-    call = layout.Hidden(*sizes, *(None if tensor is None else tensor.data_ptr() for tensor in tensors))
-    _library().kw_hidden(ctypes.byref(call))
+    sizes = batch, channels, width, threads, statistics, epsilon, momentum, place
+    tensors = pooled, reduce, bias, scale, shift, mean, variance, *(noting or (None, None)), raw, hidden
+    _library().kw_hidden(ctypes.byref(layout.Hidden(*sizes, *_places_of_some(tensors))))
+    if noting is not None:
+        increment_version(noting)
     return Activated(pooled, hidden, raw, mean, variance)
 
 
 def differentiate_activations(
-    gradient: Tensor, found: Activated, scale: Tensor, statistics: int, epsilon: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of (what is normalised, scale, shift) from that of the hidden activations."""
-    batch, width = gradient.shape
+    gradient: Tensor,
+    found: Activated,
+    reduce: Tensor,
+    scale: Tensor,
+    epsilon: float,
+    statistics: int,
+    positions: int,
+    needed: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of (one position of x, reduce, bias, scale, shift) from that of the hidden activations.
+
+    Args:
+        gradient: [batch, width].
+        found: what `activate` found.
+        reduce, scale, epsilon, statistics: as there.
+        positions: of x.
+        needed: which of the first three gradients are; the others are None.
+    """
+    (width, channels), batch = reduce.shape, gradient.shape[0]
     of_raw = gradient.clone(memory_format=torch.contiguous_format)
-    of_scale, of_shift = gradient.new_empty(2, width).unbind()
-    call = layout.Hidden(batch, 0, width, 1, statistics, epsilon)
-    call.scale, call.mean, call.variance = scale.data_ptr(), found.mean.data_ptr(), found.variance.data_ptr()
-    call.raw, call.hidden, call.gradient = found.raw.data_ptr(), found.hidden.data_ptr(), of_raw.data_ptr()
-    call.scale_gradient, call.shift_gradient = of_scale.data_ptr(), of_shift.data_ptr()
-    _library().kw_hidden_backward(ctypes.byref(call))
-    return of_raw, of_scale, of_shift
+    of_x = gradient.new_empty(batch, channels) if needed[0] else None
+    of_reduce = torch.empty_like(reduce) if needed[1] else None
+    of_bias = gradient.new_empty(width) if needed[2] else None
+    of_scale, of_shift = gradient.new_empty(width), gradient.new_empty(width)
+    threads = threads_for(batch * channels * width, channels)
+    sizes = batch, channels, width, threads, statistics, epsilon, 0.0, layout.Map(positions=positions)
+    given = found.pooled, reduce, None, scale, None, found.mean, found.variance, None, None, found.raw, found.hidden
+    written = of_raw, of_scale, of_shift, of_x, of_reduce, of_bias
+    _library().kw_hidden_backward(ctypes.byref(layout.Hidden(*sizes, *_places_of_some((*given, *written)))))
+    return of_x, of_reduce, of_bias, of_scale, of_shift
 
 
 def weigh(hidden: Tensor, weight: Tensor, bias: Tensor, initial: Tensor, temperature: Tensor) -> Tensor:
@@ -118,14 +146,11 @@ def differentiate_weights(
         return torch.zeros_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
     gradient, hidden, weight, bias = (tensor.contiguous() for tensor in (gradient, hidden, weight, bias))
     extents = _extents(hidden, weight, initial)
-    batch, _, _, width, threads = extents
-    loaded = _library()
-    of_hidden = hidden.new_zeros(threads, batch, -(-width // loaded.kw_lanes()) * loaded.kw_lanes())
-    of_weight, of_bias = torch.empty_like(weight), torch.empty_like(bias)
+    of_hidden, of_weight, of_bias = (torch.empty_like(tensor) for tensor in (hidden, weight, bias))
     places = _places(hidden, weight, bias, temperature, initial)
     written = _places(of_hidden, of_weight, of_bias)
     _run("kw_weigh_backward", layout.Weighing(*extents, *places, *_place_by_terms(gradient), *written), hidden)
-    return of_hidden.sum(0)[:, :width].contiguous(), of_weight, of_bias
+    return of_hidden, of_weight, of_bias
 
 
 def _extents(hidden: Tensor, weight: Tensor, initial: Tensor) -> tuple[int, int, int, int, int]:
@@ -135,6 +160,10 @@ def _extents(hidden: Tensor, weight: Tensor, initial: Tensor) -> tuple[int, int,
 
 def _places(*tensors: Tensor) -> list[int]:
     return [tensor.data_ptr() for tensor in tensors]
+
+
+def _places_of_some(tensors: Iterable[Tensor | None]) -> list[int | None]:
+    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
 def _place_by_terms(tensor: Tensor) -> tuple[int | None, int | None]:

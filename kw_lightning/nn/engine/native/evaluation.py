@@ -101,7 +101,8 @@ def prepare_evaluation(
     setattr(told, "pass", call.arguments)
     statistics = attention.OF_SAMPLE if of.given is None else attention.GIVEN
     threads = attention.threads_for(max(batch * channels * width, x.numel()), batch * channels)
-    told.hidden = layout.Hidden(batch, channels, width, threads, statistics, of.epsilon, call.arguments.source)
+    sizes = batch, channels, width, threads, statistics, of.epsilon, 0.0
+    told.hidden = layout.Hidden(*sizes, call.arguments.source)
     for name, tensor in zip(("mean", "variance"), of.given or (), strict=False):
         setattr(told.hidden, name, tensor.data_ptr())
     told.hidden.reduce, told.hidden.scale, told.hidden.shift = (t.data_ptr() for t in (of.reduce, of.scale, of.shift))

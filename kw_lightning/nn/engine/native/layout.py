@@ -81,10 +81,11 @@ class Hidden(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("batch", "channels", "width", "threads", "statistics")),
-        ("epsilon", ctypes.c_double),
+        *((name, ctypes.c_double) for name in ("epsilon", "momentum")),
         ("x", Map),
         *((name, ctypes.c_void_p) for name in ("pooled", "reduce", "bias", "scale", "shift", "mean", "variance")),
-        *((name, ctypes.c_void_p) for name in ("raw", "hidden", "gradient", "scale_gradient", "shift_gradient")),
+        *((name, ctypes.c_void_p) for name in ("running_mean", "running_variance", "raw", "hidden", "gradient")),
+        *((f"{name}_gradient", ctypes.c_void_p) for name in ("scale", "shift", "x", "reduce", "bias")),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
@@ -75,9 +77,23 @@ def activate(
 
 
 def differentiate_activations(
-    gradient: Tensor, found: Activated, scale: Tensor, epsilon: float, *, given: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of (what is normalised, scale, shift) from that of the hidden activations."""
+    gradient: Tensor,
+    found: Activated,
+    reduce: Tensor,
+    scale: Tensor,
+    epsilon: float,
+    *,
+    given: bool,
+    needed: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of (the means, reduce, bias, scale, shift) from that of the hidden activations.
+
+    Args:
+        gradient: [batch, width].
+        found: what `activate` found.
+        reduce, scale, epsilon, given: as there.
+        needed: which of the first three gradients are; the others are None.
+    """
     batch, width = gradient.shape
     of_raw = torch.empty_like(found.raw)
     of_scale, of_shift = scale.new_empty(2, width).unbind()
@@ -101,4 +117,6 @@ def differentiate_activations(
         COLUMNS=COLUMNS,
         num_warps=4,
     )
-    return of_raw, of_scale, of_shift
+    of_means = torch.mm(of_raw, reduce) if needed[0] else None
+    of_reduce = torch.mm(of_raw.t(), found.pooled) if needed[1] else None
+    return of_means, of_reduce, of_raw.sum(0) if needed[2] else None, of_scale, of_shift
