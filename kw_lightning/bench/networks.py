@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -81,8 +82,8 @@ class NetworkResult:
         training: a forward and a backward pass; else inference.
         seconds: median of every kind measured.
         ratios: median of each round's time relative to the static network's.
-        attention: of the time with warehouses, the part that computing α takes, median of the rounds; None of a
-            compiled network, which may compute it with something else.
+        attention: of the time with warehouses, the part that computing α takes of maps that were written just before,
+            median of the rounds; None of a compiled network, which may compute it with something else.
         kept: bytes kept for the backward pass, parameters left out; in training only.
         multiply_adds: of a forward pass over the batch, of the static network and with warehouses.
     """
@@ -169,7 +170,7 @@ def bench_network(
         runs = {kind: _Run(static if kind == "static" else kw, kind, setting, x, training) for kind in setting.kinds}
         works = {kind: run.step for kind, run in runs.items()}
         if setting.compiled is None:
-            works["attention"] = runs["kw"].record_attention()
+            works |= runs["kw"].record_attention()
         times = interleaved(works, setting.device, setting.repeats)
         kept = {kind: kept_bytes(run.forward, run.model.parameters()) for kind, run in runs.items()} if training else {}
         results.append(
@@ -177,7 +178,7 @@ def bench_network(
                 training,
                 {kind: statistics.median(times[kind]) for kind in runs},
                 {kind: median_ratio(times, kind, "static") for kind in runs},
-                median_ratio(times, "attention", "kw") if "attention" in times else None,
+                _attention_share(times) if setting.compiled is None else None,
                 kept,
                 counted,
             )
@@ -215,8 +216,12 @@ class _Run:
             for layer, engine in engines:
                 layer.engine = engine
 
-    def record_attention(self) -> Work:
-        """Return the work of every layer's attention alone, on what the layers get of the input."""
+    def record_attention(self) -> dict[str, Work]:
+        """Return the works of writing what each layer gets of the input, and of that and its attention alone.
+
+        In the network a map has just been written when an attention reads it, and its gradient when the attention adds
+        to that; so the attention takes the difference.
+        """
         inputs: list[tuple[KWLayer, Tensor]] = []
         handles = [
             layer.register_forward_pre_hook(lambda layer, x: inputs.append((layer, x[0].detach())))
@@ -228,20 +233,22 @@ class _Run:
         finally:
             for handle in handles:
                 handle.remove()
+        # Finding a layer's whole call is no part of the attention.
+        with self.setting.autocast(), torch.inference_mode(not self.training):
+            calls = [layer.evaluation(x) for layer, x in inputs]
 
-        def work() -> None:
+        def work(*, attend: bool) -> None:
             with self.setting.autocast(), torch.inference_mode(not self.training):
                 for (layer, x), call in zip(inputs, calls, strict=True):
+                    _write_anew(x)
+                    if not attend:
+                        continue
                     if call is None:
                         _attend(layer, x.requires_grad_(self.training))
                     else:
                         call.attend(x)
 
-        with self.setting.autocast(), torch.inference_mode(not self.training):
-            # Finding a layer's whole call is no part of the attention.
-            calls = [layer.evaluation(x) for layer, x in inputs]
-
-        return work
+        return {"written": partial(work, attend=False), "attended": partial(work, attend=True)}
 
     def _train(self) -> None:
         self.model.zero_grad(set_to_none=True)
@@ -250,6 +257,19 @@ class _Run:
     def _infer(self) -> None:
         with torch.inference_mode():
             self.forward()
+
+
+def _attention_share(times: Mapping[str, Sequence[float]]) -> float:
+    """Return the part of the time with warehouses that computing α takes, median of the rounds."""
+    rounds = zip(times["attended"], times["written"], times["kw"], strict=True)
+    return statistics.median((attended - written) / whole for attended, written, whole in rounds)
+
+
+def _write_anew(x: Tensor) -> None:
+    """Write a map, and its gradient where it has one."""
+    for tensor in (x.detach(), x.grad):
+        if tensor is not None:
+            tensor.neg_()
 
 
 def _attend(layer: KWLayer, x: Tensor) -> None:
