@@ -1,4 +1,4 @@
-"""One line for what ends a run besides its disk: memory that is too small, and processes that read images and died."""
+"""One line for what ends a run besides its disk: too little memory, processes that read images and died, one image."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ SMALLER = (
 ENDED = (
     "a process that reads images was ended from outside, as systems do that run out of memory; "
     "make data.workers or data.batch_size smaller"
+)
+
+ALONE = (
+    "a batch of one image trains, of which a batch norm on maps of 1×1 has no statistics; "
+    "make data.batch_size 2 or more, or use a norm that does without, as a layer norm"
 )
 
 WORKER = "DataLoader worker"  # so torch's messages of one that ended begin
@@ -45,6 +50,22 @@ def readable_failures() -> Iterator[None]:
         raise
     except ConnectionResetError as error:  # the worker ended while it handed over a batch
         raise RunError(ENDED) from error
+
+
+@contextmanager
+def readable_training() -> Iterator[None]:
+    """Turn these, and a batch that is too small for a norm, into one message.
+
+    Raises:
+        RunError: in place of torch's errors.
+    """
+    try:
+        with readable_failures():
+            yield
+    except ValueError as error:
+        if str(error).startswith("Expected more than 1 value per channel when training"):
+            raise RunError(ALONE) from error
+        raise
 
 
 @contextmanager

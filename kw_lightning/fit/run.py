@@ -24,7 +24,7 @@ from kw_lightning.fit.data.splitting import Split, split_of
 from kw_lightning.fit.distillation import find_teacher
 from kw_lightning.fit.early_stopping import check_stopping, stopping_note
 from kw_lightning.fit.evaluation import load_classifier, measure, parts_of, read_checkpoint
-from kw_lightning.fit.failures import readable_failures
+from kw_lightning.fit.failures import readable_failures, readable_training
 from kw_lightning.fit.folder import (
     RECIPE_FILE,
     SPLIT_FILE,
@@ -149,7 +149,7 @@ def fit(
     folder, restoring = begun.folder, Restoring(begun.checkpoint)
     try:
         with quiet(), readable_errors(folder.path), interruptible(folder):
-            with restoring.readable(), readable_failures():
+            with restoring.readable(), readable_training():
                 data, changes = begin(recipe, module, data, begun, init)
                 more = [*changes, restoring, *own]
                 validates = "val" in parts_of(data)

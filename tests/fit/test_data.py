@@ -85,6 +85,26 @@ def test_order_of_training_follows_from_the_seed() -> None:
     assert order(1) != order(2)
 
 
+@pytest.mark.parametrize(
+    ("count", "batch_size", "expected"),
+    [(33, 8, [8] * 4), (34, 8, [8] * 4 + [2]), (32, 8, [8] * 4), (33, 1, [1] * 33), (1, 8, [1])],
+)
+def test_a_single_image_that_is_left_over_does_not_train_alone(
+    count: int, batch_size: int, expected: list[int]
+) -> None:
+    data = {"name": "digits", "batch_size": batch_size, "validation": "none", "train": {"samples": count}}
+    loader = ImageData(recipe_with(data)).train_dataloader()
+    epochs = []
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        batches = list(loader)
+        assert [len(images) for images, _ in batches] == expected
+        assert len(loader) == len(expected)
+        epochs.append(torch.cat([images for images, _ in batches]).sum(dim=(1, 2, 3)).sort().values)
+    if count == 33 and batch_size == 8:
+        assert not torch.equal(*epochs)  # another one in each epoch
+
+
 def test_even_subset_takes_from_every_class_in_turn() -> None:
     samples = Images(torch.zeros(8, 1, 2, 2, dtype=torch.uint8), [0, 0, 0, 0, 1, 1, 2, 2])
     subset = even_subset(samples, 5)

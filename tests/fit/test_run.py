@@ -223,6 +223,25 @@ def test_a_network_that_does_not_fit_the_data(tmp_path: Path, quick: list[str], 
     assert not (tmp_path / "run").exists()
 
 
+NORM_OF_ONE_VALUE = """
+kw: 1
+model:
+  input: [1, 8, 8]
+  layers: [GlobalAveragePooling2D, BatchNormalization, {Dense: {units: 10}}]
+data: {name: digits, validation: none, train: {mean: [0.305], std: [0.376]}}
+"""
+
+
+def test_a_norm_that_a_single_image_gives_one_value_trains_on_any_number_of_images(
+    tmp_path: Path, quick: list[str]
+) -> None:
+    (tmp_path / "net.yaml").write_text(NORM_OF_ONE_VALUE)
+    few = [*quick, "data.train.samples=9", "data.batch_size=4"]
+    fit(tmp_path / "net.yaml", few, output=tmp_path / "run")
+    with pytest.raises(RunError, match=r"a batch of one image trains.*make data.batch_size 2 or more"):
+        fit(tmp_path / "net.yaml", [*few, "data.batch_size=1"], output=tmp_path / "other")
+
+
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04"])
 def test_a_damaged_checkpoint_is_one_message(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.ckpt"

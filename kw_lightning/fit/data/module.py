@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -126,10 +127,21 @@ class ImageData(LightningDataModule):
         return [int(count) for count in counts]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return the training images, in an order that follows from seed and epoch; it resumes in mid-epoch."""
+        """Return the training images, in an order that follows from seed and epoch; it resumes in mid-epoch.
+
+        A last batch of one image is left out, another image each epoch: batch norms have no statistics of it.
+        """
         images = self.parts["train"]
         order = EpochSampler(images, self.seed)
-        return ImageLoader(images, self.batch_size, sampler=order, **self._loading())
+        return ImageLoader(
+            images, self.batch_size, sampler=order, drop_last=self._leaves_one(len(images)), **self._loading()
+        )
+
+    def _leaves_one(self, images: int) -> bool:
+        """Tell whether the last of several batches has one image, in each process."""
+        processes = self.trainer.world_size if self.trainer is not None else 1
+        share = math.ceil(images / processes)
+        return self.batch_size > processes and share > self.batch_size and share % self.batch_size == 1
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         """Return the validation images, in their own order; an empty list where there are none."""
