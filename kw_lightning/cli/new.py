@@ -116,8 +116,11 @@ def _look(data: Path | None) -> tuple[Look, Path] | None:
     # slow to import: torch
     from kw_lightning.fit.data.listing import list_images
     from kw_lightning.fit.data.looking import look
+    from kw_lightning.fit.data.sets import source_of
 
-    return look(list_images(user_path(data))), data
+    listing = list_images(user_path(data))
+    source_of(listing)  # its mistakes
+    return look(listing), data
 
 
 def recipe_text(

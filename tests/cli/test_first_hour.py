@@ -82,12 +82,25 @@ def test_what_the_folder_lacks_is_said_before_anything_is_written(here: Path) ->
 
 
 def test_classes_that_differ_between_parts_are_refused_before_training(here: Path) -> None:
-    (here / "pets.csv").write_text("path,label,split\npets/cat/0.png,cat,train\npets/dog/0.png,dog,val\n")
     assert kw("new", "pets", "--data", "pets.csv", "--from", "torchvision/resnet18").exit_code == 0
-    trained = kw("fit", "pets.yaml", *SHORTER)
-    assert trained.exit_code == 1
-    assert "train and validation differ in classes: dog of validation is not in train" in trained.stderr
+    (here / "pets.csv").write_text("path,label,split\npets/cat/0.png,cat,train\npets/dog/0.png,dog,val\n")
+    for refused in (
+        kw("fit", "pets.yaml", *SHORTER),
+        kw("new", "x", "--data", "pets.csv", "--from", "torchvision/resnet18"),
+    ):
+        assert refused.exit_code == 1
+        assert "train and validation differ in classes: dog of validation is not in train" in refused.stderr
     assert not (here / "runs").exists()
+    assert not (here / "x.yaml").exists()
+
+
+def test_a_single_class_is_refused_before_a_recipe_is_written(here: Path) -> None:
+    (here / "outer").mkdir()
+    (here / "pets").rename(here / "outer" / "pets")  # as archives often unpack
+    refused = kw("new", "x", "--data", "outer", "--from", "torchvision/resnet18")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
+    assert 'found a single class, "pets", allowed: two or more' in refused.stderr
+    assert not (here / "x.yaml").exists()
 
 
 def test_pretrained_weights_keep_the_size_they_were_trained_with(here: Path) -> None:

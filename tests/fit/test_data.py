@@ -142,6 +142,14 @@ def test_image_folder_reads_class_folders(tmp_path: Path) -> None:
     assert torch.all(image == 1)
 
 
+@pytest.mark.parametrize("labels", ["one", "several"])
+def test_a_single_class_is_refused(tmp_path: Path, labels: str) -> None:
+    v2.functional.to_pil_image(torch.zeros(3, 4, 4)).save(tmp_path / "1.png")
+    (tmp_path / "table.csv").write_text("path,label\n1.png,cat\n")
+    with pytest.raises(RunError, match='found a single class, "cat", allowed: two or more'):
+        data_module(recipe_with({"name": "csv", "root": str(tmp_path / "table.csv"), "labels": labels}))
+
+
 def test_image_folder_with_other_classes_in_evaluation(tmp_path: Path) -> None:
     for folder in ("train/cat", "val/dog"):
         (tmp_path / folder).mkdir(parents=True)

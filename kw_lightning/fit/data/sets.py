@@ -43,11 +43,19 @@ class Source:
             without "train".
         num_classes: how many classes it has.
         classes: their names in the order of their numbers, if they have any.
+
+    Raises:
+        RunError: fewer than two classes.
     """
 
     parts: Mapping[str, Samples]
     num_classes: int
     classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 2:
+            only = f', "{self.classes[0]}"' if self.classes else ""
+            raise RunError(f"data: found a single class{only}, allowed: two or more, to tell apart")
 
 
 DATA_SETS: dict[str, Callable[..., Source]] = {}
@@ -243,11 +251,25 @@ def listing_of(data: Data, *, training: bool = True) -> Listing | None:
     return list_table(root, training=training, separator=separator)
 
 
+def source_of(listing: Listing, trained: Sequence[str] = ()) -> Source:
+    """Return listed image files as a data set.
+
+    Args:
+        listing: the images.
+        trained: the classes of a network that is only evaluated, in its order.
+
+    Raises:
+        RunError: fewer than two classes, **or** images of a class that no training image has, or that the network does
+            not know.
+    """
+    parts, classes = parts_of(listing, trained)
+    return Source(parts, len(classes), classes)
+
+
 def _listed(data: Data, trained: Sequence[str] = ()) -> Source:
     listing = listing_of(data, training=not trained)
     assert listing is not None
-    parts, classes = parts_of(listing, trained)
-    return Source(parts, len(classes), classes)
+    return source_of(listing, trained)
 
 
 @data_set
