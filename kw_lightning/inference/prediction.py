@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ class Prediction:
         Args:
             top: how many classes the row has; places without one are None.
         """
-        found: dict[str, Any] = {"path": self.path}
+        readable = self.path and self.path.encode(errors="backslashreplace").decode()  # where a name is no UTF-8
+        found: dict[str, Any] = {"path": readable}
         for number in range(1, top + 1):
             suffix = "" if number == 1 else f"_{number}"
             label, score = self.top[number - 1] if number <= len(self.top) else (None, None)
@@ -59,26 +61,38 @@ def write_predictions(predictions: Iterable[Prediction], path: Path, top: int) -
         RunError: another ending, a file that cannot be written, **or** Parquet without pyarrow.
     """
     rows = [prediction.row(top) for prediction in predictions]
-    try:
-        writer_of(path)(rows, path)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
+    writer = writer_of(path)
+    with _readable_errors(path):
+        writer(rows, path)
 
 
 def writer_of(path: Path) -> Callable[[Sequence[Mapping[str, Any]], Path], None]:
     """Return what writes rows in the form that a file's ending names.
 
     Raises:
-        RunError: another ending, **or** Parquet without pyarrow.
+        RunError: another ending, a file that cannot be written, **or** Parquet without pyarrow.
     """
     if path.suffix.lower() not in _WRITERS:
         raise RunError(f"--output: {mistake(path.name, [f'NAME{ending}' for ending in _WRITERS])}")
+    new = not path.exists()
+    with _readable_errors(path):
+        path.open("a").close()
+    if new:
+        path.unlink()
     if path.suffix.lower() == ".parquet":
         try:
             import pyarrow  # noqa: F401
         except ImportError:
             raise RunError(f"{path}: Parquet needs pyarrow: pip install 'kw-lightning[parquet]'") from None
     return _WRITERS[path.suffix.lower()]
+
+
+@contextmanager
+def _readable_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def _write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

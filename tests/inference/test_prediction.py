@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from kw_lightning.errors import RunError
-from kw_lightning.inference import Prediction, write_predictions
+from kw_lightning.inference import Prediction, write_predictions, writer_of
 
 PREDICTIONS = [
     Prediction((("cat", 0.75), ("dog, small", 0.25)), "a.png"),
@@ -50,3 +51,23 @@ def test_another_ending_is_refused_before_anything_runs(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot be written: No such file or directory"):
         write_predictions(PREDICTIONS, tmp_path / "no" / "p.csv", 1)
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    for name, reason in (("no/p.csv", "No such file or directory"), ("folder.csv", "Is a directory")):
+        with pytest.raises(RunError, match=f"{name} cannot be written: {reason}"):
+            writer_of(tmp_path / name)
+    writer_of(tmp_path / "p.csv")
+    assert not (tmp_path / "p.csv").exists()
+    (tmp_path / "p.csv").write_text("before")
+    writer_of(tmp_path / "p.csv")
+    assert (tmp_path / "p.csv").read_text() == "before"
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.json", "p.parquet"])
+def test_a_name_that_is_no_utf_8_is_a_row_too(tmp_path: Path, name: str) -> None:
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    write_predictions([Prediction((("cat", 1.0),), os.fsdecode(b"k\xe4fer.png"))], tmp_path / name, 1)
+    assert rb"k\udce4fer.png" in (tmp_path / name).read_bytes().replace(rb"\\", b"\\")
