@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from kw_lightning.callbacks.checkpoint_io import partial_of
 from kw_lightning.errors import KWError, RunError
 from kw_lightning.nn.engine import native
+from kw_lightning.recipe.scalars import is_unicode
 from kw_lightning.versions import package_versions
 
 RUNS = Path("runs")
@@ -85,10 +86,12 @@ class RunFolder:
 
         Raises:
             RunError: the folder holds a run that is not to be continued, another process is writing it,
-                **or** it cannot be written.
+                it cannot be written, **or** its name is one that no tracker can hold.
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file; a run needs a folder")
+        if not is_unicode(str(self.path)):
+            raise RunError(f"{self.path}: found a folder's name that is no text in UTF-8; give another with --output")
         with readable_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             if not resume and not (self.path / ".lock").exists():

@@ -91,6 +91,13 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
         RunFolder(tmp_path / "run").claim(resume=False)
 
 
+def test_a_folder_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"l\xe4ufe")
+    with pytest.raises(RunError, match=r"l\\udce4ufe: found a folder's name that is no text in UTF-8"):
+        RunFolder(path).claim(resume=False)
+    assert not path.exists()
+
+
 def test_checkpoint_of_a_folder_and_of_a_file(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     with pytest.raises(RunError, match=r"no checkpoints/last\.ckpt in this folder"):
