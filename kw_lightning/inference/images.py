@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,12 +13,12 @@ from torch.utils.data import Dataset
 
 from kw_lightning.errors import KWError, RunError, first_line
 from kw_lightning.fit.data.images import read_image
+from kw_lightning.fit.data.listing import TABLES, files_under, rows_of
 from kw_lightning.fit.data.transforms import evaluation_transform
 from kw_lightning.paths import user_path
 from kw_lightning.preprocessing import Preprocessing
 
 ImageInput = str | Path | Image.Image | Tensor
-TABLES = {".csv": ",", ".tsv": "\t"}
 Sample = tuple[int, Tensor | str]
 """An image's place in the list, and the image as the network takes it [channels, height, width] or what is wrong."""
 
@@ -28,11 +27,12 @@ def find_images(names: Iterable[str | Path]) -> list[Path]:
     """Return the image files that names mean, in their order, those of a folder sorted.
 
     Args:
-        names: files, folders (searched below too), globs (`**` for any folders), or tables (`.csv`, `.tsv`) with a
-            column `path`, relative to the table. A file that is named is taken whatever its ending.
+        names: files, folders (searched below too, but for what is hidden), globs (`**` for any folders), or tables
+            (`.csv`, `.tsv`) with a column `path`, relative to the table. A file that is named is taken whatever its
+            ending.
 
     Raises:
-        RunError: a name that means no image, all such names at once.
+        RunError: a name that means no image, all such names at once, **or** a file that is no such table.
     """
     found: list[Path] = []
     faults = []
@@ -40,7 +40,7 @@ def find_images(names: Iterable[str | Path]) -> list[Path]:
         path = user_path(name)
         try:
             if path.is_dir():
-                files = sorted(file for file in path.rglob("*") if _is_image(file))
+                files = sorted(file for file in map(Path, files_under(path)) if _is_image(file))
             elif path.suffix.lower() in TABLES and path.is_file():
                 files = _listed(path)
             elif path.is_file():
@@ -104,9 +104,6 @@ def _is_image(path: Path) -> bool:
 
 
 def _listed(table: Path) -> list[Path]:
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, delimiter=TABLES[table.suffix.lower()])
-        if "path" not in (reader.fieldnames or ()):
-            columns = ", ".join(reader.fieldnames or ()) or "none"
-            raise RunError(f'{table}: the column "path" is missing; found: {columns}')
-        return [table.parent / Path(row["path"]).expanduser() for row in reader if row["path"]]
+    return [
+        table.parent / Path(row["path"]).expanduser() for _, row in rows_of(table, ("path",), "path") if row["path"]
+    ]

@@ -1,5 +1,6 @@
 """Images of one's own in class folders and tables: what is taken, and every kind of mistake in a line."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +190,19 @@ def test_csv_needs_the_table_itself(tmp_path: Path) -> None:
         data_of("csv", tmp_path / "none.csv")
     with pytest.raises(RecipeError, match="unknown key"):
         data_of("csv", tmp_path, train="x")
+
+
+def test_what_is_hidden_inside_a_class_is_no_image_of_it(tmp_path: Path) -> None:
+    for name in ("cat/1.png", "cat/.ipynb_checkpoints/1-checkpoint.png", "cat/._1.png", "cat/more/2.png", "dog/3.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = [Path(entry.file).relative_to(tmp_path).as_posix() for entry in list_folder(tmp_path).entries]
+    assert found == ["cat/1.png", "cat/more/2.png", "dog/3.png"]
+
+
+def test_a_class_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
+    for name in (b"cat", b"k\xe4fer"):  # as archives of other systems unpack
+        (tmp_path / os.fsdecode(name)).mkdir()
+        (tmp_path / os.fsdecode(name) / "1.png").touch()
+    with pytest.raises(RunError, match=r"k\\udce4fer: found a class with a name that is no text in UTF-8"):
+        list_folder(tmp_path)

@@ -18,6 +18,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from kw_lightning.errors import RunError, did_you_mean, mistake, sentence
 from kw_lightning.paths import shortened
+from kw_lightning.recipe.scalars import is_unicode
 
 TABLES = {".csv": ",", ".tsv": "\t"}
 """Endings of tables, and what stands between their columns; a `;` is taken too where the first line has no comma."""
@@ -100,7 +101,7 @@ def list_folder(root: Path, given: Mapping[str, str] | None = None, *, training:
         training: whether training images are needed; evaluation does without, if another part is there.
 
     Raises:
-        RunError: no such folder, **or** no images in class folders.
+        RunError: no such folder, no images in class folders, **or** a class whose name no file could hold.
     """
     given = given or {}
     folders: dict[str, str] = {}
@@ -124,7 +125,9 @@ def list_folder(root: Path, given: Mapping[str, str] | None = None, *, training:
             reason = "no folders in it" if (root / name).is_dir() else "there is no such folder"
             raise RunError(f"data: {root / name} holds no images in class folders: {reason}")
         for folder in found:
-            files = _files(folder)
+            if not is_unicode(folder.name):
+                raise RunError(f"data: {folder}: found a class with a name that is no text in UTF-8; rename the folder")
+            files = files_under(folder)
             images = [file for file in files if file.lower().endswith(IMG_EXTENSIONS)]
             entries += [Entry(file, folder.name, part) for file in images]
             passed_over += [file for file in files if not file.lower().endswith(IMG_EXTENSIONS)]
@@ -140,7 +143,7 @@ def separator_of(table: Path) -> str | None:
     Raises:
         RunError: a file that is no such table.
     """
-    labels = {row["label"] or "" for _, row in _rows(table)}
+    labels = {row["label"] or "" for _, row in rows_of(table)}
     return next((mark for mark in SEPARATORS if any(mark in label for label in labels)), None)
 
 
@@ -159,7 +162,7 @@ def list_table(table: Path, *, training: bool = True, separator: str | None = No
     entries: list[Entry] = []
     first: dict[str, tuple[int, str]] = {}
     once = "label" if separator is None else f"row, with all its labels, as a{separator}b"
-    for number, row in _rows(table):
+    for number, row in rows_of(table):
         path, label = row["path"], row["label"]
         if None in row.values() or None in row:
             faults.add(number, "another number of values than the first line has names")
@@ -216,8 +219,15 @@ class _Faults:
         raise RunError(*lines)
 
 
-def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def rows_of(
+    table: Path, needed: Sequence[str] = ("path", "label"), allowed: str = "path, label and, if you like, split"
+) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line, row) of a table, names of columns in small letters; lines count from 1.
+
+    Args:
+        table: the file.
+        needed: columns that it must have.
+        allowed: those that it may have, in words.
 
     Raises:
         RunError: a file that is no such table.
@@ -229,10 +239,10 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
             delimiter = TABLES.get(table.suffix.lower(), ",")
             reader = csv.DictReader(file, delimiter=";" if ";" in head and delimiter not in head else delimiter)
             reader.fieldnames = names = [name.strip().lower() for name in reader.fieldnames or ()]
-            for wanted in ("path", "label"):
+            for wanted in needed:
                 if wanted not in names:
                     hint = did_you_mean(wanted, names).replace("did you mean", "is it")
-                    found = sentence(", ".join(names) or "an empty file", "path, label and, if you like, split", hint)
+                    found = sentence(", ".join(names) or "an empty file", allowed, hint)
                     raise RunError(f'{table}:1: the column "{wanted}" is missing: {found}')
             for row in reader:
                 yield (
@@ -262,12 +272,13 @@ def _class_folders(folder: Path) -> Iterator[Path]:
     yield from (folder / name for name in names if not name.startswith((".", "__")))
 
 
-def _files(folder: Path) -> list[str]:
-    """Return all files under a class folder, in the order of torchvision's ImageFolder."""
-    found: list[str] = []
-    for base, _, names in sorted(os.walk(folder, followlinks=True)):
-        found += [os.path.join(base, name) for name in sorted(names) if not name.startswith(".")]
-    return found
+def files_under(folder: Path) -> list[str]:
+    """Return the files under a folder, in the order of torchvision's ImageFolder, but for what is hidden."""
+    found: list[tuple[str, list[str]]] = []
+    for base, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found.append((base, sorted(name for name in names if not name.startswith("."))))
+    return [os.path.join(base, name) for base, names in sorted(found) for name in names]
 
 
 def _is_file(path: str) -> bool:
