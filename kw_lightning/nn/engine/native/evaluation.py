@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -11,8 +12,7 @@ from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.epilogue import Epilogue
 from kw_lightning.nn.engine.native import attention, layout
 from kw_lightning.nn.engine.native.calls import prepare
-from kw_lightning.nn.engine.native.forms import Form
-from kw_lightning.nn.engine.native.library import library
+from kw_lightning.nn.engine.native.forms import Form, opened
 from kw_lightning.nn.engine.native.positions import Reads
 from kw_lightning.nn.engine.workspace import flat_scratch, in_huge_pages
 
@@ -48,12 +48,14 @@ class Evaluation:
     Tensors that it reads are told by their places: whoever calls sees to it that they are there still.
 
     Attributes:
+        function: of the library.
         told: what it is told.
         numbers: of the memory that it takes.
         size, stride: of the output.
         positions: whose tables it reads, kept alive.
     """
 
+    function: Callable[..., None]
     told: layout.Evaluation
     numbers: int
     size: tuple[int, ...]
@@ -72,7 +74,7 @@ class Evaluation:
 
     def _call(self, x: Tensor, added: int | None, y: int | None) -> None:
         memory = flat_scratch("native", self.numbers, x)
-        _library().kw_evaluate(ctypes.byref(self.told), x.data_ptr(), added, y, memory.data_ptr())
+        self.function(ctypes.byref(self.told), x.data_ptr(), added, y, memory.data_ptr())
 
 
 def prepare_evaluation(
@@ -113,11 +115,6 @@ def prepare_evaluation(
         setattr(told.weighing, name, getattr(of, name).data_ptr())
     live = call.positions.selection
     told.live = None if live is None else live.data_ptr()
-    numbers = _library().kw_evaluate_memory(ctypes.byref(told))
-    return Evaluation(told, numbers, tuple(y.shape), y.stride(), call.positions)
-
-
-def _library() -> ctypes.CDLL:
-    loaded = library()
-    assert loaded is not None
-    return loaded
+    loaded = opened()
+    numbers = loaded.kw_evaluate_memory(ctypes.byref(told))
+    return Evaluation(loaded.kw_evaluate, told, numbers, tuple(y.shape), y.stride(), call.positions)
