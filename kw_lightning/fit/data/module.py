@@ -138,9 +138,10 @@ class ImageData(LightningDataModule):
         )
 
     def _leaves_one(self, images: int) -> bool:
-        """Tell whether the last of several batches has one image, in each process."""
+        """Return whether the last of several batches has one image, in each process."""
         processes = self.trainer.world_size if self.trainer is not None else 1
         share = math.ceil(images / processes)
+        # Of no more images than there are processes, the batches of all together would say another number of steps.
         return self.batch_size > processes and share > self.batch_size and share % self.batch_size == 1
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
