@@ -54,8 +54,15 @@ def select(
 
     Problems: a selector or an `exclude` that matches nothing; a name that is no convolution or linear layer or that
     cannot be made dynamic; conditions that leave nothing; a slice that does not fall between output channels;
-    **or** a layer in two warehouses.
+    **or** a layer in two warehouses. Names that are those of a submodule are one problem, not one each.
     """
+    selectors = [selector for warehouse in warehouses for selector in warehouse.layers]
+    part = _meant_part(network, selectors)
+    if part is not None:
+        allowed = f'those of the whole network, as "{part}.{selectors[0].name}"'
+        hint = f'or convert that part alone, as KWCallback(…, module="{part}") does'
+        message = sentence(f'the names of layers of "{part}"', allowed, hint)
+        return {warehouse.name: () for warehouse in warehouses}, [document.problem(selectors[0].path, message)]
     finder = _Finder(network, document)
     chosen: dict[str, tuple[Choice, ...]] = {}
     for warehouse in warehouses:
@@ -67,6 +74,22 @@ def select(
                     found[choice.name] = choice
         chosen[warehouse.name] = _in_module_order(network, list(found.values()))
     return chosen, finder.problems
+
+
+def _meant_part(network: Network, selectors: Sequence[Selector]) -> str | None:
+    """Return the submodule in which all selectors find layers, where at least one finds none in the whole network."""
+    matches = [matcher(selector.name) for selector in selectors]
+    names = [name for layer in network.layers for name in layer.names]
+    if all(any(map(match, names)) for match in matches):
+        return None
+    first = next(match for match in matches if not any(map(match, names)))
+    ends = [(name, at) for name in names for at, character in enumerate(name) if character == "."]
+    parts = dict.fromkeys(name[:at] for name, at in ends if first(name[at + 1 :]))
+    for part in sorted(parts, key=len):
+        inside = [name.removeprefix(f"{part}.") for name in names if name.startswith(f"{part}.")]
+        if all(any(map(match, inside)) for match in matches):
+            return part
+    return None
 
 
 class _Finder:

@@ -196,6 +196,9 @@ def test_problems_of_a_recipe_leave_the_module_static(tmp_path: Path) -> None:
         r'did you mean "net"\?$',
     ):
         trainer(tmp_path, callbacks=[KWCallback(RECIPE, module="nett")]).fit(model, loader())
+    inner = {"kw": 1, "name": "inner", "warehouses": {"a": {"layers": ["conv?"]}}}
+    with pytest.raises(RecipeError, match=r'found the names of layers of "net", .* KWCallback\(…, module="net"\)'):
+        trainer(tmp_path, callbacks=[KWCallback(inner)]).fit(model, loader())
 
 
 class Early(Classifier):

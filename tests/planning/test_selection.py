@@ -88,6 +88,30 @@ def test_selectors_that_mean_nothing(selector: Any, message: str) -> None:
     assert str(caught.value).startswith("warehouses.a.layers[0]")
 
 
+class Around(nn.Module):
+    """A network inside another one, as a LightningModule has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.model = TinyResNet()
+
+
+def test_names_of_a_submodule_are_one_problem() -> None:
+    inner = recipe(
+        {"a": ["stem", "layer1.*.conv?"], "b": {"layers": [{"name": "layer2.*", "exclude": ["*.shortcut"]}]}}
+    )
+    plan(inner, TinyResNet())
+    with pytest.raises(RecipeError) as caught:
+        plan(inner, Around())
+    assert str(caught.value) == (
+        'warehouses.a.layers[0]: found the names of layers of "model", allowed: those of the whole network, as '
+        '"model.stem"; or convert that part alone, as KWCallback(…, module="model") does'
+    )
+    with pytest.raises(RecipeError, match=r"the unknown name .stem.*\n.*the unknown name .head."):
+        plan(recipe(["stem", "head"]), Around())
+
+
 def test_all_problems_come_at_once() -> None:
     asked = recipe(
         {
