@@ -136,8 +136,9 @@ class TemperatureAnnealing(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set τ for the coming optimizer step, and log it."""
         self._set(trainer)
-        pl_module.log("temperature", self.temperature or 0.0, on_step=True, on_epoch=False)
-        pl_module.log_dict(self._softmax_temperatures(trainer), on_step=True, on_epoch=False)
+        values = {"temperature": self.temperature or 0.0, **self._softmax_temperatures(trainer)}
+        # A batch size, because Lightning asks for one where training_step takes the `dataloader_iter`.
+        pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
 
     def state_dict(self) -> dict[str, Any]:
         """Return τ and the length of the annealing: to read in a checkpoint, and to notice when the length changes."""
@@ -190,7 +191,7 @@ class TemperatureAnnealing(Callback):
 
     def _warn_of_a_short_run(self, trainer: Trainer) -> None:
         total_steps, run = self.total_steps or 0, run_steps(trainer)
-        if total_steps > run:
+        if total_steps > run and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             last = self.at(int(run), total_steps)
             rank_zero_warn(
                 f"the run ends after {run:.0f} optimizer steps, before the temperature's annealing over {total_steps}: "

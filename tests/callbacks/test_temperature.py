@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,23 @@ def test_a_run_that_ends_before_the_annealing_is_told(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="run ends after 4 optimizer steps, before .* over 10: .* τ = 0.6, not 0"):
         found = recorded(tmp_path, TemperatureAnnealing(epochs=2), max_steps=4)
     assert found == pytest.approx(linear(4, 10), abs=1e-7)
+
+
+def test_a_fast_dev_run_is_not_told_to_be_short(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the run ends after")
+        assert recorded(tmp_path, TemperatureAnnealing(epochs=2), fast_dev_run=True) == [0.5]
+
+
+def test_a_module_that_takes_the_iterator(tmp_path: Path) -> None:
+    class Takes(Classifier):
+        def training_step(self, dataloader_iter: Any) -> torch.Tensor:
+            batch, _, _ = next(dataloader_iter)
+            return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    run = trainer(tmp_path, callbacks=[TemperatureAnnealing(steps=4)])
+    run.fit(Takes(dynamic_net()), loader())
+    assert float(run.callback_metrics["temperature"]) == 0.0
 
 
 class Endless(IterableDataset[list[torch.Tensor]]):
