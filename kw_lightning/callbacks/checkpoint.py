@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from kw_lightning.callbacks.conversion import Source, callback_recipe, make_dynamic
+from kw_lightning.callbacks.copies import copies_of
 from kw_lightning.callbacks.layout import differences, dynamic_layers, dynamic_misfits, layout, listed
 from kw_lightning.errors import KWError
 from kw_lightning.recipe.types import Recipe
@@ -40,7 +41,7 @@ def class_names_of(trainer: Trainer) -> list[str] | None:
 
 
 def load_from_checkpoint(
-    cls: type[Module], path: str | Path, *, recipe: Source | None = None, **options: Any
+    cls: type[Module], path: str | Path, *, recipe: Source | None = None, module: str | None = None, **options: Any
 ) -> Module:
     """Load a LightningModule that was trained with KWCallback, as `cls.load_from_checkpoint` loads a static one.
 
@@ -51,6 +52,7 @@ def load_from_checkpoint(
         cls: the class of the module.
         path: the checkpoint.
         recipe: for a checkpoint without one (`save_weights_only`), or in the place of the one inside.
+        module: path of the submodule that this recipe is for, as of KWCallback.
         **options: of `cls.load_from_checkpoint`, as `map_location`, `strict` and the arguments of `cls`.
 
     Raises:
@@ -66,15 +68,20 @@ def load_from_checkpoint(
         if not stored and recipe is None:
             if dynamic_layers(model):
                 return
-            raise KWError(f"{path} has no recipe, as checkpoints with save_weights_only: give it, as recipe=...")
-        for entry in stored or [{"recipe": recipe, "module": None, "layout": None}]:
-            given, copies = callback_recipe(recipe or entry["recipe"]), entry.get("copies", ())
+            raise KWError(
+                f"{path} has no recipe, as checkpoints with save_weights_only: give it as recipe=..., "
+                "with the module=... of its KWCallback"
+            )
+        for entry in stored or [{"recipe": recipe, "module": module, "layout": None}]:
+            given = callback_recipe(recipe or entry["recipe"])
+            copies = entry.get("copies", ()) if stored else copies_of(model, module)
             network = make_dynamic(model, given, entry["module"], copies=copies)
+            loading.callback(refuse_other_weights(network))
             changed = differences(entry["layout"], layout(network)) if entry["layout"] else []
             if changed:
                 raise KWError(f"the warehouses in {path} are not those of this network: {'; '.join(changed)}")
 
-    with _before_loading(cls, convert):
+    with ExitStack() as loading, _before_loading(cls, convert):
         return cls.load_from_checkpoint(path, **options)
 
 
@@ -83,16 +90,17 @@ def refuse_other_weights(network: nn.Module) -> Callable[[], None]:
 
     Without it PyTorch lists every key of every layer.
     """
+    return network.register_load_state_dict_pre_hook(_check_weights).remove
 
-    def check(module: nn.Module, weights: dict[str, Any], prefix: str, *_: Any) -> None:
-        misfits = dynamic_misfits(module, weights, prefix)
-        if misfits:
-            raise KWError(
-                f"these weights were saved with another recipe, or with none: {listed(misfits)}. "
-                "Static weights are loaded before the network is made dynamic, see warm_start"
-            )
 
-    return network.register_load_state_dict_pre_hook(check).remove
+def _check_weights(network: nn.Module, weights: dict[str, Any], prefix: str, *_: Any) -> None:
+    # No closure, because networks are pickled while they are trained.
+    misfits = dynamic_misfits(network, weights, prefix)
+    if misfits:
+        raise KWError(
+            f"these weights were saved with another recipe, or with none: {listed(misfits)}. "
+            "Static weights are loaded before the network is made dynamic, see warm_start"
+        )
 
 
 @contextmanager

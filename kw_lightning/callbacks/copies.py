@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from kw_lightning.callbacks.conversion import submodule
 from kw_lightning.callbacks.layout import dynamic_layers, layout
 
 
@@ -19,7 +20,7 @@ def copies_of(pl_module: nn.Module, path: str | None) -> tuple[str, ...]:
     """
     if path is None:
         return ()
-    target = pl_module.get_submodule(path)
+    target = submodule(pl_module, path)
     found: list[str] = []
     for name, module in pl_module.named_modules():
         apart = not any(_within(name, other) or _within(other, name) for other in (path, *found))

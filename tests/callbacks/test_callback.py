@@ -270,6 +270,18 @@ def test_the_module_can_be_copied_and_pickled_after(tmp_path: Path) -> None:
         assert twin.net.conv1.warehouse is not model.net.conv1.warehouse
 
 
+def test_the_module_can_be_pickled_while_it_is_trained(tmp_path: Path) -> None:
+    class Pickles(Callback):
+        def on_train_epoch_end(self, trainer: Any, pl_module: LightningModule) -> None:
+            torch.save(pl_module, tmp_path / "module.pt")
+
+    model = Classifier()
+    trainer(tmp_path, callbacks=[KWCallback(RECIPE), Pickles()]).fit(model, loader())
+    loaded = torch.load(tmp_path / "module.pt", weights_only=False)
+    x = loader().dataset.tensors[0]
+    torch.testing.assert_close(loaded.eval()(x), model.eval()(x))
+
+
 def test_state_keys() -> None:
     assert KWCallback(RECIPE, module="net").state_key == (
         "KWCallback{'module': 'net', 'warehouses': 'convolutions,head'}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import kw_lightning
 from kw_lightning.callbacks import KWCallback, load_from_checkpoint
 from kw_lightning.callbacks.layout import differences, layout
 from kw_lightning.errors import KWError
-from kw_lightning.nn import warehouses
+from kw_lightning.nn import KWLayer, warehouses
 
 HALF = {**RECIPE, "defaults": {"budget": "1/2"}}
 
@@ -104,9 +105,27 @@ def test_weights_only_checkpoints_need_the_recipe(tmp_path: Path) -> None:
     run.fit(model, loader())
     path = tmp_path / "weights.ckpt"
     run.save_checkpoint(path, weights_only=True)
-    with pytest.raises(KWError, match=r"has no recipe, as checkpoints with save_weights_only: give it, as recipe="):
+    with pytest.raises(KWError, match=r"has no recipe, as checkpoints with save_weights_only: give it as recipe="):
         load_from_checkpoint(Saved, path)
     assert equal_weights(load_from_checkpoint(Saved, path, recipe=RECIPE), model)
+    with pytest.raises(KWError, match=r"saved with another recipe, or with none: \"net\.conv1\.warehouse\.cells\" is"):
+        load_from_checkpoint(Saved, path, recipe=HALF)
+
+
+def test_weights_only_checkpoints_of_a_submodule_and_its_copy(tmp_path: Path) -> None:
+    class Momentum(Saved):
+        def __init__(self) -> None:
+            super().__init__()
+            self.momentum = copy.deepcopy(self.net).requires_grad_(False)
+
+    inner = {"kw": 1, "name": "inner", "warehouses": {"a": {"layers": ["conv?"]}}}
+    model = Momentum()
+    run = trainer(tmp_path, callbacks=[KWCallback(inner, module="net")])
+    run.fit(model, loader())
+    run.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
+    loaded = load_from_checkpoint(Momentum, tmp_path / "weights.ckpt", recipe=inner, module="net")
+    assert equal_weights(loaded, model)
+    assert isinstance(loaded.momentum.conv1, KWLayer)
 
 
 def test_another_recipe_is_refused_in_words(trained: tuple[Saved, Path], tmp_path: Path) -> None:
@@ -130,6 +149,8 @@ def test_a_static_checkpoint_is_refused_in_words(tmp_path: Path) -> None:
         KWError, match=r'or with none: "net\.conv1" is static in the weights and dynamic here.*warm_start'
     ):
         trainer(tmp_path, callbacks=[KWCallback(RECIPE)]).test(Saved(), loader(), ckpt_path=tmp_path / "static.ckpt")
+    with pytest.raises(KWError, match=r'or with none: "net\.conv1" is static in the weights and dynamic here'):
+        load_from_checkpoint(Saved, tmp_path / "static.ckpt", recipe=RECIPE)
     model = Saved()
     trainer(tmp_path, callbacks=[KWCallback(RECIPE)]).validate(model, loader(), verbose=False)
     with pytest.raises(RuntimeError, match="Missing key"):  # after the run the module is as any other
