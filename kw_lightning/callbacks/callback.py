@@ -137,7 +137,10 @@ class KWCallback(Callback):
     def _convert(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not dynamic_layers(submodule(pl_module, self.module)):
             check_strategy(trainer)
-        copies = copies_of(pl_module, self.module)
+        # What another KWCallback is for is no copy, however alike the two are.
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        own = {callback.module for callback in callbacks if isinstance(callback, KWCallback)}
+        copies = tuple(path for path in copies_of(pl_module, self.module) if path not in own)
         if copies and not dynamic_layers(submodule(pl_module, self.module)):
             named = " and ".join(f'"{copy}"' for copy in copies)
             rank_zero_info(f'{named}: as a copy of "{self.module}" made dynamic with it, from the same weights')

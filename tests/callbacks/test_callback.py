@@ -122,6 +122,9 @@ def test_two_callbacks_for_two_submodules(tmp_path: Path) -> None:
     assert [float(warehouses(part)["a"].temperature) for part in (model.net, model.student)] == [0.5, 0.0]
     run.save_checkpoint(tmp_path / "two.ckpt")
     assert len(torch.load(tmp_path / "two.ckpt")["kw_lightning"]) == 2
+    callbacks = [KWCallback(slow, module="net"), KWCallback(fast, module="student")]
+    trainer(tmp_path, callbacks=callbacks).fit(model, loader())  # alike, and yet neither is the other's copy
+    assert [float(warehouses(part)["a"].temperature) for part in (model.net, model.student)] == [0.5, 0.0]
 
 
 def test_several_fits_in_a_row(tmp_path: Path) -> None:
