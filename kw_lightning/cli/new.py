@@ -158,6 +158,10 @@ def recipe_text(
     from kw_lightning.planning.network import survey
 
     network = create(recipe, allow_python=allow_python, device="meta")
+    args = {"aux_logits": False} if getattr(network, "aux_logits", False) else {}  # only one answer is trained
+    if args:
+        recipe = load_recipe({"kw": 1, "name": name, "model": {"backbone": backbone, "args": args, **given}})
+        network = create(recipe, allow_python=allow_python, device="meta")
     found = input_shape(recipe, network)
     if found is None:
         raise RunError(f'the input of "{backbone}" is not known; give it, as --input 3,224,224')
@@ -171,7 +175,7 @@ def recipe_text(
         file=file,
         name=name,
         title=backbone.partition("/")[2] or backbone,
-        model=_model(backbone, found, "auto" if own is not None and classes else classes, pretrained),
+        model=_model(backbone, found, "auto" if own is not None and classes else classes, pretrained, alone=bool(args)),
         warehouses=_warehouses(stages, names),
         handover="; layers that lead into a stage belong to the one before" if handover else "",
         training=_TRAINING.format(size=size) if own is None else data_text(*own, size=size, pretrained=pretrained),
@@ -199,7 +203,7 @@ def _classes(recipe: Recipe, network: nn.Module, shape: Sequence[int], allow_pyt
     if recipe.model is None or not outputs or len(outputs[0]) < 2:
         return None
     classes = outputs[0][1]
-    asked = replace(recipe, model=replace(recipe.model, args={"num_classes": classes}))
+    asked = replace(recipe, model=replace(recipe.model, args={**recipe.model.args, "num_classes": classes}))
     try:
         same = create(asked, allow_python=allow_python, device="meta")
     except RecipeError:
@@ -211,12 +215,15 @@ def _parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _model(backbone: str, shape: Sequence[int], classes: int | str | None, pretrained: bool) -> str:
+def _model(
+    backbone: str, shape: Sequence[int], classes: int | str | None, pretrained: bool, *, alone: bool = False
+) -> str:
     weights = {"pretrained": True} if pretrained else {}
     text = to_yaml({"model": {"backbone": backbone, "input": list(shape), **weights}})
     if classes is None:
         return text
-    return text + f"  args: {{num_classes: {classes}}}".ljust(28) + "# as many as the data has\n"
+    more = ", aux_logits: false" if alone else ""
+    return text + f"  args: {{num_classes: {classes}{more}}}".ljust(27) + " # as many as the data has\n"
 
 
 def _warehouses(stages: Iterable[Stage], names: Sequence[str]) -> str:

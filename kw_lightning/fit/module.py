@@ -18,7 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from kw_lightning.builder import build
 from kw_lightning.callbacks.checkpoint import KEY, class_names_of, describe
-from kw_lightning.errors import RunError
+from kw_lightning.errors import RecipeError, RunError, sentence
 from kw_lightning.fit.by_class import ClassMetrics, class_counters, class_metrics
 from kw_lightning.fit.data.splitting import SPLIT
 from kw_lightning.fit.distillation import Teacher, distillation_loss, find_teacher
@@ -123,10 +123,20 @@ class Classifier(LightningModule):
             rank_zero_warn(advice)
 
     def forward(self, images: Tensor) -> Tensor:  # [b x c x h x w] -> [b x k]
-        """Return the logits."""
+        """Return the logits.
+
+        Raises:
+            RecipeError: the network answers with something else.
+        """
         if self.train_settings.channels_last and images.ndim == 4:
             images = images.to(memory_format=torch.channels_last)
-        logits: Tensor = self.network(images)
+        logits = self.network(images)
+        if not isinstance(logits, Tensor):
+            mode = "in training" if self.training else "in evaluation"
+            more = any(name.startswith("aux_logits") for name in getattr(logits, "_fields", ()))
+            cure = "set model.args.aux_logits to false" if more else ""
+            message = sentence(f"an output of type {type(logits).__name__} {mode}", "a tensor [batch, classes]", cure)
+            raise RecipeError(self.recipe.document.problem("model", message))
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:

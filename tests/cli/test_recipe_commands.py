@@ -300,6 +300,17 @@ class TestLock:
         assert kw("lock", file, "--output", "-").output.startswith("# mine, resolved and locked")
 
 
+def test_a_new_recipe_leaves_answers_out_that_only_training_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert kw("new", "x", "--from", "torchvision/googlenet", "--input", "3,64,64").exit_code == 0
+    recipe = load_recipe("x.yaml")
+    assert recipe.model is not None
+    assert recipe.model.args == {"num_classes": 1000, "aux_logits": False}
+    assert "aux" not in (tmp_path / "x.yaml").read_text().partition("warehouses:")[2]
+
+
 def test_pre_commit_hook_runs(wrong: Path) -> None:
     hooks = yaml.safe_load((Path(__file__).parents[2] / ".pre-commit-hooks.yaml").read_text())
     assert [hook["id"] for hook in hooks] == ["kw-check"]

@@ -5,7 +5,7 @@ import json
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -221,6 +221,27 @@ def test_a_network_that_does_not_fit_the_data(tmp_path: Path, quick: list[str], 
     with pytest.raises(RecipeError, match=message):
         fit("digits-resnet", [*quick, *fake, override], output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+class Answers(NamedTuple):
+    logits: torch.Tensor
+    aux_logits: torch.Tensor
+
+
+class Several(nn.Module):
+    def forward(self, x: torch.Tensor) -> Answers | dict[str, torch.Tensor]:
+        logits = x.flatten(1)[:, :10]
+        return Answers(logits, logits) if self.training else {"out": logits}
+
+
+def test_an_output_that_is_no_tensor_is_a_mistake_of_the_recipe() -> None:
+    module = Classifier(load_recipe("digits-resnet"))
+    module.network = Several()
+    images = torch.zeros(2, 1, 8, 8)
+    with pytest.raises(RecipeError, match=r"type Answers in training, allowed: a tensor .*aux_logits to false"):
+        module.train()(images)
+    with pytest.raises(RecipeError, match=r"type dict in evaluation, allowed: a tensor \[batch, classes\]$"):
+        module.eval()(images)
 
 
 NORM_OF_ONE_VALUE = """
