@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from kw_lightning.callbacks.checkpoint import KEY, class_names_of, describe, refuse_other_weights
@@ -19,7 +19,7 @@ from kw_lightning.callbacks.conversion import (
     make_dynamic,
     submodule,
 )
-from kw_lightning.callbacks.copies import copies_of
+from kw_lightning.callbacks.copies import copies_of, pairs
 from kw_lightning.callbacks.layout import dynamic_layers
 from kw_lightning.callbacks.method import method_callbacks
 from kw_lightning.callbacks.strategies import check_sharding, check_strategy
@@ -35,8 +35,9 @@ class KWCallback(Callback):
     temperature is that of the recipe's section `temperature` (`TemperatureAnnealing`), the summaries those of
     `log: {attention: …}` (`AttentionStatistics`); sections `model`, `data` and `train` are ignored.
 
-    Callbacks that copy the network (`EMAWeightAveraging`, `StochasticWeightAveraging`) come after this one. Checkpoints
-    hold the recipe, and `kw_lightning.callbacks.load_from_checkpoint` loads the module without a Trainer.
+    Callbacks that copy the network (`EMAWeightAveraging`, `StochasticWeightAveraging`) or look for its weights
+    (`ModelPruning`) come after this one. Checkpoints hold the recipe, and
+    `kw_lightning.callbacks.load_from_checkpoint` loads the module without a Trainer.
 
     Args:
         recipe: a path, the name of a shipped recipe, or the recipe as plain data; its layers' names are relative to
@@ -136,7 +137,7 @@ class KWCallback(Callback):
 
     def _convert(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not dynamic_layers(submodule(pl_module, self.module)):
-            check_strategy(trainer)
+            check_strategy(trainer, self.module)
         # What another KWCallback is for is no copy, however alike the two are.
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         own = {callback.module for callback in callbacks if isinstance(callback, KWCallback)}
@@ -144,7 +145,14 @@ class KWCallback(Callback):
         if copies and not dynamic_layers(submodule(pl_module, self.module)):
             named = " and ".join(f'"{copy}"' for copy in copies)
             rank_zero_info(f'{named}: as a copy of "{self.module}" made dynamic with it, from the same weights')
+        alike = pairs(pl_module) if self.module is None else []
         network = make_dynamic(pl_module, self.recipe, self.module, copies=copies, warm_start=self.warm_start)
+        for part, copy in alike:
+            if dynamic_layers(pl_module.get_submodule(part)) and not dynamic_layers(pl_module.get_submodule(copy)):
+                rank_zero_warn(
+                    f'"{part}" is dynamic now, and "{copy}", a copy of it, is not: where one is made of the other\'s '
+                    f'weights, as moving averages are, give KWCallback module="{part}" and names inside it'
+                )
         self.temperature.copies = copies
         self._undo += [refuse_other_weights(part) for part in (network, *map(pl_module.get_submodule, copies))]
 
@@ -156,10 +164,11 @@ class KWCallback(Callback):
     def _check_order(self, trainer: Trainer, pl_module: LightningModule) -> None:
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         for callback in callbacks[: callbacks.index(self)]:
-            if isinstance(callback, WeightAveraging | StochasticWeightAveraging) and not dynamic_layers(pl_module):
-                name = type(callback).__name__
+            averages = isinstance(callback, WeightAveraging | StochasticWeightAveraging)
+            if (averages or isinstance(callback, ModelPruning)) and not dynamic_layers(pl_module):
+                name, done = type(callback).__name__, "copied" if averages else "looked for weights in"
                 raise KWError(
-                    f"{name} has copied the network before it is made dynamic: "
+                    f"{name} has {done} the network before it is made dynamic: "
                     f"list KWCallback first, as callbacks=[KWCallback(...), {name}(...)]"
                 )
 

@@ -29,6 +29,11 @@ def copies_of(pl_module: nn.Module, path: str | None) -> tuple[str, ...]:
     return tuple(found)
 
 
+def pairs(pl_module: nn.Module) -> list[tuple[str, str]]:
+    """Return the paths of the parts of a LightningModule that have copies, each with that of a copy."""
+    return [(name, copy) for name, _ in pl_module.named_children() for copy in copies_of(pl_module, name)]
+
+
 def _within(name: str, other: str) -> bool:
     return not other or name == other or name.startswith(f"{other}.")
 
@@ -46,4 +51,4 @@ def _is_copy(module: nn.Module, target: nn.Module) -> bool:
     )
 
 
-__all__ = ["copies_of"]
+__all__ = ["copies_of", "pairs"]

@@ -46,8 +46,12 @@ def kw_fully_shard(model: nn.Module, mesh: DeviceMesh | None = None, **options: 
     return model
 
 
-def check_strategy(trainer: Trainer) -> None:
+def check_strategy(trainer: Trainer, module: str | None = None) -> None:
     """Refuse, before the network is made dynamic, strategies that a warehouse cannot live with.
+
+    Args:
+        trainer: the Trainer.
+        module: path of the submodule that is to become dynamic; None means the whole LightningModule.
 
     Raises:
         KWError: DeepSpeed's stage 3, **or** processes that are started as copies of this one.
@@ -60,9 +64,11 @@ def check_strategy(trainer: Trainer) -> None:
         )
     if isinstance(strategy.launcher, _MultiProcessingLauncher):
         # Lightning loads the weights that such processes send back into this process's network, still static.
+        network = f"model.{module}" if module else "model"
         raise KWError(
             "a strategy that spawns or forks its processes (ddp_spawn, ddp_fork, ddp_notebook) makes the network "
-            'dynamic in the copies alone; use strategy="ddp", or call kw_lightning.convert(model, recipe) before fit'
+            f"dynamic in the copies alone; call kw_lightning.convert({network}, recipe) before fit, "
+            'or, outside notebooks, use strategy="ddp"'
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,11 @@ class Momentum(LightningModule):
         return torch.optim.SGD((p for p in self.parameters() if p.requires_grad), lr=0.1)
 
 
+class Validated(Momentum):
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.backbone(batch[0])
+
+
 def dynamic(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, KWLayer)]
 
@@ -81,6 +87,17 @@ def test_a_momentum_encoder_trains_anneals_and_is_loaded_with_its_network(tmp_pa
     loaded = load_from_checkpoint(Momentum, tmp_path / "run.ckpt")
     assert dynamic(loaded) == BOTH
     assert torch.equal(loaded.backbone_momentum.conv1.warehouse.cells, second)
+
+
+def test_a_copy_that_stays_static_is_told(tmp_path: Path) -> None:
+    outer = {**RECIPE, "warehouses": {"a": {"layers": ["backbone.conv?"], "attention": {"norm": "layer"}}}}
+    run = trainer(tmp_path, callbacks=[KWCallback(outer)])
+    with pytest.warns(UserWarning, match=r'"backbone" is dynamic now, and "backbone_momentum", a copy .* module="back'):
+        run.validate(Validated(), loader(), verbose=False)
+    both = {**RECIPE, "warehouses": {"a": {"layers": ["backbone*.conv?"], "attention": {"norm": "layer"}}}}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*a copy of it")
+        trainer(tmp_path, callbacks=[KWCallback(both)]).validate(Validated(), loader(), verbose=False)
 
 
 def test_another_fit_anneals_the_copy_too(tmp_path: Path) -> None:

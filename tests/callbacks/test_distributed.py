@@ -135,6 +135,8 @@ def test_processes_that_are_copies_are_refused(tmp_path: Path, method: Any) -> N
         KWError, match=r"ddp_spawn, ddp_fork, ddp_notebook.*kw_lightning.convert\(model, recipe\) before"
     ):
         check_strategy(run)
+    with pytest.raises(KWError, match=r"kw_lightning.convert\(model.backbone, recipe\) before"):
+        check_strategy(run, "backbone")
 
 
 def test_deepspeed_stage_3_is_refused() -> None:
