@@ -55,13 +55,15 @@ class Conversion:
     temperature: float = 1.0
 
 
-def build(source: Recipe | Plan, *, allow_python: Sequence[str] = (), pretrained: bool = True) -> nn.Module:
+def build(
+    source: str | Path | Mapping[str, Any] | Recipe | Plan, *, allow_python: Sequence[str] = (), pretrained: bool = True
+) -> nn.Module:
     """Make the network that a recipe describes, with its warehouses; a recipe without any makes the static network.
 
     A recipe with `model.pretrained` starts warm, see `apply_plan`.
 
     Args:
-        source: the recipe, **or** its plan, which is then executed as it stands.
+        source: the recipe, as `convert` takes it, **or** its plan, which is then executed as it stands.
         allow_python: packages whose code the recipe may name.
         pretrained: whether to load the pretrained weights that the recipe names; not where others follow.
 

@@ -61,6 +61,14 @@ def test_convert_takes_a_mapping_and_a_name() -> None:
         convert(TinyResNet(), "resnet18-kw-1y")
 
 
+def test_plan_and_build_take_a_mapping_and_a_name() -> None:
+    named = plan("digits-resnet")
+    assert named.parameters.kw == sum(parameter.numel() for parameter in build("digits-resnet").parameters())
+    assert plan({"kw": 1, "extends": "digits-resnet"}).parameters == named.parameters
+    with pytest.raises(RecipeError, match=r'the unknown recipe "digit-resnet", .*did you mean "digits-resnet"\?'):
+        build("digit-resnet")
+
+
 def test_converting_twice_is_refused() -> None:
     model = convert(TinyResNet(), recipe(BLOCKS))
     with pytest.raises(KWError, match=r'the network is dynamic already: "layer1\.0\.conv1" and 8 other layers'):

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,11 +29,12 @@ from kw_lightning.planning.selection import Choice, excluded_by, select
 from kw_lightning.planning.stages import Found, stage_warehouses
 from kw_lightning.planning.tracing import Trace, trace
 from kw_lightning.planning.types import Count, LayerPlan, Plan, StaticLayer, WarehousePlan
+from kw_lightning.recipe import load_recipe
 from kw_lightning.recipe.types import Recipe, Selector, Warehouse
 
 
 def plan(
-    recipe: Recipe,
+    recipe: str | Path | Mapping[str, Any] | Recipe,
     model: nn.Module | None = None,
     *,
     allow_python: Sequence[str] = (),
@@ -40,7 +43,7 @@ def plan(
     """Work out what a recipe does to a network.
 
     Args:
-        recipe: the recipe.
+        recipe: a path, a shipped recipe's name, the recipe as plain data, or a recipe already loaded.
         model: the network; None makes the recipe's own on the meta device, where weights take no memory.
         allow_python: packages whose code the recipe may run, see `kw_lightning.backbones.create`.
         input_shape: [channels, *size] of one sample; None takes the recipe's or the network's usual one.
@@ -52,9 +55,10 @@ def plan(
         RecipeError: everything about the recipe that does not fit the network, in one go.
         KWError: a network that is dynamic already.
     """
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     # Planning takes no random numbers: a seed gives the same network with and without a plan before it.
     with torch.random.fork_rng(devices=[]):
-        return _plan(recipe, model, allow_python, input_shape)
+        return _plan(loaded, model, allow_python, input_shape)
 
 
 def _plan(
