@@ -8,6 +8,7 @@ They are few numbers: four operators of torch, and as many backwards, take longe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -106,13 +107,13 @@ class _Activation(torch.autograd.Function):
         *learnt, mean, variance, pooled, raw, hidden = ctx.saved_tensors
         needed = ctx.needs_input_grad[:LEARNT]
         nothing = [None] * (len(ctx.needs_input_grad) - LEARNT)
-        x, reduce, bias, scale, shift = learnt
         if torch.is_grad_enabled():
             given = (mean, variance) if ctx.statistics == GIVEN else None
-            y = reference.activate(
-                x, reduce, bias, scale, shift, given, ctx.epsilon, by_sample=ctx.statistics == OF_SAMPLE
+            activate = partial(
+                reference.activate, given=given, epsilon=ctx.epsilon, by_sample=ctx.statistics == OF_SAMPLE
             )
-            return (*reference.differentiate(y, learnt, gradient, needed), *nothing)
+            return (*reference.differentiate(activate, learnt, gradient, needed), *nothing)
+        x, reduce, _, scale, _ = learnt
         found = Activated(pooled, hidden, raw, mean, variance)
         positions = x.shape[2] if x.dim() == 3 else 1
         gradients = _differentiate(gradient, found, reduce, scale, ctx.epsilon, ctx.statistics, positions, needed)

@@ -188,10 +188,13 @@ def _literal_gradients(
     gradient: Tensor, tensors: Sequence[Tensor], convolution: Convolution, needed: Sequence[bool]
 ) -> list[Tensor | None]:
     """Return gradients that can be differentiated again."""
-    x, hidden, weight, bias, cells, temperature, initial = tensors
-    alpha = AttentionFactors(hidden, weight, bias, temperature, initial).alpha()
-    y = reference.convolve(x, alpha.to(x.dtype), cells.to(x.dtype), convolution)
-    return reference.differentiate(y, tensors[:TENSORS], gradient, needed)
+    *learnt, temperature, initial = tensors
+
+    def convolve(x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, cells: Tensor) -> Tensor:
+        alpha = AttentionFactors(hidden, weight, bias, temperature, initial).alpha()
+        return reference.convolve(x, alpha.to(x.dtype), cells.to(x.dtype), convolution)
+
+    return reference.differentiate(convolve, learnt, gradient, needed)
 
 
 @register_flop_formula(torch.ops.kw_lightning.factored_convolution)

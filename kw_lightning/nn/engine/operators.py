@@ -146,6 +146,8 @@ def _literal_gradients(
     gradient: Tensor, tensors: Sequence[Tensor], convolution: Convolution, needed: Sequence[bool]
 ) -> list[Tensor | None]:
     """Return gradients that can be differentiated again."""
-    x, attention, cells = tensors
-    y = reference.convolve(x, attention.to(x.dtype), cells.to(x.dtype), convolution)
-    return reference.differentiate(y, tensors, gradient, needed)
+
+    def convolve(x: Tensor, attention: Tensor, cells: Tensor) -> Tensor:
+        return reference.convolve(x, attention.to(x.dtype), cells.to(x.dtype), convolution)
+
+    return reference.differentiate(convolve, tensors, gradient, needed)

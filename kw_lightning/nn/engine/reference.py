@@ -5,7 +5,7 @@ The yardstick of tests and benchmarks. Paper: KernelWarehouse (ICML 2024), equat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -126,16 +126,18 @@ def activate(
 
 
 def differentiate(
-    y: Tensor, tensors: Sequence[Tensor], gradient: Tensor, needed: Sequence[bool]
+    function: Callable[..., Tensor], tensors: Sequence[Tensor | None], gradient: Tensor, needed: Sequence[bool]
 ) -> list[Tensor | None]:
-    """Return the gradients of tensors that the literal form's output y was made of, which can be differentiated again.
+    """Return the gradients of what a literal form is made of, which can be differentiated again.
 
     Args:
-        y: the output.
-        tensors: what it was made of.
-        gradient: of y.
+        function: the form, of these tensors in turn.
+        tensors: what its output is made of; some may be made of others, as the hidden activations are of x.
+        gradient: of the output.
         needed: for each tensor, whether its gradient is; None stands for the others.
     """
-    wanted = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
-    found = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
+    # Of views, no tensor of which is made of another: the ways from one to the next are not this form's to follow.
+    own = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
+    wanted = [tensor for tensor, need in zip(own, needed, strict=True) if tensor is not None and need]
+    found = iter(torch.autograd.grad(function(*own), wanted, gradient, create_graph=True))
     return [next(found) if need else None for need in needed]

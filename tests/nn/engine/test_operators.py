@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.autograd import forward_ad
 
-from kw_lightning.nn import KWConv2d, KWLinear, set_temperature, share_warehouse
+from kw_lightning.nn import KWConv2d, KWLayer, KWLinear, set_temperature, share_warehouse
 from kw_lightning.nn.engine import Convolution, dynamic_convolution, operators, reference
+from kw_lightning.nn.weighing import Function
 
 GEOMETRY = Convolution((4, 4, 3, 3), (2, 4, 1, 1), (1, 1), (1, 1), (1, 1))
 DEVICES = [
@@ -38,10 +39,10 @@ def literal(x: Tensor, attention: Tensor, cells: Tensor) -> Tensor:
     return reference.convolve(x, attention, cells, GEOMETRY)
 
 
-def network() -> nn.Sequential:
+def network(function: Function = "contrast") -> nn.Sequential:
     torch.manual_seed(0)
     layers = [KWConv2d(8, 16, 3, padding=1), KWConv2d(16, 16, 3, stride=2, padding=1)]
-    share_warehouse(layers)
+    share_warehouse(layers, function=function)
     linear = KWLinear(16, 8)
     share_warehouse([linear], name="linear")
     net = nn.Sequential(*layers, nn.Flatten(2), _Transpose(), linear)
@@ -67,6 +68,24 @@ def test_a_penalty_on_gradients_equals_the_literal_forms() -> None:
         place += torch.autograd.grad(gradient.square().sum(), values)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("function", ["contrast", "softmax"])
+def test_a_penalty_on_gradients_of_a_network_equals_the_literal_forms(function: Function) -> None:
+    net, found = network(function).eval(), []  # α is made of x, and the second layer's x of the cells that it shares
+    x = torch.randn(3, 8, 6, 6)
+    for engine in ("auto", "reference"):
+        for layer in net.modules():
+            if isinstance(layer, KWLayer):
+                layer.engine = engine
+        images = x.clone().requires_grad_()
+        values = [images, *net.parameters()]
+        gradients = torch.autograd.grad(net(images).sin().sum(), values, create_graph=True)
+        penalty = torch.stack([gradient.square().sum() for gradient in gradients]).sum()
+        second = torch.autograd.grad(penalty, values, allow_unused=True, materialize_grads=True)
+        found.append([*gradients, *second])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5 * float(other.detach().abs().max().clamp_min(1.0)))
 
 
 def test_operator_keeps_pytorchs_rules() -> None:
