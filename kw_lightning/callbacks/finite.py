@@ -17,7 +17,7 @@ from torchmetrics import Metric
 
 from kw_lightning.callbacks.exact_checkpoint import agreed
 from kw_lightning.callbacks.resume import of_every_process
-from kw_lightning.errors import RunError
+from kw_lightning.errors import RunError, first_line
 
 HINT = "lower the learning rate, clip the gradients, or compute in bf16 or 32 bits instead of 16"
 
@@ -29,9 +29,9 @@ class NonFiniteError(RunError):
 class FiniteLoss(Callback):
     """Ends training at the first loss that is infinite or not a number, before the weights take it in.
 
-    The batch is computed once more to find the layer whose activations failed first; weights that failed in the step
-    before are named instead. Checkpoints with such weights are not written, so the last one is finite. Of several
-    processes all stop, at the end of the batch.
+    The batch is computed once more, but not with manual optimization, to find the layer whose activations failed first;
+    weights that failed in the step before are named instead. Checkpoints with such weights are not written, so the last
+    one is finite. Of several processes all stop, at the end of the batch.
 
     Args:
         on_nan: "stop", or "warn" to say it once and go on.
@@ -110,7 +110,10 @@ def first_failure(trainer: Trainer, module: LightningModule, batch: Any, index: 
         return f"{failed}, so its gradients failed in the step before"
     if any(isinstance(leaf, Tensor) and _fails(leaf) for leaf in tree_leaves(batch)):
         return "the batch itself holds values that are infinite or not a number"
+    if not module.automatic_optimization:  # the batch would be a step of every optimizer
+        return "with manual optimization the layer that failed first is not looked for"
     found: list[str] = []
+    ending = "no layer's activations failed, so it is the loss function itself"
     names = {child: name for name, child in module.named_modules() if not isinstance(child, Metric)}
 
     def look(child: nn.Module, inputs: Any, output: Any) -> None:
@@ -123,12 +126,12 @@ def first_failure(trainer: Trainer, module: LightningModule, batch: Any, index: 
         stance, precision = torch.compiler.set_stance("force_eager"), trainer.precision_plugin.train_step_context()
         with _unchanged(module), torch.no_grad(), stance, precision:
             module.training_step(batch, index)
-    except Exception:  # only a diagnosis: the loss is the error to tell
-        pass
+    except Exception as error:  # only a diagnosis: the loss is the error to tell
+        ending = f"computing the batch again, to find the layer, ended in {type(error).__name__}: {first_line(error)}"
     finally:
         for hook in hooks:
             hook.remove()
-    return found[0] if found else "no layer's activations failed, so it is the loss function itself"
+    return found[0] if found else ending
 
 
 def failed_weights(module: nn.Module) -> str | None:

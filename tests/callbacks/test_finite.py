@@ -71,6 +71,39 @@ def test_a_warning_is_given_once_and_training_goes_on(tmp_path: Path) -> None:
         FiniteLoss("ignore")  # type: ignore[arg-type]
 
 
+class Manual(Classifier):
+    """Steps by itself, as a GAN does."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(net)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(nn.functional.cross_entropy(self(batch[0]), batch[1]))
+        optimizer.step()
+
+
+class Twice(Classifier):
+    """Does not compute a batch that it has seen."""
+
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        if batch_idx == getattr(self, "seen", None):
+            raise LookupError("seen")
+        self.seen = batch_idx
+        return super().training_step(batch, batch_idx) * (float("nan") if batch_idx == 2 else 1)
+
+
+def test_a_layer_that_cannot_be_found_is_told_so(tmp_path: Path) -> None:
+    net = Net()
+    net.head = nn.Sequential(Failing(3), net.head)
+    with pytest.raises(NonFiniteError, match=r"step 3 .*: with manual optimization the layer .* is not looked for"):
+        fitted(tmp_path, Manual(net))
+    with pytest.raises(NonFiniteError, match=r"the batch again, to find the layer, ended in LookupError: seen\."):
+        fitted(tmp_path, Twice(Net()))
+
+
 def test_json_holds_null(tmp_path: Path) -> None:
     text = json_text({"last": {"loss": float("nan"), "accuracy": 0.5}, "rows": [float("inf"), 1]})
     assert json.loads(text, parse_constant=pytest.fail) == {"last": {"loss": None, "accuracy": 0.5}, "rows": [None, 1]}
