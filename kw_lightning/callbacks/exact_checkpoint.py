@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from kw_lightning.callbacks.resume import inside_epoch
 from kw_lightning.callbacks.signals import InterruptedRunError, StopSignals
-from kw_lightning.errors import RunError
+from kw_lightning.errors import RunError, sentence
 
 KEY = "exact_checkpoint"
 
@@ -23,6 +23,8 @@ class ExactCheckpoint(Checkpoint):
     That is at the end of an epoch, and inside an epoch at the end of a batch with an optimizer step: in the middle of a
     batch the optimizer may have changed half of the weights, between two steps gradients are accumulated that no
     checkpoint holds. So nothing is written when training fails: the last exact file stays.
+
+    With `fast_dev_run` nothing is written: the file may be that of a run.
 
     Ctrl-C and SIGTERM stop training at the next such place, with a checkpoint; the processes of a run agree on it at
     the end of each batch, so none waits for another. Evaluation inside an epoch is finished first. A second Ctrl-C
@@ -35,7 +37,7 @@ class ExactCheckpoint(Checkpoint):
         minutes: the same by the clock of the first process.
 
     Raises:
-        ValueError: both `steps` and `minutes`, **or** one that is not over 0.
+        ValueError: both `steps` and `minutes`, one that is not over 0, **or** a folder in the place of the file.
 
     Example:
         >>> trainer = Trainer(
@@ -51,6 +53,8 @@ class ExactCheckpoint(Checkpoint):
             if value is not None and value <= 0:
                 raise ValueError(f"{name} is over 0: found {value}")
         self.path = Path(path)
+        if self.path.is_dir():
+            raise ValueError(sentence(f"the folder {path}", f'a file, as "{self.path / "last.ckpt"}"'))
         self.steps, self.minutes = steps, minutes
         self._signals = StopSignals()
         self._stop = 0
@@ -137,7 +141,8 @@ class ExactCheckpoint(Checkpoint):
         return self.minutes is not None and time.monotonic() - self._written >= 60 * self.minutes
 
     def _write(self, trainer: Trainer) -> None:
-        trainer.save_checkpoint(self.path)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.save_checkpoint(self.path)
         self._written = time.monotonic()
 
     def _end(self, trainer: Trainer) -> None:

@@ -19,6 +19,7 @@ from callback_networks import Classifier, dataset, dynamic_net, trainer
 from torch.utils.data import DistributedSampler
 
 from kw_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
+from kw_lightning.callbacks.exact_checkpoint import ExactCheckpoint
 from kw_lightning.callbacks.resume import RandomState, ResumableDataLoader
 
 HERE = Path(__file__).parent
@@ -123,6 +124,17 @@ while True:
     AtomicCheckpointIO().save_checkpoint({"step": step, "weights": torch.full((2_000_000,), step)}, sys.argv[1])
     print(step, flush=True)
 """
+
+
+def test_a_fast_dev_run_leaves_the_runs_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(b"of a run")
+    checkpoint = ExactCheckpoint(path, steps=1)
+    run = trainer(tmp_path, callbacks=[checkpoint], fast_dev_run=True, enable_checkpointing=True)
+    run.fit(Classifier(dynamic_net()))
+    assert path.read_bytes() == b"of a run"
+    with pytest.raises(ValueError, match=r'^found the folder \S+, allowed: a file, as "\S+last\.ckpt"$'):
+        ExactCheckpoint(tmp_path)
 
 
 def test_a_kill_during_saving_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
