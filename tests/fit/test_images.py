@@ -90,6 +90,35 @@ def test_a_damaged_image_ends_a_run_in_one_line_that_names_it(pictures: Path, wo
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+def test_batches_of_damaged_images_alone_are_left_out(pictures: Path, workers: int) -> None:
+    for part, count in (("train", 3), ("val", 4)):
+        for number in range(count):
+            (pictures / part / "dog" / f"{number}.png").write_bytes(b"no image")
+    recipe = load_recipe(options(pictures, workers=workers, broken="skip", batch_size=2))
+    data = data_module(recipe)
+    assert isinstance(data, ImageData)
+    for epoch in range(4):
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        sizes = [len(images) for images, _ in loader]
+        assert len(sizes) == 4  # no step is missing
+        assert min(sizes) >= 1
+    assert [targets.tolist() for _, targets in data.val_dataloader()] == [[0, 0], [0, 0]]
+    assert fit(recipe, output=pictures / "run").best["accuracy"] >= 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_part_of_damaged_images_alone_is_one_line(pictures: Path, workers: int) -> None:
+    for image in pictures.glob("*/*/*.png"):
+        image.write_bytes(b"no image")
+    data = data_module(load_recipe(options(pictures, workers=workers, broken="skip", batch_size=2)))
+    assert isinstance(data, ImageData)
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        with pytest.raises(RunError, match=r"^data: no image can be read$"):
+            list(loader)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
 def test_images_of_different_size_name_the_key_that_helps(pictures: Path, workers: int) -> None:
     Image.new("RGB", (9, 8)).save(pictures / "val/dog/3.png")
     data = data_module(load_recipe({**options(pictures, workers=workers), "model": {"input": [3, 8]}}))

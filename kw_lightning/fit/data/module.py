@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +30,8 @@ from kw_lightning.preprocessing import Preprocessing
 from kw_lightning.recipe.types import Recipe
 
 log = logging.getLogger(__name__)
+
+NONE_READ = "data: no image can be read"
 
 Batch = tuple[Tensor, Tensor]
 """Images [b, c, h, w] and classes [b]; with mixup or several labels the classes' shares [b, classes]."""
@@ -110,6 +113,8 @@ class ImageData(LightningDataModule):
             section = "train" if part == "train" else "eval"
             chosen = even_subset(images, (self.data.train if part == "train" else self.data.eval).get("samples"))
             self.parts[part] = self._transformed(chosen, section)
+        if "train" in self.parts:
+            self.parts["train"].fills = True
         if self.data.sampling == "balanced" and "train" in self.parts:
             self.parts["train"].places = BalancedPlaces(targets_of(self.parts["train"].samples), self.seed)
         self.mix = _mix(recipe, self.num_classes)
@@ -194,6 +199,10 @@ class Unreadable:
     reason: str
 
 
+class LeftOutError(RunError):
+    """Raised, and handed over, in place of a batch of which no image can be read, where such images are left out."""
+
+
 class Transformed(Dataset[Any]):
     """A data set with a transform for its images, read in whole batches.
 
@@ -209,6 +218,8 @@ class Transformed(Dataset[Any]):
 
     Attributes:
         places: which image stands at which place of an epoch, where that is not each at its own.
+        fills: whether the next images that can be read stand in for a batch without any, as in training, whose steps
+            are counted; in evaluation there is no such batch.
     """
 
     def __init__(self, samples: Samples, steps: v2.Compose, seed: int, size_key: str, *, skip: bool = False) -> None:
@@ -219,6 +230,7 @@ class Transformed(Dataset[Any]):
         self.skip = skip
         self.skipped: set[int] = set()
         self.places: BalancedPlaces | None = None
+        self.fills = False
         self.batch_steps = batchwise(steps) if isinstance(whole(samples), Images) else None
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that stay alive see it change
 
@@ -229,10 +241,12 @@ class Transformed(Dataset[Any]):
         images, targets = self.read([index])
         return images[0], targets[0] if targets.ndim > 1 else int(targets[0])
 
-    def __getitems__(self, indices: list[int]) -> Batch | Unreadable:
+    def __getitems__(self, indices: list[int]) -> Batch | Unreadable | LeftOutError:
         """Return a batch; DataLoader asks so for what `__getitem__` would give one by one."""
         try:
             return self.read(indices)
+        except LeftOutError as left_out:
+            return self._batch_after(indices) if self.fills else left_out
         except RunError as error:
             return Unreadable(str(error))
 
@@ -240,6 +254,7 @@ class Transformed(Dataset[Any]):
         """Return images and classes of a batch.
 
         Raises:
+            LeftOutError: none of the images can be read, and such images are left out.
             RunError: an image that cannot be read, **or** images of different size.
         """
         epoch = int(self.epoch)
@@ -263,7 +278,7 @@ class Transformed(Dataset[Any]):
                 classes.append(torch.as_tensor(target))
                 read.append(index)
         if not read:
-            raise RunError(f"{file_of(self.samples, indices[0])}: no image of this batch can be read")
+            raise LeftOutError(f"{file_of(self.samples, indices[0])}: no image of this batch can be read")
         self._check_sizes(transformed, read)
         return torch.stack(transformed), torch.stack(classes)
 
@@ -279,7 +294,13 @@ class Transformed(Dataset[Any]):
             except RunError:
                 if not self.skip:
                     raise
-        raise RunError("data: no image can be read")
+        raise RunError(NONE_READ)
+
+    def _batch_after(self, indices: list[int]) -> Batch | Unreadable:
+        for first in range(indices[-1] + 1, indices[-1] + len(self), len(indices)):
+            with suppress(LeftOutError):
+                return self.read([(first + number) % len(self) for number in range(len(indices))])
+        return Unreadable(NONE_READ)
 
     def _leave_out(self, index: int, error: RunError) -> None:
         if not self.skip:
@@ -303,16 +324,23 @@ class ImageLoader(ResumableDataLoader):
     """Batches of `Transformed`, which is told the epoch first.
 
     Raises:
-        RunError: an image cannot be read, in this process or in a worker.
+        RunError: an image cannot be read, in this process or in a worker, **or** all are left out.
     """
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         assert isinstance(self.dataset, Transformed)
         self.dataset.epoch.fill_(getattr(self._epoch_sampler(), "epoch", 0))
+        read = left_out = False
         for batch in super().__iter__():
             if isinstance(batch, Unreadable):
                 raise RunError(batch.reason)
+            if isinstance(batch, LeftOutError):
+                left_out = True
+                continue
+            read = True
             yield batch
+        if left_out and not read:
+            raise RunError(NONE_READ)
 
 
 def _as_it_is(batch: Batch) -> Batch:
