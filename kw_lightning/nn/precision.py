@@ -14,6 +14,14 @@ PLAIN = (Tensor, nn.Parameter)
 """Types of tensors: others, quantised or shared out, have their own way with operators."""
 
 
+def plain(tensor: Tensor) -> Tensor:
+    """Return a tensor as one of torch's own type, where its type is a name and methods for memory like any other's."""
+    kind = type(tensor)
+    if kind in PLAIN or kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return tensor
+    return tensor.as_subclass(Tensor)
+
+
 def autocast_type(device: torch.device) -> torch.dtype | None:
     """Return the type that autocast asks for on a device; None where it is off, or there is none (`meta`)."""
     kind = device.type

@@ -21,7 +21,7 @@ from kw_lightning.nn.engine.factors import AttentionFactors
 from kw_lightning.nn.engine.gradients import imagine_gradients
 from kw_lightning.nn.engine.layouts import empty_output
 from kw_lightning.nn.engine.planner import check_engine, choose
-from kw_lightning.nn.precision import PLAIN, is_recorded
+from kw_lightning.nn.precision import PLAIN, is_recorded, plain
 
 NAME = "kw_lightning::factored_convolution"
 TENSORS = 5  # that may need a gradient: x, hidden, weight, bias, cells; they come first
@@ -42,7 +42,8 @@ def factored_convolution(
 ) -> Tensor:
     """Convolve every sample of x [batch, in_channels, *size] with its own mixture of cells, in x's type."""
     convolution = Convolution.of(cells.shape[1:], geometry)
-    return compute(x, AttentionFactors(hidden, weight, bias, temperature, initial, lasting), cells, convolution, engine)
+    factors = AttentionFactors(plain(hidden), plain(weight), plain(bias), plain(temperature), plain(initial), lasting)
+    return compute(plain(x), factors, plain(cells), convolution, engine)
 
 
 def compute(
@@ -125,7 +126,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    tensors = ctx.saved_tensors
+    gradient, *tensors = map(plain, (gradient, *ctx.saved_tensors))
     needed = list(ctx.needs_input_grad[:TENSORS])
     if torch.is_grad_enabled():
         gradients = _literal_gradients(gradient, tensors, Convolution.of(tensors[4].shape[1:], ctx.geometry), needed)

@@ -19,6 +19,7 @@ from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.gradients import imagine_gradients
 from kw_lightning.nn.engine.layouts import empty_output
 from kw_lightning.nn.engine.planner import check_engine, choose
+from kw_lightning.nn.precision import plain
 
 NAME = "kw_lightning::dynamic_convolution"
 
@@ -33,6 +34,7 @@ def dynamic_convolution(
 ) -> Tensor:
     """Convolve every sample of x [batch, in_channels, *size] with its own mixture of cells, in x's type."""
     convolution = Convolution.of(cells.shape[1:], geometry)
+    x, attention, cells = map(plain, (x, attention, cells))
     path = choose(x, attention, cells, convolution, engine, backward=False)
     return computing.forward(x, attention, cells, convolution, path)
 
@@ -84,7 +86,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    tensors = ctx.saved_tensors
+    gradient, *tensors = map(plain, (gradient, *ctx.saved_tensors))
     needed = list(ctx.needs_input_grad[:3])
     if torch.is_grad_enabled():
         gradients = _literal_gradients(gradient, tensors, Convolution.of(tensors[2].shape[1:], ctx.geometry), needed)

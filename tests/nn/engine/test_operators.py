@@ -88,6 +88,29 @@ def test_a_penalty_on_gradients_of_a_network_equals_the_literal_forms(function: 
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5 * float(other.detach().abs().max().clamp_min(1.0)))
 
 
+class _Image(Tensor):
+    """A tensor with a method of its own, as MONAI's have."""
+
+    def new_empty(self, size: Any, **options: Any) -> Tensor:  # type: ignore[override]
+        return self.as_subclass(Tensor).new_empty(size=size, **options)  # no single number
+
+
+@pytest.mark.parametrize("function", ["contrast", "softmax"])
+def test_tensors_of_an_own_class_are_computed_with_as_any_others(function: Function) -> None:
+    net, x = network(function).eval(), torch.randn(3, 8, 6, 6)
+    expected = net(x)
+    y = net(x.as_subclass(_Image))
+    assert type(y) is _Image
+    torch.testing.assert_close(y.as_subclass(Tensor), expected)
+    with torch.inference_mode():
+        torch.testing.assert_close(net(x.as_subclass(_Image)).as_subclass(Tensor), expected)
+    y.sin().sum().backward()
+    found = [parameter.grad for parameter in net.parameters()]
+    assert {type(gradient) for gradient in found} == {Tensor}
+    for one, other in zip(found, torch.autograd.grad(expected.sin().sum(), net.parameters()), strict=True):
+        assert (one - other).abs().max() < 1e-5 * other.abs().max().clamp_min(1.0)
+
+
 def test_operator_keeps_pytorchs_rules() -> None:
     arguments = (*tensors(torch.float32), GEOMETRY.numbers, "auto")
     results = torch.library.opcheck(operators.dynamic_convolution, arguments)
