@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 
 from kw_lightning.errors import RecipeError, RunError, first_line
 from kw_lightning.fit.data import ImageData
 from kw_lightning.fit.failures import readable_failures
+from kw_lightning.fit.interruption import is_first_process
 from kw_lightning.fit.module import Classifier
 from kw_lightning.recipe.types import Recipe
+
+log = logging.getLogger(__name__)
 
 
 def check_shapes(recipe: Recipe, module: Classifier, data: LightningDataModule) -> None:
     """Show the network one image before anything is written, so that a mismatch is one message.
+
+    A network that ends in a softmax is warned of: it would be taken twice, and train slowly to unsure answers.
 
     Raises:
         RecipeError: the network does not take such images, **or** has other outputs than the data has classes.
@@ -38,6 +46,15 @@ def check_shapes(recipe: Recipe, module: Classifier, data: LightningDataModule) 
         path, cure = _where_classes_are_set(recipe, data.num_classes)
         message = f"the network has {found} and the data has {data.num_classes} classes: {cure}"
         raise RecipeError(recipe.document.problem(path, message))
+    if is_first_process() and _are_probabilities(logits):
+        log.warning("model: the network ends in a softmax, which losses and predictions take once more: leave it out")
+
+
+def _are_probabilities(logits: Tensor) -> bool:  # [1 x k]
+    total = logits.double().sum(dim=1)
+    return (
+        logits.shape[1] > 1 and bool((logits >= 0).all()) and torch.allclose(total, torch.ones_like(total), atol=1e-3)
+    )
 
 
 def _where_classes_are_set(recipe: Recipe, classes: int) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from kw_lightning.errors import RecipeError, RunError
 from kw_lightning.fit import Classifier, Result, evaluate, fit
 from kw_lightning.fit.data import data_module
 from kw_lightning.fit.evaluation import measure
+from kw_lightning.fit.run import make_parts
 from kw_lightning.fit.trainer import monitored
 from kw_lightning.nn import warehouses
 
@@ -242,6 +243,17 @@ def test_an_output_that_is_no_tensor_is_a_mistake_of_the_recipe() -> None:
         module.train()(images)
     with pytest.raises(RecipeError, match=r"type dict in evaluation, allowed: a tensor \[batch, classes\]$"):
         module.eval()(images)
+
+
+@pytest.mark.parametrize(("activation", "warned"), [("softmax", True), ("log_softmax", False), ("relu", False)])
+def test_a_softmax_at_the_networks_end_is_warned_of(
+    activation: str, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    layers = ["Flatten", {"Dense": {"units": 10, "activation": activation}}]
+    data = {"name": "digits", "train": {"mean": [0.305], "std": [0.376]}}
+    recipe = load_recipe({"kw": 1, "model": {"input": [1, 8, 8], "layers": layers}, "data": data})
+    make_parts(recipe, recipe)
+    assert ("the network ends in a softmax" in caplog.text) is warned
 
 
 NORM_OF_ONE_VALUE = """
