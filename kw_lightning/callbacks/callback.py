@@ -65,6 +65,7 @@ class KWCallback(Callback):
         self.warm_start = warm_start
         self.temperature, self.attention = method_callbacks(self.recipe, module, warm_start=warm_start)
         self._undo: list[Callable[[], None]] = []
+        self._converted_copies: tuple[str, ...] = ()
 
     @property
     def state_key(self) -> str:
@@ -90,7 +91,8 @@ class KWCallback(Callback):
             self._check_optimizers(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set the temperature; see `TemperatureAnnealing`."""
+        """Set the temperature, that of copies made since too; see `TemperatureAnnealing`."""
+        self.temperature.copies = self._copies(trainer, pl_module)
         self.temperature.on_train_start(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -120,7 +122,7 @@ class KWCallback(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the recipe, the layout of the warehouses and the data module's `classes` into the checkpoint."""
-        entry = describe(self.recipe, self.module, submodule(pl_module, self.module), self.temperature.copies)
+        entry = describe(self.recipe, self.module, submodule(pl_module, self.module), self._converted_copies)
         checkpoint.setdefault(KEY, []).append(entry)
         checkpoint.setdefault(CLASSES, class_names_of(trainer))
 
@@ -138,10 +140,7 @@ class KWCallback(Callback):
     def _convert(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not dynamic_layers(submodule(pl_module, self.module)):
             check_strategy(trainer, self.module)
-        # What another KWCallback is for is no copy, however alike the two are.
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        own = {callback.module for callback in callbacks if isinstance(callback, KWCallback)}
-        copies = tuple(path for path in copies_of(pl_module, self.module) if path not in own)
+        copies = self._copies(trainer, pl_module)
         if copies and not dynamic_layers(submodule(pl_module, self.module)):
             named = " and ".join(f'"{copy}"' for copy in copies)
             rank_zero_info(f'{named}: as a copy of "{self.module}" made dynamic with it, from the same weights')
@@ -153,8 +152,14 @@ class KWCallback(Callback):
                     f'"{part}" is dynamic now, and "{copy}", a copy of it, is not: where one is made of the other\'s '
                     f'weights, as moving averages are, give KWCallback module="{part}" and names inside it'
                 )
-        self.temperature.copies = copies
+        self._converted_copies = copies
         self._undo += [refuse_other_weights(part) for part in (network, *map(pl_module.get_submodule, copies))]
+
+    def _copies(self, trainer: Trainer, pl_module: LightningModule) -> tuple[str, ...]:
+        # What another KWCallback is for is no copy, however alike the two are.
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        others = {callback.module for callback in callbacks if isinstance(callback, KWCallback)}
+        return tuple(path for path in copies_of(pl_module, self.module) if path not in others)
 
     def _end(self) -> None:
         for undo in self._undo:

@@ -107,6 +107,30 @@ def test_another_fit_anneals_the_copy_too(tmp_path: Path) -> None:
         assert [float(m.temperature) for m in model.modules() if isinstance(m, Warehouse)] == [0.5, 0.5]
 
 
+def test_a_copy_made_as_the_fit_starts_has_the_temperature(tmp_path: Path) -> None:
+    class Late(Momentum):
+        def on_fit_start(self) -> None:
+            self.backbone_momentum = copy.deepcopy(self.backbone).requires_grad_(False)
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            for target, online in zip(self.backbone_momentum.parameters(), self.backbone.parameters(), strict=True):
+                target.data.mul_(0.5).add_(online.data, alpha=0.5)  # .data: autograd does not count it as a change
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return (self.backbone(batch[0]) - self.backbone_momentum(batch[0])).square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.backbone.parameters(), lr=0.1)
+
+    model = Late()
+    model.backbone_momentum = nn.Identity()
+    run = trainer(tmp_path, callbacks=[KWCallback(RECIPE, module="backbone")])
+    run.fit(model, loader())
+    assert [float(m.temperature) for m in model.modules() if isinstance(m, Warehouse)] == [0.5, 0.5]
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    assert "copies" not in torch.load(tmp_path / "run.ckpt")["kw_lightning"][0]  # a module that is made has none yet
+
+
 @pytest.mark.parametrize("change", ["weights", "meta", "shared"])
 def test_what_only_looks_alike_is_no_copy(change: str) -> None:
     model = Momentum()
