@@ -194,5 +194,6 @@ class KWCallback(Callback):
             more = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
             raise KWError(
                 f"no optimizer trains {', '.join(left_out[:5])}{more}: were they collected before the network was made "
-                "dynamic? Read self.parameters() in configure_optimizers, or freeze them by requires_grad_(False)"
+                'dynamic, or by names, as those that end in "weight" or "bias"? Read self.parameters() in '
+                "configure_optimizers, or freeze them by requires_grad_(False)"
             )
