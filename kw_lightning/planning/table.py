@@ -71,7 +71,9 @@ def total_lines(plan: Plan) -> list[str]:
         lines.append(f"multiply-adds     unknown: {plan.macs_note}")
     steps = preprocessing(plan.recipe)
     if steps is not None:
-        lines += [f"preprocessing     {steps.describe()}", f"                  ({steps.source})"]
+        lines.append(f"preprocessing     {steps.describe()}")
+        if steps.source:
+            lines.append(f"                  ({steps.source})")
     augmented = difference(plan.recipe)
     if augmented is not None:
         lines.append(f"RandAugment       {augmented}")

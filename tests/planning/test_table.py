@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from kw_lightning.planning import plan
-from kw_lightning.planning.table import PlanTable
+from kw_lightning.planning.table import PlanTable, total_lines
 from kw_lightning.recipe import load_recipe
 
 
@@ -29,3 +29,9 @@ def test_every_column_is_shown_whole_at_any_width(width: int) -> None:
         assert any(re.match(rf"{re.escape(layer.name)} .*{layer.partition.first_cell}( |$)", line) for line in lines)
     assert all(any(title in line for line in lines) for title in (*titles, "first cell", "kernel"))
     assert "…" not in "".join(lines)
+
+
+def test_images_that_are_read_as_they_are_have_no_source() -> None:
+    layers = ["Flatten", {"Dense": {"units": 10}}]
+    planned = plan(load_recipe({"kw": 1, "model": {"input": [1, 8, 8], "layers": layers}, "data": {"name": "digits"}}))
+    assert total_lines(planned)[-1] == "preprocessing     nothing"
