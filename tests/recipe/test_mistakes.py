@@ -73,7 +73,7 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
         "kw: 1\ndata: {name: ‸cifar1O}\n",
         ('found "cifar1O"', "allowed: digits, image_folder, csv, cifar10,", 'did you mean "cifar10"?'),
     ),
-    "data without a name": ("kw: 1\n‸data: {batch_size: 4}\n", ('data: the key "name" is missing',)),
+    "data without a name": ("kw: 1\n‸data: {args: {download: true}}\n", ('data: the key "name" is missing',)),
     "backbone without its library": (
         "kw: 1\nmodel: {backbone: ‸resnet18}\n",
         ('found "resnet18", allowed: torchvision/NAME, timm/NAME or python:package.module:callable',),
