@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from kw_lightning.cli.output import error_console, forget_output, write_any_text
-from kw_lightning.errors import KWError
+from kw_lightning.errors import KWError, RunError
 
 # Command → module with a function of the module's name. The modules import what is slow (torch) inside that
 # function, so that `kw --help` and `kw check` start at once.
@@ -39,6 +40,7 @@ COMMANDS: dict[str, str] = {
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count it
 UNREAD = 141  # 128 + SIGPIPE: `kw list | head -1`
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def command(name: str) -> Callable[..., Any]:
@@ -58,6 +60,12 @@ def command(name: str) -> Callable[..., Any]:
         except BrokenPipeError:
             forget_output()
             raise typer.Exit(UNREAD) from None
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            forget_output()
+            error_console().print("the output cannot be written: its disk is full, or a quota is reached", style="red")
+            raise typer.Exit(RunError.exit_code) from None
         except KeyboardInterrupt as interruption:
             said = str(interruption) or "Interrupted."
             error_console().print(said, style="yellow", highlight=False, soft_wrap=True)

@@ -30,14 +30,20 @@ def warn(message: str | None) -> None:
 
 
 def write_any_text() -> None:
-    """Let the standard streams write `?` for what their encoding does not have, as × in ASCII, and not fail."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
+    """Let the standard streams write `?` for what their encoding does not have, as × in ASCII, and not fail.
+
+    One that was closed before, as by a daemon, writes nowhere; its number is then that of no other file.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 
 def forget_output() -> None:
-    """Send what is still to be written to standard output nowhere, when nobody reads it any more."""
+    """Send what is still to be written to standard output nowhere, when nobody reads it any more or it has no room."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

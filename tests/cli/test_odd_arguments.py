@@ -113,6 +113,22 @@ def test_an_output_that_nobody_reads_ends_the_run_without_a_word(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
+    ("where", "code", "message"),
+    [
+        (">&-", 0, ""),
+        (">&- 2>&-", 0, ""),
+        (">/dev/full", 1, "the output cannot be written: its disk is full, or a quota is reached\n"),
+    ],
+)
+def test_an_output_that_is_closed_or_full_is_no_traceback(tmp_path: Path, where: str, code: int, message: str) -> None:
+    if "/dev/full" in where and not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    line = f'"$0" -c "from kw_lightning.cli import main; main()" show digits-resnet {where}'
+    result = subprocess.run(["sh", "-c", line, sys.executable], cwd=tmp_path, capture_output=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr.decode()) == (code, b"", message)
+
+
+@pytest.mark.parametrize(
     ("setting", "reason"),
     [
         ("train.accelerator=gpu", "No supported gpu backend found"),
