@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,8 @@ class AttentionStatistics(Callback):
 
     It listens by forward hooks on the layers' attentions during the passes it summarises and at no other time; a
     compiled network runs uncompiled in those passes, because compiled code does not call new hooks. Several processes
-    add up their sums. The sanity check is left out, and with `fast_dev_run` no file is written.
+    add up their sums. The sanity check is left out, and with `fast_dev_run` no file is written. Warehouses whose layers
+    a pass does not use, as a discriminator's, have no summary of it.
 
     Where a Trainer has statistics of several submodules, they are told apart by its path: `attention/MODULE/NAME/…` and
     `attention/MODULE/epoch=…-step=….npz`.
@@ -88,7 +91,7 @@ class AttentionStatistics(Callback):
             pl_module.log_dict(numbers, sync_dist=True)  # equal in all processes; Lightning warns without
         # `log_dir` asks the first process, so every process has to read it.
         folder = Path(self.folder or Path(trainer.log_dir or trainer.default_root_dir) / place)
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self.latest and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._write(folder / f"epoch={trainer.current_epoch:04d}-step={trainer.global_step}.npz")
         if self.figures:
             self._draw(trainer, place)
@@ -126,10 +129,14 @@ class AttentionStatistics(Callback):
         self._listening.enter_context(_UNCOMPILED)
 
     def summaries(self) -> dict[str, AttentionSummary]:
-        """Stop listening and return the summaries by warehouse; in every process at once."""
-        summaries = {name: metric.summary() for name, metric in self._metrics.items()}
+        """Stop listening and return the summaries of the warehouses that were in use; in every process at once."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="The ``compute`` method of metric AttentionMetric was called before"
+            )
+            summaries = {name: metric.summary() for name, metric in self._metrics.items()}
         self._stop()
-        return summaries
+        return {name: summary for name, summary in summaries.items() if not math.isnan(summary.negative_share)}
 
     def _stop(self) -> None:
         self._listening.close()

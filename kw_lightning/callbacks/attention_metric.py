@@ -22,7 +22,7 @@ class AttentionSummary:
 
     Attributes:
         mean: the mean of α over the samples, [m_t, n]; the layers' mixtures below each other.
-        negative_share: the part of all weights that is under 0.
+        negative_share: the part of all weights that is under 0; NaN where there are none.
         entropy: of |α| over the cells, normalised per mixture; mean over mixtures and samples, in nats.
         effective_cells: exp of the entropy of the cells' use, u_j = Σ_i mean |α_ij|: n when all are used alike.
         dead_cells: how many cells are used less than a hundredth of the average.
@@ -105,12 +105,13 @@ class AttentionMetric(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Return the fields of `AttentionSummary` as tensors, over everything added by all processes."""
         samples = self.samples.double()
-        per_row = samples.clamp_min(1).repeat_interleave(torch.tensor(self.mixtures, device=samples.device))
+        heard = samples.repeat_interleave(torch.tensor(self.mixtures, device=samples.device))
+        per_row = heard.clamp_min(1)
         use = (self.magnitude.double() / per_row.unsqueeze(1)).sum(dim=0)  # [n]
         return {
             "mean": self.attention / per_row.unsqueeze(1),
-            "negative_share": self.negatives / (per_row.sum() * self.cells),
-            "entropy": (self.entropy / per_row).mean(),
+            "negative_share": self.negatives / (heard.sum() * self.cells),
+            "entropy": (self.entropy / per_row)[heard > 0].mean(),
             "effective_cells": torch.special.entr(use / use.sum()).sum().exp(),
             "dead_cells": (use < DEAD * use.mean()).sum(),
             "similarity": self.similarities().nanmean(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -263,16 +264,35 @@ def test_a_compiled_network_is_heard_too(tmp_path: Path) -> None:
     assert compiled.latest["head"].scalars() == plain.latest["head"].scalars()
 
 
-@pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_two_networks_with_warehouses_of_one_name(tmp_path: Path) -> None:
     model = Classifier(dynamic_net())
     model.teacher = dynamic_net()
     statistics = AttentionStatistics()
     statistics.listen(model)
-    model.teacher(torch.randn(4, 1, 8, 8))
+    for network in (model.net, model.teacher):
+        network(torch.randn(4, 1, 8, 8))
     summaries = statistics.summaries()
     assert set(summaries) == {"convolutions", "head", "teacher.conv1:convolutions", "teacher.head:head"}
     assert hooks(model) == 0
+
+
+def test_what_is_not_in_use_is_left_out(tmp_path: Path) -> None:
+    layers = attentions()
+    whole, first = AttentionMetric([3, 2], cells=5), added(layers[:1]).summary()
+    whole.update(0, layers[0])
+    found = whole.summary()
+    assert (found.entropy, found.negative_share) == (first.entropy, first.negative_share)
+
+    class Part(Classifier):
+        def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            self.net.conv1(self.net.stem(batch[0]))
+
+    statistics = AttentionStatistics()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The ``compute`` method")
+        trainer(tmp_path, callbacks=[statistics]).validate(Part(dynamic_net()), loader(), verbose=False)
+    assert set(statistics.latest) == {"convolutions"}
+    assert set(np.load(tmp_path / "attention" / "epoch=0000-step=0.npz")) == {"convolutions", "convolutions/layers"}
 
 
 class TwoNetworks(Classifier):
