@@ -220,7 +220,7 @@ class _Run:
         """Return the works of writing what each layer gets of the input, and of that and its attention alone.
 
         In the network a map has just been written when an attention reads it, and its gradient when the attention adds
-        to that; so the attention takes the difference.
+        to that; so the attention takes the difference. Where it is a part of a layer's one call, that is made in both.
         """
         inputs: list[tuple[KWLayer, Tensor]] = []
         handles = [
@@ -241,12 +241,10 @@ class _Run:
             with self.setting.autocast(), torch.inference_mode(not self.training):
                 for (layer, x), call in zip(inputs, calls, strict=True):
                     _write_anew(x)
-                    if not attend:
-                        continue
-                    if call is None:
+                    if call is not None:
+                        (call.attend if attend else call.call_alone)(x)
+                    elif attend:
                         _attend(layer, x.requires_grad_(self.training))
-                    else:
-                        call.attend(x)
 
         return {"written": partial(work, attend=False), "attended": partial(work, attend=True)}
 

@@ -66,7 +66,7 @@ def test_json_has_every_figure(recipe: str) -> None:
         assert set(result["seconds"]) == {"static", "reference", "kw"}
         assert all(seconds > 0 for seconds in result["seconds"].values())
         assert result["ratio"]["static"] == 1
-        assert 0 < result["attention"] < 2
+        assert -1 < result["attention"] < 2  # a difference of times, in inference of few microseconds here
     assert training["kept_bytes"]["kw"] < training["kept_bytes"]["reference"]
     # Two convolutions and a linear layer, of a batch of two.
     assert training["multiply_adds"]["static"] == 2 * (36 * 9 * (3 * 8 + 8 * 8) + 8 * 4)

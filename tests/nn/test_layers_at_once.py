@@ -385,6 +385,9 @@ def test_the_attention_alone_is_made_as_within_the_call() -> None:
         call.attend(x)
         memory = scratch("native", (call.numbers,), x)
         torch.testing.assert_close(alpha_within(memory, layer.attend(x)), layer.attend(x), rtol=1e-4, atol=1e-5)
+        memory.fill_(7)
+        call.call_alone(x)
+        assert memory.eq(7).all()
 
 
 def alpha_within(memory: Tensor, alpha: Tensor) -> Tensor:

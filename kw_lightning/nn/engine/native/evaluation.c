@@ -48,9 +48,10 @@ static void take_live(const Evaluation *e, const float *alpha, float *live) {
         for (index_t t = 0; t < e->pass.taps; t++, live += width) copy(alpha + e->live[t] * width, live, width);
 }
 
-/* From x to out; out NULL: to alpha only, which is to be timed. */
+/* From x to out; to be timed, out NULL: to alpha only, and x NULL: nothing but the call. */
 void kw_evaluate(const Evaluation *e, float *x, float *added, float *out, float *memory) {
     Memory m;
+    if (!x) return;
     lay_out(e, memory, &m);
     Hidden hidden = e->hidden;
     hidden.x.data = x, hidden.pooled = m.pooled, hidden.raw = m.raw, hidden.hidden = m.hidden;

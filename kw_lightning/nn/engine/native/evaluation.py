@@ -65,16 +65,20 @@ class Evaluation:
     def run(self, x: Tensor, added: Tensor | None) -> Tensor:
         """Return what becomes of the layer's output for x, to which `added` is added."""
         y = in_huge_pages(x.new_empty_strided(self.size, self.stride))
-        self._call(x, None if added is None else added.data_ptr(), y.data_ptr())
+        self._call(x, x.data_ptr(), None if added is None else added.data_ptr(), y.data_ptr())
         return y
 
     def attend(self, x: Tensor) -> None:
         """Make α of x alone, to be timed."""
-        self._call(x, None, None)
+        self._call(x, x.data_ptr(), None, None)
 
-    def _call(self, x: Tensor, added: int | None, y: int | None) -> None:
-        memory = flat_scratch("native", self.numbers, x)
-        self.function(ctypes.byref(self.told), x.data_ptr(), added, y, memory.data_ptr())
+    def call_alone(self, x: Tensor) -> None:
+        """Call C as for x and do nothing, to be timed."""
+        self._call(x, None, None, None)
+
+    def _call(self, like: Tensor, x: int | None, added: int | None, y: int | None) -> None:
+        memory = flat_scratch("native", self.numbers, like)
+        self.function(ctypes.byref(self.told), x, added, y, memory.data_ptr())
 
 
 def prepare_evaluation(
