@@ -42,6 +42,8 @@ _MODULES = {
     "plan": "planning",
 }
 
+_OWN_IMPORTS = {"Any", "TYPE_CHECKING", "annotations", "import_module"}
+
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
@@ -52,4 +54,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__} - _OWN_IMPORTS)

@@ -40,6 +40,7 @@ def test_public_names_load_at_first_use() -> None:
     for name in kw_lightning.__all__:
         assert getattr(kw_lightning, name).__name__ == name
         assert name in dir(kw_lightning)
+    assert not {"Any", "import_module"} & {*dir(kw_lightning)}  # what completion offers
     with pytest.raises(AttributeError, match="no attribute 'KWConv4d'"):
         _ = kw_lightning.KWConv4d
 
