@@ -197,9 +197,9 @@ def tables(run: Path, folder: Path) -> dict[str, Kind]:
 
 def images(folder: Path) -> dict[str, Kind]:
     """Return damaged images, read as those of a data set for training and for evaluation."""
-    for part in ("train", "val"):
-        (folder / part / "a").mkdir(parents=True)
-        Image.new("RGB", (9, 7)).save(folder / part / "a" / "0.png")
+    for place in (folder / part / name for part in ("train", "val") for name in ("a", "b")):
+        place.mkdir(parents=True)
+        Image.new("RGB", (9, 7)).save(place / "0.png")
     recipe = load_recipe(
         {
             "kw": 1,
