@@ -7,7 +7,6 @@ They are few numbers: four operators of torch, and as many backwards, take longe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -115,30 +114,17 @@ class _Activation(torch.autograd.Function):
             return (*reference.differentiate(activate, learnt, gradient, needed), *nothing)
         x, reduce, _, scale, _ = learnt
         found = Activated(pooled, hidden, raw, mean, variance)
-        positions = x.shape[2] if x.dim() == 3 else 1
-        gradients = _differentiate(gradient, found, reduce, scale, ctx.epsilon, ctx.statistics, positions, needed)
+        told = gradient, found, reduce, scale, ctx.epsilon
+        if activating.activates(pooled):
+            gradients = activating.differentiate_activations(*told, given=ctx.statistics == GIVEN, needed=needed)
+        else:
+            positions = x.shape[2] if x.dim() == 3 else 1
+            gradients = native.differentiate_activations(*told, ctx.statistics, positions, needed)
         of_x, *others = gradients
         if of_x is not None and x.dim() == 3:
-            of_x = of_x.unsqueeze(2).expand(
-                x.shape
-            )  # a view, no map: autograd adds it to the layer's gradient in place
+            # A view, no map: autograd adds it to the layer's gradient in place.
+            of_x = of_x.unsqueeze(2).expand(x.shape)
         return (of_x, *others, *nothing)
-
-
-def _differentiate(
-    gradient: Tensor,
-    found: Activated,
-    reduce: Tensor,
-    scale: Tensor,
-    epsilon: float,
-    statistics: int,
-    positions: int,
-    needed: Sequence[bool],
-) -> tuple[Tensor | None, ...]:
-    weights = reduce, scale, epsilon
-    if activating.activates(found.pooled):
-        return activating.differentiate_activations(gradient, found, *weights, given=statistics == GIVEN, needed=needed)
-    return native.differentiate_activations(gradient, found, *weights, statistics, positions, needed)
 
 
 def _statistics(norm: nn.Module, batch: int) -> int:
