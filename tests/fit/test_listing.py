@@ -10,7 +10,15 @@ from PIL import Image
 from kw_lightning import load_recipe
 from kw_lightning.errors import RecipeError, RunError
 from kw_lightning.fit.data import ImageData, data_module
-from kw_lightning.fit.data.listing import SEPARATORS, list_folder, list_images, list_table, rarest, separator_of
+from kw_lightning.fit.data.listing import (
+    SEPARATORS,
+    files_under,
+    list_folder,
+    list_images,
+    list_table,
+    rarest,
+    separator_of,
+)
 from kw_lightning.fit.data.sets import even_subset
 
 
@@ -198,6 +206,15 @@ def test_what_is_hidden_inside_a_class_is_no_image_of_it(tmp_path: Path) -> None
         (tmp_path / name).touch()
     found = [Path(entry.file).relative_to(tmp_path).as_posix() for entry in list_folder(tmp_path).entries]
     assert found == ["cat/1.png", "cat/more/2.png", "dog/3.png"]
+
+
+def test_links_to_folders_are_followed_but_not_back_to_where_they_come_from(tmp_path: Path) -> None:
+    picture(tmp_path / "data" / "a" / "1.png")
+    picture(tmp_path / "elsewhere" / "2.png")
+    (tmp_path / "data" / "a" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "data" / "a")
+    (tmp_path / "data" / "a" / "again").symlink_to(tmp_path / "data")
+    assert [Path(file).name for file in files_under(tmp_path / "data" / "a")] == ["1.png", "2.png"]
 
 
 def test_a_class_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:

@@ -273,12 +273,19 @@ def _class_folders(folder: Path) -> Iterator[Path]:
 
 
 def files_under(folder: Path) -> list[str]:
-    """Return the files under a folder, in the order of torchvision's ImageFolder, but for what is hidden."""
+    """Return the files under a folder, in the order of torchvision's ImageFolder, but for what is hidden.
+
+    Links to folders are followed, but for those that lead back to one on the way to them.
+    """
     found: list[tuple[str, list[str]]] = []
     for base, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not (name.startswith(".") or _leads_back(Path(base, name)))]
         found.append((base, sorted(name for name in names if not name.startswith("."))))
     return [os.path.join(base, name) for base, names in sorted(found) for name in names]
+
+
+def _leads_back(folder: Path) -> bool:
+    return folder.is_symlink() and folder.resolve() in {above.resolve() for above in folder.parents}
 
 
 def _is_file(path: str) -> bool:
