@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from kw_lightning.errors import RunError, printable
@@ -33,3 +35,16 @@ def shortened(given: str | Path, length: int = 80) -> str:
     """Return a path as a message shows it: the beginning of one that fills the screen, in printable characters."""
     text = str(given)
     return printable(text if len(text) <= length else f"{text[:length]}…")
+
+
+@contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """Turn what keeps a file from being written into one line.
+
+    Raises:
+        RunError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -8,7 +8,7 @@ import typer
 
 from kw_lightning.cli.arguments import RecipeArgument, override_argument, recipe_and_overrides
 from kw_lightning.errors import RunError
-from kw_lightning.paths import user_path
+from kw_lightning.paths import user_path, writable
 from kw_lightning.recipe import load_recipe, lock_text
 from kw_lightning.recipe.locking import MARK
 
@@ -30,9 +30,7 @@ def lock(
     file = user_path(output or f"{loaded.name}.lock.yaml")
     if file.exists() and MARK not in file.read_text(encoding="utf-8", errors="replace")[:500]:
         raise RunError(f"{file} is there already and is no lock; give another name by --output")
-    try:
+    with writable(file):
         file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"{file} cannot be written: {error.strerror}") from None
     sources = ", ".join(source.file for source in loaded.document.sources)
     typer.echo(f"Wrote {file}, from {sources}.", err=True)

@@ -14,7 +14,7 @@ import typer
 from kw_lightning.cli.arguments import package_option
 from kw_lightning.cli.own_data import data_text, size_for
 from kw_lightning.errors import RecipeError, RunError
-from kw_lightning.paths import user_path
+from kw_lightning.paths import user_path, writable
 from kw_lightning.recipe import load_recipe
 from kw_lightning.recipe.writing import to_yaml
 
@@ -99,10 +99,8 @@ def new(
     text = recipe_text(
         name, backbone, str(file), shape=shape, handover=handover, allow_python=allowed, own=own, pretrained=pretrained
     )
-    try:
+    with writable(file):
         file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"{file} cannot be written: {error.strerror}") from None
     for line in own[0].lines() if own is not None else ():
         typer.echo(line, err=True)
     more = f", look for damaged images: kw check {file} --data, train: kw-fit {file}" if own is not None else ""

@@ -10,9 +10,10 @@ import torch
 from kw_lightning.errors import RunError, first_line
 from kw_lightning.export.description import describe
 from kw_lightning.export.norms import fold_norms
-from kw_lightning.export.program import quiet_export, readable, sample_of
+from kw_lightning.export.program import quiet_export, sample_of
 from kw_lightning.export.static import with_learnt_kernels
 from kw_lightning.inference.saving import SavedNetwork
+from kw_lightning.paths import writable
 
 
 def write_executorch(saved: SavedNetwork, path: Path) -> str:
@@ -39,7 +40,7 @@ def write_executorch(saved: SavedNetwork, path: Path) -> str:
             made: Any = to_edge(torch.export.export(network, (image,))).to_executorch()
     except Exception as error:  # what lowering makes of a stranger's operators
         raise RunError(f"the network cannot be exported for ExecuTorch: {first_line(error)}") from error
-    with readable(path):
+    with writable(path):
         path.write_bytes(made.buffer)
         path.with_suffix(".json").write_text(describe(saved), encoding="utf-8")
     return f"nothing: it takes {list(image.shape)}"

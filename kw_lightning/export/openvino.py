@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from kw_lightning.errors import RunError, first_line
 from kw_lightning.export.description import KEY, describe, described
-from kw_lightning.export.program import readable, write_onnx
+from kw_lightning.export.program import write_onnx
 from kw_lightning.inference.saving import SavedNetwork
+from kw_lightning.paths import writable
 
 SUFFIX = ".xml"
 
@@ -35,7 +36,7 @@ def write_openvino(saved: SavedNetwork, path: Path) -> str:
         free = write_onnx(saved, between)
         model = openvino.convert_model(between)
         model.set_rt_info(describe(saved), [KEY])
-        with readable(path):
+        with writable(path):
             openvino.save_model(model, path, compress_to_fp16=False)
     return free
 

@@ -19,6 +19,7 @@ from kw_lightning.export.description import KEY, describe
 from kw_lightning.export.norms import fold_norms
 from kw_lightning.export.static import with_learnt_kernels
 from kw_lightning.inference.saving import SavedNetwork
+from kw_lightning.paths import writable
 from kw_lightning.planning import plan
 
 OPSET = 18
@@ -35,7 +36,7 @@ def write_program(saved: SavedNetwork, path: Path) -> str:
         RunError: a network that cannot be exported, **or** a file that cannot be written.
     """
     program, free = exported(saved)
-    with readable(path), quiet_export():
+    with writable(path), quiet_export():
         torch.export.save(program, path, extra_files={f"{KEY}.json": describe(saved)})
     return free
 
@@ -55,7 +56,7 @@ def write_onnx(saved: SavedNetwork, path: Path) -> str:
     except ImportError:
         raise RunError("ONNX needs onnx and onnxscript: pip install 'kw-lightning[onnx]'") from None
     program, free = exported(saved)
-    with readable(path), quiet_export():
+    with writable(path), quiet_export():
         made = torch.onnx.export(
             program,
             (),
@@ -110,14 +111,6 @@ def sample_of(saved: SavedNetwork) -> Tensor:
         raise RunError("the shape of the network's input is not known; give it by model.input")
     place = next(iter(saved.network.parameters()), torch.empty(0))
     return torch.zeros(2, *shape, dtype=place.dtype, device=place.device)
-
-
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from kw_lightning.errors import RunError, first_line
 from kw_lightning.export.description import KEY, describe
-from kw_lightning.export.program import readable, write_onnx
+from kw_lightning.export.program import write_onnx
 from kw_lightning.inference.saving import SavedNetwork
+from kw_lightning.paths import writable
 
 
 def write_int8(folded: SavedNetwork, batches: Iterable[Tensor], path: Path) -> str:
@@ -70,6 +71,6 @@ def write_int8(folded: SavedNetwork, batches: Iterable[Tensor], path: Path) -> s
         if KEY not in {entry.key for entry in model.metadata_props}:
             entry = model.metadata_props.add()
             entry.key, entry.value = KEY, describe(folded)
-        with readable(path):
+        with writable(path):
             path.write_bytes(model.SerializeToString())
     return free

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kw_lightning.errors import RunError, mistake
+from kw_lightning.paths import writable
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def write_predictions(predictions: Iterable[Prediction], path: Path, top: int) -
     """
     rows = [prediction.row(top) for prediction in predictions]
     writer = writer_of(path)
-    with _readable_errors(path):
+    with writable(path):
         writer(rows, path)
 
 
@@ -75,7 +75,7 @@ def writer_of(path: Path) -> Callable[[Sequence[Mapping[str, Any]], Path], None]
     if path.suffix.lower() not in _WRITERS:
         raise RunError(f"--output: {mistake(path.name, [f'NAME{ending}' for ending in _WRITERS])}")
     new = not path.exists()
-    with _readable_errors(path):
+    with writable(path):
         path.open("a").close()
     if new:
         path.unlink()
@@ -85,14 +85,6 @@ def writer_of(path: Path) -> Callable[[Sequence[Mapping[str, Any]], Path], None]
         except ImportError:
             raise RunError(f"{path}: Parquet needs pyarrow: pip install 'kw-lightning[parquet]'") from None
     return _WRITERS[path.suffix.lower()]
-
-
-@contextmanager
-def _readable_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def _write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

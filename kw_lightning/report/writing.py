@@ -19,7 +19,7 @@ from kw_lightning.fit.by_class import ClassMetrics
 from kw_lightning.fit.data import ImageData
 from kw_lightning.fit.evaluation import Opened, evaluate_opened, open_checkpoint, parts_of
 from kw_lightning.fit.folder import RunFolder
-from kw_lightning.paths import user_path
+from kw_lightning.paths import user_path, writable
 from kw_lightning.planning import Plan
 from kw_lightning.preprocessing import Preprocessing, preprocessing, resolved_section
 from kw_lightning.recipe.types import Recipe
@@ -166,13 +166,11 @@ def write_page(output: Path, page: str) -> None:
     Raises:
         RunError: it cannot be written.
     """
-    try:
+    with writable(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         partial = partial_of(output)
         partial.write_text(page, encoding="utf-8")
         partial.replace(output)
-    except OSError as error:
-        raise RunError(f"{output} cannot be written: {error.strerror or error}") from error
 
 
 def _parts(record: RunRecord, findings: Findings) -> list[Part]:
