@@ -18,6 +18,7 @@ from kw_lightning.errors import KWError
 from kw_lightning.nn import KWLayer
 from kw_lightning.nn.engine.factors import AttentionFactors, differentiate_alpha, make_alpha
 from kw_lightning.nn.finishing import add_epilogues
+from kw_lightning.nn.precision import without_autocast
 
 CPU = torch.device("cpu")
 KINDS = ("static", "reference", "kw")
@@ -277,7 +278,7 @@ def _attend(layer: KWLayer, x: Tensor) -> None:
         if weights.requires_grad:
             weights.backward(torch.ones_like(weights))
         return
-    with torch.no_grad():
+    with torch.no_grad(), without_autocast(x.device):
         alpha = make_alpha(weights)
         if weights.hidden.requires_grad:
             alpha = make_alpha(weights)  # anew, for the backward pass

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import re
+import subprocess
+import sys
 import weakref
 from functools import partial
 from pathlib import Path
@@ -115,6 +118,18 @@ def test_tables_name_machine_networks_and_layers(recipe: str) -> None:
     table = run(recipe, "--markdown", "--no-layers", "--channels-last", "--dtype", "bfloat16")
     assert "| network | mode |" in table
     assert "8×8×3×3" not in table
+
+
+def test_half_precision_is_measured_without_compiled_passes_as_on_a_gpu(recipe: str) -> None:
+    command = [sys.executable, "-m", "kw_lightning.cli", "bench", recipe, "--dtype", "bfloat16", "--json"]
+    options = ["--no-layers", "--repeats", "1", "--batch", "2"]
+    environment = {**os.environ, "KW_NATIVE": "0", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*command, *options], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    (network,) = json.loads(result.stdout)["networks"]
+    assert [set(mode["seconds"]) for mode in network["networks"]] == [{"static", "reference", "kw"}] * 2
 
 
 def test_the_engine_can_be_named(recipe: str) -> None:
