@@ -137,12 +137,13 @@ def correlate(  # type: ignore[no-untyped-def]
     out_group,
     ALIGNED: tl.constexpr,
     EVEN: tl.constexpr,
+    WHOLE: tl.constexpr,  # a program takes all kernel positions; those of the map are one tile
     M: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Write the gradient of every sample's own kernel; one program computes one tile of one kernel position.
+    """Write the gradient of every sample's own kernel; one program computes one tile, of one kernel position or of all.
 
     As in `convolve`, whose gradient it is: `gradient` lies as y does, all its positions computed.
     """
@@ -151,38 +152,62 @@ def correlate(  # type: ignore[no-untyped-def]
     tiles_k = tl.cdiv(inputs, K)
     tiles = tl.cdiv(outputs, N) * tiles_k
     tile = tl.program_id(0) % tiles
-    tap = (tl.program_id(0) // tiles) % taps
-    sample = (tl.program_id(0) // tiles // taps).to(tl.int64)
+    first = 0 if WHOLE else (tl.program_id(0) // tiles) % taps
+    sample = (tl.program_id(0) // tiles // (1 if WHOLE else taps)).to(tl.int64)
     n = (tile // tiles_k) * N + tl.arange(0, N)
     k = (tile % tiles_k) * K + tl.arange(0, K)
-    at_y = tap // taps_x
-    at_x = tap - at_y * taps_x
     x += sample * x_sample
     gradient += sample * gradient_sample
-    total = tl.zeros((N, K), dtype=tl.float32)
-    for step in range(tl.cdiv(positions, M)):
-        m = step * M + tl.arange(0, M)
-        row = m // columns
-        column = m - row * columns
-        read_y = row * scale_y + first_y + at_y * step_y
-        read_x = column * scale_x + first_x + at_x * step_x
-        inside = (read_y >= 0) & (read_y < height) & (read_x >= 0) & (read_x < width) & (m < positions)
-        gradients = gradient + (m * outputs)[None, :] + n[:, None]
-        images = x + ((read_y * width + read_x) * inputs)[:, None] + k[None, :]
-        if EVEN:
-            spread = tl.load(gradients, mask=(m < positions)[None, :], other=0.0)
-            image = tl.load(images, mask=inside[:, None], other=0.0)
-        else:
-            spread = tl.load(gradients, mask=(m < positions)[None, :] & (n < outputs)[:, None], other=0.0)
-            image = tl.load(images, mask=inside[:, None] & (k < inputs)[None, :], other=0.0)
-        total = tl.dot(spread, image, total, input_precision=PRECISION)
     of_output = (n // out_cell) * out_group + (n % out_cell) * in_cell
     of_input = (k // in_cell) * in_group + k % in_cell
-    tl.store(
-        weights + sample * weights_sample + at_y * tap_y + at_x * tap_x + of_output[:, None] + of_input[None, :],
-        total.to(weights.dtype.element_ty),
-        mask=(n < outputs)[:, None] & (k < inputs)[None, :],
-    )
+    places = weights + sample * weights_sample + of_output[:, None] + of_input[None, :]
+    known = (n < outputs)[:, None] & (k < inputs)[None, :]
+    if WHOLE:  # the output's gradient is read once
+        m = tl.arange(0, M)
+        row = m // columns
+        column = m - row * columns
+        spread = tl.load(
+            gradient + (m * outputs)[None, :] + n[:, None],
+            mask=(m < positions)[None, :] & (n < outputs)[:, None],
+            other=0.0,
+        )
+        for tap in range(taps):
+            at_y = tap // taps_x
+            at_x = tap - at_y * taps_x
+            read_y = row * scale_y + first_y + at_y * step_y
+            read_x = column * scale_x + first_x + at_x * step_x
+            inside = (read_y >= 0) & (read_y < height) & (read_x >= 0) & (read_x < width) & (m < positions)
+            images = x + ((read_y * width + read_x) * inputs)[:, None] + k[None, :]
+            if EVEN:
+                image = tl.load(images, mask=inside[:, None], other=0.0)
+            else:
+                image = tl.load(images, mask=inside[:, None] & (k < inputs)[None, :], other=0.0)
+            found = tl.dot(spread, image, input_precision=PRECISION).to(weights.dtype.element_ty)
+            if EVEN:
+                tl.store(places + at_y * tap_y + at_x * tap_x, found)
+            else:
+                tl.store(places + at_y * tap_y + at_x * tap_x, found, mask=known)
+    else:
+        at_y = first // taps_x
+        at_x = first - at_y * taps_x
+        total = tl.zeros((N, K), dtype=tl.float32)
+        for step in range(tl.cdiv(positions, M)):
+            m = step * M + tl.arange(0, M)
+            row = m // columns
+            column = m - row * columns
+            read_y = row * scale_y + first_y + at_y * step_y
+            read_x = column * scale_x + first_x + at_x * step_x
+            inside = (read_y >= 0) & (read_y < height) & (read_x >= 0) & (read_x < width) & (m < positions)
+            gradients = gradient + (m * outputs)[None, :] + n[:, None]
+            images = x + ((read_y * width + read_x) * inputs)[:, None] + k[None, :]
+            if EVEN:
+                spread = tl.load(gradients, mask=(m < positions)[None, :], other=0.0)
+                image = tl.load(images, mask=inside[:, None], other=0.0)
+            else:
+                spread = tl.load(gradients, mask=(m < positions)[None, :] & (n < outputs)[:, None], other=0.0)
+                image = tl.load(images, mask=inside[:, None] & (k < inputs)[None, :], other=0.0)
+            total = tl.dot(spread, image, total, input_precision=PRECISION)
+        tl.store(places + at_y * tap_y + at_x * tap_x, total.to(weights.dtype.element_ty), mask=known)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

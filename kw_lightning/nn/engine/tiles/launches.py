@@ -23,6 +23,8 @@ _logger = logging.getLogger(__name__)
 # Bytes of shared memory that a program of the smaller GPUs may have, and from which on wide tiles are taken.
 SHARED = 99 * 1024
 WIDE = 160 * 1024
+# Positions of a map up to which the gradient of its kernels is one product for every kernel position.
+ONE_TILE = 64
 
 
 class Tiles(NamedTuple):
@@ -177,8 +179,10 @@ def convolving_tiles(positions: int, outputs: int, inputs: int, itemsize: int = 
 @functools.lru_cache(maxsize=1024)
 def correlating_tiles(positions: int, outputs: int, inputs: int, itemsize: int = 2, shared: int = SHARED) -> Tiles:
     """Return the tiles of a gradient of kernels, whose sums go over the positions; as `convolving_tiles`."""
-    n, k = _power(outputs, 16, 256 if shared >= WIDE else 128), _power(inputs, 16, 128)
-    return _fit(Tiles(_power(positions, 16, 64), n, k, 8 if n * k > 128 * 64 else 4, 3), "positions", itemsize, shared)
+    widest = 256 if shared >= WIDE and positions > ONE_TILE else 128
+    n, k = _power(outputs, 16, widest), _power(inputs, 16, 128)
+    m = _power(positions, 16, ONE_TILE)
+    return _fit(Tiles(m, n, k, 8 if n * k > 128 * 64 else 4, 3), "positions", itemsize, shared)
 
 
 def depthwise_tiles(channels: int) -> Tiles:
@@ -314,8 +318,12 @@ def _correlation(
         *(places.tap * columns.taps, places.tap),
         *(_depthwise(places) if depthwise else (*places.inputs, *places.outputs)),
     )
-    programs = taps * math.ceil(outputs / cut.outputs) * (1 if depthwise else math.ceil(inputs / cut.inputs))
-    return Launch(programs, numbers, _constants(convolution, cut, inputs, outputs, places, precision))
+    constants = _constants(convolution, cut, inputs, outputs, places, precision)
+    if depthwise:
+        return Launch(taps * math.ceil(outputs / cut.outputs), numbers, constants)
+    whole = positions <= cut.positions
+    programs = (1 if whole else taps) * math.ceil(outputs / cut.outputs) * math.ceil(inputs / cut.inputs)
+    return Launch(programs, numbers, {"WHOLE": whole, **constants})
 
 
 def _inputs(convolution: Convolution) -> int:

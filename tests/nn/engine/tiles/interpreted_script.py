@@ -24,6 +24,8 @@ from kw_lightning.nn.pooling import LARGEST_MEAN, pool
 # (kernel [out, in, *size], cell, stride, padding, dilation, input size, batch, cells, type, bytes of a chunk, last)
 CASES = {
     "2 × 2 in several tiles": ((20, 80, 2, 2), (20, 40, 1, 1), (1, 1), (1, 1), (1, 1), (9, 8), 2, 5),
+    "2 × 2 in whole tiles": ((16, 32, 2, 2), (16, 16, 1, 1), (1, 1), (1, 1), (1, 1), (9, 8), 1, 4),
+    "2 × 2 on a map of one tile": ((20, 144, 2, 2), (20, 72, 1, 1), (1, 1), (1, 1), (1, 1), (5, 4), 2, 5),
     "1 × 1": ((40, 24, 1, 1), (8, 24, 1, 1), (1, 1), (0, 0), (1, 1), (5, 7), 2, 9),
     "1 × 1 with a stride, positions that nothing reads": (
         (16, 16, 1, 1),

@@ -35,7 +35,7 @@ def test_output_and_gradients_equal_the_literal_forms() -> None:
     )
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in result.stdout.splitlines()]
-    assert len(lines) == 27
+    assert len(lines) == 29
     for case, dtype, errors in lines:
         assert list(errors) == ["y", "x", "attention", "cells"], case  # each of its shape
         assert all(error < TOLERANCE[dtype] for error in errors.values()), (case, errors)
@@ -105,7 +105,8 @@ def test_tiles_fit_in_the_memory_of_a_program(positions: int, itemsize: int, sha
 
 
 @pytest.mark.parametrize(
-    "name", ["convolve", "convolve turned", "correlate", "depthwise convolve", "depthwise correlate"]
+    "name",
+    ["convolve", "convolve turned", "correlate", "correlate whole", "depthwise convolve", "depthwise correlate"],
 )
 def test_they_compile_for_hopper_to_wide_copies_without_spilling_registers(name: str, tmp_path: Path) -> None:
     from triton.backends.compiler import GPUTarget
@@ -119,10 +120,12 @@ def test_they_compile_for_hopper_to_wide_copies_without_spilling_registers(name:
         pytest.skip("this Triton brings no assembler")
     module = depthwise if "depthwise" in name else kernels
     kernel = module.correlate if "correlate" in name else module.convolve
-    choose = launches.correlating_tiles if name == "correlate" else launches.convolving_tiles
-    tiles = launches.depthwise_tiles(64) if module is depthwise else choose(3136, 256, 256, 2, HOPPER)
+    choose = launches.correlating_tiles if "correlate" in name else launches.convolving_tiles
+    positions = 49 if "whole" in name else 3136
+    tiles = launches.depthwise_tiles(64) if module is depthwise else choose(positions, 256, 256, 2, HOPPER)
     fixed: dict[str, Any] = {
         "TURNED": name == "convolve turned",
+        "WHOLE": name == "correlate whole",
         "ALIGNED": 16,
         "EVEN": True,
         "in_cell": 256,
