@@ -21,6 +21,7 @@ from kw_lightning.callbacks.heat_map import heat_map
 from kw_lightning.callbacks.layout import layers_of_warehouses, shares_of
 from kw_lightning.errors import mistake
 from kw_lightning.nn.partition import LayerPartition
+from kw_lightning.paths import whole
 
 
 class AttentionStatistics(Callback):
@@ -160,10 +161,8 @@ class AttentionStatistics(Callback):
         path.parent.mkdir(parents=True, exist_ok=True)
         arrays: dict[str, Any] = {name: summary.mean.numpy() for name, summary in self.latest.items()}
         arrays |= {f"{name}/layers": np.array(list(self._layers[name])) for name in self.latest}
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-        partial.replace(path)
+        with whole(path) as partial:
+            np.savez_compressed(partial, **arrays)
 
     @rank_zero_only
     def _draw(self, trainer: Trainer, place: str) -> None:

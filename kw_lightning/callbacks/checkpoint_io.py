@@ -16,6 +16,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from kw_lightning.errors import KWError, RunError
+from kw_lightning.paths import whole
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -39,16 +40,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = partial_of(path)  # of the same name every time, so that what a kill left is written over
-        with undisturbed_by_children():
-            try:
-                with partial.open("wb") as file:
-                    torch.save(checkpoint, file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+        with undisturbed_by_children(), whole(path) as partial, partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
 
     def load_checkpoint(self, path: Any, *args: Any, **options: Any) -> dict[str, Any]:
         """Read a checkpoint; of a local file the checksums are compared.
@@ -82,11 +77,6 @@ def undisturbed_by_children() -> Iterator[None]:
         signal.signal(number, handler)
         if heard:
             handler(*heard[-1])
-
-
-def partial_of(path: Path) -> Path:
-    """Return where a file is written before it is whole."""
-    return path.with_name(f".{path.name}.partial")
 
 
 def verify(path: Path) -> None:

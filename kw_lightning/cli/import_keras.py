@@ -27,7 +27,7 @@ def import_keras(
     is not needed, h5py is for weights.
     """
     from kw_lightning.errors import RunError
-    from kw_lightning.paths import user_path
+    from kw_lightning.paths import user_path, writable
 
     source = user_path(model)
     if weights is None and source.suffix == ".keras" and output is not None:
@@ -40,7 +40,7 @@ def import_keras(
         if path.exists():
             raise RunError(f"{path}: there is such a file already; it is left as it is")
     # slow to import: torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from kw_lightning.keras.importing import import_model, load_weights, model_json, open_weights, recipe_text
 
@@ -49,13 +49,12 @@ def import_keras(
     if target is None:
         typer.echo(text, nl=False)
         return
-    try:
-        if weights is not None and beside is not None:
-            with open_weights(user_path(weights)) as archive:
-                tensors = load_weights(imported, archive)
-            save_file(tensors, beside, metadata={"format": "pt"})
-        with target.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise RunError(f"{output}: cannot be written: {error.strerror or error}") from error
+    tensors = b""
+    if weights is not None:
+        with open_weights(user_path(weights)) as archive:
+            tensors = save(load_weights(imported, archive), metadata={"format": "pt"})
+    with writable(target) as partial:
+        if beside is not None:
+            partial.with_name(beside.name).write_bytes(tensors)
+        partial.write_text(text, encoding="utf-8")
     typer.echo(f"Wrote {target}" + (f", and its weights {beside}" if beside else ""), err=True)

@@ -52,11 +52,11 @@ def _configuration(file: Path, output: Path | None) -> None:
         typer.echo(text, nl=False)
     else:
         from kw_lightning.errors import RunError
+        from kw_lightning.paths import writable
 
-        try:
-            with output.open("x", encoding="utf-8") as stream:
-                stream.write(text)
-        except OSError as error:
-            raise RunError(f"{output}: cannot be written: {error.strerror}") from error
+        if output.exists():
+            raise RunError(f"{output} is there already; give a file that is not")
+        with writable(output) as partial:
+            partial.write_text(text, encoding="utf-8")
     if left:
         typer.echo(f"Not in the recipe, since they are of the training: {', '.join(left)}", err=True)

@@ -30,7 +30,7 @@ def lock(
     file = user_path(output or f"{loaded.name}.lock.yaml")
     if file.exists() and MARK not in file.read_text(encoding="utf-8", errors="replace")[:500]:
         raise RunError(f"{file} is there already and is no lock; give another name by --output")
-    with writable(file):
-        file.write_text(text, encoding="utf-8")
+    with writable(file) as partial:
+        partial.write_text(text, encoding="utf-8")
     sources = ", ".join(source.file for source in loaded.document.sources)
     typer.echo(f"Wrote {file}, from {sources}.", err=True)

@@ -99,8 +99,8 @@ def new(
     text = recipe_text(
         name, backbone, str(file), shape=shape, handover=handover, allow_python=allowed, own=own, pretrained=pretrained
     )
-    with writable(file):
-        file.write_text(text, encoding="utf-8")
+    with writable(file) as partial:
+        partial.write_text(text, encoding="utf-8")
     for line in own[0].lines() if own is not None else ():
         typer.echo(line, err=True)
     more = f", look for damaged images: kw check {file} --data, train: kw-fit {file}" if own is not None else ""

@@ -10,14 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-from kw_lightning.callbacks.checkpoint_io import partial_of
 from kw_lightning.doctor.findings import Finding
 from kw_lightning.errors import KWError, RecipeError, RunError, first_line
 from kw_lightning.fit.evaluation import load_classifier, read_checkpoint
 from kw_lightning.fit.folder import RECIPE_FILE, RunFolder, versions
 from kw_lightning.fit.metrics import parse_metrics
 from kw_lightning.nn import warehouses
-from kw_lightning.paths import user_path
+from kw_lightning.paths import partial_of, user_path
 from kw_lightning.recipe import load_recipe
 from kw_lightning.recipe.locking import content_hash
 from kw_lightning.recipe.types import Recipe

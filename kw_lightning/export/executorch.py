@@ -40,7 +40,7 @@ def write_executorch(saved: SavedNetwork, path: Path) -> str:
             made: Any = to_edge(torch.export.export(network, (image,))).to_executorch()
     except Exception as error:  # what lowering makes of a stranger's operators
         raise RunError(f"the network cannot be exported for ExecuTorch: {first_line(error)}") from error
-    with writable(path):
-        path.write_bytes(made.buffer)
-        path.with_suffix(".json").write_text(describe(saved), encoding="utf-8")
+    with writable(path) as partial:
+        partial.write_bytes(made.buffer)
+        partial.with_suffix(".json").write_text(describe(saved), encoding="utf-8")
     return f"nothing: it takes {list(image.shape)}"

@@ -36,8 +36,8 @@ def write_openvino(saved: SavedNetwork, path: Path) -> str:
         free = write_onnx(saved, between)
         model = openvino.convert_model(between)
         model.set_rt_info(describe(saved), [KEY])
-        with writable(path):
-            openvino.save_model(model, path, compress_to_fp16=False)
+        with writable(path) as partial:
+            openvino.save_model(model, partial, compress_to_fp16=False)
     return free
 
 

@@ -7,6 +7,7 @@ import operator
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,11 @@ def write_program(saved: SavedNetwork, path: Path) -> str:
         RunError: a network that cannot be exported, **or** a file that cannot be written.
     """
     program, free = exported(saved)
-    with writable(path), quiet_export():
-        torch.export.save(program, path, extra_files={f"{KEY}.json": describe(saved)})
+    made = BytesIO()  # on a full disk its writer would end the process
+    with quiet_export():
+        torch.export.save(program, made, extra_files={f"{KEY}.json": describe(saved)})
+    with writable(path) as partial:
+        partial.write_bytes(made.getbuffer())
     return free
 
 
@@ -56,7 +60,7 @@ def write_onnx(saved: SavedNetwork, path: Path) -> str:
     except ImportError:
         raise RunError("ONNX needs onnx and onnxscript: pip install 'kw-lightning[onnx]'") from None
     program, free = exported(saved)
-    with writable(path), quiet_export():
+    with writable(path) as partial, quiet_export():
         made = torch.onnx.export(
             program,
             (),
@@ -69,7 +73,7 @@ def write_onnx(saved: SavedNetwork, path: Path) -> str:
         )
         assert made is not None
         made.model.metadata_props[KEY] = describe(saved)
-        made.save(str(path))
+        made.save(str(partial))
     return free
 
 

@@ -71,6 +71,6 @@ def write_int8(folded: SavedNetwork, batches: Iterable[Tensor], path: Path) -> s
         if KEY not in {entry.key for entry in model.metadata_props}:
             entry = model.metadata_props.add()
             entry.key, entry.value = KEY, describe(folded)
-        with writable(path):
-            path.write_bytes(model.SerializeToString())
+        with writable(path) as partial:
+            partial.write_bytes(model.SerializeToString())
     return free

@@ -7,16 +7,15 @@ import json
 import os
 import platform
 import re
-import shutil
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from kw_lightning.callbacks.checkpoint_io import partial_of
 from kw_lightning.errors import KWError, RunError
 from kw_lightning.nn.engine import native
+from kw_lightning.paths import partial_of, remove, whole
 from kw_lightning.recipe.scalars import is_unicode
 from kw_lightning.versions import package_versions
 
@@ -104,7 +103,7 @@ class RunFolder:
                 self._refuse_others()
             # what a process that was killed had not written to its end
             for path in (*self.checkpoints.glob(".*.ckpt*.partial"), *(partial_of(self.path / name) for name in OWN)):
-                path.unlink(missing_ok=True)
+                remove(path)
 
     def empty(self) -> None:
         """Remove what a run wrote that has no checkpoint.
@@ -116,11 +115,7 @@ class RunFolder:
             names = {file.name for file in self.path.iterdir()}
             self._refuse_others(but=OWN if not any(self.checkpoints.glob("*.ckpt")) else frozenset())
             for name in names - {".lock"}:
-                path = self.path / name
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
+                remove(self.path / name)
 
     def release(self) -> None:
         """Let other processes write the folder."""
@@ -136,10 +131,8 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> None:
         """Write a text file of the folder, whole or not at all."""
-        with readable_errors(self.path):
-            partial = partial_of(self.path / name)
+        with readable_errors(self.path), whole(self.path / name) as partial:
             partial.write_text(text, encoding="utf-8")
-            partial.replace(self.path / name)
 
 
 def new_folder(name: str, runs: Path = RUNS) -> RunFolder:

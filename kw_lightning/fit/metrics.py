@@ -13,7 +13,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from kw_lightning.callbacks.checkpoint_io import partial_of
+from kw_lightning.paths import whole
 
 FIRST = ("step", "epoch")
 log = logging.getLogger(__name__)
@@ -86,9 +86,8 @@ class MetricsTable(Logger):
         self._columns = _columns(rows.values())
         lines = [_csv((FIRST[0], *self._columns)), *(self._line(step) for step in sorted(rows))]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = partial_of(self.path)
-        partial.write_text("".join(lines), encoding="utf-8", newline="")
-        partial.replace(self.path)
+        with whole(self.path) as partial:
+            partial.write_text("".join(lines), encoding="utf-8", newline="")
         self._end = sum(len(line.encode()) for line in (lines[:-1] if rows else lines))
 
     def _line(self, step: int) -> str:

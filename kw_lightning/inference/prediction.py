@@ -62,8 +62,8 @@ def write_predictions(predictions: Iterable[Prediction], path: Path, top: int) -
     """
     rows = [prediction.row(top) for prediction in predictions]
     writer = writer_of(path)
-    with writable(path):
-        writer(rows, path)
+    with writable(path) as partial:
+        writer(rows, partial)
 
 
 def writer_of(path: Path) -> Callable[[Sequence[Mapping[str, Any]], Path], None]:
@@ -74,11 +74,8 @@ def writer_of(path: Path) -> Callable[[Sequence[Mapping[str, Any]], Path], None]
     """
     if path.suffix.lower() not in _WRITERS:
         raise RunError(f"--output: {mistake(path.name, [f'NAME{ending}' for ending in _WRITERS])}")
-    new = not path.exists()
     with writable(path):
-        path.open("a").close()
-    if new:
-        path.unlink()
+        pass  # whether it can be, before images are read
     if path.suffix.lower() == ".parquet":
         try:
             import pyarrow  # noqa: F401

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +26,7 @@ from kw_lightning.callbacks.layout import listed, misfits
 from kw_lightning.errors import RunError, first_line, mistake
 from kw_lightning.inference.packing import packed, unpacked
 from kw_lightning.nn import KWLinear
+from kw_lightning.paths import whole
 from kw_lightning.planning import Plan, plan
 from kw_lightning.preprocessing import Preprocessing
 from kw_lightning.recipe import load_recipe
@@ -75,24 +77,27 @@ def write_folder(saved: SavedNetwork, folder: Path, card: str, *, eight_bits: bo
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).unlink(missing_ok=True)  # what is half written is refused
-        tensors = _tensors(saved.network)
-        save_file(packed(tensors) if eight_bits else tensors, folder / WEIGHTS, metadata={"format": "pt"})
-        (folder / RECIPE).write_text(lock_text(saved.recipe), encoding="utf-8")
-        _write_json(folder / PREPROCESSING, saved.preprocessing.to_dict())
-        _write_json(folder / CLASSES, list(saved.classes))
-        (folder / CARD).write_text(card, encoding="utf-8")
-        _write_json(
-            folder / CONFIG,
-            {
-                "format": FORMAT,
-                "library": "kw_lightning",
-                "version": metadata.version("kw-lightning"),
-                "task": "multi-label-image-classification" if saved.several else "image-classification",
-                "sha256": {name: _hash(folder / name) for name in HASHED},
-            },
-        )
+        with whole(folder / CONFIG) as config:
+            place = config.parent
+            tensors = _tensors(saved.network)
+            save_file(packed(tensors) if eight_bits else tensors, place / WEIGHTS, metadata={"format": "pt"})
+            (place / RECIPE).write_text(lock_text(saved.recipe), encoding="utf-8")
+            _write_json(place / PREPROCESSING, saved.preprocessing.to_dict())
+            _write_json(place / CLASSES, list(saved.classes))
+            (place / CARD).write_text(card, encoding="utf-8")
+            _write_json(
+                config,
+                {
+                    "format": FORMAT,
+                    "library": "kw_lightning",
+                    "version": metadata.version("kw-lightning"),
+                    "task": "multi-label-image-classification" if saved.several else "image-classification",
+                    "sha256": {name: _hash(place / name) for name in HASHED},
+                },
+            )
     except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            folder.rmdir()  # where it was made for this
         raise RunError(f"{folder} cannot be written: {first_line(error)}") from error
 
 

@@ -6,14 +6,15 @@ import argparse
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kw_lightning.errors import RunError, first_line
 from kw_lightning.nn import set_temperature
+from kw_lightning.paths import writable
 from kw_lightning.published.keys import Entry, published_entries
 
 WRAPPERS = ("model", "state_dict")
@@ -147,11 +148,10 @@ def write_published(network: nn.Module, backbone: str, path: Path) -> None:
     Raises:
         RunError: a network that the authors have not published, **or** a file that cannot be written.
     """
-    content: dict[str, Any] = {"model": to_published(network, backbone)}
-    try:
-        torch.save(content, path)
-    except (OSError, RuntimeError) as error:
-        raise RunError(f"{path} cannot be written: {first_line(error)}") from error
+    made = BytesIO()  # on a full disk its writer would say no more than its own state
+    torch.save({"model": to_published(network, backbone)}, made)
+    with writable(path) as partial:
+        partial.write_bytes(made.getbuffer())
 
 
 def _cells_first(key: str) -> int:

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kw_lightning.callbacks.checkpoint_io import partial_of
 from kw_lightning.callbacks.figures import drawing
 from kw_lightning.callbacks.heat_map import heat_map
 from kw_lightning.errors import RunError, mistake
 from kw_lightning.fit.evaluation import evaluate_opened, open_checkpoint
 from kw_lightning.fit.folder import RunFolder, folder_of, readable_errors
-from kw_lightning.paths import user_path
+from kw_lightning.paths import user_path, whole
 from kw_lightning.report.attention import Array, WarehouseAttention
 from kw_lightning.report.charts import class_use_figure
 from kw_lightning.report.observation import Observation
@@ -110,10 +109,8 @@ def _write_arrays(path: Path, found: Sequence[WarehouseAttention], classes: Sequ
     arrays: dict[str, Array] = {"classes": np.array(classes, dtype=str)}
     for warehouse in found:
         arrays |= {f"{warehouse.name}/{name}": array for name, array in warehouse.arrays().items()}
-    partial = partial_of(path)
-    with partial.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    partial.replace(path)
+    with whole(path) as partial:
+        np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]
 
 
 def _figures(found: Sequence[WarehouseAttention], classes: Sequence[str]) -> Iterator[tuple[str, Figure]]:
@@ -128,7 +125,5 @@ def _write_figure(folder: Path, name: str, figure: Figure) -> None:
     undated: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
     with drawing():
         for form in FORMS:
-            path = folder / f"{name}.{form}"
-            partial = partial_of(path)
-            figure.savefig(partial, format=form, dpi=DOTS_PER_INCH, metadata=undated[form])
-            partial.replace(path)
+            with whole(folder / f"{name}.{form}") as partial:
+                figure.savefig(partial, dpi=DOTS_PER_INCH, metadata=undated[form])

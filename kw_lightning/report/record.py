@@ -21,6 +21,7 @@ from kw_lightning.errors import KWError, RunError, first_line
 from kw_lightning.fit.by_class import ClassMetrics
 from kw_lightning.fit.folder import RECIPE_FILE, folder_of
 from kw_lightning.fit.metrics import Row, read_metrics
+from kw_lightning.paths import whole
 from kw_lightning.planning import Plan, plan
 from kw_lightning.recipe import load_recipe
 from kw_lightning.recipe.locking import content_hash
@@ -147,7 +148,8 @@ def write_classes(folder: Path, classes: Sequence[ClassMetrics], confusion: Arra
 def _write(path: Path, rows: Sequence[Sequence[Any]]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    path.write_text(text.getvalue(), encoding="utf-8", errors="replace", newline="")
+    with whole(path) as partial:
+        partial.write_text(text.getvalue(), encoding="utf-8", errors="replace", newline="")
 
 
 def _recipe(folder: Path, path: Path, notes: list[str]) -> Recipe | None:

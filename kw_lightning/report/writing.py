@@ -13,13 +13,12 @@ from typing import Any, TypeVar
 import torch
 from lightning.pytorch import LightningDataModule
 
-from kw_lightning.callbacks.checkpoint_io import partial_of
 from kw_lightning.errors import KWError, RecipeError, RunError, first_line
 from kw_lightning.fit.by_class import ClassMetrics
 from kw_lightning.fit.data import ImageData
 from kw_lightning.fit.evaluation import Opened, evaluate_opened, open_checkpoint, parts_of
-from kw_lightning.fit.folder import RunFolder
-from kw_lightning.paths import user_path, writable
+from kw_lightning.fit.folder import RunFolder, readable_errors
+from kw_lightning.paths import user_path, whole
 from kw_lightning.planning import Plan
 from kw_lightning.preprocessing import Preprocessing, preprocessing, resolved_section
 from kw_lightning.recipe.types import Recipe
@@ -153,10 +152,8 @@ def write_report(record: RunRecord, findings: Findings, output: Path) -> Report:
     page = Page(title, description, (*record.notes, *findings.notes), made, footer).html()
     observed = findings.observed
     write_page(output, page)
-    try:
+    with readable_errors(output.parent):
         write_classes(output.parent, findings.classes, observed.confusion if observed is not None else None)
-    except OSError as error:
-        raise RunError(f"{output.parent}: {error.strerror or error}") from error
     return Report(output, page, tuple(chart for part in made for chart in part.charts if chart.key))
 
 
@@ -166,11 +163,10 @@ def write_page(output: Path, page: str) -> None:
     Raises:
         RunError: it cannot be written.
     """
-    with writable(output):
+    with readable_errors(output):
         output.parent.mkdir(parents=True, exist_ok=True)
-        partial = partial_of(output)
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(output)
+        with whole(output) as partial:
+            partial.write_text(page, encoding="utf-8")
 
 
 def _parts(record: RunRecord, findings: Findings) -> list[Part]:

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from kw_lightning.errors import RunError
 from kw_lightning.fit.folder import readable_errors
 from kw_lightning.fit.report import json_text
+from kw_lightning.paths import whole
 
 MANIFEST = "sweep.json"
 VERSION = 1
@@ -135,9 +136,8 @@ class SweepFolder:
         file = self.path / name
         with readable_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_name(f".{file.name}.partial")
-            partial.write_text(text, encoding="utf-8", newline="")
-            partial.replace(file)
+            with whole(file) as partial:
+                partial.write_text(text, encoding="utf-8", newline="")
 
     def recipe(self, row: str) -> Path:
         """Return the frozen recipe of a row."""

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from kw_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, partial_of, read, verify
+from kw_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, read, verify
 from kw_lightning.errors import RunError
+from kw_lightning.paths import partial_of
 
 
 @pytest.fixture
