@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.parameter import is_lazy
 
-from kw_lightning.errors import Problem, RecipeError, did_you_mean, first_line, mistake
+from kw_lightning.errors import Problem, RecipeError, argument, did_you_mean, first_line, mistake
 from kw_lightning.limits import TooLargeError, bounded_construction, excessive_arguments
 from kw_lightning.pretrained import load_pretrained
 from kw_lightning.recipe.types import Recipe
@@ -178,7 +178,9 @@ def import_callable(name: str, allow_python: Sequence[str], problem: Callable[[s
     package = module_name.partition(".")[0]
     if not any(module_name == allowed or module_name.startswith(f"{allowed}.") for allowed in allow_python):
         raise RecipeError(
-            problem(f'"{name}" would run code of the package "{package}"; allow it with --allow-python {package}')
+            problem(
+                f'"{name}" would run code of the package "{package}"; allow it by {argument("allow_python", [package])}'
+            )
         )
     try:
         target: Any = importlib.import_module(module_name)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from pickle import UnpicklingError
 
 _SHOWN = 60
 """Characters of a value that a message shows."""
 _COMPARED = 80
 """Names longer than this are not compared with others: that takes quadratic time, and finds nothing."""
+_IN_OPTIONS = ContextVar("in_options", default=False)
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,32 @@ def mistake(
 def sentence(found: str, allowed: str, hint: str = "") -> str:
     """Return what `mistake` does, for what was found in words."""
     return f"found {found}, allowed: {allowed}{f'; {hint}' if hint else ''}"
+
+
+@contextmanager
+def in_options() -> Iterator[None]:
+    """Let messages speak of a command's options, where without it they speak of a function's arguments."""
+    before = _IN_OPTIONS.set(True)
+    try:
+        yield
+    finally:
+        _IN_OPTIONS.reset(before)
+
+
+def argument(name: str, value: str | Path | list[str] | None = None) -> str:
+    """Return an argument as whoever reads the message gives it.
+
+    Example:
+        >>> argument("resume", "runs/a"), argument("allow_python", ["team"]), argument("output")
+        ('resume="runs/a"', 'allow_python=["team"]', 'output=…')
+        >>> with in_options():
+        ...     argument("resume", "runs/a"), argument("allow_python", ["team"]), argument("output")
+        ('--resume runs/a', '--allow-python team', '--output')
+    """
+    if _IN_OPTIONS.get():
+        values = [] if value is None else value if isinstance(value, list) else [value]
+        return " ".join([f"--{name.replace('_', '-')}", *map(str, values)])
+    return f"{name}={'…' if value is None else json.dumps(value, default=str, ensure_ascii=False)}"
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

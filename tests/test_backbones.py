@@ -50,7 +50,7 @@ def named(backbone: str, **model: Any) -> Recipe:
             {"weights": "DEFAULT"},
             "model.args.weights: weights are asked for by model.pre",
         ),
-        ("python:os:getcwd", {}, 'would run code of the package "os"; allow it with --allow-python os'),
+        ("python:os:getcwd", {}, 'would run code of the package "os"; allow it by allow_python=["os"]'),
     ],
 )
 def test_refusals(backbone: str, args: dict[str, Any], message: str) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import pytest
 
-from kw_lightning.errors import RunError, first_line, mistake, sentence, shown
+from kw_lightning.errors import RunError, argument, first_line, in_options, mistake, sentence, shown
 
 
 def test_a_name_that_is_close_to_a_valid_one() -> None:
@@ -66,3 +67,12 @@ def test_the_error_of_a_run_is_one_line_for_each_that_is_given() -> None:
     error = RunError("a\nb\x1b[31m", "c\x1e")
     assert str(error) == "a\\nb\\x1b[31m\nc\\x1e"
     assert str(pickle.loads(pickle.dumps(error))) == str(error)  # as it comes from another process
+
+
+def test_an_argument_is_named_as_its_reader_gives_it() -> None:
+    def arguments() -> list[str]:
+        return [argument("resume", Path("runs/a")), argument("allow_python", ["team"]), argument("output")]
+
+    with in_options():
+        assert arguments() == ["--resume runs/a", "--allow-python team", "--output"]
+    assert arguments() == ['resume="runs/a"', 'allow_python=["team"]', "output=…"]

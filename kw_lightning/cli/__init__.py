@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from kw_lightning.cli.output import error_console, forget_output, write_any_text
-from kw_lightning.errors import KWError, RunError
+from kw_lightning.errors import KWError, RunError, in_options
 
 # Command → module with a function of the module's name. The modules import what is slow (torch) inside that
 # function, so that `kw --help` and `kw check` start at once.
@@ -53,7 +53,8 @@ def command(name: str) -> Callable[..., Any]:
         if kwargs.get("allow_python") and "" not in sys.path:
             sys.path.append("")  # the user's package may lie in the folder where the command is run
         try:
-            return function(*args, **kwargs)
+            with in_options():
+                return function(*args, **kwargs)
         except KWError as error:
             error_console().print(str(error), style="red", highlight=False, soft_wrap=True)
             raise typer.Exit(error.exit_code) from None

@@ -95,7 +95,8 @@ def _metrics(folder: RunFolder) -> Finding:
 def _result(folder: RunFolder) -> Finding:
     result = _read_json(folder.path / "result.json")
     if isinstance(result, str):
-        hint = "; the run has not ended: kw-fit RECIPE --resume goes on" if result == "is not there" else ""
+        more = f"; the run has not ended: kw-fit RECIPE --resume {folder.path} goes on"
+        hint = more if result == "is not there" else ""
         return Finding("result.json", f"{result}{hint}", amiss=True)
     if not isinstance(result.get("parameters"), int):
         return Finding("result.json", "damaged: it does not hold what kw-fit writes", amiss=True)

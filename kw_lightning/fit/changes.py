@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from kw_lightning.errors import RecipeError, RunError
+from kw_lightning.errors import RecipeError, RunError, argument
 from kw_lightning.recipe import load_recipe
 from kw_lightning.recipe.comparison import ABSENT, Difference, differences
 from kw_lightning.recipe.schema import at
@@ -57,7 +57,7 @@ def changed(state: Mapping[str, Any], checkpoint: Path, recipe: Recipe) -> list[
         raise RunError(
             f"{checkpoint} was trained with other settings than the recipe's, which a resume cannot change: "
             f"{in_words(refused[:5])}{more}. Go on with the settings of the run, or begin a new run from its weights "
-            f"with --init {checkpoint}"
+            f"by {argument('init', checkpoint)}"
         )
     train, epochs, steps = recipe.train or Train(), epochs_done(state), state["global_step"]
     for key, end, done in (("epochs", train.epochs, epochs), ("max_steps", train.max_steps, steps)):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kw_lightning.callbacks.checkpoint import KEY
 from kw_lightning.callbacks.checkpoint_io import read
 from kw_lightning.callbacks.layout import differences, layout, listed, misfits
-from kw_lightning.errors import RunError, mistake
+from kw_lightning.errors import RunError, argument, mistake
 from kw_lightning.fit.by_class import ClassMetrics
 from kw_lightning.fit.data import ImageData, data_module
 from kw_lightning.fit.data.splitting import NOTHING, SPLIT, split_of
@@ -32,7 +32,6 @@ from kw_lightning.recipe import load_recipe
 
 log = logging.getLogger(__name__)
 PARTS = ("train", "val", "test")
-NEITHER = "the data has neither a test nor a validation part; --split train measures on what trains"
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,10 @@ def evaluate_opened(opened: Opened, split: str | None = None, observers: Sequenc
         if metrics := measure(module, data, part, observers):
             by_class = tuple(module.by_class(opened.classes))
             return Evaluation(opened.checkpoint, part, opened.epoch, metrics, by_class)
-    raise RunError(f"the data has no {split} part: there are no images in it" if split is not None else NEITHER)
+    if split is not None:
+        raise RunError(f"the data has no {split} part: there are no images in it")
+    train = argument("split", "train")
+    raise RunError(f"the data has neither a test nor a validation part; {train} measures on what trains")
 
 
 def parts_of(data: LightningDataModule) -> tuple[str, ...]:
@@ -157,7 +159,9 @@ def _asked(asked: str | None, there: Sequence[str]) -> tuple[str, ...]:
     if asked not in PARTS:
         raise RunError(mistake(asked, PARTS, what="the unknown split"))
     if asked not in there:
-        raise RunError(f"the data has no {asked} part: found --split {asked}, allowed: {', '.join(there) or 'none'}")
+        raise RunError(
+            f"the data has no {asked} part: found {argument('split', asked)}, allowed: {', '.join(there) or 'none'}"
+        )
     return (asked,)
 
 

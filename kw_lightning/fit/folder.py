@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from kw_lightning.errors import KWError, RunError
+from kw_lightning.errors import KWError, RunError, argument
 from kw_lightning.nn.engine import native
 from kw_lightning.paths import partial_of, remove, whole
 from kw_lightning.recipe.scalars import is_unicode
@@ -90,7 +90,9 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file; a run needs a folder")
         if not is_unicode(str(self.path)):
-            raise RunError(f"{self.path}: found a folder's name that is no text in UTF-8; give another with --output")
+            raise RunError(
+                f"{self.path}: found a folder's name that is no text in UTF-8; give another by {argument('output')}"
+            )
         with readable_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             if not resume and not (self.path / ".lock").exists():
@@ -125,8 +127,8 @@ class RunFolder:
         if any(file.name not in but for file in self.path.iterdir()):
             self.release()
             raise RunError(
-                f"{self.path} is not empty. Give another folder with --output, "
-                f"or continue the run that is there with --resume {self.path}"
+                f"{self.path} is not empty. Give another folder by {argument('output')}, "
+                f"or continue the run that is there by {argument('resume', self.path)}"
             )
 
     def write(self, name: str, text: str) -> None:

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from kw_lightning.callbacks.finite import NonFiniteError
 from kw_lightning.callbacks.signals import InterruptedRunError
+from kw_lightning.errors import argument
 from kw_lightning.fit.folder import RunFolder
 
 
@@ -37,13 +38,14 @@ def interruptible(folder: RunFolder) -> Iterator[None]:
             raise SystemExit(stop.exit_code) from None  # the first one speaks for all
         if isinstance(stop, NonFiniteError):
             raise
-        message = f"{stop}: go on with --resume {folder.path}"
+        message = f"{stop}: go on with {argument('resume', folder.path)}"
         if stop.signal == signal.SIGINT:
             raise KeyboardInterrupt(message) from None
         raise InterruptedRunError(message, stop.signal) from None
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning makes the one of the other
-            goes_on = f"; --resume {folder.path} goes on from the last checkpoint" if folder.last.exists() else ""
+            resume = argument("resume", folder.path)
+            goes_on = f"; {resume} goes on from the last checkpoint" if folder.last.exists() else ""
             raise KeyboardInterrupt(f"Interrupted{goes_on}") from None
         raise
     finally:

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 
 from kw_lightning.callbacks.figures import publish
 from kw_lightning.callbacks.layout import listed, misfits
-from kw_lightning.errors import Problem, RecipeError, RunError, mistake
+from kw_lightning.errors import Problem, RecipeError, RunError, argument, mistake
 from kw_lightning.fit.batch_size import is_open, sized
 from kw_lightning.fit.by_class import ClassMetrics
 from kw_lightning.fit.changes import Relay, changed, in_words, is_relaid
@@ -144,7 +144,8 @@ def fit(
         module, data, own = make_parts(recipe, planned, pretrained=init is None, allow_python=allow_python)
     warn_of_contradictions(recipe)
     if init is not None and resume not in (None, "auto"):
-        raise RunError("--init begins a new run and --resume goes on with one: give one of them")
+        both = f"{argument('init')} begins a new run and {argument('resume')} goes on with one"
+        raise RunError(f"{both}: give one of them")
     begun = start(recipe, resume, output)
     folder, restoring = begun.folder, Restoring(begun.checkpoint)
     try:

@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from kw_lightning.errors import KWError, RunError, first_line
+from kw_lightning.errors import KWError, RunError, argument, first_line
 from kw_lightning.fit.evaluation import read_checkpoint
 from kw_lightning.fit.folder import RECIPE_FILE, RUNS, RunFolder, checkpoint_of, folder_of, new_folder, newest_folder
 from kw_lightning.fit.interruption import is_first_process
@@ -100,7 +100,9 @@ def last_good(folder: RunFolder) -> tuple[Path, dict[str, Any]] | None:
         return path, state
     if problems:
         found = "; ".join(str(problem) for problem in problems)
-        raise RunError(f"{found}. No good checkpoint is left; give another --output, or remove {folder.path}")
+        raise RunError(
+            f"{found}. No good checkpoint is left; give another {argument('output')}, or remove {folder.path}"
+        )
     return None
 
 
@@ -121,8 +123,8 @@ def begin_again(folder: RunFolder, recipe: Recipe) -> None:
         locked = folder.path / RECIPE_FILE
         if locked.exists() and load_recipe(locked).document.data != recipe.document.data:
             raise RunError(
-                f"{folder.path} holds a run of another recipe, without a checkpoint. Give another folder with "
-                f"--output, or remove that one; kw diff {locked} RECIPE says what differs"
+                f"{folder.path} holds a run of another recipe, without a checkpoint. Give another folder by "
+                f"{argument('output')}, or remove that one; kw diff {locked} RECIPE says what differs"
             )
         folder.empty()
     except BaseException:
@@ -161,5 +163,5 @@ class Restoring(Callback):
             found = f"{type(error).__name__}: {first_line(error)}"
             raise RunError(
                 f"{self.checkpoint} cannot be gone on from: it is damaged, or was not written by kw-fit ({found}). "
-                f"--init {self.checkpoint} begins a new run with its weights"
+                f"{argument('init', self.checkpoint)} begins a new run with its weights"
             ) from error

@@ -73,7 +73,7 @@ def writer_of(path: Path) -> Callable[[Sequence[Mapping[str, Any]], Path], None]
         RunError: another ending, a file that cannot be written, **or** Parquet without pyarrow.
     """
     if path.suffix.lower() not in _WRITERS:
-        raise RunError(f"--output: {mistake(path.name, [f'NAME{ending}' for ending in _WRITERS])}")
+        raise RunError(f"a table of predictions: {mistake(path.name, [f'NAME{ending}' for ending in _WRITERS])}")
     with writable(path):
         pass  # whether it can be, before images are read
     if path.suffix.lower() == ".parquet":

@@ -12,7 +12,7 @@ import numpy as np
 
 from kw_lightning.callbacks.figures import drawing
 from kw_lightning.callbacks.heat_map import heat_map
-from kw_lightning.errors import RunError, mistake
+from kw_lightning.errors import RunError, argument, mistake
 from kw_lightning.fit.evaluation import evaluate_opened, open_checkpoint
 from kw_lightning.fit.folder import RunFolder, folder_of, readable_errors
 from kw_lightning.paths import user_path, whole
@@ -95,7 +95,7 @@ def _checkpoint(path: Path, name: str | None) -> Path:
     if name is None:
         return path
     if not path.is_dir():
-        raise RunError(f"--checkpoint names one of a run folder's, and {path} is no folder")
+        raise RunError(f"{argument('checkpoint', name)} names one of a run folder's, and {path} is no folder")
     named = RunFolder(path).checkpoints / f"{name.removesuffix('.ckpt')}.ckpt"
     if named.is_file():
         return named

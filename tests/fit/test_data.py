@@ -214,7 +214,7 @@ def test_fake_data_has_the_shape_asked_for() -> None:
 
 
 def test_python_data_needs_permission() -> None:
-    with pytest.raises(KWError, match="--allow-python collections"):
+    with pytest.raises(KWError, match=r"allow_python=.*collections"):
         data_module(recipe_with({"name": "python:collections:OrderedDict"}))
     with pytest.raises(RecipeError, match="a LightningDataModule is needed"):
         data_module(recipe_with({"name": "python:collections:OrderedDict"}), allow_python=["collections"])

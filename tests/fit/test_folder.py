@@ -80,7 +80,7 @@ def test_the_lock_of_a_killed_process_is_free_although_its_forked_workers_live(t
 
 def test_a_folder_with_files_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("…")
-    with pytest.raises(RunError, match=f"{tmp_path} is not empty.*--output.*--resume"):
+    with pytest.raises(RunError, match=f"{tmp_path} is not empty.*output=.*resume="):
         RunFolder(tmp_path).claim(resume=False)
     RunFolder(tmp_path).claim(resume=True)
 

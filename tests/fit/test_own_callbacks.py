@@ -54,7 +54,7 @@ def recipe(*callbacks: object) -> Recipe:
 
 
 def test_without_permission_no_code_runs_and_one_message_says_how(code: Path, tmp_path: Path, quick: list[str]) -> None:
-    with pytest.raises(RecipeError, match=r"callbacks\[0\]: .*allow it with --allow-python team_callbacks") as caught:
+    with pytest.raises(RecipeError, match=r"callbacks\[0\]: .*allow it by allow_python=\[.team_callbacks.\]") as caught:
         fit("digits-resnet", [*quick, "callbacks=['python:team_callbacks:Counting']"], output=tmp_path / "run")
     assert len(caught.value.problems) == 1
     assert not (code / "imported").exists()

@@ -106,14 +106,14 @@ def test_a_part_that_is_not_there_is_one_message(tmp_path: Path) -> None:
     assert (result.test, evaluate(result.folder).split) == ({}, "val")
     assert "test" not in json.loads((tmp_path / "run/result.json").read_text())
     assert evaluate(result.folder, split="train").metrics["loss"] > 0
-    with pytest.raises(RunError, match="the data has no test part: found --split test, allowed: train, val"):
+    with pytest.raises(RunError, match='the data has no test part: found split="test", allowed: train, val'):
         evaluate(result.folder, split="test")
     with pytest.raises(RunError, match='the unknown split "valid", allowed: train, val, test; did you mean "val"'):
         evaluate(result.folder, split="valid")
     elsewhere = pictures(tmp_path / "others", cat=2)
     (elsewhere / "cat" / "0.png").rename(elsewhere / "cat" / "new0.png")
     (elsewhere / "cat" / "1.png").rename(elsewhere / "cat" / "new1.png")
-    with pytest.raises(RunError, match="neither a test nor a validation part; --split train"):
+    with pytest.raises(RunError, match='neither a test nor a validation part; split="train"'):
         evaluate(result.folder, [f"data.root={elsewhere}"])
 
 
@@ -201,5 +201,5 @@ def test_data_of_ones_own_has_the_parts_that_it_has_loaders_for(tmp_path: Path) 
     result = fit(recipe, output=tmp_path / "run", allow_python=[__name__])
     assert (result.last, set(result.test)) == ({}, {"accuracy", "loss"})
     assert evaluate(result.folder, split="train", allow_python=[__name__]).metrics["loss"] > 0
-    with pytest.raises(RunError, match="no val part: found --split val, allowed: train, test"):
+    with pytest.raises(RunError, match='no val part: found split="val", allowed: train, test'):
         evaluate(result.folder, split="val", allow_python=[__name__])

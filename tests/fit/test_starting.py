@@ -45,7 +45,7 @@ def test_a_requeued_job_starts_anew_before_its_first_checkpoint(tmp_path: Path) 
 
 def test_a_folder_of_another_recipe_or_with_other_files_is_left_alone(tmp_path: Path) -> None:
     begun(tmp_path / "run")
-    with pytest.raises(RunError, match=r"holds a run of another recipe, without a checkpoint.*--output"):
+    with pytest.raises(RunError, match=r"holds a run of another recipe, without a checkpoint.*output=…"):
         start(load_recipe("digits-resnet", ["train.epochs=7"]), "auto", tmp_path / "run")
     (tmp_path / "run/thesis.tex").write_text("…")
     with pytest.raises(RunError, match="is not empty"):
@@ -115,7 +115,7 @@ def test_a_checkpoint_with_a_strange_inside_is_one_message(tmp_path: Path, quick
     }
     for key, value in strange.items():
         torch.save({**whole, key: value}, tmp_path / "strange.ckpt")
-        with pytest.raises(RunError, match=r"strange\.ckpt cannot be gone on from: .*--init") as caught:
+        with pytest.raises(RunError, match=r"strange\.ckpt cannot be gone on from: .*init=") as caught:
             fit("digits-resnet", [*settings, "train.epochs=3"], resume=tmp_path / "strange.ckpt")
         assert len(str(caught.value).splitlines()) == 1, key
 

@@ -79,7 +79,7 @@ def test_ctrl_c_in_any_batch_goes_on_to_the_bit(
     step = signalled(signal.SIGINT, Classifier.training_step, lambda *_: next(count) == batch)
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "training_step", step)
-        with pytest.raises(KeyboardInterrupt, match=r"after step \d; .*: go on with --resume"):
+        with pytest.raises(KeyboardInterrupt, match=r"after step \d; .*: go on with resume="):
             fit("digits-resnet", [*quick, *OPTIONS, *HARD], output=tmp_path / "run")
     fit("digits-resnet", [*quick, *OPTIONS, *HARD], resume=tmp_path / "run")
     assert_same(everything(tmp_path / "run"), everything(unbroken.folder))
@@ -100,7 +100,7 @@ def test_a_signal_while_a_batch_is_fetched_or_evaluated_waits_for_an_exact_place
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "validation_step", evaluation)
         # every batch of the evaluation sends one; a second Ctrl-C does not wait
-        with pytest.raises(KeyboardInterrupt, match=r"Interrupted; --resume .* goes on from the last checkpoint"):
+        with pytest.raises(KeyboardInterrupt, match=r"Interrupted; resume=.* goes on from the last checkpoint"):
             fit("digits-resnet", options, resume=tmp_path / "run")
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
     first = iter([True])
