@@ -165,6 +165,17 @@ def test_wheel_works_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None
     assert (elsewhere / "runs/digits-resnet-1/checkpoints/last.ckpt").exists()
 
 
+def test_a_source_tree_that_is_not_installed_knows_its_version(tmp_path: Path) -> None:
+    places = [str(found.locate_file("")) for found in metadata.distributions(name="kw-lightning")]
+    script = (
+        f"import sys; sys.path = [{str(ROOT)!r}, *(path for path in sys.path if path not in {places})]; "
+        "from kw_lightning.versions import version_of; print(version_of('kw-lightning'))"
+    )
+    found = run("-c", script, folder=tmp_path)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert found.stdout.strip() == project["version"], found.stderr
+
+
 def rows_of_rooms() -> list[list[str]]:
     """Return the rows of the drawing in CONTRIBUTING, each with its rooms, from the top down."""
     page = (ROOT / ".github/CONTRIBUTING.md").read_text(encoding="utf-8")

@@ -6,13 +6,14 @@ import errno
 import functools
 import sys
 from collections.abc import Callable
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 
 from kw_lightning.cli.output import error_console, forget_output, write_any_text
 from kw_lightning.errors import KWError, RunError, in_options
+from kw_lightning.versions import OWN, version_of
 
 # Command → module with a function of the module's name. The modules import what is slow (torch) inside that
 # function, so that `kw --help` and `kw check` start at once.
@@ -78,7 +79,7 @@ def command(name: str) -> Callable[..., Any]:
 def show_version(wanted: bool) -> None:
     """Print the version and end, when `--version` is given."""
     if wanted:
-        typer.echo(f"kw-lightning {metadata.version('kw-lightning')}")
+        typer.echo(f"{OWN} {version_of(OWN)}")
         raise typer.Exit
 
 

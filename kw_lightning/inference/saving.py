@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from kw_lightning.preprocessing import Preprocessing
 from kw_lightning.recipe import load_recipe
 from kw_lightning.recipe.locking import lock_text
 from kw_lightning.recipe.types import Recipe
+from kw_lightning.versions import OWN, version_of
 
 FORMAT = "kw_lightning/1"
 CONFIG = "config.json"
@@ -90,7 +90,7 @@ def write_folder(saved: SavedNetwork, folder: Path, card: str, *, eight_bits: bo
                 {
                     "format": FORMAT,
                     "library": "kw_lightning",
-                    "version": metadata.version("kw-lightning"),
+                    "version": version_of(OWN),
                     "task": "multi-label-image-classification" if saved.several else "image-classification",
                     "sha256": {name: _hash(place / name) for name in HASHED},
                 },

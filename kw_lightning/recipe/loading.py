@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from kw_lightning.recipe.tidying import tidy
 from kw_lightning.recipe.types import Document, Recipe, SourceFile
 from kw_lightning.recipe.validation import sort, validate
 from kw_lightning.recipe.variables import substitute
+from kw_lightning.versions import version_of
 
 _OWN = ("name", "description")
 """Keys that a recipe does not take from the one it extends."""
@@ -183,12 +183,7 @@ def check_version(node: Node) -> None:
 
 
 def _source_file(source: Source, content: bytes) -> SourceFile:
-    version = None
-    if source.package is not None:
-        try:
-            version = metadata.version(source.package)
-        except metadata.PackageNotFoundError:
-            version = None
+    version = None if source.package is None else version_of(source.package)
     return SourceFile(source.name, sources.sha256(content), source.package, version)
 
 

@@ -19,10 +19,11 @@ from kw_lightning.errors import RunError, did_you_mean, mistake, sentence, shown
 from kw_lightning.paths import user_path
 from kw_lightning.recipe.limits import MAX_BYTES
 from kw_lightning.resources import shipped
+from kw_lightning.versions import OWN
 
 ENTRY_POINTS = "kw_lightning.recipes"
 PACKAGE = "package://"
-SHIPPED_BY = "kw-lightning"
+SHIPPED_BY = OWN
 SUFFIXES = (".yaml", ".yml")
 _VERSION = re.compile(rb"^['\"]?kw['\"]?\s*:", re.MULTILINE)
 
