@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
 
 from kw_lightning.errors import KWError
@@ -214,6 +215,8 @@ def _refusal(module: nn.Module) -> str | None:
     weight = module._parameters["weight"]
     if weight is None or not weight.numel() or not weight.is_floating_point():
         return f"{name} has no weight of floating-point numbers"
+    if isinstance(weight, DTensor):
+        return f"{name} is sharded already: make the network dynamic before fully_shard or parallelize_module"
     return None
 
 

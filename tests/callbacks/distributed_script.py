@@ -64,6 +64,15 @@ class ShardedByBlock(Sharded):
                 torch.distributed.fsdp.fully_shard(layer, mesh=self.device_mesh["data_parallel"])
 
 
+class ShardedBefore(Sharded):
+    """The other mistake: sharded by itself, so that KWCallback finds it in shards."""
+
+    def configure_model(self) -> None:
+        if isinstance(self.net, nn.Identity):
+            self.net = Net()
+            torch.distributed.fsdp.fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+
 class Gradients(Callback):
     """Keeps the gradients of the first step, as the optimizer sees them."""
 
@@ -156,11 +165,12 @@ def main(folder: Path) -> None:
     sharded = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False)
     results["fsdp2"] = fit(folder / "fsdp2", Sharded(), processes=2, strategy=sharded)
     results["fsdp2"]["gradients"] = {}  # in shards
-    try:
-        again = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
-        fit(folder / "refused", ShardedByBlock(), processes=2, strategy=again)
-    except KWError as error:
-        results["fsdp2"]["refused"] = str(error)
+    for name, mistake in (("refused", ShardedByBlock()), ("refused before", ShardedBefore())):
+        try:
+            again = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+            fit(folder / "refused", mistake, processes=2, strategy=again)
+        except KWError as error:
+            results["fsdp2"][name] = str(error)
     results["fsdp1"] = fsdp1(classifier(Net))
     results["tensor parallel"] = tensor_parallel(classifier(Net))
     if torch.distributed.get_rank() == 0:

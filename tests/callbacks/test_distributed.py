@@ -110,6 +110,11 @@ def test_sharding_that_splits_a_warehouse_is_refused(two: Any, kind: str) -> Non
     assert "kw_fully_shard" in message
 
 
+def test_a_network_in_shards_is_not_made_dynamic(two: Any) -> None:
+    expected = "Conv2d is sharded already: make the network dynamic before fully_shard or parallelize_module"
+    assert expected in two["fsdp2"]["refused before"]
+
+
 def test_tensor_parallelism_over_dynamic_layers_is_refused(two: Any) -> None:
     assert two["tensor parallel"].startswith('the cells of warehouse "convolutions" are split by tensor parallelism')
     assert "leave net.conv1, net.conv2 out of the plan of parallelize_module" in two["tensor parallel"]
