@@ -136,12 +136,22 @@ def convert(
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     planned = plan(loaded, model)
-    if not planned.warehouses:
-        raise RecipeError(loaded.document.problem("warehouses", "a recipe for a network needs warehouses, or stages"))
+    require_warehouses(planned)
     if planned.warning is not None:
         log.warning("%s", planned.warning)
     target = model if inplace else copy.deepcopy(model)
     return report(planned, apply_plan(planned, target, warm_start=warm_start)).model
+
+
+def require_warehouses(planned: Plan) -> None:
+    """Refuse a plan that leaves the network static.
+
+    Raises:
+        RecipeError: its recipe has no warehouses.
+    """
+    if not planned.warehouses:
+        text = "a recipe for a network needs warehouses, or stages"
+        raise RecipeError(planned.recipe.document.problem("warehouses", text))
 
 
 def apply_plan(planned: Plan, model: nn.Module, *, warm_start: bool = False) -> Conversion:

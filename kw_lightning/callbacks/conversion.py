@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from kw_lightning.builder import apply_plan, report
+from kw_lightning.builder import apply_plan, report, require_warehouses
 from kw_lightning.callbacks.layout import dynamic_layers, layers_of_warehouses
 from kw_lightning.errors import KWError, mistake
 from kw_lightning.planning import plan
@@ -91,6 +91,7 @@ def make_dynamic(
     example = getattr(pl_module, "example_input_array", None) if path is None else None
     shape = tuple(example.shape[1:]) if isinstance(example, Tensor) else None
     planned = plan(recipe, target, input_shape=shape)
+    require_warehouses(planned)
     if planned.warning is not None:
         rank_zero_warn(planned.warning)
     converted = report(planned, apply_plan(planned, target, warm_start=warm_start)).model

@@ -187,6 +187,11 @@ def test_sections_of_the_trainer_are_ignored_with_one_warning() -> None:
         KWCallback(RECIPE)
 
 
+def test_a_recipe_without_warehouses_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"^warehouses: a recipe for a network needs warehouses, or stages$"):
+        trainer(tmp_path, callbacks=[KWCallback({"kw": 1})]).validate(Classifier(), loader())
+
+
 def test_problems_of_a_recipe_leave_the_module_static(tmp_path: Path) -> None:
     model = Classifier()
     wrong = {"kw": 1, "name": "wrong", "warehouses": {"a": {"layers": ["net.conv1", "net.convv2"]}}}
