@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
+from kw_lightning.callbacks.checkpoint_io import verify
 from kw_lightning.callbacks.conversion import Source, callback_recipe, make_dynamic
 from kw_lightning.callbacks.copies import copies_of
 from kw_lightning.callbacks.layout import differences, dynamic_layers, dynamic_misfits, layout, listed
-from kw_lightning.errors import KWError
+from kw_lightning.errors import KWError, RunError, sentence
 from kw_lightning.recipe.types import Recipe
 from kw_lightning.recipe.variables import escape
 
+KEYS = ("state_dict", "pytorch-lightning_version")  # of every checkpoint of Lightning
 KEY = "kw_lightning"  # of a checkpoint: one entry for each network that a recipe made dynamic
 Module = TypeVar("Module", bound=LightningModule)
+Action = Callable[[LightningModule, dict[str, Any]], None]
 
 
 def describe(recipe: Recipe, path: str | None, network: nn.Module, copies: Sequence[str] = ()) -> dict[str, Any]:
@@ -49,7 +54,7 @@ def load_from_checkpoint(
     weights are loaded.
 
     Args:
-        cls: the class of the module.
+        cls: the class of the module; also LightningModule where LightningCLI trained it in subclass mode.
         path: the checkpoint.
         recipe: for a checkpoint without one (`save_weights_only`), or in the place of the one inside.
         module: path of the submodule that this recipe is for, as of KWCallback.
@@ -58,12 +63,14 @@ def load_from_checkpoint(
     Raises:
         KWError: a checkpoint without a recipe, **or** whose warehouses are not those that the recipe gives.
         RecipeError: a recipe that does not fit the network.
+        RunError: a file that is damaged or no checkpoint of Lightning, **or** a folder of shards.
+        TypeError: `cls` is no class of LightningModules.
 
     Example:
         >>> model = load_from_checkpoint(Classifier, "last.ckpt")
     """
 
-    def convert(model: nn.Module, checkpoint: dict[str, Any]) -> None:
+    def convert(model: LightningModule, checkpoint: dict[str, Any]) -> None:
         stored: list[dict[str, Any]] = checkpoint.get(KEY, [])
         if not stored and recipe is None:
             if dynamic_layers(model):
@@ -81,6 +88,11 @@ def load_from_checkpoint(
             if changed:
                 raise KWError(f"the warehouses in {path} are not those of this network: {'; '.join(changed)}")
 
+    if not (isinstance(cls, type) and issubclass(cls, LightningModule)):
+        found = cls.__name__ if isinstance(cls, type) else f"an object of {type(cls).__name__}"
+        raise TypeError(sentence(found, "a class that is a LightningModule"))
+    if isinstance(path, str | os.PathLike):
+        _check_file(Path(path), options.get("weights_only"))
     with ExitStack() as loading, _before_loading(cls, convert):
         return cls.load_from_checkpoint(path, **options)
 
@@ -103,24 +115,60 @@ def _check_weights(network: nn.Module, weights: dict[str, Any], prefix: str, *_:
         )
 
 
+def _check_file(path: Path, weights_only: bool | None) -> None:
+    """Refuse what Lightning reads into an error from its inside; what lies elsewhere (`s3://…`) is left to it."""
+    if path.is_dir():
+        raise RunError(
+            f"{path}: found a folder, allowed: one file; a checkpoint in shards is loaded by its strategy, as "
+            "ckpt_path of the Trainer, and ModelParallelStrategy(save_distributed_checkpoint=False) saves whole ones"
+        )
+    if path.is_file():
+        verify(path)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)  # reads no weights
+        missing = [key for key in KEYS if not isinstance(checkpoint, dict) or key not in checkpoint]
+        if missing:
+            raise RunError(f"{path}: not a checkpoint of Lightning, which has {' and '.join(missing)}")
+
+
 @contextmanager
-def _before_loading(cls: type[LightningModule], action: Callable[[nn.Module, dict[str, Any]], None]) -> Iterator[None]:
+def _before_loading(cls: type[LightningModule], action: Action) -> Iterator[None]:
     """Run `action(module, checkpoint)` before the `on_load_checkpoint` of every `cls` that is loaded in this block.
 
-    It is the one hook that Lightning calls between the constructor and the weights.
+    It is the one hook that Lightning calls between the constructor and the weights. A checkpoint of LightningCLI may
+    name a subclass to load, which may have that hook anew.
     """
-    before = cls.__dict__.get("on_load_checkpoint")
+    done: set[LightningModule] = set()
+
+    def act(module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if module not in done:  # hooks call that of their base
+            done.add(module)
+            action(module, checkpoint)
+
+    with ExitStack() as patches:
+        for owner in (cls, *(child for child in _subclasses(cls) if "on_load_checkpoint" in vars(child))):
+            patches.callback(_put_before(owner, act))
+        yield
+
+
+def _put_before(cls: type[LightningModule], action: Action) -> Callable[[], None]:
+    """Run `action(module, checkpoint)` before the `on_load_checkpoint` of a class; return what ends that."""
+    before = vars(cls).get("on_load_checkpoint")
     inherited = cls.on_load_checkpoint
 
     def on_load_checkpoint(self: LightningModule, checkpoint: dict[str, Any]) -> None:
         action(self, checkpoint)
         inherited(self, checkpoint)
 
-    cls.on_load_checkpoint = on_load_checkpoint  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
+    def end() -> None:
         if before is None:
             del cls.on_load_checkpoint
         else:
             cls.on_load_checkpoint = before  # type: ignore[method-assign]
+
+    cls.on_load_checkpoint = on_load_checkpoint  # type: ignore[method-assign, assignment]
+    return end
+
+
+def _subclasses(cls: type[LightningModule]) -> set[type[LightningModule]]:
+    direct = set(cls.__subclasses__())
+    return direct.union(*map(_subclasses, direct))

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from callback_networks import RECIPE, Classifier, Net, loader, trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import nn
 
 import kw_lightning
 from kw_lightning.callbacks import KWCallback, load_from_checkpoint
 from kw_lightning.callbacks.layout import differences, layout
-from kw_lightning.errors import KWError
+from kw_lightning.errors import KWError, RunError
 from kw_lightning.nn import KWLayer, warehouses
 
 HALF = {**RECIPE, "defaults": {"budget": "1/2"}}
@@ -31,6 +32,17 @@ class Saved(Classifier):
     def configure_model(self) -> None:
         if isinstance(self.net, nn.Identity):
             self.net = Net(self.hparams.classes)
+
+
+class Restoring(Saved):
+    """Has a hook of its own for loading, which calls that of its base."""
+
+    restored = 0
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        assert isinstance(self.net.conv1, KWLayer)
+        self.restored += 1
 
 
 @pytest.fixture
@@ -97,6 +109,53 @@ def test_the_users_own_hook_still_runs(tmp_path: Path) -> None:
     assert equal_weights(load_from_checkpoint(Hooked, tmp_path / "a.ckpt"), model)
     assert Hooked.seen == 1
     assert Hooked.__dict__["on_load_checkpoint"] is own
+
+
+def test_a_subclass_that_the_checkpoint_names_loads_without_its_class(tmp_path: Path) -> None:
+    model = Restoring()
+    run = trainer(tmp_path, callbacks=[KWCallback(RECIPE)])
+    run.fit(model, loader())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    checkpoint = torch.load(tmp_path / "a.ckpt")
+    checkpoint["hyper_parameters"] |= {  # as LightningCLI writes them in subclass mode
+        "_class_path": f"{__name__}.Restoring",
+        "_instantiator": "lightning.pytorch.cli.instantiate_module",
+    }
+    torch.save(checkpoint, tmp_path / "a.ckpt")
+    own, inherited = Restoring.__dict__["on_load_checkpoint"], LightningModule.on_load_checkpoint
+    loaded = load_from_checkpoint(LightningModule, tmp_path / "a.ckpt")
+    assert type(loaded) is Restoring
+    assert loaded.restored == 1
+    assert equal_weights(loaded, model)
+    assert Restoring.__dict__["on_load_checkpoint"] is own
+    assert LightningModule.on_load_checkpoint is inherited
+
+
+def test_what_is_no_checkpoint_is_told(trained: tuple[Saved, Path], tmp_path: Path) -> None:
+    _, path = trained
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    for name, content in {
+        "cut": whole[:middle],
+        "changed": whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :],
+        "text": b"hello",
+        "empty": b"",
+    }.items():
+        damaged = tmp_path / f"{name}.ckpt"
+        damaged.write_bytes(content)
+        with pytest.raises(RunError, match=rf"{name}\.ckpt: not a checkpoint, or a damaged one \("):
+            load_from_checkpoint(Saved, damaged)
+    for foreign, missing in (([1], "state_dict and pytorch-"), ({"state_dict": {}}, "pytorch-")):
+        torch.save(foreign, tmp_path / "foreign.ckpt")
+        with pytest.raises(RunError, match=rf"foreign\.ckpt: not a checkpoint of Lightning, which has {missing}"):
+            load_from_checkpoint(Saved, tmp_path / "foreign.ckpt")
+    with pytest.raises(RunError, match=r"found a folder, allowed: one file; a checkpoint in shards is loaded by"):
+        load_from_checkpoint(Saved, tmp_path)
+    with pytest.raises(FileNotFoundError):
+        load_from_checkpoint(Saved, tmp_path / "none.ckpt")
+    for cls, found in ((Net, "Net"), (Saved(), "an object of Saved")):
+        with pytest.raises(TypeError, match=f"^found {found}, allowed: a class that is a LightningModule$"):
+            load_from_checkpoint(cls, path)  # type: ignore[type-var]
 
 
 def test_weights_only_checkpoints_need_the_recipe(tmp_path: Path) -> None:
