@@ -43,7 +43,7 @@ class AttentionStatistics(Callback):
     Args:
         every_n_epochs: summarise the validation passes of every n-th epoch; 0 means only those of `trainer.validate`.
         figures: draw heat maps for the loggers that show pictures.
-        folder: where the matrices go; `attention` in the logger's folder by default.
+        folder: where the matrices go; `attention` in the run's folder of the first logger by default.
         module: path of the submodule whose warehouses are meant; the whole LightningModule by default.
 
     Attributes:
@@ -89,9 +89,9 @@ class AttentionStatistics(Callback):
         place = "/".join(["attention", *self._told_apart_by(trainer)])
         for name, summary in self.latest.items():
             numbers = {f"{place}/{name}/{key}": value for key, value in summary.scalars().items()}
-            pl_module.log_dict(numbers, sync_dist=True)  # equal in all processes; Lightning warns without
-        # `log_dir` asks the first process, so every process has to read it.
-        folder = Path(self.folder or Path(trainer.log_dir or trainer.default_root_dir) / place)
+            if not trainer.barebones:
+                pl_module.log_dict(numbers, sync_dist=True)  # equal in all processes; Lightning warns without
+        folder = Path(self.folder or _run_folder(trainer) / place)
         if self.latest and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._write(folder / f"epoch={trainer.current_epoch:04d}-step={trainer.global_step}.npz")
         if self.figures:
@@ -168,6 +168,18 @@ class AttentionStatistics(Callback):
     def _draw(self, trainer: Trainer, place: str) -> None:
         maps = {f"{place}/{name}": heat_map(found.mean, self._layers[name]) for name, found in self.latest.items()}
         publish(trainer.loggers, maps, trainer.global_step)
+
+
+def _run_folder(trainer: Trainer) -> Path:
+    """Return the folder of this run alone, beside its checkpoints; every process has to ask, as the first one decides.
+
+    Lightning's `trainer.log_dir` is one folder for all runs of a logger that keeps no files of its own.
+    """
+    logger, folder = trainer.logger, None
+    if logger is not None:
+        own = [str(part) for part in (logger.name, logger.version) if part is not None]
+        folder = logger.log_dir or Path(logger.save_dir or trainer.default_root_dir, *own)
+    return Path(trainer.strategy.broadcast(folder or trainer.default_root_dir))
 
 
 class _Add:

@@ -30,7 +30,7 @@ def method_callbacks(
     Args:
         recipe: the recipe.
         module: path of the submodule that it is for; None means the whole LightningModule.
-        folder: where the statistics' matrices go; `attention` in the logger's folder by default.
+        folder: where the statistics' matrices go; `attention` in the run's folder of the first logger by default.
         warm_start: whether the network starts from static kernels.
     """
     annealing, log = recipe.temperature, recipe.log

@@ -133,6 +133,27 @@ class Shows(DummyLogger):
         self.shown.append((key, images[0].shape[2:], step))
 
 
+class Elsewhere(Shows):
+    """A logger that keeps no files of its own in `save_dir`, as Lightning's of W&B and MLflow."""
+
+    def __init__(self, folder: Path, version: str) -> None:
+        super().__init__()
+        self._folder, self._version = folder, version
+
+    save_dir = property(lambda self: str(self._folder))
+    name = property(lambda self: "project")
+    version = property(lambda self: self._version)
+
+
+def test_runs_of_a_logger_have_folders_of_their_own(tmp_path: Path) -> None:
+    for version in ("first", "second"):
+        logger = Elsewhere(tmp_path / "logs", version)
+        run = trainer(tmp_path / "root", callbacks=[AttentionStatistics()], logger=logger)
+        run.fit(Classifier(dynamic_net()), loader(), loader(samples=8))
+    found = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.npz"))
+    assert found == [f"logs/project/{version}/attention/epoch=0000-step=5.npz" for version in ("first", "second")]
+
+
 def test_figures_reach_every_logger_that_shows_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logged: list[tuple[Any, ...]] = []
     client = SimpleNamespace(log_image=lambda run, pixels, artifact_file: logged.append((run, artifact_file)))
