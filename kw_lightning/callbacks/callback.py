@@ -99,6 +99,12 @@ class KWCallback(Callback):
         """Set the temperature for the coming step; see `TemperatureAnnealing`."""
         self.temperature.on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Give way to a module that logs a temperature of its own; see `TemperatureAnnealing`."""
+        self.temperature.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to the attentions; see `AttentionStatistics`."""
         if self.attention is not None:

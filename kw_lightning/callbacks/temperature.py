@@ -19,6 +19,7 @@ from kw_lightning.nn.weighing import SoftmaxAnnealing
 
 Shape = Literal["linear", "cosine", "constant"]
 SHAPES: tuple[Shape, ...] = ("linear", "cosine", "constant")
+NAME, OTHER_NAME = "temperature", "attention_temperature"  # in the logs; the other where the module has one
 DEFAULT_PART = 0.1  # of a run, where neither steps nor epochs are given: 10 of 100 epochs and 15 of 150, as published
 
 
@@ -52,6 +53,8 @@ class TemperatureAnnealing(Callback):
 
     With manual optimization several optimizers may step in a batch or take turns, and Lightning's `global_step` adds
     them all; so there a step is a training batch, here and wherever a length is given in steps.
+
+    It is logged as `temperature`; where the module logs another by that name, as `attention_temperature`.
 
     Averages of the network get the same temperature (see `Warehouse`): one of past temperatures would lag behind.
 
@@ -104,6 +107,7 @@ class TemperatureAnnealing(Callback):
         self.temperature: float | None = None
         self.total_steps: int | None = None
         self._saved_total_steps: int | None = None
+        self._logged_as = NAME
         self._warehouses: list[Warehouse] = []
         self._softmax_steps: dict[SoftmaxAnnealing, int] = {}
 
@@ -136,9 +140,25 @@ class TemperatureAnnealing(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set τ for the coming optimizer step, and log it."""
         self._set(trainer)
-        values = {"temperature": self.temperature or 0.0, **self._softmax_temperatures(trainer)}
+        if trainer.barebones:
+            return
+        values = {self._logged_as: self.temperature or 0.0, **self._softmax_temperatures(trainer)}
         # A batch size, because Lightning asks for one where training_step takes the `dataloader_iter`.
         pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Give way, from an epoch's first batch on, to a module that logs a temperature of its own by that name."""
+        if batch_idx or trainer.barebones or self._logged_as != NAME:
+            return
+        logged = trainer.logged_metrics.get(NAME)
+        if logged is not None and not math.isclose(float(logged), self.temperature or 0.0, abs_tol=1e-6):
+            self._logged_as = OTHER_NAME
+            rank_zero_warn(
+                f'the module logs a "{NAME}" of its own ({float(logged):.3g}), which hides that of the attention '
+                f'({self.temperature:.3g}); this is logged as "{OTHER_NAME}" from now on'
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return τ and the length of the annealing: to read in a checkpoint, and to notice when the length changes."""

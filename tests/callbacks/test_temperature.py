@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from callback_networks import Classifier, Net, dynamic_net, loader, trainer
-from lightning.pytorch import Callback
+from callback_networks import RECIPE, Classifier, Net, dynamic_net, loader, trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import (
     EMAWeightAveraging,
     GradientAccumulationScheduler,
@@ -24,6 +24,7 @@ from torch.nn.functional import one_hot
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from torch.utils.data import DataLoader, IterableDataset
 
+from kw_lightning.callbacks import KWCallback
 from kw_lightning.callbacks.temperature import TemperatureAnnealing, temperature_at
 from kw_lightning.errors import KWError
 from kw_lightning.nn import KWLayer, warehouses
@@ -325,6 +326,34 @@ def test_a_submodule_of_its_own(tmp_path: Path) -> None:
     trainer(tmp_path, callbacks=[TemperatureAnnealing(steps=4, module="net")]).fit(model, loader())
     assert Recorder._temperature(model.net) == 0.0
     assert Recorder._temperature(model.teacher) == 1.0
+
+
+@pytest.mark.parametrize("own", [0.07, 0.8])  # the second is the annealing's own value in the first step
+def test_a_module_with_a_temperature_of_its_own_keeps_the_name(tmp_path: Path, own: float) -> None:
+    class Contrastive(Classifier):
+        def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+            self.log("temperature", own)
+            return super().training_step(batch, batch_idx)
+
+    run = trainer(tmp_path, callbacks=[TemperatureAnnealing(steps=5)], max_epochs=2)
+    with pytest.warns(UserWarning, match=r'"temperature" of its own \(.*; this is logged as "attention_temperature"'):
+        run.fit(Contrastive(dynamic_net()), loader())
+    assert float(run.logged_metrics["temperature"]) == pytest.approx(own)
+    assert float(run.logged_metrics["attention_temperature"]) == 0.0
+
+
+def test_nothing_is_logged_without_loggers_and_bars(tmp_path: Path) -> None:
+    callback = KWCallback({**RECIPE, "log": {"attention": {"every_n_epochs": 1}}})
+    model = Classifier()
+    for step in ("training_step", "validation_step"):
+        setattr(model, step, lambda batch, batch_idx: model(batch[0]).square().mean())
+    defaults: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "max_epochs": 1, "default_root_dir": tmp_path}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*barebones")
+        Trainer(barebones=True, callbacks=[callback], **defaults).fit(model, loader(), loader(samples=8))
+    assert callback.temperature.temperature == 0.5
+    assert callback.attention is not None
+    assert set(callback.attention.latest) == {"convolutions", "head"}
 
 
 def test_it_is_logged_each_step(tmp_path: Path) -> None:
