@@ -236,14 +236,16 @@ class _Run:
                 handle.remove()
         # Finding a layer's whole call is no part of the attention.
         with self.setting.autocast(), torch.inference_mode(not self.training):
-            calls = [layer.evaluation(x) for layer, x in inputs]
+            calls = [layer.call(x) for layer, x in inputs]
+        for _, x in inputs if self.training else ():
+            x.grad = torch.zeros_like(x)
 
         def work(*, attend: bool) -> None:
             with self.setting.autocast(), torch.inference_mode(not self.training):
                 for (layer, x), call in zip(inputs, calls, strict=True):
                     _write_anew(x)
                     if call is not None:
-                        (call.attend if attend else call.call_alone)(x)
+                        call.attend(x, alone=not attend)
                     elif attend:
                         _attend(layer, x.requires_grad_(self.training))
 

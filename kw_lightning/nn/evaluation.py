@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 
 from kw_lightning.nn.attention import ContrastingAttention
-from kw_lightning.nn.engine import Epilogue, attended, evaluation
+from kw_lightning.nn.engine import Epilogue, attended, evaluation, training
 from kw_lightning.nn.precision import PLAIN, is_unheard
 
 if TYPE_CHECKING:
@@ -26,10 +26,24 @@ PARTS = ("reduce", "norm", "expand")  # of an attention, that are plain modules
 
 
 class Calls:
-    """The calls of a layer, by sizes and modes; those of a copy, or of one that was pickled, are its own."""
+    """The calls of a layer, by sizes and modes; those of a copy, or of one that was pickled, are its own.
+
+    Attributes:
+        found: in evaluation, with the places that they were told.
+        steps: in training.
+    """
 
     def __init__(self) -> None:
         self.found: dict[Any, tuple[Any, evaluation.Evaluation | None]] = {}
+        self.steps: dict[Any, training.Step | None] = {}
+
+    @classmethod
+    def of(cls, layer: nn.Module) -> Calls:
+        """Return a layer's."""
+        own = vars(layer)
+        if "calls" not in own:
+            own["calls"] = cls()
+        return own["calls"]  # type: ignore[no-any-return]
 
     def __deepcopy__(self, memo: Any) -> Calls:
         return Calls()
@@ -50,22 +64,19 @@ def find_call(layer: KWConvNd, x: Tensor, epilogue: Epilogue) -> evaluation.Eval
         return None
     if not isinstance(attention, ContrastingAttention) or not _is_plain(attention):
         return None
-    own = vars(layer)
-    tensors = _tensors(layer, attention, epilogue)
+    tensors = tensors_of(layer, attention, epilogue)
     places = _places(tensors)
     if places is None:
         return None
     epsilon = vars(attention._modules["norm"]).get("eps")
     key = (x.shape, x.stride(), layer.engine, layer._geometry, epsilon, _kind(epilogue), evaluation.setting())
-    calls: Calls | None = own.get("calls")
-    if calls is None:
-        calls = own["calls"] = Calls()
-    before, call = calls.found.get(key, (None, None))
+    calls = Calls.of(layer).found
+    before, call = calls.get(key, (None, None))
     if before != places:
         call = _prepare(layer, attention, x, tensors, epilogue)
-        if len(calls.found) >= MOST_CALLS:
-            calls.found.clear()
-        calls.found[key] = places, call
+        if len(calls) >= MOST_CALLS:
+            calls.clear()
+        calls[key] = places, call
     return call
 
 
@@ -82,7 +93,7 @@ def call_operator(layer: KWConvNd, x: Tensor, epilogue: Epilogue) -> Tensor | No
         return None
     if not isinstance(attention, ContrastingAttention) or not _is_plain(attention):
         return None
-    tensors = _fitting(layer, attention, x, _tensors(layer, attention, epilogue))
+    tensors = fitting(layer, attention, x, tensors_of(layer, attention, epilogue))
     if tensors is None:
         return None
     epsilons = attention.norm.eps, 0.0 if epilogue.norm is None else epilogue.norm.epsilon
@@ -114,7 +125,7 @@ def _kind(epilogue: Epilogue) -> tuple[Any, ...]:
     return epilogue.activation, None if norm is None else norm.epsilon, summand
 
 
-def _tensors(layer: KWConvNd, attention: ContrastingAttention, epilogue: Epilogue) -> list[Tensor | None]:
+def tensors_of(layer: KWConvNd, attention: ContrastingAttention, epilogue: Epilogue) -> list[Tensor | None]:
     """Return all tensors that a layer's output depends on, past `nn.Module.__getattr__`."""
     parts: list[Any] = [attention._modules[name] for name in PARTS]
     linear, norm, last = (part._parameters for part in parts)
@@ -147,7 +158,7 @@ def _places(tensors: list[Tensor | None]) -> list[Any] | None:
 def _prepare(
     layer: KWConvNd, attention: ContrastingAttention, x: Tensor, tensors: list[Any], epilogue: Epilogue
 ) -> evaluation.Evaluation | None:
-    of = _fitting(layer, attention, x, tensors)
+    of = fitting(layer, attention, x, tensors)
     if of is None:
         return None
     epsilon = 0.0 if epilogue.norm is None else epilogue.norm.epsilon
@@ -155,7 +166,7 @@ def _prepare(
     return evaluation.prepare(x, of.attention(attention.norm.eps), of.cells, layer._convolution(), layer.engine, own)
 
 
-def _fitting(
+def fitting(
     layer: KWConvNd, attention: ContrastingAttention, x: Tensor, tensors: list[Any]
 ) -> evaluation.LayerTensors | None:
     """Return a layer's tensors by name, None where C does not read them as they are, or x is none of the layer's."""

@@ -37,7 +37,7 @@ def activate(x: Tensor, reduce: nn.Module, norm: nn.Module) -> Tensor | None:
         return None
     if not is_plain(reduce, nn.Linear) or not (is_plain(norm, nn.BatchNorm1d) or is_plain(norm, nn.LayerNorm)):
         return None
-    statistics = _statistics(norm, x.shape[0])
+    statistics = statistics_of(norm, x.shape[0])
     if on_gpu and (statistics == OF_SAMPLE or norm.momentum is None):
         return None
     # Past `nn.Module.__getattr__`, which is called for each of them otherwise.
@@ -78,16 +78,20 @@ def _activate(
 ) -> Activated:
     """Return the hidden activations, and let the norm take note of the batch."""
     running = (mean, variance) if mean is not None and variance is not None else None
-    momentum = 0.0
-    if statistics == OF_BATCH and running is not None:
-        momentum = norm.momentum
-        if norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
-            momentum = 1.0 / float(norm.num_batches_tracked) if momentum is None else momentum
+    momentum = count_batch(norm) if statistics == OF_BATCH and running is not None else 0.0
     weights = reduce, bias, scale, shift, running, momentum, norm.eps
     if activating.activates(x):
         return activating.activate(x, *weights, given=statistics == GIVEN)
     return native.activate(x, *weights, statistics)
+
+
+def count_batch(norm: Any) -> float:
+    """Count a batch, and return by which momentum a norm's running statistics take note of it."""
+    momentum: float | None = norm.momentum
+    if norm.num_batches_tracked is None:
+        return 0.0 if momentum is None else momentum
+    norm.num_batches_tracked.add_(1)
+    return 1.0 / float(norm.num_batches_tracked) if momentum is None else momentum
 
 
 class _Activation(torch.autograd.Function):
@@ -106,7 +110,7 @@ class _Activation(torch.autograd.Function):
         *learnt, mean, variance, pooled, raw, hidden = ctx.saved_tensors
         needed = ctx.needs_input_grad[:LEARNT]
         nothing = [None] * (len(ctx.needs_input_grad) - LEARNT)
-        if torch.is_grad_enabled():
+        if reference.differentiates(gradient):
             given = (mean, variance) if ctx.statistics == GIVEN else None
             activate = partial(
                 reference.activate, given=given, epsilon=ctx.epsilon, by_sample=ctx.statistics == OF_SAMPLE
@@ -127,7 +131,8 @@ class _Activation(torch.autograd.Function):
         return (of_x, *others, *nothing)
 
 
-def _statistics(norm: nn.Module, batch: int) -> int:
+def statistics_of(norm: nn.Module, batch: int) -> int:
+    """Return whose mean and variance an attention's norm takes of so many samples."""
     if type(norm) is nn.LayerNorm:
         return OF_SAMPLE
     return OF_BATCH if norm.training and batch > 1 else GIVEN

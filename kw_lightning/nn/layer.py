@@ -26,6 +26,7 @@ from kw_lightning.nn.gates import OPEN, Factors
 from kw_lightning.nn.partition import LayerPartition, Shape
 from kw_lightning.nn.pooling import pool
 from kw_lightning.nn.precision import in_type
+from kw_lightning.nn.training import LayerStep
 from kw_lightning.nn.warehouse import Warehouse
 from kw_lightning.nn.weighing import CellWeights, LearntWeights
 from kw_lightning.nn.weight import DynamicWeight, over_rows
@@ -178,8 +179,8 @@ class KWLayer(nn.Module):
         along_rank = attention.low_rank is not None and work.mixes_along_rank(self.engine, self._convolution())
         return attention.factors_width(batch, math.prod(partition.cell_shape), along_rank=along_rank)
 
-    def evaluation(self, x: Tensor, epilogue: Epilogue = NOTHING) -> Evaluation | None:
-        """Return the layer's whole call for x, None where it is computed in steps; arguments are as of `finished`."""
+    def call(self, x: Tensor) -> Evaluation | LayerStep | None:
+        """Return the layer's whole call for x, to be timed; None where it is computed in steps."""
         return None
 
     def _one_kernel(self, alpha: Tensor, dtype: torch.dtype) -> Tensor:

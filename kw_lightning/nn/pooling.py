@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kw_lightning.nn.engine import reference
 from kw_lightning.nn.engine.tiles import launches, pooling
 from kw_lightning.nn.hidden import is_watched
 from kw_lightning.nn.precision import PLAIN, autocast_type
@@ -65,7 +66,7 @@ class _Pooling(torch.autograd.Function):
         if of_means is None:
             return of_x, None, None
         last = of_x if ctx.channels_last or of_x is None else of_x.movedim(1, -1)
-        if last is not None and not torch.is_grad_enabled() and pooling.pools(last):
+        if last is not None and not reference.differentiates(last) and pooling.pools(last):
             found = pooling.add_to_positions(last, of_means, means, ctx.limit)
             return found if ctx.channels_last else found.movedim(-1, 1), None, None
         positions = ctx.shape[1:-1] if ctx.channels_last else ctx.shape[2:]

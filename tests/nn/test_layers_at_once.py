@@ -386,7 +386,7 @@ def test_the_attention_alone_is_made_as_within_the_call() -> None:
         memory = scratch("native", (call.numbers,), x)
         torch.testing.assert_close(alpha_within(memory, layer.attend(x)), layer.attend(x), rtol=1e-4, atol=1e-5)
         memory.fill_(7)
-        call.call_alone(x)
+        call.attend(x, alone=True)
         assert memory.eq(7).all()
 
 

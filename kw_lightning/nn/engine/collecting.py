@@ -75,15 +75,20 @@ def backward(
 ) -> list[Tensor | None]:
     """Return the gradients as `computing.backward` does, None for E's where it was added to that of other layers."""
     path = choose(x, attention, cells, convolution, engine, backward=True)
-    collected = _find(cells)
+    collected = find(cells)
     *others, of_cells = computing.backward(gradient, x, attention, cells, convolution, path, needed, collected)
     if collected is not None:
         return [*others, None]
-    _running.collected[cells] = _Collected(torch._C._current_graph_task_id(), weakref.ref(of_cells))
+    hand_over(cells, of_cells)
     return [*others, of_cells]
 
 
-def _find(cells: Tensor) -> Tensor | None:
+def hand_over(cells: Tensor, gradient: Tensor) -> None:
+    """Take note of the gradient that autograd gets of cells' first layer, for the others to add to."""
+    _running.collected[cells] = _Collected(torch._C._current_graph_task_id(), weakref.ref(gradient))
+
+
+def find(cells: Tensor) -> Tensor | None:
     """Return the gradient to add to, None where there is none."""
     found: _Collected | None = _running.collected.get(cells)
     if found is None or found.task != torch._C._current_graph_task_id():

@@ -56,7 +56,7 @@ def compute(
 ) -> Tensor:
     """Return the convolution of every sample with its own mixture of cells, and what becomes of it; no gradients."""
     if not factors.lasting:
-        kept.forget(factors)
+        kept.forget(factors.weight)
     path = choose(x, factors, cells, convolution, engine, backward=False)
     return computing.forward(x, factors, cells, convolution, path, epilogue)
 
@@ -128,7 +128,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     gradient, *tensors = map(plain, (gradient, *ctx.saved_tensors))
     needed = list(ctx.needs_input_grad[:TENSORS])
-    if torch.is_grad_enabled():
+    if reference.differentiates(gradient):
         gradients = _literal_gradients(gradient, tensors, Convolution.of(tensors[4].shape[1:], ctx.geometry), needed)
     else:
         found = _find_gradients(gradient, tensors, ctx.geometry, ctx.engine, needed)

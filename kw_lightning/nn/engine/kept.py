@@ -130,11 +130,11 @@ def keep(factors: AttentionFactors, cells: Tensor, geometry: tuple[Any, ...]) ->
         return found
 
 
-def forget(factors: AttentionFactors) -> None:
-    """Drop the mixed bases of an attention, which is trained now."""
+def forget(weight: Tensor) -> None:
+    """Drop the mixed bases of an attention with a last weight, which is trained now."""
     if len(_entries):
         with _lock:
-            _entries.pop(factors.weight, None)
+            _entries.pop(weight, None)
 
 
 def _make_room(new: Tensor) -> None:

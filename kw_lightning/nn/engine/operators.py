@@ -88,7 +88,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     gradient, *tensors = map(plain, (gradient, *ctx.saved_tensors))
     needed = list(ctx.needs_input_grad[:3])
-    if torch.is_grad_enabled():
+    if reference.differentiates(gradient):
         gradients = _literal_gradients(gradient, tensors, Convolution.of(tensors[2].shape[1:], ctx.geometry), needed)
     else:
         found = _find_gradients(gradient, tensors, ctx.geometry, ctx.engine, needed)

@@ -125,10 +125,19 @@ def activate(
     return F.relu(F.batch_norm(raw, mean, variance, scale, shift, given is None, eps=epsilon))
 
 
+def differentiates(gradient: Tensor) -> bool:
+    """Return whether the gradients are to be `differentiate`'s, from one of an output.
+
+    They are where they will be differentiated again, and where many are asked for at once, as by autograd's
+    `is_grads_batched`: no tensor of such a gradient lies anywhere.
+    """
+    return torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(gradient)
+
+
 def differentiate(
     function: Callable[..., Tensor], tensors: Sequence[Tensor | None], gradient: Tensor, needed: Sequence[bool]
 ) -> list[Tensor | None]:
-    """Return the gradients of what a literal form is made of, which can be differentiated again.
+    """Return the gradients of what a literal form is made of, which can be differentiated again where that is asked.
 
     Args:
         function: the form, of these tensors in turn.
@@ -137,7 +146,9 @@ def differentiate(
         needed: for each tensor, whether its gradient is; None stands for the others.
     """
     # Of views, no tensor of which is made of another: the ways from one to the next are not this form's to follow.
-    own = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
-    wanted = [tensor for tensor, need in zip(own, needed, strict=True) if tensor is not None and need]
-    found = iter(torch.autograd.grad(function(*own), wanted, gradient, create_graph=True))
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        own = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
+        wanted = [tensor for tensor, need in zip(own, needed, strict=True) if tensor is not None and need]
+        found = iter(torch.autograd.grad(function(*own), wanted, gradient, create_graph=again))
     return [next(found) if need else None for need in needed]

@@ -21,8 +21,13 @@ def added(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         found.append(arguments[-1] is not None)
         return original(*arguments)  # type: ignore[arg-type]
 
-    original = computing.backward
+    def differentiate(*arguments: object, adds: bool) -> None:
+        found.append(adds)
+        original_step(*arguments, adds=adds)  # type: ignore[arg-type]
+
+    original, original_step = computing.backward, native.Step.differentiate
     monkeypatch.setattr(collecting.computing, "backward", backward)
+    monkeypatch.setattr(native.Step, "differentiate", differentiate)
     return found
 
 

@@ -39,6 +39,7 @@ from kw_lightning.nn.engine.native.forms import (
 )
 from kw_lightning.nn.engine.native.library import LibraryError, Status, find_compiler, status
 from kw_lightning.nn.engine.native.positions import allows_winograd
+from kw_lightning.nn.engine.native.training import Given, Learnt, Step, prepare_step
 
 __all__ = [
     "DEPTHWISE",
@@ -56,9 +57,12 @@ __all__ = [
     "AttentionTensors",
     "Evaluation",
     "Form",
+    "Given",
     "Kept",
+    "Learnt",
     "LibraryError",
     "Status",
+    "Step",
     "activate",
     "add_up",
     "allows_winograd",
@@ -75,6 +79,7 @@ __all__ = [
     "live",
     "mixes_few",
     "prepare_evaluation",
+    "prepare_step",
     "status",
     "weigh",
     "weighs",

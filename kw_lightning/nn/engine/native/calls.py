@@ -77,11 +77,21 @@ def backward(
         x, attention, cells, form: as in `forward`.
         wanted: where the gradients go; `wanted.x` [batch, in_channels, *size].
     """
-    call = Call(x, attention, cells, convolution, form, backward=True)
-    call.map("source", gradient)
+    call = prepare_backward(gradient, x, attention, cells, convolution, form)
     call.map("out", x if wanted.x is None else wanted.x, touch=wanted.x is not None)
     call.map("other", x, touch=wanted.of_kernels or form.rereads)
     call.run(wanted)
+
+
+def prepare_backward(
+    gradient: Tensor, x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolution, form: Form
+) -> Call:
+    """Return the call of `backward`, told where all lies but what it writes, which lies as x does."""
+    call = Call(x, attention, cells, convolution, form, backward=True)
+    call.map("source", gradient)
+    call.map("out", x)
+    call.map("other", x)
+    return call
 
 
 def forward_by_bases(

@@ -42,23 +42,23 @@ static index_t lay_out(const Evaluation *e, float *at, Memory *m) {
 
 index_t kw_evaluate_memory(const Evaluation *e) { return lay_out(e, NULL, &(Memory){0}); }
 
-static void take_live(const Evaluation *e, const float *alpha, float *live) {
+void take_live(const Evaluation *e, const float *alpha, float *live) {
     index_t width = e->pass.row_tap * e->pass.cells;
     for (index_t b = 0; b < e->pass.batch; b++, alpha += e->positions * width)
         for (index_t t = 0; t < e->pass.taps; t++, live += width) copy(alpha + e->live[t] * width, live, width);
 }
 
-/* From x to out; to be timed, out NULL: to alpha only, and x NULL: nothing but the call. */
 void kw_evaluate(const Evaluation *e, float *x, float *added, float *out, float *memory) {
     Memory m;
     if (!x) return;
     lay_out(e, memory, &m);
     Hidden hidden = e->hidden;
-    hidden.x.data = x, hidden.pooled = m.pooled, hidden.raw = m.raw, hidden.hidden = m.hidden;
+    hidden.x.data = x;
+    if (!hidden.hidden) hidden.pooled = m.pooled, hidden.raw = m.raw, hidden.hidden = m.hidden;
     if (!hidden.mean) hidden.mean = m.mean, hidden.variance = m.variance;
     kw_hidden(&hidden);
     Weighing weighing = e->weighing;
-    weighing.hidden = m.hidden, weighing.alpha = m.alpha, weighing.memory = m.rest;
+    weighing.hidden = hidden.hidden, weighing.alpha = m.alpha, weighing.memory = m.rest;
     kw_weigh(&weighing);
     if (!out) return;
     Pass pass = e->pass;

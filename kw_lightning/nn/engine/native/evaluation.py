@@ -11,7 +11,7 @@ from torch import Tensor
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.epilogue import Epilogue
 from kw_lightning.nn.engine.native import attention, layout
-from kw_lightning.nn.engine.native.calls import prepare
+from kw_lightning.nn.engine.native.calls import Call, map_of, prepare
 from kw_lightning.nn.engine.native.forms import Form, opened
 from kw_lightning.nn.engine.native.positions import Reads
 from kw_lightning.nn.engine.workspace import flat_scratch, in_huge_pages
@@ -68,13 +68,9 @@ class Evaluation:
         self._call(x, x.data_ptr(), None if added is None else added.data_ptr(), y.data_ptr())
         return y
 
-    def attend(self, x: Tensor) -> None:
-        """Make α of x alone, to be timed."""
-        self._call(x, x.data_ptr(), None, None)
-
-    def call_alone(self, x: Tensor) -> None:
-        """Call C as for x and do nothing, to be timed."""
-        self._call(x, None, None, None)
+    def attend(self, x: Tensor, *, alone: bool = False) -> None:
+        """Make α of x and no more, to be timed; `alone`: do nothing at all but call C."""
+        self._call(x, None if alone else x.data_ptr(), None, None)
 
     def _call(self, like: Tensor, x: int | None, added: int | None, y: int | None) -> None:
         memory = flat_scratch("native", self.numbers, like)
@@ -100,25 +96,40 @@ def prepare_evaluation(
         form: the pass.
         epilogue: what becomes of y; one that fits it.
     """
-    batch, mixtures, (width, channels) = len(x), len(of.initial), of.reduce.shape
-    alpha = x.new_empty(batch, mixtures, len(cells))
+    alpha = x.new_empty(len(x), len(of.initial), len(cells))
     call = prepare(x, alpha, cells, convolution, y, form, epilogue)
-    told = layout.Evaluation(method=METHODS.index(form.functions[0]), positions=call.positions.kernel_positions)
-    setattr(told, "pass", call.arguments)
     statistics = attention.OF_SAMPLE if of.given is None else attention.GIVEN
-    threads = attention.threads_for(max(batch * channels * width, x.numel()), batch * channels)
-    sizes = batch, channels, width, threads, statistics, of.epsilon, 0.0
-    told.hidden = layout.Hidden(*sizes, call.arguments.source)
+    told = tell(call, METHODS.index(form.functions[0]), *extents(x, of, cells, statistics))
     for name, tensor in zip(("mean", "variance"), of.given or (), strict=False):
         setattr(told.hidden, name, tensor.data_ptr())
     told.hidden.reduce, told.hidden.scale, told.hidden.shift = (t.data_ptr() for t in (of.reduce, of.scale, of.shift))
     told.hidden.bias = None if of.reduce_bias is None else of.reduce_bias.data_ptr()
-    threads = attention.threads_for(batch * of.weight.numel(), mixtures)
-    told.weighing = layout.Weighing(batch, mixtures, len(cells), width, threads)
     for name in ("weight", "bias", "temperature", "initial"):
         setattr(told.weighing, name, getattr(of, name).data_ptr())
-    live = call.positions.selection
-    told.live = None if live is None else live.data_ptr()
     loaded = opened()
     numbers = loaded.kw_evaluate_memory(ctypes.byref(told))
     return Evaluation(loaded.kw_evaluate, told, numbers, tuple(y.shape), y.stride(), call.positions)
+
+
+def extents(x: Tensor, of: AttentionTensors, cells: Tensor, statistics: int) -> tuple[layout.Hidden, layout.Weighing]:
+    """Return what an attention's two steps are told but for the places of tensors.
+
+    Args:
+        x: [batch, in_channels, *size].
+        of: contiguous tensors.
+        cells: E [cells, co, ci, *ck].
+        statistics: whose mean and variance its norm takes.
+    """
+    batch, mixtures, (width, channels) = len(x), len(of.initial), of.reduce.shape
+    threads = attention.threads_for(max(batch * channels * width, x.numel()), batch * channels)
+    sizes = batch, channels, width, threads, statistics
+    hidden = layout.Hidden(*sizes, of.epsilon, 0.0, map_of(x, touch=False))
+    threads = attention.threads_for(batch * of.weight.numel(), mixtures)
+    return hidden, layout.Weighing(batch, mixtures, len(cells), width, threads)
+
+
+def tell(call: Call, method: int, hidden: layout.Hidden, weighing: layout.Weighing) -> layout.Evaluation:
+    """Return what a layer's call is told: of the pass, by its number in a direction, and of the attention's steps."""
+    live = call.positions.selection
+    place, numbers = None if live is None else live.data_ptr(), call.cells.numel()
+    return layout.Evaluation(hidden, weighing, call.arguments, method, call.positions.kernel_positions, place, numbers)

@@ -2,7 +2,7 @@
 
 #include <stddef.h>
 
-#include "evaluation.h"
+#include "training.h"
 
 typedef struct {
     const char *name;
@@ -156,6 +156,34 @@ static const Field fields[] = {
     FIELD(Evaluation, method),
     FIELD(Evaluation, positions),
     FIELD(Evaluation, live),
+    FIELD(Evaluation, stored),
+    WHOLE(Tensors),
+    FIELD(Tensors, x),
+    FIELD(Tensors, y),
+    FIELD(Tensors, kept),
+    FIELD(Tensors, memory),
+    FIELD(Tensors, momentum),
+    FIELD(Tensors, cells),
+    FIELD(Tensors, reduce),
+    FIELD(Tensors, reduce_bias),
+    FIELD(Tensors, scale),
+    FIELD(Tensors, shift),
+    FIELD(Tensors, weight),
+    FIELD(Tensors, bias),
+    FIELD(Tensors, temperature),
+    FIELD(Tensors, initial),
+    FIELD(Tensors, running_mean),
+    FIELD(Tensors, running_variance),
+    FIELD(Tensors, gradient),
+    FIELD(Tensors, x_gradient),
+    FIELD(Tensors, adds),
+    FIELD(Tensors, cell_gradient),
+    FIELD(Tensors, reduce_gradient),
+    FIELD(Tensors, reduce_bias_gradient),
+    FIELD(Tensors, scale_gradient),
+    FIELD(Tensors, shift_gradient),
+    FIELD(Tensors, weight_gradient),
+    FIELD(Tensors, bias_gradient),
 };
 
 index_t kw_layout(const Field **found) {

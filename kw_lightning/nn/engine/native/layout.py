@@ -109,6 +109,22 @@ class Evaluation(ctypes.Structure):
         ("pass", Pass),
         *((name, ctypes.c_int64) for name in ("method", "positions")),
         ("live", ctypes.c_void_p),
+        ("stored", ctypes.c_int64),
+    )
+
+
+class Tensors(ctypes.Structure):
+    """See training.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "y", "kept", "memory")),
+        ("momentum", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("cells", "reduce", "reduce_bias", "scale", "shift", "weight", "bias")),
+        *((name, ctypes.c_void_p) for name in ("temperature", "initial", "running_mean", "running_variance")),
+        *((name, ctypes.c_void_p) for name in ("gradient", "x_gradient")),
+        ("adds", ctypes.c_int64),
+        *((f"{name}_gradient", ctypes.c_void_p) for name in ("cell", "reduce", "reduce_bias", "scale", "shift")),
+        *((f"{name}_gradient", ctypes.c_void_p) for name in ("weight", "bias")),
     )
 
 
@@ -124,7 +140,7 @@ def difference(loaded: ctypes.CDLL) -> str | None:
     loaded.kw_layout.restype = ctypes.c_int64
     count = loaded.kw_layout(ctypes.byref(found))
     theirs = {found[index].name.decode(): (found[index].offset, found[index].bytes) for index in range(count)}
-    structures = Windows, Map, Epilogue, Walk, Pass, Hidden, Weighing, Evaluation
+    structures = Windows, Map, Epilogue, Walk, Pass, Hidden, Weighing, Evaluation, Tensors
     ours = {name: place for structure in structures for name, place in _places(structure)}
     for name in (*ours, *theirs):
         if theirs.get(name) != ours.get(name):

@@ -48,6 +48,8 @@ SOURCES = (
     "attention.c",
     "evaluation.h",
     "evaluation.c",
+    "training.h",
+    "training.c",
 )
 FUNCTIONS = (
     "kw_lanes",
@@ -62,6 +64,9 @@ FUNCTIONS = (
     "kw_mix_depthwise_memory",
     "kw_weigh_memory",
     "kw_evaluate_memory",
+    "kw_kept_memory",
+    "kw_train_memory",
+    "kw_train_backward_memory",
 )
 PASSES = (
     "kw_mix_kernels",
@@ -77,6 +82,8 @@ PASSES = (
     "kw_weigh",
     "kw_weigh_backward",
     "kw_evaluate",
+    "kw_train",
+    "kw_train_backward",
 )
 # Loops of products fill two lines of decoded instructions: across three they took up to a tenth more time.
 FLAGS = ("-O3", "-fPIC", "-fopenmp", "-falign-loops=64")

@@ -1,0 +1,56 @@
+"""A layer in training as one call in C a direction, where the planner chooses compiled passes for both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from kw_lightning.nn.engine import evaluation
+from kw_lightning.nn.engine.computing import reads_nothing
+from kw_lightning.nn.engine.convolution import Convolution
+from kw_lightning.nn.engine.factors import AttentionFactors
+from kw_lightning.nn.engine.layouts import channels_last, empty_output
+from kw_lightning.nn.engine.native import AttentionTensors, Step, prepare_step
+from kw_lightning.nn.engine.orders import ORDERS
+from kw_lightning.nn.engine.paths.compiled import CompiledPath
+from kw_lightning.nn.engine.planner import choose
+
+__all__ = ["Step", "prepare", "setting"]
+
+
+def setting() -> tuple[Any, ...]:
+    """Return all beside its arguments that `prepare` goes by."""
+    return evaluation.setting()
+
+
+def prepare(
+    x: Tensor, of: AttentionTensors, cells: Tensor, convolution: Convolution, engine: str, statistics: int
+) -> Step | None:
+    """Return a layer's step, None where it is not to be computed so.
+
+    Args:
+        x: [batch, in_channels, *size], for its size and layout alone.
+        of: what α is made of; all tensors contiguous, in single precision on a CPU.
+        cells: E [cells, co, ci, *ck].
+        engine: one of `ENGINES`.
+        statistics: whose mean and variance the attention's norm takes.
+
+    Raises:
+        RuntimeError: x is smaller than the kernel.
+    """
+    convolution.check_size(tuple(x.shape[2:]))
+    dense = x.is_contiguous() or channels_last(x)
+    if engine not in ("auto", *ORDERS) or not dense or reads_nothing(x, convolution):
+        return None
+    if convolution.without_stride() is not None:  # backwards what it reads is picked out first
+        return None
+    hidden = x.new_empty(len(x), of.reduce.shape[0])
+    factors = AttentionFactors(hidden, of.weight, of.bias, of.temperature, of.initial)
+    forward, backward = (choose(x, factors, cells, convolution, engine, backward=side) for side in (False, True))
+    if not isinstance(forward, CompiledPath) or not isinstance(backward, CompiledPath):
+        return None
+    if forward.of_bases or backward.of_bases:
+        return None
+    forms = forward.form_of(x, cells, convolution), backward.form_of(x, cells, convolution, backward=True)
+    return prepare_step(x, of, cells, convolution, empty_output(x, convolution), forms, statistics)
