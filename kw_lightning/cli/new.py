@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kw_lightning.cli.arguments import package_option
+from kw_lightning.cli.output import warn
 from kw_lightning.cli.own_data import data_text, size_for
 from kw_lightning.errors import RecipeError, RunError
 from kw_lightning.paths import user_path, writable
@@ -146,7 +147,7 @@ def recipe_text(
 
     Raises:
         RecipeError: no such name or backbone.
-        KWError: a network without stages, or one whose input is not known.
+        KWError: a network without stages, one whose input is not known, **or** that does not tell images apart.
     """
     given = {"input": list(shape)} if shape else {}
     recipe = load_recipe({"kw": 1, "name": name, "model": {"backbone": backbone, **given}})
@@ -165,6 +166,8 @@ def recipe_text(
         raise RunError(f'the input of "{backbone}" is not known; give it, as --input 3,224,224')
     if own is not None and shape is None and not pretrained:
         found = _smaller(network, found, own[0])
+    if own is not None:
+        _check_answers(backbone, network, found)
     stages = find_stages(network, found, handover=handover)
     names = [layer.name for layer in survey(network).layers]
     classes = _classes(recipe, network, found, allow_python)
@@ -189,6 +192,24 @@ def _smaller(network: nn.Module, shape: tuple[int, ...], own: Look) -> tuple[int
     side = size_for(own, shape[-1])
     smaller = (shape[0], side, side)
     return smaller if side < shape[-1] and trace(network, smaller).failure is None else shape
+
+
+def _check_answers(backbone: str, network: nn.Module, shape: Sequence[int]) -> None:
+    """Look whether a network takes images and answers in classes, as far as a pass without weights shows it.
+
+    Raises:
+        RunError: it does not.
+    """
+    from kw_lightning.planning.tracing import trace
+
+    needed = "--data trains on images by class"
+    if len(shape) != 3:
+        raise RunError(f'{needed}: found "{backbone}" for samples {list(shape)}, allowed: [channels, height, width]')
+    calls = trace(network, shape).calls_of([""])
+    if not calls:
+        warn(f'{needed}: whether "{backbone}" answers in classes shows only where it runs, as in kw-fit')
+    elif len(outputs := calls[0].outputs) != 2:
+        raise RunError(f'{needed}: found "{backbone}" with answers {list(outputs)}, allowed: [batch, classes]')
 
 
 def _classes(recipe: Recipe, network: nn.Module, shape: Sequence[int], allow_python: Sequence[str]) -> int | None:

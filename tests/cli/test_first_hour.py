@@ -81,6 +81,28 @@ def test_what_the_folder_lacks_is_said_before_anything_is_written(here: Path) ->
     assert not (here / "x.yaml").exists()
 
 
+@pytest.mark.parametrize(
+    ("backbone", "found"),
+    [
+        ("lraspp_mobilenet_v3_large", "with answers [1, 21, 32, 32], allowed: [batch, classes]"),
+        ("r3d_18", "for samples [3, 16, 112, 112], allowed: [channels, height, width]"),
+    ],
+)
+def test_a_network_that_does_not_tell_images_apart_is_refused(here: Path, backbone: str, found: str) -> None:
+    refused = kw("new", "x", "--data", "pets", "--from", f"torchvision/{backbone}")
+    expected = f'--data trains on images by class: found "torchvision/{backbone}" {found}\n'
+    assert (refused.exit_code, refused.stderr) == (1, expected)
+    assert not (here / "x.yaml").exists()
+
+
+def test_a_network_whose_answers_only_running_shows_is_warned_of(here: Path) -> None:
+    detector = "torchvision/ssdlite320_mobilenet_v3_large"
+    done = kw("new", "x", "--data", "pets", "--from", detector)
+    assert done.exit_code == 0
+    assert f'whether "{detector}" answers in classes shows only where it runs' in done.stderr
+    assert kw("new", "y", "--data", "pets", "--from", "torchvision/resnet18").stderr.count("warning") == 0
+
+
 def test_classes_that_differ_between_parts_are_refused_before_training(here: Path) -> None:
     assert kw("new", "pets", "--data", "pets.csv", "--from", "torchvision/resnet18").exit_code == 0
     (here / "pets.csv").write_text("path,label,split\npets/cat/0.png,cat,train\npets/dog/0.png,dog,val\n")
