@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from json import dumps
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from kw_lightning.fit.by_class import ClassMetrics, worst
 
@@ -50,7 +50,7 @@ def classes_table(classes: Sequence[ClassMetrics]) -> Table:
         table.add_column(name.replace("_", " "), justify="right")
     for entry in shown:
         values = ("–" if entry[key] is None else f"{entry[key]:.2%}" for key in measured)
-        table.add_row(escape(entry["name"]), f"{entry['images']:,}", *values)
+        table.add_row(Text(entry["name"]), f"{entry['images']:,}", *values)
     return table
 
 

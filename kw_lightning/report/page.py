@@ -14,8 +14,8 @@ from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from rich.markup import escape
 from rich.table import Table as RichTable
+from rich.text import Text as Plain
 
 from kw_lightning.errors import printable
 from kw_lightning.report.charts import Chart
@@ -48,7 +48,7 @@ class Table:
         for place, name in enumerate(self.head):
             table.add_column(name, justify="left" if place < self.left else "right")
         for row in self.rows:
-            table.add_row(*(escape(cell) for cell in row))
+            table.add_row(*map(Plain, row))
         return table
 
 

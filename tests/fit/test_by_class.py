@@ -26,7 +26,7 @@ def test_classes_are_counted_one_by_one() -> None:
     assert (eel["images"], eel["recall"], eel["precision"]) == (1, 0, None)  # never named
     assert none == {"name": "3", "images": 0, "recall": None, "precision": None}
     shown = printed(classes_table([cat, dog, eel, none]))
-    assert "[dog]" in shown  # no markup
+    assert "│ [dog] │" in shown  # no markup
     assert "│ 3     │      0 │       – │         – │" in shown
     assert "worst" not in shown
 
