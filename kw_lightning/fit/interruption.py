@@ -42,12 +42,12 @@ def interruptible(folder: RunFolder) -> Iterator[None]:
         if stop.signal == signal.SIGINT:
             raise KeyboardInterrupt(message) from None
         raise InterruptedRunError(message, stop.signal) from None
-    except SystemExit as end:
-        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning makes the one of the other
-            resume = argument("resume", folder.path)
-            goes_on = f"; {resume} goes on from the last checkpoint" if folder.last.exists() else ""
-            raise KeyboardInterrupt(f"Interrupted{goes_on}") from None
-        raise
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and not isinstance(end.__context__, KeyboardInterrupt):
+            raise  # Lightning makes the one of the other
+        resume = argument("resume", folder.path)
+        goes_on = f"; {resume} goes on from the last checkpoint" if folder.last.exists() else ""
+        raise KeyboardInterrupt(f"Interrupted{goes_on}") from None
     finally:
         if main:
             signal.signal(signal.SIGINT, before)

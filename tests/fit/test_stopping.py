@@ -113,6 +113,20 @@ def test_a_signal_while_a_batch_is_fetched_or_evaluated_waits_for_an_exact_place
     assert_same(everything(tmp_path / "run"), everything(unbroken.folder))
 
 
+def test_ctrl_c_when_all_is_trained_says_how_to_go_on(
+    tmp_path: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kw_lightning.inference import ImageClassifier
+
+    with monkeypatch.context() as patch:
+        writing = signalled(signal.SIGINT, ImageClassifier.save_pretrained, lambda *_: True)
+        patch.setattr(ImageClassifier, "save_pretrained", writing)
+        with pytest.raises(KeyboardInterrupt, match=r"Interrupted; resume=.* goes on from the last checkpoint"):
+            fit("digits-resnet", [*quick, *OPTIONS], output=tmp_path / "run")
+    assert fit("digits-resnet", [*quick, *OPTIONS], resume=tmp_path / "run").test
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
+
+
 @pytest.mark.parametrize("every", ["{steps: 1}", "{minutes: 0.00001}"])
 def test_checkpoints_inside_an_epoch_go_on_to_the_bit_after_a_failure(
     tmp_path: Path, quick: list[str], unbroken: Result, monkeypatch: pytest.MonkeyPatch, every: str
