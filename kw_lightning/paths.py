@@ -61,8 +61,11 @@ def whole(path: Path) -> Iterator[Path]:
         return
     target = Path(os.path.realpath(path))
     partial = partial_of(target)  # of the same name every time, so that what a kill left is removed
-    remove(partial)
-    partial.mkdir()
+    try:
+        remove(partial)
+        partial.mkdir()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     try:
         yield partial / target.name
         for file in sorted(partial.iterdir(), key=lambda file: file.name == target.name):

@@ -73,7 +73,9 @@ def test_a_pipe_is_written_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "reason"), [("no/a.txt", "No such file or directory"), ("folder", "Is a directory")])
 def test_where_no_file_can_be_is_one_line(tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / "folder").mkdir()
-    with pytest.raises(RunError, match=f"{name} cannot be written: {reason}"), writable(tmp_path / name):
+    with pytest.raises(RunError, match=f"{tmp_path}/{name} cannot be written: {reason}"), writable(tmp_path / name):
+        pass
+    with pytest.raises(OSError, match=f"{reason}: '{tmp_path}/{name}'"), whole(tmp_path / name):
         pass
 
 

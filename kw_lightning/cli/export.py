@@ -11,6 +11,7 @@ import typer
 
 from kw_lightning.cli.arguments import package_option
 from kw_lightning.errors import RunError, mistake
+from kw_lightning.paths import writable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from kw_lightning.inference import ImageClassifier, SavedNetwork
 
 FOLDED = ("static", "int8")
+FOLDERS = ("static", "int8-weights")
 FORMS = ("onnx", "torch", "openvino", "executorch", *FOLDED, "int8-weights", "official")
 
 
@@ -58,6 +60,11 @@ def export(
         raise RunError(f"--fit trains a folded network: --to {' or '.join(FOLDED)}")
     if output.exists():
         raise RunError(f"{output} is there already; give a path that is not")
+    place = output
+    if to in FOLDERS:  # which are made with what is above them
+        place = next(parent for parent in output.absolute().parents if parent.exists()) / output.name
+    with writable(place):
+        pass  # whether it can be, before anything is computed
     # slow to import: torch
     from kw_lightning.inference import load
 

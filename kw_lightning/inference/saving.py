@@ -98,7 +98,8 @@ def write_folder(saved: SavedNetwork, folder: Path, card: str, *, eight_bits: bo
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
             folder.rmdir()  # where it was made for this
-        raise RunError(f"{folder} cannot be written: {first_line(error)}") from error
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
+        raise RunError(f"{folder} cannot be written: {reason}") from error
 
 
 def read_folder(folder: Path, *, allow_python: Sequence[str] = ()) -> SavedNetwork:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -156,13 +157,31 @@ def test_export_of_an_unknown_form_names_those_there_are(run: Path, tmp_path: Pa
     assert f'found "offical", allowed: {forms}; did you mean "official"?' in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("form", "name", "reason"),
+    [
+        ("onnx", "no/x.onnx", "No such file or directory"),
+        ("static", "file/x", "Not a directory"),
+        ("int8-weights", "file/no/x", "Not a directory"),
+    ],
+)
+def test_export_tells_where_nothing_can_be_written_before_it_computes(
+    run: Path, tmp_path: Path, form: str, name: str, reason: str
+) -> None:
+    (tmp_path / "file").touch()
+    done = kw("export", run, "--to", form, "--output", tmp_path / name)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert re.fullmatch(rf"{tmp_path}/\S+ cannot be written: {reason}\n", done.stderr)
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
 def test_folding_prints_what_it_costs_and_gives_a_network_that_predicts(
     run: Path, pictures: tuple[Path, list[int]], tmp_path: Path
 ) -> None:
-    done = kw("export", run, "--to", "static", "--output", tmp_path / "static", "--samples", 40)
+    done = kw("export", run, "--to", "static", "--output", tmp_path / "new" / "static", "--samples", 40)
     assert done.exit_code == 0, done.output
     rows = [line.split("│") for line in done.stdout.splitlines() if "│" in line]
     (everything,) = [row for row in rows if "all images" in row[1]]
     assert float(everything[2].strip().rstrip("%")) / 100 == pytest.approx(evaluate(run).metrics["accuracy"], abs=1e-4)
     assert [row[1].strip() for row in rows if row[1].strip().isdigit()] == [str(digit) for digit in range(10)]
-    assert load(tmp_path / "static").predict(pictures[0] / "000.png").label in map(str, range(10))
+    assert load(tmp_path / "new" / "static").predict(pictures[0] / "000.png").label in map(str, range(10))
