@@ -236,13 +236,14 @@ class _Run:
                 handle.remove()
         # Finding a layer's whole call is no part of the attention.
         with self.setting.autocast(), torch.inference_mode(not self.training):
-            calls = [layer.call(x) for layer, x in inputs]
-        for _, x in inputs if self.training else ():
+            calls = [layer.call(layer.as_map(x)) for layer, x in inputs]
+        read = [layer.as_map(x) if call else x for (layer, x), call in zip(inputs, calls, strict=True)]
+        for x in read if self.training else ():
             x.grad = torch.zeros_like(x)
 
         def work(*, attend: bool) -> None:
             with self.setting.autocast(), torch.inference_mode(not self.training):
-                for (layer, x), call in zip(inputs, calls, strict=True):
+                for (layer, _), x, call in zip(inputs, read, calls, strict=True):
                     _write_anew(x)
                     if call is not None:
                         call.attend(x, alone=not attend)

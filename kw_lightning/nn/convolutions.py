@@ -15,12 +15,10 @@ from kw_lightning.nn.engine import (
     dynamic_convolution,
     evaluates,
 )
-from kw_lightning.nn.engine.evaluation import Evaluation
-from kw_lightning.nn.evaluation import call_operator, find_call
+from kw_lightning.nn.evaluation import call_operator
 from kw_lightning.nn.layer import NOTHING, KWLayer, gated
 from kw_lightning.nn.partition import Shape
 from kw_lightning.nn.precision import compute_type, in_type
-from kw_lightning.nn.training import LayerStep, find_step, train
 
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -119,30 +117,23 @@ class KWConvNd(KWLayer):
     def _attention_channels(self) -> int:
         return self.in_channels
 
-    def evaluation(self, x: Tensor, epilogue: Epilogue = NOTHING) -> Evaluation | None:
-        """Return the layer's whole call for x in plain evaluation, None elsewhere; arguments are as of `finished`."""
-        if torch.compiler.is_compiling() or type(self) not in CONVOLUTIONS:
-            return None
-        return find_call(self, x, epilogue) if epilogue is not NOTHING or evaluates(self.engine, x) else None
-
-    def call(self, x: Tensor) -> Evaluation | LayerStep | None:
-        """Return the layer's whole call for x, to be timed; None where it is computed in steps."""
-        return find_step(self, x) if torch.is_grad_enabled() else self.evaluation(x)
-
-    def _at_once(self, x: Tensor, epilogue: Epilogue) -> Tensor | None:
+    def _at_once(self, x: Tensor, epilogue: Epilogue = NOTHING) -> Tensor | None:
         """Return what `finished` does where that is one call, **or** in plain evaluation one operator of a graph."""
         if torch.compiler.is_compiling():
-            plain = type(self) in CONVOLUTIONS and evaluates(self.engine, x)
+            plain = self._is_own and evaluates(self.engine, x)
             return call_operator(self, x, epilogue) if plain else None
-        if torch.is_grad_enabled():
-            y = train(self, x) if type(self) in CONVOLUTIONS and epilogue is NOTHING else None
-            return None if y is None else self._finish(y, self.dimensions + 1)
-        call = self.evaluation(x, epilogue)
-        return None if call is None else call.run(x, epilogue.added)
+        return super()._at_once(x, epilogue)
+
+    @property
+    def _is_own(self) -> bool:
+        return type(self) in CONVOLUTIONS
 
     @property
     def _geometry(self) -> tuple[Any, ...]:
         return self.kernel_shape, self.stride, self._padding, self.dilation, self.groups, self._pad_first
+
+    def _takes(self, x: Tensor) -> bool:
+        return not self._pad_first and x.dim() == len(self.kernel_shape) and x.shape[1] == self.in_channels
 
     def _convolution(self) -> Convolution:
         cell_shape = self._attached()[1].cell_shape

@@ -1,4 +1,4 @@
-"""Dynamic convolutions in plain evaluation: a layer's call in C, told once and used again while nothing has changed.
+"""Dynamic layers in plain evaluation: a layer's call in C, told once and used again while nothing has changed.
 
 With few samples, finding out what to do takes Python as long as doing it. It depends on sizes, modes, and where tensors
 lie, all of which is compared at every call; what is in the tensors is not, since the call reads them where they lie.
@@ -18,6 +18,7 @@ from kw_lightning.nn.precision import PLAIN, is_unheard
 
 if TYPE_CHECKING:
     from kw_lightning.nn.convolutions import KWConvNd
+    from kw_lightning.nn.layer import KWLayer
 
 MOST_CALLS = 8
 """That a layer keeps: it may be called on maps of several sizes by turns."""
@@ -52,7 +53,7 @@ class Calls:
         return Calls, ()
 
 
-def find_call(layer: KWConvNd, x: Tensor, epilogue: Epilogue) -> evaluation.Evaluation | None:
+def find_call(layer: KWLayer, x: Tensor, epilogue: Epilogue) -> evaluation.Evaluation | None:
     """Return a layer's call for x in plain evaluation, None where there is none: where it is to do as it always does.
 
     Args:
@@ -125,7 +126,7 @@ def _kind(epilogue: Epilogue) -> tuple[Any, ...]:
     return epilogue.activation, None if norm is None else norm.epsilon, summand
 
 
-def tensors_of(layer: KWConvNd, attention: ContrastingAttention, epilogue: Epilogue) -> list[Tensor | None]:
+def tensors_of(layer: KWLayer, attention: ContrastingAttention, epilogue: Epilogue) -> list[Tensor | None]:
     """Return all tensors that a layer's output depends on, past `nn.Module.__getattr__`."""
     parts: list[Any] = [attention._modules[name] for name in PARTS]
     linear, norm, last = (part._parameters for part in parts)
@@ -156,18 +157,20 @@ def _places(tensors: list[Tensor | None]) -> list[Any] | None:
 
 
 def _prepare(
-    layer: KWConvNd, attention: ContrastingAttention, x: Tensor, tensors: list[Any], epilogue: Epilogue
+    layer: KWLayer, attention: ContrastingAttention, x: Tensor, tensors: list[Any], epilogue: Epilogue
 ) -> evaluation.Evaluation | None:
     of = fitting(layer, attention, x, tensors)
     if of is None:
         return None
     epsilon = 0.0 if epilogue.norm is None else epilogue.norm.epsilon
     own = of.epilogue(epsilon, epilogue.added, epilogue.activation)
-    return evaluation.prepare(x, of.attention(attention.norm.eps), of.cells, layer._convolution(), layer.engine, own)
+    convolution = layer._over_positions()
+    cells = of.cells.view(-1, *convolution.cell_shape)
+    return evaluation.prepare(x, of.attention(attention.norm.eps), cells, convolution, layer.engine, own)
 
 
 def fitting(
-    layer: KWConvNd, attention: ContrastingAttention, x: Tensor, tensors: list[Any]
+    layer: KWLayer, attention: ContrastingAttention, x: Tensor, tensors: list[Any]
 ) -> evaluation.LayerTensors | None:
     """Return a layer's tensors by name, None where C does not read them as they are, or x is none of the layer's."""
     of = evaluation.LayerTensors(*tensors)
@@ -175,8 +178,7 @@ def fitting(
     statistics = () if by_sample else (of.mean, of.variance)
     needed = [of.cells, of.initial, of.reduce, of.scale, of.shift, of.weight, of.bias, *statistics]
     needed += [of.temperature] if attention.annealed else []
-    fits = not layer._pad_first and x.dim() == len(layer.kernel_shape) and x.shape[1] == layer.in_channels
-    if not fits or any(tensor is None for tensor in needed) or not all(map(_is_read, tensors)):
+    if not layer._takes(x) or any(tensor is None for tensor in needed) or not all(map(_is_read, tensors)):
         return None
     width, columns = len(of.reduce), len(of.cells) + 1
     of_width = [of.reduce_bias, of.scale, of.shift, of.mean, of.variance]

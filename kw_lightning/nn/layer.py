@@ -22,11 +22,12 @@ from kw_lightning.nn.engine import (
 )
 from kw_lightning.nn.engine.evaluation import Evaluation
 from kw_lightning.nn.engine.reference import assemble_kernels
+from kw_lightning.nn.evaluation import find_call
 from kw_lightning.nn.gates import OPEN, Factors
 from kw_lightning.nn.partition import LayerPartition, Shape
 from kw_lightning.nn.pooling import pool
 from kw_lightning.nn.precision import in_type
-from kw_lightning.nn.training import LayerStep
+from kw_lightning.nn.training import LayerStep, find_step, train
 from kw_lightning.nn.warehouse import Warehouse
 from kw_lightning.nn.weighing import CellWeights, LearntWeights
 from kw_lightning.nn.weight import DynamicWeight, over_rows
@@ -179,9 +180,50 @@ class KWLayer(nn.Module):
         along_rank = attention.low_rank is not None and work.mixes_along_rank(self.engine, self._convolution())
         return attention.factors_width(batch, math.prod(partition.cell_shape), along_rank=along_rank)
 
+    def as_map(self, x: Tensor) -> Tensor:
+        """Return the layer's input as [batch, in_channels, *size]."""
+        return x
+
+    def evaluation(self, x: Tensor, epilogue: Epilogue = NOTHING) -> Evaluation | None:
+        """Return the layer's whole call for a map in plain evaluation, None elsewhere.
+
+        Args:
+            x: [batch, in_channels, *size], **or** what the layer refuses.
+            epilogue: what becomes of the output, without the layer's own scale and bias.
+        """
+        if torch.compiler.is_compiling() or not self._is_own:
+            return None
+        return find_call(self, x, epilogue) if epilogue is not NOTHING or evaluates(self.engine, x) else None
+
     def call(self, x: Tensor) -> Evaluation | LayerStep | None:
-        """Return the layer's whole call for x, to be timed; None where it is computed in steps."""
-        return None
+        """Return the layer's whole call for a map, to be timed; None where it is computed in steps."""
+        return find_step(self, x) if torch.is_grad_enabled() else self.evaluation(x)
+
+    def _at_once(self, x: Tensor, epilogue: Epilogue = NOTHING) -> Tensor | None:
+        """Return what becomes of the layer's output for a map where that is one call; arguments as of `evaluation`."""
+        if torch.is_grad_enabled():
+            y = train(self, x) if epilogue is NOTHING and self._is_own else None
+            return None if y is None else self._finish(y, y.dim() - 1)
+        call = self.evaluation(x, epilogue)
+        return None if call is None else call.run(x, epilogue.added)
+
+    @property
+    def _is_own(self) -> bool:
+        """Return whether the layer's class is one of this package's, whose calls are known."""
+        return False
+
+    @property
+    def _geometry(self) -> tuple[Any, ...]:
+        """Return all that the convolution depends on beside the cells."""
+        raise NotImplementedError
+
+    def _takes(self, x: Tensor) -> bool:
+        """Return whether a map is the layer's, as it is."""
+        raise NotImplementedError
+
+    def _over_positions(self) -> Convolution:
+        """Return what the layer is to a map."""
+        return self._convolution()
 
     def _one_kernel(self, alpha: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the kernel [*kernel_shape] that α [1, mixtures, cells] mixes for all samples."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,6 +79,9 @@ class KWLinear(KWLayer):
         return self._apply_matrices(x)
 
     def _apply_matrices(self, x: Tensor) -> Tensor:
+        y = self._at_once(self.as_map(x))
+        if y is not None:
+            return y.transpose(1, 2).reshape(*x.shape[:-1], self.out_features)
         cells = self._attached()[0].cells
         dtype = compute_type(x, cells)
         x, attention, gates = self._attend(x)
@@ -100,9 +104,27 @@ class KWLinear(KWLayer):
             )
         self.beside = None
 
+    def as_map(self, x: Tensor) -> Tensor:
+        """Return x [batch, *tokens, in_features] as [batch, in_features, tokens]."""
+        return (x.unsqueeze(1) if x.dim() == 2 else x.flatten(1, -2)).transpose(1, 2)
+
     @property
     def _attention_channels(self) -> int:
         return self.in_features
+
+    @property
+    def _is_own(self) -> bool:
+        return type(self) is KWLinear and not torch.compiler.is_compiling()
+
+    @property
+    def _geometry(self) -> tuple[Any, ...]:
+        return (self.kernel_shape,)
+
+    def _takes(self, x: Tensor) -> bool:
+        return x.dim() == 3 and x.shape[1] == self.in_features and x.shape[2] > 0
+
+    def _over_positions(self) -> Convolution:
+        return self._convolution().over_tokens()
 
     def _convolution(self) -> Convolution:
         return Convolution(self.kernel_shape, self._attached()[1].cell_shape)

@@ -1,4 +1,4 @@
-"""Dynamic convolutions in training: a layer's step as one call in C forward and one backwards, told once a size.
+"""Dynamic layers in training: a layer's step as one call in C forward and one backwards, told once a size.
 
 For few samples or small maps, calling an attention's and a convolution's operators, and those of their gradients, takes
 longer than computing them. What a step goes by is compared at every call, and where its tensors lie is told anew.
@@ -21,7 +21,7 @@ from kw_lightning.nn.hidden import count_batch, is_watched, statistics_of
 from kw_lightning.nn.precision import PLAIN, is_plain
 
 if TYPE_CHECKING:
-    from kw_lightning.nn.convolutions import KWConvNd
+    from kw_lightning.nn.layer import KWLayer
 
 _NOTHING = Epilogue()
 _ZERO = torch.zeros((), dtype=torch.float32, device="cpu")
@@ -46,7 +46,7 @@ class LayerStep(NamedTuple):
         self.step.attend(x, self.learnt, self.given, of_x, wanted, alone=alone)
 
 
-def train(layer: KWConvNd, x: Tensor) -> Tensor | None:
+def train(layer: KWLayer, x: Tensor) -> Tensor | None:
     """Return a layer's output for x, without its scale and bias, where that is one call in C; else None.
 
     Args:
@@ -61,7 +61,7 @@ def train(layer: KWConvNd, x: Tensor) -> Tensor | None:
     return y
 
 
-def find_step(layer: KWConvNd, x: Tensor) -> LayerStep | None:
+def find_step(layer: KWLayer, x: Tensor) -> LayerStep | None:
     """Return a layer's step for x in training, None where it is to do as it always does; x as of `train`."""
     if type(x) not in PLAIN or not x.is_cpu or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return None
@@ -92,13 +92,14 @@ def find_step(layer: KWConvNd, x: Tensor) -> LayerStep | None:
 
 
 def _prepare(
-    layer: KWConvNd, attention: ContrastingAttention, x: Tensor, tensors: list[Tensor | None], statistics: int
+    layer: KWLayer, attention: ContrastingAttention, x: Tensor, tensors: list[Tensor | None], statistics: int
 ) -> training.Step | None:
     of = fitting(layer, attention, x, tensors)
     if of is None:
         return None
-    told = of.attention(attention.norm.eps), of.cells, layer._convolution(), layer.engine
-    return training.prepare(x, *told, statistics)
+    convolution = layer._over_positions()
+    cells = of.cells.view(-1, *convolution.cell_shape)
+    return training.prepare(x, of.attention(attention.norm.eps), cells, convolution, layer.engine, statistics)
 
 
 def _is_plain(attention: ContrastingAttention, norm: nn.Module) -> bool:
@@ -182,6 +183,7 @@ def _literal_gradients(
         linear = reduce, reduce_bias, scale, shift
         hidden = reference.activate(x.flatten(2), *linear, running, ctx.epsilon, by_sample=by_sample)
         alpha = AttentionFactors(hidden, weight, bias, temperature, initial).alpha()
-        return reference.convolve(x, alpha, cells, ctx.step.convolution)
+        convolution = ctx.step.convolution
+        return reference.convolve(x, alpha, cells.view(-1, *convolution.cell_shape), convolution)
 
     return reference.differentiate(convolve, (x, *learnt), gradient, needed)

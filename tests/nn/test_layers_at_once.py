@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kw_lightning.nn import KWConv1d, KWConv2d, KWConv3d, KWLayer, set_temperature, share_warehouse
+from kw_lightning.nn import KWConv1d, KWConv2d, KWConv3d, KWLayer, KWLinear, set_temperature, share_warehouse
 from kw_lightning.nn import layer as layer_module
 from kw_lightning.nn.engine import Epilogue, Norm, bases, native, workspace
 from kw_lightning.nn.engine.workspace import scratch
@@ -101,6 +101,19 @@ def test_a_layer_gives_what_its_operators_give(name: str, runs: list[Tensor]) ->
                 torch.testing.assert_close(found, by_operators(layer, each), rtol=1e-4, atol=1e-4)
                 assert found.is_contiguous() == each.is_contiguous()
     assert len(runs) == 8
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_linear_layer_gives_what_its_operators_give(bias: bool, runs: list[Tensor]) -> None:
+    layer = made(KWLinear(16, 40, bias=bias))
+    with torch.inference_mode(), bases("never"):
+        for shape in ((1, 9), (3,), (33, 2, 3), (2, 1), (1, 9)):
+            x = torch.randn(*shape, 16) + 1
+            torch.testing.assert_close(layer(x), by_operators(layer, x), rtol=1e-4, atol=1e-4)
+        assert len(runs) == 5
+        x = torch.randn(4, 16, 9).transpose(1, 2)  # tokens last in memory, as a map with its channels first
+        torch.testing.assert_close(layer(x), by_operators(layer, x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(layer(x[0, 0]), by_operators(layer, x[0, 0]), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("batch", [1, 3])

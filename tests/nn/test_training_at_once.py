@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from kw_lightning.nn import KWConv1d, KWConv2d, KWConv3d, KWLayer, set_temperature, share_warehouse
+from kw_lightning.nn import KWConv1d, KWConv2d, KWConv3d, KWLayer, KWLinear, set_temperature, share_warehouse
 from kw_lightning.nn.engine import native
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no C compiler")
@@ -27,11 +27,10 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
+    yield torch.set_num_threads
     torch.set_num_threads(before)
 
 
@@ -73,6 +72,9 @@ LAYERS: dict[str, Callable[[], Any]] = {
     "three dimensions": lambda: made(KWConv3d(16, 16, 3, padding=1)),
     "layer norm": lambda: made(KWConv2d(16, 32, 3, padding=1), norm="layer"),
     "no start": lambda: made(KWConv2d(16, 32, 3, padding=1), start="none"),
+    "linear": lambda: made(KWLinear(24, 40)),
+    "linear of no tokens": lambda: made(KWLinear(32, 64, bias=False)),
+    "linear of tokens in two dimensions": lambda: made(KWLinear(16, 16), norm="layer"),
     "several layers": lambda: share(*(KWConv2d(16, 16, 3, padding=1) for _ in range(3))),
 }
 
@@ -82,6 +84,14 @@ def share(*layers: KWConv2d) -> nn.Sequential:
     network = nn.Sequential(*layers)
     set_temperature(network, 0.4)
     return network
+
+
+def shape_of(name: str, layer: KWLayer, batch: int, side: int) -> tuple[int, ...]:
+    """Return the shape of an input."""
+    _, channels, *kernel = layer.kernel_shape
+    if isinstance(layer, KWLinear):
+        return batch, *[side] * (0 if "no tokens" in name else 1 + ("two" in name)), channels
+    return batch, channels * getattr(layer, "groups", 1), *[side] * len(kernel)
 
 
 def literal(network: nn.Module) -> Any:
@@ -116,22 +126,60 @@ def compare(network: nn.Module, twin: nn.Module, x: Tensor) -> None:
         assert_alike(buffer, twin.get_buffer(name))
 
 
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.usefixtures("threads")
-def test_a_step_gives_the_literal_forms_numbers(name: str, runs: list[str]) -> None:
+def test_a_step_gives_the_literal_forms_numbers(
+    name: str, count: int, runs: list[str], threads: Callable[[int], None]
+) -> None:
+    threads(count)
     network = LAYERS[name]()
     layers = [module for module in network.modules() if isinstance(module, KWLayer)]
-    groups, (_, channels, *kernel) = getattr(layers[0], "groups", 1), layers[0].kernel_shape
     # Of many samples' hidden activations behind several layers, one is on the other side of 0 in double precision.
     sizes = ((1, 7), (5, 4), (33, 3)) if len(layers) == 1 else ((1, 7), (5, 4))
     for training in (True, False):
         network.train(training)
         for batch, side in sizes:
-            x = torch.randn(batch, channels * groups, *[side] * len(kernel)) + 0.3
+            x = torch.randn(shape_of(name, layers[0], batch, side)) + 0.3
             for each in (x, x.movedim(1, -1).contiguous().movedim(-1, 1)):
+                if isinstance(layers[0], KWLinear) and not each.is_contiguous():
+                    each = x.flip(-1)  # what is to be a map has its channels last
                 network.zero_grad()
                 compare(network, literal(network), each)
     assert runs.count("run") == runs.count("differentiate") == 4 * len(sizes) * len(layers)
+
+
+@pytest.mark.parametrize(
+    ("make", "budget", "shape"),
+    [
+        (lambda: KWLinear(192, 192), 108, (1, 197, 192)),
+        (lambda: KWConv2d(96, 96, 1), 1, (1, 96, 14, 14)),
+        (lambda: KWConv2d(96, 96, 1), 1, (5, 96, 5, 5)),
+        (lambda: KWConv2d(64, 64, 3, padding=1), 1, (2, 64, 14, 14)),
+        (lambda: KWConv2d(64, 64, 3, padding=1), 1, (2, 64, 2, 2)),
+        (lambda: KWConv2d(64, 64, 3, padding=1, groups=64), 1, (2, 64, 9, 9)),
+    ],
+)
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_step_keeps_to_the_memory_that_it_asked_for(
+    make: Callable[[], KWLayer],
+    budget: int,
+    shape: tuple[int, ...],
+    count: int,
+    threads: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lent: list[tuple[int, Tensor]] = []
+
+    def scratch(purpose: str, size: int, like: Tensor) -> Tensor:
+        lent.append((size, torch.full((size + 2**16,), 7.0)))
+        return lent[-1][1]
+
+    monkeypatch.setattr("kw_lightning.nn.engine.native.training.flat_scratch", scratch)
+    threads(count)
+    made(make(), budget=budget)(torch.randn(shape)).sum().backward()
+    assert len(lent) == 2
+    for size, memory in lent:
+        assert memory[size:].eq(7).all()
 
 
 def test_gradients_add_up_over_steps_and_passes(runs: list[str]) -> None:

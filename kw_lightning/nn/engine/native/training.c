@@ -84,21 +84,22 @@ typedef struct {
 } Memory;
 
 static index_t lay_out(const Evaluation *e, float *at, Memory *m) {
-    const Pass *p = &e->pass;
+    Pass pass = e->pass;
     Weighing weighing = e->weighing;
     float *start = at;
-    m->alpha = at, at += padded(weighing.batch * weighing.mixtures * p->cells);
-    m->live = at, at += e->live ? padded(p->batch * p->rows * p->cells) : 0;
-    m->row_gradients = at, at += p->threads * p->batch * p->rows * padded(p->cells);
-    m->alpha_gradient = at, at += padded(weighing.batch * weighing.mixtures * p->cells);
+    m->alpha = at, at += padded(weighing.batch * weighing.mixtures * pass.cells);
+    m->live = at, at += e->live ? padded(pass.batch * pass.rows * pass.cells) : 0;
+    m->row_gradients = at, at += pass.threads * pass.batch * pass.rows * padded(pass.cells);
+    m->alpha_gradient = at, at += padded(weighing.batch * weighing.mixtures * pass.cells);
     m->hidden_gradient = at, at += padded(weighing.batch * weighing.width);
     m->means_gradient = at, at += padded(weighing.batch * e->hidden.channels);
-    m->cell_gradients = at, at += p->parts > 1 ? p->parts * e->stored : 0;
+    m->cell_gradients = at, at += pass.parts > 1 ? padded(pass.parts * e->stored) : 0;
     m->rest = at;
-    index_t forward = kw_weigh_memory(&weighing);
+    /* What is wanted, by which the memory goes: all. */
     float there;
-    weighing.weight_gradient = &there; /* it tells the directions apart by that */
-    at += larger(larger(forward, kw_weigh_memory(&weighing)), memory_of[e->method](p));
+    index_t forward = kw_weigh_memory(&weighing);
+    weighing.weight_gradient = pass.alpha_gradient = pass.cell_gradient = &there;
+    at += larger(larger(forward, kw_weigh_memory(&weighing)), memory_of[e->method](&pass));
     return at - start;
 }
 
