@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+import kw_lightning
 from kw_lightning.nn import KWConv1d, KWConv2d, KWConv3d, KWLayer, KWLinear, set_temperature, share_warehouse
-from kw_lightning.nn.engine import native
+from kw_lightning.nn.engine import native, planner, training
+from kw_lightning.nn.engine.problem import Problem
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no C compiler")
 
@@ -136,8 +138,8 @@ def test_a_step_gives_the_literal_forms_numbers(
     layers = [module for module in network.modules() if isinstance(module, KWLayer)]
     # Of many samples' hidden activations behind several layers, one is on the other side of 0 in double precision.
     sizes = ((1, 7), (5, 4), (33, 3)) if len(layers) == 1 else ((1, 7), (5, 4))
-    for training in (True, False):
-        network.train(training)
+    for mode in (True, False):
+        network.train(mode)
         for batch, side in sizes:
             x = torch.randn(shape_of(name, layers[0], batch, side)) + 0.3
             for each in (x, x.movedim(1, -1).contiguous().movedim(-1, 1)):
@@ -351,6 +353,19 @@ def test_a_change_counts_at_once(change: Callable[[KWConv2d], None]) -> None:
     for _ in range(2):
         layer.zero_grad()
         compare(layer, literal(layer), torch.randn(4, 16, 6, 6))
+
+
+def test_a_path_that_saves_less_than_its_calls_cost_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = kw_lightning.build(kw_lightning.load_recipe("digits-resnet"))
+    layer, x = network.get_submodule("stage2.conv2"), torch.randn(64, 64, 4, 4)
+    problem = Problem.of(x, layer.attend(x), layer.warehouse.cells, layer._convolution(), backward=False)
+    fastest, *others = planner.survey(problem._replace(width=16), "auto")
+    assert fastest.path.of_bases
+    assert fastest.seconds + training.CALLING > min(c.seconds for c in others if c.path.name == "mix_kernels/compiled")
+    assert layer.call(x) is not None
+    monkeypatch.setattr(training, "CALLING", 0.0)
+    layer.calls.steps.clear()
+    assert layer.call(x) is None
 
 
 def test_copies_and_pickles_have_steps_of_their_own() -> None:

@@ -82,15 +82,29 @@ def choose(
     Raises:
         ValueError: an engine that cannot compute the convolution.
     """
-    problem = Problem.of(x, attention, cells, convolution, backward=backward)
-    if problem.width is not None and kept.use() == "never":
-        problem = problem._replace(width=None)
-    elif problem.width is not None and kept.use() == "always" and engine in ALONG_RANK:
-        engine = AlongRank.name
+    problem, engine = ask(x, attention, cells, convolution, engine, backward=backward)
     ranked = rank(problem, engine)
     if engine == "autotune" and len(ranked) > 1 and x.numel():
         return autotune.fastest(ranked, x, attention, cells, convolution, backward=backward)
     return ranked[0]
+
+
+def ask(
+    x: Tensor,
+    attention: Tensor | AttentionFactors,
+    cells: Tensor,
+    convolution: Convolution,
+    engine: str,
+    *,
+    backward: bool,
+) -> tuple[Problem, str]:
+    """Return the problem, and the engine that is to compute it where `bases` has its say; arguments as of `choose`."""
+    problem = Problem.of(x, attention, cells, convolution, backward=backward)
+    if problem.width is not None and kept.use() == "never":
+        return problem._replace(width=None), engine
+    if problem.width is not None and kept.use() == "always" and engine in ALONG_RANK:
+        return problem, AlongRank.name
+    return problem, engine
 
 
 @functools.lru_cache(maxsize=4096)
