@@ -75,7 +75,7 @@ class KWConvNd(KWLayer):
             ValueError: an engine that cannot compute the layer, see `kw_lightning.nn.engine`.
         """
         if isinstance(x, Proxy):
-            return self._traced(x)  # type: ignore[no-any-return]
+            return self._traced(x, x.tracer)  # type: ignore[no-any-return]
         return self.finished(x, NOTHING)
 
     def finished(self, x: Tensor, epilogue: Epilogue) -> Tensor:
@@ -88,14 +88,17 @@ class KWConvNd(KWLayer):
         y = self._at_once(x, epilogue)
         if y is not None:
             return y
+        warehouse, _, attention = self._attached()
+        cells = warehouse.cells
+        if isinstance(cells, Proxy):
+            return self._traced(x, cells.tracer)  # type: ignore[no-any-return]
         single = x.dim() == self.dimensions + 1
         if single:
             x = x.unsqueeze(0)
         if x.dim() != self.dimensions + 2 or x.shape[1] != self.in_channels:
             sides = ", ".join(["size"] * self.dimensions)
             raise RuntimeError(f"expected x of [batch, {self.in_channels}, {sides}]: found {list(x.shape)}")
-        warehouse, _, attention = self._attached()
-        dtype = compute_type(x, warehouse.cells)
+        dtype = compute_type(x, cells)
         x, weights, gates = self._attend(x)
         x = gated(in_type(x, dtype), gates.input, self.dimensions + 1)
         if self._pad_first:
@@ -104,7 +107,7 @@ class KWConvNd(KWLayer):
         convolution.check_size(tuple(x.shape[2:]))
         within = self._within(epilogue, gates, x) if attention.dynamic else None
         if attention.dynamic:
-            y = dynamic_convolution(x, weights, warehouse.cells, convolution, self.engine, within)
+            y = dynamic_convolution(x, weights, cells, convolution, self.engine, within)
         else:
             assert isinstance(weights, Tensor)  # factors are a dynamic attention's
             kernel = self._one_kernel(weights, dtype)

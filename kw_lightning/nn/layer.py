@@ -245,14 +245,17 @@ class KWLayer(nn.Module):
             )
         return self.warehouse, self.partition, self.attention
 
-    def _traced(self, x: Any) -> Any:
-        """Return the layer's output to torch.fx, for which it is a leaf as torch's own layers are."""
-        return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
+    def _traced(self, x: Any, tracer: Any) -> Any:
+        """Return the layer's output to torch.fx, for which it is a leaf as torch's own layers are.
+
+        Of a constant x, as the table of a relative position bias is, it is the cells that are known by their proxy.
+        """
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), (x,), {})
 
     def __prepare_scriptable__(self) -> Any:
         raise NotImplementedError(
-            f"{type(self).__name__} has no TorchScript: use torch.export.export(network, (example,)), "
-            "or torch.jit.trace(network, example)"
+            f"{type(self).__name__} has no TorchScript: use torch.export.export(network, (example,)); files of "
+            "torch.jit.trace(network, example) need kw_lightning where they are loaded, those of kw export do not"
         )
 
     def _within(self, epilogue: Epilogue, gates: Factors, x: Tensor) -> Epilogue | None:

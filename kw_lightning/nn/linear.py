@@ -63,26 +63,28 @@ class KWLinear(KWLayer):
             RuntimeError: the layer has no warehouse yet; **or** x has not the layer's features or type.
         """
         if isinstance(x, Proxy):
-            return self._traced(x)  # type: ignore[no-any-return]
+            return self._traced(x, x.tracer)  # type: ignore[no-any-return]
         if x.shape[-1] != self.in_features:
             raise RuntimeError(f"expected x of [batch, ..., {self.in_features}]: found {list(x.shape)}")
         warehouse, _, attention = self._attached()
+        cells = warehouse.cells
+        if isinstance(cells, Proxy):
+            return self._traced(x, cells.tracer)  # type: ignore[no-any-return]
         if not attention.dynamic:
-            dtype = compute_type(x, warehouse.cells)
+            dtype = compute_type(x, cells)
             return self._finish(F.linear(in_type(x, dtype), self._one_kernel(self.attend(x), dtype)), 1)
         if x.dim() < self.batch_dim + 2:
-            return self._apply_matrices(x.unsqueeze(0)).squeeze(0)
+            return self._apply_matrices(cells, x.unsqueeze(0)).squeeze(0)
         if self.batch_dim:
-            return self._apply_matrices(x.movedim(self.batch_dim, 0)).movedim(0, self.batch_dim)
+            return self._apply_matrices(cells, x.movedim(self.batch_dim, 0)).movedim(0, self.batch_dim)
         if self.beside is not None and x.dim() > 2 and not torch.compiler.is_compiling():
             self._doubt_batch(x)
-        return self._apply_matrices(x)
+        return self._apply_matrices(cells, x)
 
-    def _apply_matrices(self, x: Tensor) -> Tensor:
+    def _apply_matrices(self, cells: Tensor, x: Tensor) -> Tensor:
         y = self._at_once(self.as_map(x))
         if y is not None:
             return y.transpose(1, 2).reshape(*x.shape[:-1], self.out_features)
-        cells = self._attached()[0].cells
         dtype = compute_type(x, cells)
         x, attention, gates = self._attend(x)
         tokens = in_type(x, dtype)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from kw_lightning.nn import KWConv2d, KWLinear, set_temperature, share_warehouse
+from kw_lightning.nn import KWConv1d, KWConv2d, KWLinear, set_temperature, share_warehouse
 from kw_lightning.nn.partial import PartialLayer
 
 
@@ -54,6 +54,35 @@ def test_symbolic_tracing_keeps_dynamic_layers_as_modules_with_their_weights(net
     assert network.conv.warehouse.cells.grad.abs().sum() > 0
 
 
+class Biased(nn.Module):
+    """Adds to its input what layers make of a constant, as Swin's relative position bias is made."""
+
+    table: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.randn(8, 3))
+        self.bias = KWLinear(3, 8)
+        self.smooth = KWConv1d(8, 8, 3, padding=1)
+        share_warehouse([self.bias])
+        share_warehouse([self.smooth], dynamic=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [8, 8]."""
+        return x + self.bias(self.table) + self.smooth(self.table @ self.table.T)
+
+
+def test_symbolic_tracing_keeps_layers_whose_input_is_a_constant() -> None:
+    torch.manual_seed(0)
+    network, x = Biased(), torch.randn(8, 8)
+    traced = torch.fx.symbolic_trace(network)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["bias", "smooth"]
+    with torch.no_grad():
+        network.smooth.warehouse.cells.mul_(2)
+        network.bias.warehouse.cells.mul_(2)
+    torch.testing.assert_close(traced(x), network(x))
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_tracing_and_export_serve_other_batches(network: Network) -> None:
     x, other = torch.randn(2, 3, 6, 6), torch.randn(5, 3, 6, 6)
@@ -70,6 +99,6 @@ def test_scripting_says_that_tracing_and_export_are_the_way(network: Network) ->
     with pytest.raises(NotImplementedError) as raised:
         torch.jit.script(network)
     assert str(raised.value) == (
-        "KWConv2d has no TorchScript: use torch.export.export(network, (example,)), "
-        "or torch.jit.trace(network, example)"
+        "KWConv2d has no TorchScript: use torch.export.export(network, (example,)); files of "
+        "torch.jit.trace(network, example) need kw_lightning where they are loaded, those of kw export do not"
     )
