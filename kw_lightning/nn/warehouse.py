@@ -9,6 +9,7 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import is_fake
 
 from kw_lightning.errors import mistake
@@ -135,13 +136,15 @@ class Warehouse(nn.Module):
 
     def _cells_as_they_are(self) -> tuple[int, int]:
         """Return what changes when the cells are written, or exchanged for others."""
-        version = 0 if self.cells.is_inference() else self.cells._version
-        return version, 0 if is_fake(self.cells) else self.cells.data_ptr()
+        cells = self.cells
+        version = 0 if cells.is_inference() else cells._version
+        return version, 0 if is_fake(cells) or is_functorch_wrapped_tensor(cells) else cells.data_ptr()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Warehouse:
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
-        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        # Not of the class that torch.nn.utils.parametrize makes, which refuses it.
+        twin.__setstate__(copy.deepcopy(Warehouse.__getstate__(self), memo))
         twin._as_copied = twin._cells_as_they_are()
         self._copies.add(twin)
         return twin

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch._dynamo.testing import CompileCounter
+from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kw_lightning.nn import KWConv2d, set_temperature, share_warehouse, warehouses
@@ -53,6 +54,24 @@ def test_a_copy_shares_its_own_warehouse(clone) -> None:  # type: ignore[no-unty
         layers[1].warehouse.cells.zero_()
     assert twin(torch.ones(1, 8, 5, 5)).shape == (1, 16, 5, 5)
     assert model[0].warehouse.cells.any()
+
+
+def test_copies_are_made_within_transforms_and_of_parametrized_cells() -> None:
+    model, x = network().eval(), torch.randn(2, 8, 5, 5)
+
+    def summed(parameters: dict[str, torch.Tensor], clone: bool) -> torch.Tensor:
+        with torch.no_grad():
+            twin = copy.deepcopy(model) if clone else model
+        return torch.func.functional_call(twin, parameters, (x,)).sum()
+
+    parameters = dict(model.named_parameters())
+    found = torch.func.grad(summed)(parameters, True)
+    for name, gradient in torch.func.grad(summed)(parameters, False).items():
+        torch.testing.assert_close(found[name], gradient)
+    copied = torch.func.vmap(lambda sample: copy.deepcopy(model)(sample[None])[0])(x)
+    torch.testing.assert_close(copied, model(x))
+    parametrize.register_parametrization(model[0].warehouse, "cells", nn.Tanh())
+    torch.testing.assert_close(copy.deepcopy(model)(x), model(x))
 
 
 def test_temperature_travels_with_the_state_dict() -> None:
