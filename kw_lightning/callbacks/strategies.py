@@ -76,7 +76,8 @@ def check_sharding(model: nn.Module) -> None:
     """Refuse, before the first step, a sharding that takes the cells away from layers that need them.
 
     Raises:
-        KWError: a warehouse in another FSDP group than one of its layers, **or** cells split by tensor parallelism.
+        KWError: a warehouse in another FSDP group than one of its layers, **or** cells split by tensor parallelism,
+            **or** cells that are not in the network.
     """
     modules = dict(model.named_modules())
     for warehouse, layers in layers_of_warehouses(model):
@@ -86,7 +87,13 @@ def check_sharding(model: nn.Module) -> None:
                 f'the cells of warehouse "{warehouse.name}" are split by tensor parallelism, which dynamic layers do '
                 f"not know: leave {_listed(layers)} out of the plan of parallelize_module"
             )
-        owner = next(name for name, layer in layers.items() if layer._modules.get("warehouse") is warehouse)
+        owner = next((name for name, layer in layers.items() if layer._modules.get("warehouse") is warehouse), None)
+        if owner is None:
+            raise KWError(
+                f'warehouse "{warehouse.name}" of {_listed(layers)} is owned by a layer that is not in the network, so '
+                "that no optimizer trains its cells: delete what still holds that layer, as a variable may, and the "
+                "next layer owns them, or convert after layers are replaced"
+            )
         group = next(_groups(modules, f"{owner}.warehouse"), None)
         outside = [name for name in layers if group is not None and group not in _groups(modules, name)]
         if outside:

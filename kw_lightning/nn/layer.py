@@ -121,8 +121,14 @@ class KWLayer(nn.Module):
     def load_kernel(self, kernel: Tensor) -> float:
         """Start from a static kernel: at τ = 1 the layer then computes what the static one did.
 
+        warehouse.serve(self)
         Args:
             kernel: [out_channels, in_channels / groups, *kernel_size].
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.warehouse is not None:
+            self.warehouse.serve(self)
+
 
         Returns:
             The relative error of the kernel so reached, 0 where the budget is 1 or more: under 1 some mixtures start

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from typing import Any, Literal
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet, finalize
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,8 @@ class Warehouse(nn.Module):
     """The n kernel cells of a group of layers, and the temperature of their attention.
 
     It is a submodule of the first layer that draws on it; the other layers refer to it without registering it. So each
-    cell is once in `parameters()` and once in `state_dict()`, however many layers share it.
+    cell is once in `parameters()` and once in `state_dict()`, however many layers share it. Where another
+    module takes the place of its first layer, it becomes a submodule of the next.
 
     Averages of a network (`AveragedModel`, the EMA of timm, ultralytics …) are deep copies whose numbers are then
     changed from outside, τ among them, and an average of past temperatures lags behind. So `set_temperature` also sets
@@ -72,6 +73,7 @@ class Warehouse(nn.Module):
         self._layers = partition.layers
         self._start = start
         self.doubted = False
+        self._served: WeakKeyDictionary[nn.Module, None] = WeakKeyDictionary()
         self._copies: WeakSet[Warehouse] = WeakSet()
         self._as_copied: tuple[int, int] | None = None
         self.reset_parameters()
@@ -120,6 +122,18 @@ class Warehouse(nn.Module):
         self._as_copied = None
         self._fill("softmax_temperature", temperature)
 
+    def serve(self, layer: nn.Module) -> None:
+        """Remember a layer that draws on the warehouse, in the network's order, as long as it is there."""
+        self._served[layer] = None
+        finalize(layer, self._pass_on).atexit = False
+
+    def _pass_on(self) -> None:
+        """Become a submodule of the first layer that is left, unless one has it: else no optimizer has the cells."""
+        left = list(self._served)
+        if left and not any("warehouse" in layer._modules for layer in left):
+            vars(left[0]).pop("warehouse")
+            left[0]._modules["warehouse"] = self
+
     @property
     def temperatures(self) -> tuple[Tensor, ...]:
         """Return τ, and T where there is one, as an attention takes them."""
@@ -150,11 +164,11 @@ class Warehouse(nn.Module):
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_copies", "_as_copied")}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_served", "_copies", "_as_copied")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._copies, self._as_copied = WeakSet(), None
+        self._served, self._copies, self._as_copied = WeakKeyDictionary(), WeakSet(), None
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         # τ and T are not turned to half precision with their network: a schedule of 10⁵ steps needs its digits.

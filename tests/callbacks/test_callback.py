@@ -232,6 +232,16 @@ def test_parameters_that_no_optimizer_trains(tmp_path: Path) -> None:
     trainer(tmp_path, callbacks=[KWCallback(RECIPE)]).fit(model, loader())  # frozen on purpose
 
 
+def test_cells_of_a_layer_that_was_taken_out_and_is_still_held(tmp_path: Path) -> None:
+    model = Classifier()
+    kw_lightning.convert(model, RECIPE)
+    taken, model.net.conv1 = model.net.conv1, nn.Conv2d(8, 8, 3, padding=1)
+    with pytest.raises(KWError, match=r'^warehouse "convolutions" of net\.conv2 is owned by a layer that is not'):
+        trainer(tmp_path, callbacks=[KWCallback(RECIPE)]).fit(model, loader())
+    del taken
+    trainer(tmp_path, callbacks=[KWCallback(RECIPE)]).fit(model, loader())
+
+
 @pytest.mark.parametrize(
     "copier", [EMAWeightAveraging(), StochasticWeightAveraging(swa_lrs=0.1), ModelPruning("l1_unstructured")]
 )

@@ -56,6 +56,45 @@ def test_a_copy_shares_its_own_warehouse(clone) -> None:  # type: ignore[no-unty
     assert model[0].warehouse.cells.any()
 
 
+@pytest.mark.parametrize("clone", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_the_next_layer_has_the_cells_of_one_that_another_module_replaces(clone) -> None:  # type: ignore[no-untyped-def]
+    model = clone(network())
+    cells = model[2].warehouse.cells
+    model[0] = nn.Conv2d(8, 8, 3)
+    assert [name for name, p in model.named_parameters() if p is cells] == ["2.warehouse.cells"]
+    assert "2.warehouse.cells" in model.state_dict()
+    assert list(warehouses(model)) == ["stage"]
+    before = cells.detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.randn(2, 8, 5, 5)).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(cells, before)
+    set_temperature(model, 0.5)
+    assert float(copy.deepcopy(model)[2].warehouse.temperature) == 0.5
+
+
+def test_cells_stay_with_a_layer_that_is_wrapped_or_copied() -> None:
+    model = network()
+    model[0] = nn.Sequential(model[0])
+    copy.copy(model[0][0])
+    copy.deepcopy(model)
+    assert [name for name, _ in model.named_parameters() if name.endswith("cells")] == ["0.0.warehouse.cells"]
+
+
+def test_a_part_of_a_network_has_the_cells_when_the_rest_is_gone() -> None:
+    gc.disable()
+    try:
+        model = network()
+        part = nn.Sequential(model[2])
+        cells = weakref.ref(model[0].warehouse.cells)
+        del model
+        assert [name for name, _ in part.named_parameters() if name.endswith("cells")] == ["0.warehouse.cells"]
+        del part
+        assert cells() is None
+    finally:
+        gc.enable()
+
+
 def test_copies_are_made_within_transforms_and_of_parametrized_cells() -> None:
     model, x = network().eval(), torch.randn(2, 8, 5, 5)
 
