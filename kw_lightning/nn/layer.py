@@ -87,6 +87,12 @@ class KWLayer(nn.Module):
             before = 1 if self.output_scale is None else self.output_scale
             self.output_scale = before * weight.scale
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Register a parameter, as torch.nn.utils.prune does with what it prunes, which cannot be the weight."""
+        if isinstance(param, DynamicWeight):
+            raise param.without_parameter()
+        super().register_parameter(name, param)
+
     def attach(
         self,
         warehouse: Warehouse,
@@ -115,20 +121,20 @@ class KWLayer(nn.Module):
         else:
             # Past `nn.Module.__setattr__`, which would register the warehouse a second time.
             self.__dict__["warehouse"] = warehouse
+        warehouse.serve(self)
         self.train(self.training)
 
-    @torch.no_grad()
-    def load_kernel(self, kernel: Tensor) -> float:
-        """Start from a static kernel: at τ = 1 the layer then computes what the static one did.
-
-        warehouse.serve(self)
-        Args:
-            kernel: [out_channels, in_channels / groups, *kernel_size].
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if self.warehouse is not None:
             self.warehouse.serve(self)
 
+    @torch.no_grad()
+    def load_kernel(self, kernel: Tensor) -> float:
+        """Start from a static kernel: at τ = 1 the layer then computes what the static one did.
+
+        Args:
+            kernel: [out_channels, in_channels / groups, *kernel_size].
 
         Returns:
             The relative error of the kernel so reached, 0 where the budget is 1 or more: under 1 some mixtures start

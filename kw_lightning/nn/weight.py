@@ -134,6 +134,14 @@ class DynamicWeight:
             return found * (args[1] if args[0] is found else args[0])
         raise found._error(getattr(function, "__name__", str(function)))
 
+    def without_parameter(self) -> DynamicWeightError:
+        """Return the error of who takes the weight for a parameter of the layer's."""
+        return DynamicWeightError(
+            f'"{self.name}" is dynamic: every sample has a kernel of its own, so its weight is no parameter to prune. '
+            "Its cells are, for all layers of its warehouse, by a mask that torch.nn.utils.parametrize registers: "
+            'register_parametrization(layer.warehouse, "cells", mask)'
+        )
+
     def __repr__(self) -> str:
         shape = "×".join(map(str, self.shape))
         return f"DynamicWeight({self.name!r}, {shape}, {self.dtype}, {self.device})"

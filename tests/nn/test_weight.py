@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize, prune
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kw_lightning.nn import KWConv1d, KWConv2d, KWLayer, KWLinear, set_temperature, share_warehouse
@@ -135,6 +136,17 @@ def test_parameters_state_and_copies_do_not_see_it() -> None:
     for other in (copy.deepcopy(found), torch.load(stored, weights_only=False)):
         assert torch.equal(other(x), found(x))
         assert other.weight.shape == found.weight.shape
+
+
+def test_pruning_it_says_what_can_be_masked() -> None:
+    made = layer()
+    with pytest.raises(DynamicWeightError, match=r'^"stage\.conv" is dynamic: .*\(layer\.warehouse, "cells", mask\)$'):
+        prune.l1_unstructured(made, "weight", 0.5)
+    parametrize.register_parametrization(made.warehouse, "cells", nn.Threshold(0, 0))  # as it says
+    for _ in range(2):
+        made(torch.randn(2, 4, 5, 5)).sum().backward()
+    original = made.warehouse.parametrizations.cells.original
+    assert torch.equal(original.grad != 0, original > 0)
 
 
 class Encoder(nn.Module):
