@@ -170,6 +170,24 @@ def test_layers_of_every_type_take_their_own(dtype: torch.dtype) -> None:
         assert y.isfinite().all()
 
 
+@pytest.mark.parametrize("trains", [True, False])
+@pytest.mark.parametrize(("kind", "shape"), [(KWConv2d, (2, 8, 5, 5)), (KWLinear, (2, 3, 8))])
+@pytest.mark.parametrize(
+    ("part", "what"), [("warehouse", "the cells of its warehouse"), ("attention", "its attention")]
+)
+def test_a_layer_on_two_devices_is_refused(trains, kind, shape, part, what) -> None:  # type: ignore[no-untyped-def]
+    layer = kind(8, 8, 3) if kind is KWConv2d else kind(8, 8)
+    share_warehouse([layer])
+    layer.train(trains)
+    x = torch.randn(shape)
+    with torch.set_grad_enabled(trains):
+        layer(x)
+        # As to a GPU, whose addresses a CPU would read, too.
+        (layer.warehouse if part == "warehouse" else layer.attention.expand).to("meta")
+        with pytest.raises(RuntimeError, match=f"on one device: found the input on cpu and {what} on meta$"):
+            layer(x)
+
+
 @pytest.mark.parametrize(
     ("dynamic", "static", "options", "size"),
     [

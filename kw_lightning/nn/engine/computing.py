@@ -40,6 +40,7 @@ def forward(
     Returns:
         [batch, out_channels, *output_size] in x's type and memory format.
     """
+    _check_device(x, attention, cells)
     precision = path.precision(x.dtype)
     if precision != x.dtype:
         y = forward(x.to(precision), attention, cells, convolution, path).to(x.dtype)
@@ -53,6 +54,18 @@ def forward(
             path.forward(operands, y)
             return y
     return path.forward_finished(operands, y, epilogue)
+
+
+def _check_device(x: Tensor, attention: Tensor | AttentionFactors, cells: Tensor) -> None:
+    """Refuse tensors in another memory than a CPU's, where C would read what it is told of them."""
+    weights = (attention,) if isinstance(attention, Tensor) else attention.told
+    elsewhere = next((tensor for tensor in (cells, *weights) if not tensor.is_cpu), None) if x.is_cpu else None
+    if elsewhere is not None:
+        what = "the cells of its warehouse" if elsewhere is cells else "its attention"
+        raise RuntimeError(
+            "expected a dynamic layer, its warehouse, which may stand in another layer, and its input on one device: "
+            f"found the input on {x.device} and {what} on {elsewhere.device}"
+        )
 
 
 def backward(
