@@ -33,12 +33,29 @@ def convolve(x: Tensor, attention: Tensor, cells: Tensor, convolution: Convoluti
         [batch, out_channels, *output size].
     """
     batch, groups, out_channels = x.shape[0], convolution.groups, convolution.kernel_shape[0]
-    mixed = torch.matmul(attention, cells.flatten(1)).unflatten(2, cells.shape[1:])
     copies, size = _copies(x, convolution)
     length = math.prod(convolution.kernel_shape[1:])
-    rows = join_mixtures(mixed, convolution).reshape(batch, groups, out_channels // groups, length)
+    rows = _join(torch.matmul(attention, cells.flatten(1)), convolution)
+    rows = rows.reshape(batch, groups, out_channels // groups, length)
     columns = copies.reshape(batch, groups, length, math.prod(size))
     return torch.matmul(rows, columns).reshape(batch, out_channels, *size)
+
+
+def _join(mixed: Tensor, convolution: Convolution) -> Tensor:
+    """Return mixtures [batch, mixtures, co · ci · Πck] as kernels, in their order, by few dimensions at a time.
+
+    Runtimes for phones have a limit: XNNPACK takes six.
+    """
+    (spatial, out_groups, in_groups), (cell_out, cell_in, *cell_size) = convolution.grid, convolution.cell_shape
+    batch, positions, inside = mixed.shape[0], math.prod(spatial), math.prod(cell_size)
+    if positions > 1 and inside > 1:
+        return join_mixtures(mixed.unflatten(2, convolution.cell_shape), convolution)
+    if positions > 1:
+        mixed = mixed.reshape(batch, positions, out_groups * in_groups * cell_out * cell_in).transpose(1, 2)
+    if in_groups > 1:
+        inner = cell_in * positions * inside
+        mixed = mixed.reshape(batch * out_groups, in_groups, cell_out, inner).transpose(1, 2)
+    return mixed
 
 
 def _copies(x: Tensor, convolution: Convolution) -> tuple[Tensor, list[int]]:

@@ -55,6 +55,8 @@ def test_graphs_take_every_batch_and_size_and_hold_no_operator_of_ours(dimension
     calls = {str(node.target): len(node.args) for node in program.graph.nodes if node.op == "call_function"}
     assert not any("kw_lightning" in name for name in calls)
     assert {count < 7 for name, count in calls.items() if "conv" in name} == {True}  # the seventh would be the groups
+    ranks = [node.meta["val"].dim() for node in program.graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)]
+    assert max(ranks) <= 6  # as XNNPACK takes
     for batch, side in itertools.product((1, 5), (8, 11)):
         x = torch.randn(batch, 4, *[side] * dimensions)
         with torch.no_grad():
