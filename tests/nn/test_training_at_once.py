@@ -67,6 +67,7 @@ LAYERS: dict[str, Callable[[], Any]] = {
     "pointwise": lambda: made(KWConv2d(24, 40, 1, bias=False)),
     "pointwise, wide": lambda: made(KWConv2d(64, 64, 1, bias=False)),
     "strided": lambda: made(KWConv2d(16, 16, 3, stride=2, padding=1), temperature=0.0),
+    "pointwise, strided": lambda: made(KWConv2d(16, 32, 1, stride=2, bias=False)),
     "reaching over the edge": lambda: made(KWConv2d(16, 16, 3, padding=8, dilation=8)),
     "depthwise": lambda: made(KWConv2d(24, 24, 3, padding=1, groups=24)),
     "in groups": lambda: made(KWConv2d(16, 32, 3, padding=1, groups=4)),
