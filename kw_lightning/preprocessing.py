@@ -21,8 +21,8 @@ PREPROCESSING, CLASSES = "preprocessing", "classes"
 """Keys of a checkpoint: what `Preprocessing.to_dict` gives, and the names of the network's outputs."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-SIZED = {"digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "fake"}
-"""Data sets whose images all have one size: it is kept, unless pretrained weights want another."""
+SIZED = {"digits": 8, "mnist": 28, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32, "fake": None}
+"""Data sets whose images all have one size, and its side: it is kept, unless pretrained weights want another."""
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 GREY = {"digits", "mnist", "fashion_mnist"}
 """Data sets whose images have one channel."""
@@ -176,7 +176,8 @@ def resolved_section(recipe: Recipe, section: str) -> dict[str, Any]:
 def preprocessing(recipe: Recipe) -> Preprocessing | None:
     """Return what evaluation does to an image: the recipe's values, and the backbone's own where it says nothing.
 
-    A random crop in evaluation is given as the centre one. None where neither is known.
+    A random crop in evaluation is given as the centre one. Images of other places than a data set of one size are
+    scaled to that size. None where neither is known.
     """
     own = own_preprocessing(recipe)
     if recipe.data is None or recipe.data.name.startswith("python:"):
@@ -192,7 +193,8 @@ def preprocessing(recipe: Recipe) -> Preprocessing | None:
         interpolation=options.get("interpolation", "bilinear"),
         channels=own.channels if own is not None else None,
     )
-    return replace(chosen, source=_source(recipe, chosen, own))
+    size = None if chosen.resize else SIZED.get(recipe.data.name)
+    return replace(chosen, source=_source(recipe, chosen, own), size=chosen.size or size)
 
 
 def contradictions(recipe: Recipe) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -153,9 +154,27 @@ def test_plan_shows_values_and_where_they_come_from() -> None:
     ]
     digits = total_lines(plan(load_recipe("digits-resnet")))
     assert digits[-2:] == [
-        "preprocessing     mean 0.305; std 0.376",
+        "preprocessing     bilinear, both sides 8; mean 0.305; std 0.376",
         "                  (mean and std from the recipe)",
     ]
+
+
+@pytest.mark.parametrize(("name", "side"), [("digits", 8), ("mnist", 28), ("fashion_mnist", 28), ("cifar10", 32)])
+def test_images_of_other_places_come_to_the_size_of_the_data_set(name: str, side: int) -> None:
+    channels = 3 if name == "cifar10" else 1
+    model = {"input": [channels, side, side], "layers": ["Flatten", {"Dense": {"units": 10}}]}
+
+    def steps(**data: Any) -> Preprocessing:
+        found = preprocessing(load_recipe({"kw": 1, "model": model, "data": {"name": name, **data}}))
+        assert found is not None
+        return found
+
+    assert evaluation_transform(steps())(random_images()[0]).shape[1:] == (side, side)
+    own = Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8))
+    assert torch.equal(evaluation_transform(steps())(own), evaluation_transform(replace(steps(), size=None))(own))
+    assert steps(train={"size": 16}).size == 16
+    assert steps(train={"size": side, "crop": "random", "padding": 2}).size == side
+    assert steps(eval={"resize": 40}).size is None  # evaluation sees what the recipe says
 
 
 def test_it_travels_as_plain_data() -> None:

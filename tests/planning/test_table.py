@@ -31,7 +31,7 @@ def test_every_column_is_shown_whole_at_any_width(width: int) -> None:
     assert "…" not in "".join(lines)
 
 
-def test_images_that_are_read_as_they_are_have_no_source() -> None:
+def test_a_size_that_is_the_data_sets_own_has_no_source() -> None:
     layers = ["Flatten", {"Dense": {"units": 10}}]
     planned = plan(load_recipe({"kw": 1, "model": {"input": [1, 8, 8], "layers": layers}, "data": {"name": "digits"}}))
-    assert total_lines(planned)[-1] == "preprocessing     nothing"
+    assert total_lines(planned)[-1] == "preprocessing     bilinear, both sides 8"
