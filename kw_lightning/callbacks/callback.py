@@ -190,6 +190,8 @@ class KWCallback(Callback):
             for group in optimizer.param_groups
             for parameter in group["params"]
         }
+        if not trained:  # a fit without any optimizer, which Lightning warns of
+            return
         left_out = [
             f"{name}.{part}"
             for name, layer in dynamic_layers(submodule(pl_module, self.module)).items()

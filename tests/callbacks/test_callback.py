@@ -242,6 +242,14 @@ def test_cells_of_a_layer_that_was_taken_out_and_is_still_held(tmp_path: Path) -
     trainer(tmp_path, callbacks=[KWCallback(RECIPE)]).fit(model, loader())
 
 
+def test_a_fit_without_an_optimizer(tmp_path: Path) -> None:
+    model = Classifier()
+    model.configure_optimizers = lambda: None  # as where training_step only looks at the data
+    with pytest.warns(UserWarning, match="this fit will run with no optimizer"):
+        trainer(tmp_path, callbacks=[KWCallback(RECIPE)]).fit(model, loader())
+    assert dynamic(model) == EXPECTED
+
+
 @pytest.mark.parametrize(
     "copier", [EMAWeightAveraging(), StochasticWeightAveraging(swa_lrs=0.1), ModelPruning("l1_unstructured")]
 )
