@@ -16,21 +16,23 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics import Metric
 
-METRICS = "running_metrics"  # of a checkpoint
+METRICS, LOADERS = "running_metrics", "resumable_loaders"  # of a checkpoint
 
 
 class ResumableDataLoader(DataLoader[Any]):
     """A DataLoader that Lightning resumes at the batch where the checkpoint was written, without reading those before.
 
-    The order of an epoch follows from the loader's own generator (or from `sampler.set_epoch`, as with the
+    The order of an epoch follows from a generator of its own (or from `sampler.set_epoch`, as with the
     DistributedSampler that Lightning puts in), so the global random numbers have no part in it.
 
     With random augmentation in worker processes a resume in mid-epoch repeats the order but not the augmentation,
-    because the workers start anew; with `num_workers=0` and `RandomState`, or from a checkpoint at an epoch's end, it
-    is exact. `limit_train_batches` ends an epoch where the loader cannot know it: resume such a run in mid-epoch only.
+    because the workers start anew; with `num_workers=0` it is exact. With a checkpoint from the end of an epoch, after
+    `limit_train_batches` or `trainer.estimated_stepping_batches`, Lightning leaves the loader at its beginning, and
+    `RandomState` puts it where it was.
 
     Args:
         dataset: a data set with a length.
@@ -50,13 +52,19 @@ class ResumableDataLoader(DataLoader[Any]):
         if generator is None:
             generator = torch.Generator().manual_seed(torch.initial_seed())
         super().__init__(dataset, batch_size, shuffle, generator=generator, **options)
+        sampler = self._epoch_sampler()
+        order: Any = getattr(sampler, "generator", None)
+        if order is generator:  # of its own, because workers that start draw from the loader's
+            order = sampler.generator = torch.Generator()
+            order.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        self._order: Any = order or self.generator
         self._batches = 0
         self._skip = 0
-        self._epoch_start = generator.get_state()
+        self._epoch_start = self._order.get_state()
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         skip, self._skip = self._skip, 0
-        self._epoch_start = self.generator.get_state()
+        self._epoch_start = self._order.get_state()
         self._batches = skip
         for batch in self._from_batch(skip) if skip else super().__iter__():
             self._batches += 1
@@ -64,20 +72,20 @@ class ResumableDataLoader(DataLoader[Any]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the epoch stands: the number of batches handed out and what its order follows from."""
-        if self._batches >= len(self):
-            return {"batches": 0, "generator": self.generator.get_state(), "epoch": None}
-        started = self._batches > 0
-        return {
-            "batches": self._batches,
-            "generator": self._epoch_start if started else self.generator.get_state(),
-            "epoch": getattr(self._epoch_sampler(), "epoch", None) if started else None,
-        }
+        if not 0 < self._batches < len(self):
+            return self.state_between_epochs()
+        epoch = getattr(self._epoch_sampler(), "epoch", None)
+        return {"batches": self._batches, "generator": self._epoch_start, "epoch": epoch}
+
+    def state_between_epochs(self) -> dict[str, Any]:
+        """Return where the next epoch stands, however many batches of the last one were wanted."""
+        return {"batches": 0, "generator": self._order.get_state(), "epoch": None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken, in the next `iter`."""
         self._skip = self._batches = state_dict["batches"]
         self._epoch_start = state_dict["generator"]
-        self.generator.set_state(state_dict["generator"])
+        self._order.set_state(state_dict["generator"])
         if state_dict["epoch"] is not None and hasattr(self._epoch_sampler(), "set_epoch"):
             self._epoch_sampler().set_epoch(state_dict["epoch"])
 
@@ -109,11 +117,24 @@ class ResumableDataLoader(DataLoader[Any]):
 class RandomState(Callback):
     """Keeps the random numbers of every process in the checkpoint: torch's, CUDA's, NumPy's and Python's.
 
-    Without it a resumed run draws other dropout masks and augmentations than the run that was not interrupted.
+    Without it a resumed run draws other dropout masks and augmentations than the run that was not interrupted, and one
+    that goes on at the beginning of an epoch has its images in the order of the first.
     """
 
     def __init__(self) -> None:
         self._restored: list[dict[str, Any]] | None = None
+        self._loaders: list[list[dict[str, Any]]] | None = None
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add where every `ResumableDataLoader` of every process stands: Lightning forgets it between epochs."""
+        inside = inside_epoch(trainer)
+        checkpoint[LOADERS] = of_every_process(
+            [loader.state_dict() if inside else loader.state_between_epochs() for loader in _loaders(trainer)]
+        )
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep that until training starts."""
+        self._loaders = checkpoint.get(LOADERS)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of every process, in the order of their ranks."""
@@ -124,10 +145,13 @@ class RandomState(Callback):
         self._restored = state_dict["processes"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set this process's random numbers; another number of processes than before draws new ones."""
+        """Set this process's random numbers and loaders; another number of processes than before has new ones."""
         if self._restored is not None and len(self._restored) == trainer.world_size:
             _set_random_state(self._restored[trainer.global_rank])
-        self._restored = None
+        if self._loaders is not None and len(self._loaders) == trainer.world_size:
+            for loader, state in zip(_loaders(trainer), self._loaders[trainer.global_rank], strict=False):
+                loader.load_state_dict(state)
+        self._restored = self._loaders = None
 
 
 class RunningMetrics(Callback):
@@ -177,6 +201,10 @@ def of_every_process(value: Any) -> list[Any]:
     values: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def _loaders(trainer: Trainer) -> list[ResumableDataLoader]:
+    return [loader for loader in tree_leaves(trainer.train_dataloader) if isinstance(loader, ResumableDataLoader)]
 
 
 def _metrics(module: LightningModule) -> dict[str, Metric]:

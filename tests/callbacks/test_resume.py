@@ -9,6 +9,7 @@ import runpy
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from callback_networks import Classifier, dataset, dynamic_net, trainer
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, TensorDataset
 
 from kw_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
 from kw_lightning.callbacks.exact_checkpoint import ExactCheckpoint
@@ -191,6 +192,50 @@ def test_a_killed_run_ends_with_the_same_bits(
             )
             assert same, f"{part}: {name}"
     assert expected["temperatures"]["13"] == pytest.approx(5 / 18)
+
+
+class Noting(Classifier):
+    """Notes which images each step takes, and stops before one of them."""
+
+    def __init__(self, stop: int | None, asks: bool) -> None:
+        super().__init__(dynamic_net())
+        self.stop, self.asks = stop, asks
+        self.images: list[list[int]] = []
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.global_step == self.stop:
+            raise InterruptedError
+
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        self.images.append(batch[2].tolist())
+        return super().training_step(batch, batch_idx)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        if self.asks:  # Lightning makes the loader for it before it reads the checkpoint
+            assert self.trainer.estimated_stepping_batches
+        return super().configure_optimizers()
+
+
+@pytest.mark.parametrize("stop", [3, 4, 5, 6, 7])
+@pytest.mark.parametrize("options", [{}, {"asks": True}, {"limit_train_batches": 4}, {"num_workers": 1}])
+def test_images_come_in_the_order_of_the_whole_run(tmp_path: Path, options: dict[str, Any], stop: int) -> None:
+    workers = options.get("num_workers", 0)
+    limit = {name: value for name, value in options.items() if name == "limit_train_batches"}
+    images = TensorDataset(*dataset().tensors, torch.arange(40))
+
+    def images_of(stop: int | None = None, ckpt_path: Path | None = None) -> list[list[int]]:
+        torch.manual_seed(1)
+        data = ResumableDataLoader(images, 8, True, num_workers=workers, persistent_workers=workers > 0)
+        callbacks = [RandomState(), ExactCheckpoint(tmp_path / "last.ckpt", steps=1)]
+        run = trainer(tmp_path, max_epochs=2, callbacks=callbacks, enable_checkpointing=True, **limit)
+        model = Noting(stop, options.get("asks", False))
+        with nullcontext() if stop is None else pytest.raises(InterruptedError):
+            run.fit(model, data, ckpt_path=ckpt_path)
+        return model.images
+
+    whole = images_of()
+    begun = images_of(stop)
+    assert begun + images_of(ckpt_path=tmp_path / "last.ckpt") == whole
 
 
 def test_lightning_accepts_the_loader(tmp_path: Path) -> None:
