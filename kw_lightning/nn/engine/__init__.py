@@ -154,8 +154,10 @@ def _taken_apart() -> bool:
 
 
 def _is_exporting() -> bool:
-    """Return whether torch.export follows a network.
+    """Return whether torch.export follows a network, or ONNX's exporter of before, by tracing.
 
-    What `torch.compiler.is_exporting` reads: torch 2.11 lets its compiler take that for True.
+    The flag is what `torch.compiler.is_exporting` reads: torch 2.11 lets its compiler take that for True.
     """
-    return torch.compiler._is_exporting_flag
+    if torch._C._get_tracing_state() is None:
+        return torch.compiler._is_exporting_flag
+    return torch.onnx.is_in_onnx_export()

@@ -47,14 +47,14 @@ def _join(mixed: Tensor, convolution: Convolution) -> Tensor:
     Runtimes for phones have a limit: XNNPACK takes six.
     """
     (spatial, out_groups, in_groups), (cell_out, cell_in, *cell_size) = convolution.grid, convolution.cell_shape
-    batch, positions, inside = mixed.shape[0], math.prod(spatial), math.prod(cell_size)
+    positions, inside = math.prod(spatial), math.prod(cell_size)
     if positions > 1 and inside > 1:
         return join_mixtures(mixed.unflatten(2, convolution.cell_shape), convolution)
     if positions > 1:
-        mixed = mixed.reshape(batch, positions, out_groups * in_groups * cell_out * cell_in).transpose(1, 2)
+        mixed = mixed.reshape(-1, positions, out_groups * in_groups * cell_out * cell_in).transpose(1, 2)
     if in_groups > 1:
         inner = cell_in * positions * inside
-        mixed = mixed.reshape(batch * out_groups, in_groups, cell_out, inner).transpose(1, 2)
+        mixed = mixed.reshape(-1, in_groups, cell_out, inner).transpose(1, 2)
     return mixed
 
 

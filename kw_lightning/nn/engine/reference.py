@@ -32,7 +32,7 @@ def join_mixtures(mixed: Tensor, convolution: Convolution) -> Tensor:
     spatial, out_groups, in_groups = convolution.grid
     # [batch, *spatial, out_groups, in_groups, co, ci, *ck], the mixtures' order being spatial, output, input.
     mixed = mixed.unflatten(1, (*spatial, out_groups, in_groups))
-    return mixed.permute(_kernel_order(len(spatial))).reshape(mixed.shape[0], *convolution.kernel_shape)
+    return mixed.permute(_kernel_order(len(spatial))).reshape(-1, *convolution.kernel_shape)
 
 
 def split_kernels(kernels: Tensor, convolution: Convolution) -> Tensor:

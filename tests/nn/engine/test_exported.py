@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -61,3 +63,23 @@ def test_graphs_take_every_batch_and_size_and_hold_no_operator_of_ours(dimension
         x = torch.randn(batch, 4, *[side] * dimensions)
         with torch.no_grad():
             assert torch.allclose(program.module()(x), model(x), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_the_exporter_of_onnx_by_tracing_takes_it(dimensions: int) -> None:
+    pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model, _ = network(dimensions)
+    file = io.BytesIO()
+    free = {axis: f"side {axis}" for axis in (0, *range(2, 2 + dimensions))}
+    sample = torch.randn(2, 4, *[8] * dimensions)
+    torch.onnx.export(
+        model, (sample,), file, dynamo=False, opset_version=17, input_names=["x"], dynamic_axes={"x": free}
+    )
+    session = runtime.InferenceSession(file.getvalue())
+    for batch, side in itertools.product((1, 5), (8, 11)):
+        x = torch.randn(batch, 4, *[side] * dimensions)
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), model(x))
