@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kw_lightning.nn.attention import ContrastingAttention
 from kw_lightning.nn.engine import AttentionFactors, Epilogue, collecting, kept, reference, training
+from kw_lightning.nn.engine.gradients import gradient_of
 from kw_lightning.nn.engine.layouts import first_or_last
 from kw_lightning.nn.engine.native import GIVEN, OF_BATCH, OF_SAMPLE, Given, Learnt
 from kw_lightning.nn.engine.workspace import in_huge_pages
@@ -153,7 +154,7 @@ class _Training(torch.autograd.Function):
         of_x = in_huge_pages(torch.empty_like(x)) if needed[0] else None
         of_cells = collected
         if needed[1] and collected is None:
-            of_cells = in_huge_pages(torch.empty_like(cells))
+            of_cells = gradient_of(cells, cells.dtype)
         others = [*map(_empty_like, learnt[1:])]
         wanted = Learnt(of_cells, *others)  # type: ignore[arg-type]
         told = first_or_last(gradient), x, between, learnt, given

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from kw_lightning.nn.engine.workspace import in_huge_pages
+from kw_lightning.nn.engine.workspace import HUGE_BYTES, in_huge_pages
+from kw_lightning.nn.precision import PLAIN
+
+FREE = 2
+"""Owners of a storage that nobody uses: the tensor that is kept here, and Python, which looks at it."""
+
+_last: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -45,13 +54,36 @@ def new_gradients(
     exact = torch.promote_types(x.dtype, torch.float32)
     of_cells = collected
     if of_cells is None and needed[2]:
-        of_cells = in_huge_pages(torch.empty(cells.shape, dtype=exact, device=x.device))
+        of_cells = gradient_of(cells, exact)
     return Gradients(
         in_huge_pages(torch.empty_like(x)) if needed[0] else None,
         torch.zeros(attention.shape, dtype=exact, device=x.device) if needed[1] else None,
         of_cells if needed[2] else None,
         adds=collected is not None,
     )
+
+
+def gradient_of(cells: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return memory for a gradient of cells: that of their last one, once nothing else has it.
+
+    Memory so large is new to the process at every step where it is asked for anew, and bringing in its pages, which may
+    be small ones, takes up to several times as long as writing the gradient.
+    """
+    numbers = cells.numel()
+    large = numbers * dtype.itemsize >= HUGE_BYTES and cells.device.type == "cpu"
+    if not large or not cells.is_leaf or type(cells) not in PLAIN or torch._C._len_torch_dispatch_stack() > 0:
+        return in_huge_pages(torch.empty(cells.shape, dtype=dtype, device=cells.device))
+    with _lock:
+        last: Tensor | None = _last.get(cells)
+        if last is None or last.dtype != dtype or not _is_free(last, numbers):
+            last = _last[cells] = in_huge_pages(torch.empty(numbers, dtype=dtype, device="cpu"))
+        return last.detach().view(cells.shape)
+
+
+def _is_free(memory: Tensor, numbers: int) -> bool:
+    storage = memory.untyped_storage()
+    whole = storage.nbytes() == numbers * memory.itemsize
+    return whole and torch._C._storage_Use_Count(storage._cdata) == FREE
 
 
 def imagine_gradients(tensors: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor]:
