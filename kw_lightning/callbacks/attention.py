@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from kw_lightning.callbacks.attention_metric import AttentionMetric, AttentionSummary
+from kw_lightning.callbacks.conversion import submodule
 from kw_lightning.callbacks.figures import publish
 from kw_lightning.callbacks.heat_map import heat_map
 from kw_lightning.callbacks.layout import layers_of_warehouses, shares_of
@@ -79,7 +80,7 @@ class AttentionStatistics(Callback):
         """Listen to the attentions, when this pass is to be summarised."""
         self._listening.close()
         if self._is_due(trainer):
-            self.listen(pl_module.get_submodule(self.module) if self.module else pl_module)
+            self.listen(submodule(pl_module, self.module or None))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop listening, add up the processes' sums, log and write."""

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_warn
 
+from kw_lightning.callbacks.conversion import submodule
 from kw_lightning.errors import KWError, mistake, sentence
 from kw_lightning.nn import Warehouse
 from kw_lightning.nn.weighing import SoftmaxAnnealing
@@ -195,7 +196,7 @@ class TemperatureAnnealing(Callback):
         }
 
     def _find_warehouses(self, pl_module: LightningModule) -> list[Warehouse]:
-        networks = [pl_module.get_submodule(path) for path in (self.module or "", *self.copies)]
+        networks = [submodule(pl_module, self.module or None), *map(pl_module.get_submodule, self.copies)]
         return [module for network in networks for module in network.modules() if isinstance(module, Warehouse)]
 
     def _starts_under_one(self) -> bool:

@@ -24,7 +24,7 @@ from torch.nn.functional import one_hot
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from torch.utils.data import DataLoader, IterableDataset
 
-from kw_lightning.callbacks import KWCallback
+from kw_lightning.callbacks import AttentionStatistics, KWCallback
 from kw_lightning.callbacks.temperature import TemperatureAnnealing, temperature_at
 from kw_lightning.errors import KWError
 from kw_lightning.nn import KWLayer, warehouses
@@ -176,6 +176,13 @@ def test_data_without_length_needs_steps(tmp_path: Path) -> None:
 def test_a_static_network_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KWError, match=r"no warehouse in the network.*KWCallback"):
         trainer(tmp_path, callbacks=[TemperatureAnnealing(steps=2)]).fit(Classifier(Net()), loader())
+
+
+@pytest.mark.parametrize("make", [TemperatureAnnealing, AttentionStatistics])
+def test_an_unknown_submodule_is_told(tmp_path: Path, make: Callable[..., Callback]) -> None:
+    message = r'^found the unknown submodule "nett", allowed: net of Classifier, .*; did you mean "net"\?$'
+    with pytest.raises(KWError, match=message):
+        trainer(tmp_path, callbacks=[make(module="nett")]).fit(Classifier(dynamic_net()), loader(), loader(samples=8))
 
 
 def test_the_sanity_check_does_not_move_it(tmp_path: Path) -> None:
