@@ -51,7 +51,7 @@ def load_from_checkpoint(
     """Load a LightningModule that was trained with KWCallback, as `cls.load_from_checkpoint` loads a static one.
 
     The module is made as ever, then its layers become dynamic as the recipe in the checkpoint says, and then the
-    weights are loaded.
+    weights are loaded. A checkpoint of a static network is loaded as such.
 
     Args:
         cls: the class of the module; also LightningModule where LightningCLI trained it in subclass mode.
@@ -73,8 +73,8 @@ def load_from_checkpoint(
     def convert(model: LightningModule, checkpoint: dict[str, Any]) -> None:
         stored: list[dict[str, Any]] = checkpoint.get(KEY, [])
         if not stored and recipe is None:
-            if dynamic_layers(model):
-                return
+            if dynamic_layers(model) or not any(name.endswith(".warehouse.cells") for name in checkpoint["state_dict"]):
+                return  # dynamic by itself, or static as its weights
             raise KWError(
                 f"{path} has no recipe, as checkpoints with save_weights_only: give it as recipe=..., "
                 "with the module=... of its KWCallback"

@@ -210,6 +210,8 @@ def test_a_static_checkpoint_is_refused_in_words(tmp_path: Path) -> None:
         trainer(tmp_path, callbacks=[KWCallback(RECIPE)]).test(Saved(), loader(), ckpt_path=tmp_path / "static.ckpt")
     with pytest.raises(KWError, match=r'or with none: "net\.conv1" is static in the weights and dynamic here'):
         load_from_checkpoint(Saved, tmp_path / "static.ckpt", recipe=RECIPE)
+    baseline = load_from_checkpoint(Saved, tmp_path / "static.ckpt")
+    assert not any(isinstance(module, KWLayer) for module in baseline.modules())
     model = Saved()
     trainer(tmp_path, callbacks=[KWCallback(RECIPE)]).validate(model, loader(), verbose=False)
     with pytest.raises(RuntimeError, match="Missing key"):  # after the run the module is as any other
