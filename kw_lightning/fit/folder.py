@@ -141,11 +141,12 @@ def new_folder(name: str, runs: Path = RUNS) -> RunFolder:
     """Return the first folder `runs/NAME-1`, `runs/NAME-2`, … that is not there, made and claimed."""
     number = max((found for found, _ in _numbered(name, runs)), default=0)
     with readable_errors(runs):
+        runs.mkdir(parents=True, exist_ok=True)
         while True:
             number += 1
             folder = RunFolder(runs / f"{name}-{number}")
             try:
-                folder.path.mkdir(parents=True)  # fails where another process was quicker
+                folder.path.mkdir()  # fails where another process was quicker
             except FileExistsError:
                 continue
             folder.claim(resume=False)
@@ -207,7 +208,7 @@ def readable_errors(path: Path) -> Iterator[None]:
             raise
         if cause.errno in FULL:
             raise RunError(f"{path}: the disk is full, or a quota is reached") from error
-        where = cause.filename or path
+        where = os.fsdecode(cause.filename) if isinstance(cause.filename, bytes) else cause.filename or path
         # an image that cannot be read has no number, but says which it is
         raise RunError(str(cause) if cause.errno is None else f"{where}: {os.strerror(cause.errno)}") from error
 

@@ -31,6 +31,13 @@ def test_folders_are_numbered(tmp_path: Path) -> None:
     assert new_folder("net", tmp_path).path.name == "net-18"
 
 
+def test_runs_that_are_a_link_to_nowhere_are_one_message(tmp_path: Path) -> None:
+    (tmp_path / "runs").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(RunError, match=f"{tmp_path}/runs: File exists"):
+        new_folder("net", tmp_path / "runs")
+    assert new_folder("net", tmp_path / "new" / "runs").path == tmp_path / "new" / "runs" / "net-1"
+
+
 def test_newest_is_by_number_and_has_a_checkpoint(tmp_path: Path) -> None:
     assert newest_folder("net", tmp_path / "nothing") is None
     for number in (2, 10, 11):
