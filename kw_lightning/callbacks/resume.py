@@ -125,6 +125,10 @@ class RandomState(Callback):
         self._restored: list[dict[str, Any]] | None = None
         self._loaders: list[list[dict[str, Any]]] | None = None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget a checkpoint that another call than this, as `trainer.test`, has read."""
+        self._restored = self._loaders = None
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add where every `ResumableDataLoader` of every process stands: Lightning forgets it between epochs."""
         inside = inside_epoch(trainer)
@@ -164,6 +168,10 @@ class RunningMetrics(Callback):
 
     def __init__(self) -> None:
         self._restored: list[dict[str, Any]] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget a checkpoint that another call than this, as `trainer.test`, has read."""
+        self._restored = None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the metrics' sums and counts inside an epoch."""

@@ -171,8 +171,9 @@ class TemperatureAnnealing(Callback):
         self._saved_total_steps = state_dict["total_steps"]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let go of the network."""
+        """Let go of the network, and of a checkpoint that was not for training."""
         self._warehouses = []
+        self._saved_total_steps = None
 
     def _set(self, trainer: Trainer) -> None:
         self.temperature = self.at(next_step(trainer), self.total_steps or 0)

@@ -9,6 +9,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from callback_networks import Classifier, dataset, dynamic_net, trainer
+from callback_networks import Classifier, dataset, dynamic_net, loader, trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DistributedSampler, TensorDataset
+from torchmetrics import SumMetric
 
 from kw_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
 from kw_lightning.callbacks.exact_checkpoint import ExactCheckpoint
-from kw_lightning.callbacks.resume import RandomState, ResumableDataLoader
+from kw_lightning.callbacks.resume import RandomState, ResumableDataLoader, RunningMetrics
+from kw_lightning.callbacks.temperature import TemperatureAnnealing
 
 HERE = Path(__file__).parent
 
@@ -236,6 +240,34 @@ def test_images_come_in_the_order_of_the_whole_run(tmp_path: Path, options: dict
     whole = images_of()
     begun = images_of(stop)
     assert begun + images_of(ckpt_path=tmp_path / "last.ckpt") == whole
+
+
+def test_a_checkpoint_that_was_tested_is_not_gone_on_with(tmp_path: Path) -> None:
+    class Counting(Noting):
+        def __init__(self) -> None:
+            super().__init__(None, asks=False)
+            self.seen = SumMetric()
+
+        def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+            self.seen.update(len(batch[2]))
+            self.log("seen", self.seen, on_step=False, on_epoch=True)
+            return super().training_step(batch, batch_idx)
+
+    images = TensorDataset(*dataset().tensors, torch.arange(40))
+    model, resuming = Counting(), [RandomState(), RunningMetrics()]
+    checkpoint = ModelCheckpoint(tmp_path, filename="inside", every_n_train_steps=3)
+    annealing = TemperatureAnnealing(steps=5)
+    first = trainer(tmp_path, callbacks=[*resuming, annealing, checkpoint], enable_checkpointing=True)
+    first.fit(model, ResumableDataLoader(images, 8, True))
+    first.test(model, loader(samples=8), ckpt_path=tmp_path / "inside.ckpt", verbose=False)
+    model.images = []
+    annealing.steps = 4
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the temperature's annealing takes")
+        second = trainer(tmp_path, callbacks=[*resuming, annealing])
+        second.fit(model, ResumableDataLoader(images, 8, True))
+    assert sorted(itertools.chain(*model.images)) == list(range(40))
+    assert float(second.callback_metrics["seen"]) == 40
 
 
 def test_lightning_accepts_the_loader(tmp_path: Path) -> None:
