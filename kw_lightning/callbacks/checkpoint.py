@@ -58,7 +58,8 @@ def load_from_checkpoint(
         path: the checkpoint.
         recipe: for a checkpoint without one (`save_weights_only`), or in the place of the one inside.
         module: path of the submodule that this recipe is for, as of KWCallback.
-        **options: of `cls.load_from_checkpoint`, as `map_location`, `strict` and the arguments of `cls`.
+        **options: of `cls.load_from_checkpoint`, as `map_location`, `strict` and the arguments of `cls`; code in the
+            file is run with `weights_only=False` alone.
 
     Raises:
         KWError: a checkpoint without a recipe, **or** whose warehouses are not those that the recipe gives.
@@ -91,7 +92,9 @@ def load_from_checkpoint(
     if not (isinstance(cls, type) and issubclass(cls, LightningModule)):
         found = cls.__name__ if isinstance(cls, type) else f"an object of {type(cls).__name__}"
         raise TypeError(sentence(found, "a class that is a LightningModule"))
-    if isinstance(path, str | os.PathLike):
+    if str(path).startswith("http"):
+        options.setdefault("weights_only", True)  # Lightning runs the code of a file from elsewhere unless told
+    elif isinstance(path, str | os.PathLike):
         _check_file(Path(path), options.get("weights_only"))
     with ExitStack() as loading, _before_loading(cls, convert):
         return cls.load_from_checkpoint(path, **options)

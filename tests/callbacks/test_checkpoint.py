@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pytest
@@ -156,6 +160,32 @@ def test_what_is_no_checkpoint_is_told(trained: tuple[Saved, Path], tmp_path: Pa
     for cls, found in ((Net, "Net"), (Saved(), "an object of Saved")):
         with pytest.raises(TypeError, match=f"^found {found}, allowed: a class that is a LightningModule$"):
             load_from_checkpoint(cls, path)  # type: ignore[type-var]
+
+
+class Touches:
+    """What a stranger's pickle does when it is read."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.file,)
+
+
+def test_no_code_of_a_file_is_run(trained: tuple[Saved, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, path = trained
+    torch.save({**torch.load(path), "more": Touches(tmp_path / "ran")}, tmp_path / "b.ckpt")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert equal_weights(load_from_checkpoint(Saved, f"{address}/a.ckpt"), model)
+        for place in (tmp_path / "b.ckpt", f"{address}/b.ckpt"):
+            with pytest.raises(UnpicklingError):
+                load_from_checkpoint(Saved, place)
+        server.shutdown()
+    assert not (tmp_path / "ran").exists()
 
 
 def test_weights_only_checkpoints_need_the_recipe(tmp_path: Path) -> None:
