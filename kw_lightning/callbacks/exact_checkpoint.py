@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from kw_lightning.callbacks.resume import inside_epoch
-from kw_lightning.callbacks.signals import InterruptedRunError, StopSignals
+from kw_lightning.callbacks.signals import CAUGHT, HANGUP, InterruptedRunError, StopSignals
 from kw_lightning.errors import RunError, sentence
 
 KEY = "exact_checkpoint"
@@ -26,10 +26,11 @@ class ExactCheckpoint(Checkpoint):
 
     With `fast_dev_run` nothing is written: the file may be that of a run.
 
-    Ctrl-C and SIGTERM stop training at the next such place, with a checkpoint; the processes of a run agree on it at
-    the end of each batch, so none waits for another. Evaluation inside an epoch is finished first. A second Ctrl-C
-    stops at once and keeps the file before. From the start of training to its end Lightning's own handler of SIGTERM,
-    which waits for the other processes in the middle of a batch, has no part in it.
+    Ctrl-C, SIGTERM and SIGHUP (a terminal that is closed, but under nohup) stop training at the next such place, with a
+    checkpoint; the processes of a run agree on it at the end of each batch, so none waits for another. Evaluation
+    inside an epoch is finished first. A second Ctrl-C stops at once and keeps the file before. From the start of
+    training to its end Lightning's own handler of SIGTERM, which waits for the other processes in the middle of a
+    batch, has no part in it.
 
     Args:
         path: the file.
@@ -56,7 +57,7 @@ class ExactCheckpoint(Checkpoint):
         if self.path.is_dir():
             raise ValueError(sentence(f"the folder {path}", f'a file, as "{self.path / "last.ckpt"}"'))
         self.steps, self.minutes = steps, minutes
-        self._signals = StopSignals()
+        self._signals = StopSignals((*CAUGHT, *HANGUP))
         self._stop = 0
         self._step = 0
         self._written = 0.0

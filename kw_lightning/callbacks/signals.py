@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to stop, which training follows where a checkpoint is exact."""
+"""Ctrl-C, SIGTERM and SIGHUP as a wish to stop, which training follows where a checkpoint is exact."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -14,6 +15,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from kw_lightning.errors import KWError
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM)
+HANGUP = tuple(filter(None, [getattr(signal, "SIGHUP", None)]))
+"""Of a terminal that was closed; not on Windows."""
 PATIENCE = 3.0
 """Seconds after which a stop that still waits for its place is explained."""
 
@@ -22,8 +25,8 @@ class InterruptedRunError(KWError):
     """Training was asked to stop, and did, after it wrote a checkpoint.
 
     Attributes:
-        signal: SIGINT (Ctrl-C) or SIGTERM.
-        exit_code: 128 + signal, as shells count it: 130 or 143.
+        signal: SIGINT (Ctrl-C), SIGTERM or SIGHUP.
+        exit_code: 128 + signal, as shells count it: 130, 143 or 129.
     """
 
     def __init__(self, message: str, number: int) -> None:
@@ -33,7 +36,7 @@ class InterruptedRunError(KWError):
 
 
 class StopSignals:
-    """Turns SIGINT and SIGTERM into `wanted` between `catch` and `release`.
+    """Turns signals, by default SIGINT and SIGTERM, into `wanted` between `catch` and `release`.
 
     A second Ctrl-C does not wait any more. Workers that are forked in between let the first process decide: the
     signals of a terminal or of a cluster reach every process of the job.
@@ -42,8 +45,9 @@ class StopSignals:
         wanted: number of the signal that came, 0 before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, numbers: Sequence[int] = CAUGHT) -> None:
         self.wanted = 0
+        self._numbers = numbers
         self._before: dict[int, Any] = {}
         self._process = 0
         self._timer: threading.Timer | None = None
@@ -52,7 +56,9 @@ class StopSignals:
         """Handle the signals from now on; in the main thread only, as Python has it."""
         self.wanted, self._process = 0, os.getpid()
         if threading.current_thread() is threading.main_thread():
-            for number in CAUGHT:
+            for number in self._numbers:
+                if number in HANGUP and signal.getsignal(number) is signal.SIG_IGN:
+                    continue  # nohup lets it go on
                 before = signal.signal(number, self._handle)
                 self._before.setdefault(number, before)
 

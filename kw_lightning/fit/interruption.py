@@ -18,13 +18,13 @@ from kw_lightning.fit.folder import RunFolder
 
 @contextmanager
 def interruptible(folder: RunFolder) -> Iterator[None]:
-    """Let Ctrl-C end a fit as KeyboardInterrupt, and SIGTERM as `InterruptedRunError`, both with the way to go on.
+    """Let Ctrl-C end a fit as KeyboardInterrupt, SIGTERM and SIGHUP as `InterruptedRunError`, with the way to go on.
 
     Lightning alone would end the whole process, and leave Ctrl-C switched off, which would hurt a notebook.
 
     Raises:
         KeyboardInterrupt: Ctrl-C.
-        InterruptedRunError: SIGTERM, after the checkpoint was written.
+        InterruptedRunError: SIGTERM or SIGHUP, after the checkpoint was written.
         NonFiniteError: as it came; of both, only the first process of a run says it.
     """
     main = threading.current_thread() is threading.main_thread()

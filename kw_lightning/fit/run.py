@@ -121,7 +121,7 @@ def fit(
         NonFiniteError: a loss that is infinite or not a number; `checkpoints/last.ckpt` is the last finite one.
         RunError: a folder that is in use or holds another run, a full disk, data that is not there.
         KeyboardInterrupt: Ctrl-C; `checkpoints/last.ckpt` holds the state of the last batch, to go on to the bit.
-        InterruptedRunError: SIGTERM; the same.
+        InterruptedRunError: SIGTERM, or SIGHUP of a terminal that is closed; the same.
 
     Example:
         >>> result = fit("digits-resnet", ["train.epochs=1"])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
 import random
 import resource
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +53,7 @@ def started(folder: Path, *options: str) -> subprocess.Popen[str]:
         (signal.SIGINT, False, 130),
         (signal.SIGTERM, True, 143),
         (signal.SIGTERM, False, 143),
+        (signal.SIGHUP, True, 129),
     ],
 )
 def test_two_processes_stop_together_with_one_message_and_one_checkpoint(
@@ -69,6 +73,26 @@ def test_two_processes_stop_together_with_one_message_and_one_checkpoint(
     assert "Traceback" not in errors
     assert "go on with --resume out" in errors
     assert [path.name for path in (tmp_path / "out/checkpoints").glob("last*")] == ["last.ckpt"]
+
+
+def test_a_terminal_that_is_closed_stops_a_run_with_a_checkpoint(tmp_path: Path) -> None:
+    screen, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, "train.epochs=1000", "--output", "out"],
+        cwd=tmp_path,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(terminal)
+    shown = b""
+    while b"epoch 2/" not in shown:
+        shown += os.read(screen, 4096)
+    os.close(screen)
+    assert process.wait(60) > 0  # the signal alone would have ended it, below 0
+    assert read_checkpoint(tmp_path / "out/checkpoints/last.ckpt")["epoch"] >= 1
 
 
 def take_memory(process: subprocess.Popen[str]) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from kw_lightning.callbacks import InterruptedRunError
+from kw_lightning.callbacks.signals import StopSignals
 from kw_lightning.fit import Classifier, Result, fit
 from kw_lightning.fit.data.module import ImageData
 
@@ -147,6 +148,20 @@ def test_checkpoints_inside_an_epoch_go_on_to_the_bit_after_a_failure(
     assert (state["global_step"], state["epoch"]) == (4, 1)
     fit("digits-resnet", options, resume=tmp_path / "run")
     assert_same(everything(tmp_path / "run"), everything(unbroken.folder))
+
+
+def test_nohup_lets_a_run_go_on() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = StopSignals((signal.SIGTERM, signal.SIGHUP))
+    stop.catch()
+    try:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.wanted == 0
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.wanted == signal.SIGTERM
+    finally:
+        stop.release()
+        assert signal.signal(signal.SIGHUP, before) is signal.SIG_IGN
 
 
 def test_the_signals_belong_to_their_owner_again(tmp_path: Path, quick: list[str]) -> None:
