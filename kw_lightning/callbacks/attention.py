@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor, nn
 
 from kw_lightning.callbacks.attention_metric import AttentionMetric, AttentionSummary
@@ -81,6 +81,11 @@ class AttentionStatistics(Callback):
         self._listening.close()
         if self._is_due(trainer):
             self.listen(submodule(pl_module, self.module or None))
+            if not self._metrics:
+                rank_zero_warn(
+                    "AttentionStatistics found no warehouse in the network, and nothing to summarise: convert it "
+                    'first, with kw_lightning.convert(network, recipe) or KWCallback("recipe.yaml")'
+                )
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop listening, add up the processes' sums, log and write."""

@@ -133,6 +133,13 @@ class Shows(DummyLogger):
         self.shown.append((key, images[0].shape[2:], step))
 
 
+def test_a_static_network_is_told_to_have_no_attention(tmp_path: Path) -> None:
+    run = trainer(tmp_path, callbacks=[AttentionStatistics()])
+    with pytest.warns(UserWarning, match=r"AttentionStatistics found no warehouse in the network.*KWCallback"):
+        run.fit(Classifier(), loader(), loader(samples=8))
+    assert not (tmp_path / "attention").exists()
+
+
 class Elsewhere(Shows):
     """A logger that keeps no files of its own in `save_dir`, as Lightning's of W&B and MLflow."""
 
