@@ -94,6 +94,17 @@ def setting() -> tuple[Any, ...]:
     return torch.get_num_threads(), workspace_bytes(_CPU), kept.settings()
 
 
+def takes(x: Tensor, convolution: Convolution, engine: str) -> bool:
+    """Return whether a layer's whole call may compute a convolution of x; arguments as of `prepare`.
+
+    Raises:
+        RuntimeError: x is smaller than the kernel.
+    """
+    convolution.check_size(tuple(x.shape[2:]))
+    dense = x.is_contiguous() or channels_last(x)
+    return engine in ("auto", *ORDERS) and dense and not reads_nothing(x, convolution)
+
+
 def prepare(
     x: Tensor,
     of: AttentionTensors,
@@ -114,9 +125,7 @@ def prepare(
     Raises:
         RuntimeError: x is smaller than the kernel.
     """
-    convolution.check_size(tuple(x.shape[2:]))
-    dense = x.is_contiguous() or channels_last(x)
-    if engine not in ("auto", *ORDERS) or not dense or reads_nothing(x, convolution):
+    if not takes(x, convolution, engine):
         return None
     hidden = x.new_empty(len(x), of.reduce.shape[0])
     factors = AttentionFactors(hidden, of.weight, of.bias, of.temperature, of.initial, lasting=True)

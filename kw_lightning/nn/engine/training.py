@@ -7,12 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from kw_lightning.nn.engine import evaluation
-from kw_lightning.nn.engine.computing import reads_nothing
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.factors import AttentionFactors
-from kw_lightning.nn.engine.layouts import channels_last, empty_output
+from kw_lightning.nn.engine.layouts import empty_output
 from kw_lightning.nn.engine.native import AttentionTensors, Step, prepare_step
-from kw_lightning.nn.engine.orders import ORDERS
 from kw_lightning.nn.engine.paths import Path
 from kw_lightning.nn.engine.paths.compiled import CompiledPath
 from kw_lightning.nn.engine.planner import ask, survey
@@ -45,9 +43,7 @@ def prepare(
     Raises:
         RuntimeError: x is smaller than the kernel.
     """
-    convolution.check_size(tuple(x.shape[2:]))
-    dense = x.is_contiguous() or channels_last(x)
-    if engine not in ("auto", *ORDERS) or not dense or reads_nothing(x, convolution):
+    if not evaluation.takes(x, convolution, engine):
         return None
     hidden = x.new_empty(len(x), of.reduce.shape[0])
     factors = AttentionFactors(hidden, of.weight, of.bias, of.temperature, of.initial)
@@ -66,10 +62,11 @@ def _choose(
     found, longer, strided = [], 0.0, convolution.without_stride() is not None
     for backward in (False, True):
         asked = ask(x, factors, cells, convolution, engine, backward=backward)
-        fastest, *others = (choice for choice in survey(*asked) if choice.refusal is None)
-        taken = next((choice for choice in (fastest, *others) if _is_pass(choice.path)), None)
+        able = [choice for choice in survey(*asked) if choice.refusal is None]
+        taken = next((choice for choice in able if _is_pass(choice.path)), None)
         if taken is None:
             return None
+        fastest = able[0]
         if taken is not fastest or strided:
             if taken.seconds is None or fastest.seconds is None:
                 return None
