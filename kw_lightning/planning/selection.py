@@ -21,6 +21,7 @@ from kw_lightning.recipe.types import Document, Selector, Warehouse
 
 # Finding the nearest name costs milliseconds: a recipe with 10⁵ wrong names shall not take minutes.
 NEAREST_LIMIT = 50
+FABRICS = "_forward_module"  # where Lightning Fabric keeps the network that it wraps
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ def select(
     if part is not None:
         allowed = f'those of the whole network, as "{part}.{selectors[0].name}"'
         hint = f'or convert that part alone, as KWCallback(…, module="{part}") does'
+        if part == FABRICS:
+            allowed, hint = "a network before Fabric's setup", "convert it there, before its optimizer is made"
         message = sentence(f'the names of layers of "{part}"', allowed, hint)
         return {warehouse.name: () for warehouse in warehouses}, [document.problem(selectors[0].path, message)]
     finder = _Finder(network, document)

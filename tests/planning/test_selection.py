@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric import Fabric
 from networks import TinyResNet, recipe
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
@@ -95,6 +96,16 @@ class Around(nn.Module):
         super().__init__()
         self.norm = nn.BatchNorm2d(3)
         self.model = TinyResNet()
+
+
+def test_a_network_that_fabric_has_wrapped_is_told() -> None:
+    wrapped = Fabric(accelerator="cpu", devices=1).setup(TinyResNet())
+    with pytest.raises(RecipeError) as caught:
+        plan(recipe(["layer1.*.conv?"]), wrapped)
+    assert str(caught.value) == (
+        'warehouses.a.layers[0]: found the names of layers of "_forward_module", allowed: a network before Fabric\'s '
+        "setup; convert it there, before its optimizer is made"
+    )
 
 
 def test_names_of_a_submodule_are_one_problem() -> None:
