@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kw_lightning.nn.convolutions import KWConvNd
     from kw_lightning.nn.layer import KWLayer
 
-MOST_CALLS = 8
+MOST_CALLS = 32
 """That a layer keeps: it may be called on maps of several sizes by turns."""
 NORMS = (nn.BatchNorm1d, nn.LayerNorm)
 PARTS = ("reduce", "norm", "expand")  # of an attention, that are plain modules

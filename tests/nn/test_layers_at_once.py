@@ -20,6 +20,7 @@ from kw_lightning.nn import KWConv1d, KWConv2d, KWConv3d, KWLayer, KWLinear, set
 from kw_lightning.nn import layer as layer_module
 from kw_lightning.nn.engine import Epilogue, Norm, bases, native, workspace
 from kw_lightning.nn.engine.workspace import scratch
+from kw_lightning.nn.evaluation import MOST_CALLS
 
 compiled = pytest.mark.skipif(not native.available(), reason="no C compiler")
 pytestmark = compiled
@@ -354,9 +355,9 @@ def test_copies_and_pickles_have_calls_of_their_own(runs: list[Tensor]) -> None:
 def test_a_layer_is_let_go_and_keeps_calls_of_a_few_sizes_alone() -> None:
     layer = dense()
     with torch.no_grad():
-        for side in range(3, 14):
+        for side in range(3, MOST_CALLS + 6):
             layer(torch.randn(1, 16, side, side))
-    assert 0 < len(layer.calls.found) <= 8
+    assert 0 < len(layer.calls.found) <= MOST_CALLS
     cells = weakref.ref(layer.warehouse.cells)
     layer.warehouse.cells = nn.Parameter(layer.warehouse.cells.detach().clone())
     gc.collect()

@@ -20,6 +20,7 @@ import kw_lightning
 from kw_lightning.nn import KWConv1d, KWConv2d, KWConv3d, KWLayer, KWLinear, set_temperature, share_warehouse
 from kw_lightning.nn.engine import native, planner, training
 from kw_lightning.nn.engine.problem import Problem
+from kw_lightning.nn.evaluation import MOST_CALLS
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no C compiler")
 
@@ -401,9 +402,9 @@ def test_threads_may_train_one_layer_at_once() -> None:
 
 def test_a_layer_is_let_go_and_keeps_steps_of_a_few_sizes_alone() -> None:
     layer = dense()
-    for side in range(3, 14):
+    for side in range(3, MOST_CALLS + 6):
         layer(torch.randn(2, 16, side, side)).sum().backward()
-    assert 0 < len(layer.calls.steps) <= 8
+    assert 0 < len(layer.calls.steps) <= MOST_CALLS
     cells = weakref.ref(layer.warehouse.cells)
     layer.warehouse.cells = nn.Parameter(layer.warehouse.cells.detach().clone())
     gc.collect()
