@@ -69,7 +69,10 @@ def whole(path: Path) -> Iterator[Path]:
     try:
         yield partial / target.name
         for file in sorted(partial.iterdir(), key=lambda file: file.name == target.name):
-            file.replace(target.with_name(file.name))
+            there = target.with_name(file.name)
+            if there.is_file():
+                shutil.copymode(there, file)
+            file.replace(there)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

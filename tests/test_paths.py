@@ -50,6 +50,14 @@ def test_what_a_kill_left_is_removed(tmp_path: Path, leave: Callable[[Path], Non
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_a_file_that_only_its_owner_reads_stays_so(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").touch(0o600)
+    with whole(tmp_path / "a.txt") as place:
+        place.write_text("new")
+    assert (tmp_path / "a.txt").read_text() == "new"
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_link_stays_one(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "b.txt").write_text("before")
