@@ -64,10 +64,15 @@ def train(layer: KWLayer, x: Tensor) -> Tensor | None:
 
 def find_step(layer: KWLayer, x: Tensor) -> LayerStep | None:
     """Return a layer's step for x in training, None where it is to do as it always does; x as of `train`."""
-    if type(x) not in PLAIN or not x.is_cpu or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+    if type(x) not in PLAIN or not x.is_cpu or x.dtype != torch.float32 or x.dim() < 2:
         return None
     attention = layer._modules.get("attention")
-    if not torch.is_grad_enabled() or is_watched() or not isinstance(attention, ContrastingAttention):
+    if (
+        torch.is_autocast_enabled("cpu")
+        or not torch.is_grad_enabled()
+        or is_watched()
+        or not isinstance(attention, ContrastingAttention)
+    ):
         return None
     norm: Any = attention._modules["norm"]
     if not _is_plain(attention, norm):

@@ -300,19 +300,24 @@ def test_whoever_looks_on_gets_the_operators(runs: list[str]) -> None:
     assert runs == ["run", "differentiate"]
 
 
-@pytest.mark.parametrize(
-    "x",
-    [torch.randn(16, 6, 6), torch.randn(0, 16, 6, 6), torch.randn(2, 16, 12, 12)[..., ::2], torch.randn(1, 8, 6, 6)],
-)
-def test_inputs_for_which_there_is_no_step_are_computed_or_refused_as_ever(x: Tensor, runs: list[str]) -> None:
+@pytest.mark.parametrize("x", [torch.randn(16, 6, 6), torch.randn(0, 16, 6, 6), torch.randn(2, 16, 12, 12)[..., ::2]])
+def test_inputs_for_which_there_is_no_step_are_computed_as_ever(x: Tensor, runs: list[str]) -> None:
     layer = dense()
-    if x.shape[-3] == 16:
-        layer(x.requires_grad_()).sum().backward()
-        assert x.grad is None or x.grad.shape == x.shape
-    else:
-        with pytest.raises(RuntimeError, match=r"expected x of"):
-            layer(x)
+    twin = literal(layer)
+    layer(x).sum().backward()
+    twin(x.double()).sum().backward()
+    assert_alike(layer.attention.expand.weight.grad, twin.attention.expand.weight.grad)
     assert runs == []
+
+
+def test_inputs_and_engines_that_do_not_fit_are_refused_as_ever() -> None:
+    for shape in ((1, 8, 6, 6), (16,), ()):
+        with pytest.raises(RuntimeError, match="expected x of"):
+            dense()(torch.randn(shape))
+    layer = LAYERS["depthwise"]()
+    layer.engine = "mix_inputs"
+    with pytest.raises(ValueError, match=r'engine "mix_inputs" for a convolution .*allowed'):
+        layer(torch.randn(2, 24, 6, 6))
 
 
 def change_epsilon(layer: KWConv2d) -> None:
