@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from kw_lightning.builder import convert
 from kw_lightning.cli import application
-from kw_lightning.nn.engine import native, planner
+from kw_lightning.nn.engine import native, planner, training
 from kw_lightning.nn.engine.paths import PATHS
 from kw_lightning.nn.engine.paths.mix_kernels.along_rank import AlongRank
 from kw_lightning.nn.engine.problem import Problem
@@ -63,15 +63,17 @@ RECIPE = {
 def test_the_plan_poses_the_problems_that_the_network_hands_to_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     planned = plan_engine(plan(load_recipe(RECIPE), network(), input_shape=(4, 10, 12)), batch=3)
     posed: list[Problem] = []
-    rank = planner.rank
+    ask, rank = planner.ask, planner.rank
 
-    def watch(problem: Problem, engine: str) -> Any:
-        posed.append(problem)
-        return rank(problem, engine)
+    def watch(*arguments: Any, backward: bool) -> tuple[Problem, str]:
+        asked = ask(*arguments, backward=backward)
+        posed.append(asked[0])
+        return asked
 
     net = network()
     convert(net, RECIPE)
-    monkeypatch.setattr(planner, "rank", watch)
+    for module in (planner, training):
+        monkeypatch.setattr(module, "ask", watch)
     net(torch.randn(3, 4, 10, 12)).sum().backward()
     named = {name: layer.problem for layer in planned.layers for name in layer.names}
     assert sorted(named) == ["0", "1", "2", "3", "4", "5", "6.first", "7[1:3]"]
