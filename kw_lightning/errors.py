@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +122,7 @@ def sentence(found: str, allowed: str, hint: str = "") -> str:
     return f"found {found}, allowed: {allowed}{f'; {hint}' if hint else ''}"
 
 
-@contextmanager
+@contextlib.contextmanager
 def in_options() -> Iterator[None]:
     """Let messages speak of a command's options, where without it they speak of a function's arguments."""
     before = _IN_OPTIONS.set(True)
