@@ -178,7 +178,7 @@ def fitting(
     statistics = () if by_sample else (of.mean, of.variance)
     needed = [of.cells, of.initial, of.reduce, of.scale, of.shift, of.weight, of.bias, *statistics]
     needed += [of.temperature] if attention.annealed else []
-    if not layer._takes(x) or any(tensor is None for tensor in needed) or not all(map(_is_read, tensors)):
+    if not layer._takes(x) or any(tensor is None for tensor in needed) or not all(map(is_read, tensors)):
         return None
     width, columns = len(of.reduce), len(of.cells) + 1
     of_width = [of.reduce_bias, of.scale, of.shift, of.mean, of.variance]
@@ -188,7 +188,7 @@ def fitting(
     return of if all(tensor is None or tensor.shape == (width,) for tensor in of_width) else None
 
 
-def _is_read(tensor: Tensor | None) -> bool:
+def is_read(tensor: Tensor | None) -> bool:
     """Return whether C reads a tensor as it lies; β's cells are whole numbers."""
     if tensor is None:
         return True

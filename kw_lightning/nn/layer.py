@@ -203,7 +203,7 @@ class KWLayer(nn.Module):
             x: [batch, in_channels, *size], **or** what the layer refuses.
             epilogue: what becomes of the output, without the layer's own scale and bias.
         """
-        if torch.compiler.is_compiling() or not self._is_own:
+        if not self._is_own:
             return None
         return find_call(self, x, epilogue) if epilogue is not NOTHING or evaluates(self.engine, x) else None
 
@@ -213,8 +213,10 @@ class KWLayer(nn.Module):
 
     def _at_once(self, x: Tensor, epilogue: Epilogue = NOTHING) -> Tensor | None:
         """Return what becomes of the layer's output for a map where that is one call; arguments as of `evaluation`."""
+        if torch.compiler.is_compiling() or not self._is_own:
+            return None
         if torch.is_grad_enabled():
-            y = train(self, x) if epilogue is NOTHING and self._is_own else None
+            y = train(self, x) if epilogue is NOTHING else None
             return None if y is None else self._finish(y, y.dim() - 1)
         call = self.evaluation(x, epilogue)
         return None if call is None else call.run(x, epilogue.added)

@@ -116,7 +116,7 @@ class KWLinear(KWLayer):
 
     @property
     def _is_own(self) -> bool:
-        return type(self) is KWLinear and not torch.compiler.is_compiling()
+        return type(self) is KWLinear
 
     @property
     def _geometry(self) -> tuple[Any, ...]:

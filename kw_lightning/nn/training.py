@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from kw_lightning.nn.attention import ContrastingAttention
-from kw_lightning.nn.engine import AttentionFactors, Epilogue, collecting, kept, reference, training
+from kw_lightning.nn.engine import AttentionFactors, Epilogue, collecting, evaluation, kept, reference, training
 from kw_lightning.nn.engine.gradients import gradient_of
 from kw_lightning.nn.engine.layouts import first_or_last
 from kw_lightning.nn.engine.native import GIVEN, OF_BATCH, OF_SAMPLE, Given, Learnt
 from kw_lightning.nn.engine.workspace import in_huge_pages
-from kw_lightning.nn.evaluation import MOST_CALLS, Calls, fitting, tensors_of
+from kw_lightning.nn.evaluation import MOST_CALLS, Calls, fitting, is_read, tensors_of
 from kw_lightning.nn.hidden import count_batch, is_watched, statistics_of
 from kw_lightning.nn.precision import PLAIN, is_plain
 
@@ -85,7 +85,7 @@ def find_step(layer: KWLayer, x: Tensor) -> LayerStep | None:
     learnt = Learnt(cells, reduce, reduce_bias, scale, shift, weight, bias)
     if not all(tensor is None or tensor.requires_grad for tensor in learnt):
         return None
-    statistics, setting = statistics_of(norm, len(x)), training.setting()
+    statistics, setting = statistics_of(norm, len(x)), evaluation.setting()
     goes_by = x.shape, x.stride(), *sizes, layer.engine, layer._geometry, statistics, norm.eps, setting
     steps = Calls.of(layer).steps
     if goes_by not in steps:
@@ -118,14 +118,8 @@ def _is_plain(attention: ContrastingAttention, norm: nn.Module) -> bool:
 
 def _sizes(tensors: list[Tensor | None]) -> list[torch.Size | None] | None:
     """Return the sizes of tensors; None where C does not read one as it lies."""
-    for tensor in tensors:
-        if tensor is not None and (
-            type(tensor) not in PLAIN
-            or not tensor.is_contiguous()
-            or tensor.dtype not in (torch.float32, torch.int64)
-            or not tensor.is_cpu
-        ):
-            return None
+    if not all(tensor is None or (type(tensor) in PLAIN and is_read(tensor)) for tensor in tensors):
+        return None
     return [None if tensor is None else tensor.shape for tensor in tensors]
 
 

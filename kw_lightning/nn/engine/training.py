@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from kw_lightning.nn.engine import evaluation
@@ -15,17 +13,12 @@ from kw_lightning.nn.engine.paths import Path
 from kw_lightning.nn.engine.paths.compiled import CompiledPath
 from kw_lightning.nn.engine.planner import ask, survey
 
-__all__ = ["Step", "prepare", "setting"]
+__all__ = ["Step", "prepare"]
 
 CALLING = 2e-4
 """Seconds that one call a direction saves of a small layer's step: measured 0.21 ms of 0.42."""
 PICKING = 0.05
 """Part of its time that a strided kernel of one position saves where what it reads is picked out first: up to 0.06."""
-
-
-def setting() -> tuple[Any, ...]:
-    """Return all beside its arguments that `prepare` goes by."""
-    return evaluation.setting()
 
 
 def prepare(
