@@ -156,6 +156,12 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return f'did you mean "{matches[0]}"?' if matches else ""
 
 
+def listed(texts: Sequence[str], most: int = 5, between: str = ", ") -> str:
+    """Return the first texts in a row, and how many more there are: `a, b and 3 more`."""
+    more = f" and {len(texts) - most:,} more" if len(texts) > most else ""
+    return between.join(texts[:most]) + more
+
+
 def shown(value: object) -> str:
     """Return a value as a message shows it: a text in quotes, a list by its length, a map by its keys.
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kw_lightning.errors import Problem, RecipeError, RunError, first_line, mistake
+from kw_lightning.errors import Problem, RecipeError, RunError, first_line, listed, mistake
 from kw_lightning.paths import user_path
 from kw_lightning.recipe.types import Recipe
 
@@ -53,8 +53,7 @@ def load_pretrained(recipe: Recipe, network: nn.Module) -> None:
         if key in own and value.shape != own[key].shape
     ]
     if faults:
-        more = f" and {len(faults) - 20} more" if len(faults) > 20 else ""
-        raise RecipeError(problem(f"{source} does not fit the network: " + "; ".join(faults[:20]) + more))
+        raise RecipeError(problem(f"{source} does not fit the network: {listed(faults, 20, '; ')}"))
     network.load_state_dict(weights, strict=False)
     if fresh:
         log.warning("model.pretrained: the classifier has another size, so it starts anew: %s", ", ".join(fresh))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kw_lightning.errors import RunError, argument, first_line, in_options, mistake, sentence, shown
+from kw_lightning.errors import RunError, argument, first_line, in_options, listed, mistake, sentence, shown
 
 
 def test_a_name_that_is_close_to_a_valid_one() -> None:
@@ -34,6 +34,11 @@ def test_a_name_that_is_close_to_a_valid_one() -> None:
 )
 def test_the_whole_sentence(message: str, expected: str) -> None:
     assert message == expected
+
+
+def test_of_many_names_the_first_are_listed_and_the_rest_is_counted() -> None:
+    assert listed(["a", "b", "c"], 3) == "a, b, c"
+    assert listed(list(map(str, range(1_003))), most=2, between="; ") == "0; 1 and 1,001 more"
 
 
 @pytest.mark.parametrize(

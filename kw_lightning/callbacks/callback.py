@@ -23,7 +23,7 @@ from kw_lightning.callbacks.copies import copies_of, pairs
 from kw_lightning.callbacks.layout import dynamic_layers
 from kw_lightning.callbacks.method import method_callbacks
 from kw_lightning.callbacks.strategies import check_sharding, check_strategy
-from kw_lightning.errors import KWError
+from kw_lightning.errors import KWError, listed
 from kw_lightning.preprocessing import CLASSES
 
 
@@ -199,9 +199,8 @@ class KWCallback(Callback):
             if parameter.requires_grad and id(parameter) not in trained
         ]
         if left_out:
-            more = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
             raise KWError(
-                f"no optimizer trains {', '.join(left_out[:5])}{more}: were they collected before the network was made "
+                f"no optimizer trains {listed(left_out)}: were they collected before the network was made "
                 'dynamic, or by names, as those that end in "weight" or "bias"? Read self.parameters() in '
                 "configure_optimizers, or freeze them by requires_grad_(False)"
             )

@@ -15,8 +15,8 @@ from torch import nn
 from kw_lightning.callbacks.checkpoint_io import verify
 from kw_lightning.callbacks.conversion import Source, callback_recipe, make_dynamic
 from kw_lightning.callbacks.copies import copies_of
-from kw_lightning.callbacks.layout import differences, dynamic_layers, dynamic_misfits, layout, listed
-from kw_lightning.errors import KWError, RunError, sentence
+from kw_lightning.callbacks.layout import differences, dynamic_layers, dynamic_misfits, layout
+from kw_lightning.errors import KWError, RunError, listed, sentence
 from kw_lightning.recipe.types import Recipe
 from kw_lightning.recipe.variables import escape
 
@@ -113,7 +113,7 @@ def _check_weights(network: nn.Module, weights: dict[str, Any], prefix: str, *_:
     misfits = dynamic_misfits(network, weights, prefix)
     if misfits:
         raise KWError(
-            f"these weights were saved with another recipe, or with none: {listed(misfits)}. "
+            f"these weights were saved with another recipe, or with none: {listed(misfits, between='; ')}. "
             "Static weights are loaded before the network is made dynamic, see warm_start"
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -104,12 +104,6 @@ def misfits(network: nn.Module, weights: Mapping[str, Any]) -> list[str]:
         elif not name.endswith(".warehouse.cells") and _shape(weights[name]) != _shape(tensor):
             found.append(f'"{name}" is {_shape(weights[name])} in the weights and {_shape(tensor)} here')
     return found + [f'"{name}" is in the weights and not here' for name in weights if name not in own]
-
-
-def listed(texts: Sequence[str], most: int = 5) -> str:
-    """Return the first of several texts in a line, and how many there are more."""
-    more = f"; and {len(texts) - most} more" if len(texts) > most else ""
-    return "; ".join(texts[:most]) + more
 
 
 def _shape(value: Any) -> list[int] | str:

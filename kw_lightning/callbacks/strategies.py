@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_s
 from torch.distributed.tensor import DTensor
 
 from kw_lightning.callbacks.layout import layers_of_warehouses
-from kw_lightning.errors import KWError
+from kw_lightning.errors import KWError, listed
 
 FSDP1_PART = "._fsdp_wrapped_module"  # FSDP1 puts it behind the name of every module that it wraps
 SHARED = "layers in several places share the cells of a warehouse"
@@ -118,5 +118,4 @@ def _groups(modules: dict[str, nn.Module], path: str) -> Iterator[object]:
 
 
 def _listed(names: Iterable[str]) -> str:
-    names = [f".{name}".replace(FSDP1_PART, "").lstrip(".") for name in names]
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return listed([f".{name}".replace(FSDP1_PART, "").lstrip(".") for name in names])

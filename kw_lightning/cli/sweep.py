@@ -10,7 +10,7 @@ import typer
 
 from kw_lightning.cli.arguments import JsonOption, package_option, recipes_and_overrides
 from kw_lightning.cli.completion import complete_recipe
-from kw_lightning.errors import mistake, printable
+from kw_lightning.errors import listed, mistake, printable
 from kw_lightning.paths import user_path
 from kw_lightning.recipe.reading import read_yaml
 from kw_lightning.sweep.grid import Grid, make_grid
@@ -130,6 +130,5 @@ def _source(recipes: Sequence[str], settings: Sequence[str], seeds: int | None, 
 
 def _tell_missing(missing: Sequence[tuple[str, int]], tell: Callable[[str], None]) -> None:
     if missing:
-        named = "; ".join(printable(f"{row}, seed {seed}") for row, seed in missing[:SHOWN])
-        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
-        tell(f"not finished: {named}{more}")
+        named = listed([printable(f"{row}, seed {seed}") for row, seed in missing], SHOWN, "; ")
+        tell(f"not finished: {named}")

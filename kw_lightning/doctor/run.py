@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from kw_lightning.doctor.findings import Finding
-from kw_lightning.errors import KWError, RecipeError, RunError, first_line
+from kw_lightning.errors import KWError, RecipeError, RunError, first_line, listed
 from kw_lightning.fit.evaluation import load_classifier, read_checkpoint
 from kw_lightning.fit.folder import RECIPE_FILE, RunFolder, versions
 from kw_lightning.fit.metrics import parse_metrics
@@ -88,7 +88,7 @@ def _metrics(folder: RunFolder) -> Finding:
         return Finding(file.name, f"damaged: {damaged} of {damaged + len(rows) + 1} lines are no rows", amiss=True)
     wrong = sorted({str(key) for row in rows for key, value in row.items() if not _is_finite(value)})
     if wrong:
-        return Finding(file.name, f"not finite, or no number: {_some(wrong)}", amiss=True)
+        return Finding(file.name, f"not finite, or no number: {listed(wrong, SHOWN)}", amiss=True)
     return Finding(file.name, f"{len(rows)} rows", amiss=not rows)
 
 
@@ -103,7 +103,7 @@ def _result(folder: RunFolder) -> Finding:
     found = dict(_figures(result))
     wrong = [key for key, value in found.items() if not _is_finite(value)]
     if wrong:
-        return Finding("result.json", f"not finite, or no number: {_some(wrong)}", amiss=True)
+        return Finding("result.json", f"not finite, or no number: {listed(wrong, SHOWN)}", amiss=True)
     return Finding("result.json", ", ".join(f"{key} {value:.4g}" for key, value in found.items()) or "nothing measured")
 
 
@@ -134,12 +134,12 @@ def _checkpoint(name: str, file: Path, recipe: Recipe | None, allow_python: Sequ
     if recipe is not None and _hash(module.recipe) != _hash(recipe):
         yield Finding(f"{name}, recipe", f"another one than in {RECIPE_FILE}", amiss=True)
     wrong = [place for part in WEIGHTS for place in _not_finite(state.get(part), part)]
-    yield Finding(f"{name}, numbers", f"not finite: {_some(wrong)}" if wrong else "finite", amiss=bool(wrong))
+    yield Finding(f"{name}, numbers", f"not finite: {listed(wrong, SHOWN)}" if wrong else "finite", amiss=bool(wrong))
     end = module.recipe.temperature.end
     reached = {name: float(one.temperature) for name, one in warehouses(module.network).items()}
     away = [f"{name} {value:.3g}" for name, value in reached.items() if not math.isclose(value, end, abs_tol=1e-6)]
     if reached:
-        found = f"{end:g} is not reached: {_some(away)}" if away else f"{end:g}, as the recipe ends"
+        found = f"{end:g} is not reached: {listed(away, SHOWN)}" if away else f"{end:g}, as the recipe ends"
         yield Finding(f"{name}, temperature", found, amiss=bool(away))
 
 
@@ -170,7 +170,3 @@ def _refuse(name: str) -> None:
 
 def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

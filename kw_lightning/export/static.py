@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kw_lightning.errors import KWError
+from kw_lightning.errors import KWError, listed
 from kw_lightning.inference.saving import SavedNetwork
 from kw_lightning.nn import KWLayer, KWLinear
 from kw_lightning.nn.adapter import Adapted
@@ -172,7 +172,7 @@ def _means(
         assert alpha is not None
         means[name] = alpha, gates
     if unreached:
-        raise KWError(f"no calibration image reached the layers {', '.join(unreached[:5])}")
+        raise KWError(f"no calibration image reached the layers {listed(unreached)}")
     return means
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from kw_lightning.errors import RecipeError, RunError, argument
+from kw_lightning.errors import RecipeError, RunError, argument, listed
 from kw_lightning.recipe import load_recipe
 from kw_lightning.recipe.comparison import ABSENT, Difference, differences
 from kw_lightning.recipe.schema import at
@@ -53,10 +53,10 @@ def changed(state: Mapping[str, Any], checkpoint: Path, recipe: Recipe) -> list[
     found = list(_differences(state["hyper_parameters"]["recipe"], recipe))
     refused = [change for change in found if not _matches(change.path, (*RELAID, *APPLIED, *FREE))]
     if refused:
-        more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
+        named = listed([in_words([change]) for change in refused])
         raise RunError(
             f"{checkpoint} was trained with other settings than the recipe's, which a resume cannot change: "
-            f"{in_words(refused[:5])}{more}. Go on with the settings of the run, or begin a new run from its weights "
+            f"{named}. Go on with the settings of the run, or begin a new run from its weights "
             f"by {argument('init', checkpoint)}"
         )
     train, epochs, steps = recipe.train or Train(), epochs_done(state), state["global_step"]

@@ -9,13 +9,10 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kw_lightning.errors import RecipeError, RunError, first_line, sentence
+from kw_lightning.errors import RecipeError, RunError, first_line, listed, sentence
 from kw_lightning.fit.data import ImageData
 from kw_lightning.preprocessing import Preprocessing, preprocessing
 from kw_lightning.recipe.types import Distillation, Recipe, Train
-
-SHOWN = 5
-"""Classes that a message counts up."""
 
 
 class Teacher:
@@ -95,8 +92,7 @@ def find_teacher(
     if names and names != saved.classes:
         lacking = [name for name in names if name not in saved.classes]
         if lacking:
-            more = f" and {len(lacking) - SHOWN:,} more" if len(lacking) > SHOWN else ""
-            raise _unfit(recipe, f"the teacher does not know the classes {', '.join(lacking[:SHOWN])}{more}")
+            raise _unfit(recipe, f"the teacher does not know the classes {listed(lacking)}")
         columns = torch.tensor([saved.classes.index(name) for name in names])
     elif not names and len(saved.classes) != (classes := getattr(data, "num_classes", len(saved.classes))):
         raise _unfit(recipe, f"the teacher has {len(saved.classes)} classes and the data {classes}")

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from kw_lightning.callbacks.checkpoint import KEY
 from kw_lightning.callbacks.checkpoint_io import read
-from kw_lightning.callbacks.layout import differences, layout, listed, misfits
-from kw_lightning.errors import RunError, argument, mistake
+from kw_lightning.callbacks.layout import differences, layout, misfits
+from kw_lightning.errors import RunError, argument, listed, mistake
 from kw_lightning.fit.by_class import ClassMetrics
 from kw_lightning.fit.data import ImageData, data_module
 from kw_lightning.fit.data.splitting import NOTHING, SPLIT, split_of
@@ -262,7 +262,7 @@ def load_classifier(
     module = Classifier(planned or state["hyper_parameters"]["recipe"], allow_python=allow_python, pretrained=False)
     found = misfits(module, state["state_dict"])
     if found:
-        raise RunError(f"{path}: the weights do not fit the recipe inside: {listed(found)}")
+        raise RunError(f"{path}: the weights do not fit the recipe inside: {listed(found, between='; ')}")
     check_layout(state, path, module.network)
     module.load_state_dict(state["state_dict"])
     return module
@@ -280,4 +280,4 @@ def check_layout(state: Mapping[str, Any], path: Path, network: nn.Module) -> No
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{path}: damaged, or not of kw-fit: its layout of the warehouses cannot be read") from error
     if found:
-        raise RunError(f"{path}: the warehouses are not those of the recipe inside: {listed(found)}")
+        raise RunError(f"{path}: the warehouses are not those of the recipe inside: {listed(found, between='; ')}")

@@ -13,8 +13,8 @@ import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 
 from kw_lightning.callbacks.figures import publish
-from kw_lightning.callbacks.layout import listed, misfits
-from kw_lightning.errors import Problem, RecipeError, RunError, argument, mistake
+from kw_lightning.callbacks.layout import misfits
+from kw_lightning.errors import Problem, RecipeError, RunError, argument, listed, mistake
 from kw_lightning.fit.batch_size import is_open, sized
 from kw_lightning.fit.by_class import ClassMetrics
 from kw_lightning.fit.changes import Relay, changed, in_words, is_relaid
@@ -418,5 +418,6 @@ def check_fits(module: Classifier, state: Mapping[str, Any], checkpoint: Path) -
     found = misfits(module, state["state_dict"])
     if found:
         raise RunError(
-            f"{checkpoint} is of another network than the recipe's: {listed(found)}. Train the recipe in a new folder"
+            f"{checkpoint} is of another network than the recipe's: {listed(found, between='; ')}. "
+            "Train the recipe in a new folder"
         )

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from kw_lightning.errors import RecipeError, mistake
+from kw_lightning.errors import RecipeError, listed, mistake
 from kw_lightning.recipe.nodes import join
 from kw_lightning.recipe.types import Recipe, Train
 
@@ -37,7 +37,7 @@ def class_weights(recipe: Recipe, data: LightningDataModule | None) -> Tensor | 
     names = [str(name) for name in getattr(data, "classes", None) or range(getattr(data, "num_classes", 0))]
     if not names:
         raise _lacking(recipe, "classes")
-    allowed = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
+    allowed = listed(names, SHOWN)
     problems = [
         recipe.document.problem(
             join("train.class_weights", name), mistake(name, allowed, what="the unknown class", names=names)

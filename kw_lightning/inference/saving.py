@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights
 
 from kw_lightning.builder import build
-from kw_lightning.callbacks.layout import listed, misfits
-from kw_lightning.errors import RunError, first_line, mistake
+from kw_lightning.callbacks.layout import misfits
+from kw_lightning.errors import RunError, first_line, listed, mistake
 from kw_lightning.inference.packing import packed, unpacked
 from kw_lightning.nn import KWLinear
 from kw_lightning.paths import whole
@@ -149,7 +149,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: Path
     """
     found = misfits(network, weights)
     if found:
-        raise RunError(f"{source}: the weights do not fit the recipe beside them: {listed(found)}")
+        raise RunError(f"{source}: the weights do not fit the recipe beside them: {listed(found, between='; ')}")
     network.load_state_dict(dict(weights))
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from kw_lightning.errors import Problem, RecipeError, mistake, sentence
+from kw_lightning.errors import Problem, RecipeError, listed, mistake, sentence
 from kw_lightning.keras.arguments import REFERENCE, Shape
 from kw_lightning.keras.definition import NAME, Call, Definitions
 from kw_lightning.keras.graph import Graph, Node
@@ -22,8 +22,8 @@ from kw_lightning.keras.shapes import ShapeError, written
 from kw_lightning.limits import MAX_INPUT, MAX_MODULES
 from kw_lightning.recipe.types import Document
 
-SHOWN_ROUTE = 6
-"""Most blocks of a route that a message names."""
+SHOWN_ROUTE, SHOWN_NAMES = 6, 12
+"""Most blocks of a route, and most names to choose from, in a message."""
 
 Content = Layer | Graph | tuple[Node, ...] | None
 
@@ -198,7 +198,7 @@ class Expander:
             for name in item.inputs:
                 if name not in by_name and name not in known:
                     names = [*known, *by_name]
-                    message = mistake(name, _listed(names), what="the unknown input", names=names)
+                    message = mistake(name, listed(names, SHOWN_NAMES), what="the unknown input", names=names)
                     self.report(scope, f"{item.call.path}.inputs", message)
         waiting = {item.name: {name for name in item.inputs if name in by_name} for item in items}
         readers: dict[str, list[str]] = {item.name: [] for item in items}
@@ -380,7 +380,3 @@ def _input_count(kind: type[Layer]) -> str:
 
 def _inputs(count: int) -> str:
     return f"{count} input{'' if count == 1 else 's'}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

@@ -12,6 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from kw_lightning.errors import listed
 from kw_lightning.nn.adapter import trainable_line
 from kw_lightning.planning.types import Count, Plan, WarehousePlan, budget_text
 from kw_lightning.preprocessing import preprocessing
@@ -178,9 +179,7 @@ def _static_lines(plan: Plan) -> list[str]:
         reasons.setdefault(static.reason, []).append(static.layer.name or "(the network itself)")
     lines = [""] if reasons else []
     for reason, names in reasons.items():
-        shown = _alike(names)
-        more = f" and {len(shown) - NAMES_SHOWN} more" if len(shown) > NAMES_SHOWN else ""
-        lines.append(f"static: {', '.join(shown[:NAMES_SHOWN])}{more} ({reason})")
+        lines.append(f"static: {listed(_alike(names), NAMES_SHOWN)} ({reason})")
     return lines
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kw_lightning.errors import RunError, first_line
+from kw_lightning.errors import RunError, first_line, listed
 from kw_lightning.nn import set_temperature
 from kw_lightning.paths import writable
 from kw_lightning.published.keys import Entry, published_entries
@@ -23,7 +23,6 @@ BACKBONE = "backbone."
 """What the authors' detectors call the part that this package has."""
 HEADS = ("fc.", "classifier.", "head.", "norm.")
 """Of the authors' keys: what a detector's backbone does not have."""
-SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Misfit:
     def __str__(self) -> str:
         differ = [f"{key}: {list(found)} instead of {list(wanted)}" for key, (found, wanted) in self.shapes.items()]
         parts = (("missing", self.missing), ("left over", self.left), ("of another shape", differ))
-        return "; ".join(f"{len(names)} {what} ({_some(names)})" for what, names in parts if names)
+        return "; ".join(f"{len(names)} {what} ({listed(names)})" for what, names in parts if names)
 
 
 def read_published(path: Path, *, averaged: bool = False) -> dict[str, Tensor]:
@@ -157,8 +156,3 @@ def write_published(network: nn.Module, backbone: str, path: Path) -> None:
 def _cells_first(key: str) -> int:
     name, _, number = key.rpartition(".")
     return int(number) if name == "warehouse_manager.weights" else 1 << 30
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kw_lightning.errors import listed
 from kw_lightning.fit.data.sets import Samples, Source, Subset, names_of, strata_of
-from kw_lightning.fit.data.splitting import SHOWN, Split, draw
+from kw_lightning.fit.data.splitting import Split, draw
 from kw_lightning.recipe.types import Data, Recipe, Train
 
 
@@ -46,8 +47,7 @@ def _notes(drawn: Split, source: Source, held: int, count: int, asked: bool) -> 
     notes = []
     if drawn.alone:
         names = [source.classes[target] if source.classes else str(target) for target in drawn.alone if target >= 0]
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        notes.append(f"of a class with a single image none validates: {', '.join(names[:SHOWN])}{more}")
+        notes.append(f"of a class with a single image none validates: {listed(names)}")
     if 0 < held < len(drawn.validation):
         lacking = len(drawn.validation) - held
         notes.append(f"{lacking:,} of the {len(drawn.validation):,} images that validated are not there")

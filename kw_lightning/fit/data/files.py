@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from kw_lightning.errors import RunError
+from kw_lightning.errors import RunError, listed
 from kw_lightning.fit.data.images import read_image
 from kw_lightning.fit.data.listing import PARTS, Entry, Listing
 
@@ -87,10 +87,8 @@ def _numbered(listing: Listing, entries: Sequence[Entry], numbers: Mapping[str, 
 
 
 def _differ(listing: Listing, part: str, classes: Sequence[str], trained: bool) -> str:
-    named = ", ".join(classes[:5]) + (f" and {len(classes) - 5} more" if len(classes) > 5 else "")
     if trained:
-        return f"the network knows no class {named}"
+        return f"the network knows no class {listed(classes)}"
     own, train = listing.names.get(part, part), listing.names.get("train", "train")
-    return (
-        f"{train} and {own} differ in classes: {named} of {own} {'is' if len(classes) == 1 else 'are'} not in {train}"
-    )
+    are = "is" if len(classes) == 1 else "are"
+    return f"{train} and {own} differ in classes: {listed(classes)} of {own} {are} not in {train}"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from kw_lightning.errors import RunError, first_line, mistake
+from kw_lightning.errors import RunError, first_line, listed, mistake
 from kw_lightning.fit.data.files import Target
 from kw_lightning.fit.data.images import read_image
 from kw_lightning.fit.data.listing import PARTS
@@ -92,7 +92,7 @@ def open_parts(
             continue
         unknown = sorted({str(value) for value in _single(rows[label], several)} - {str(value) for value in order})
         if unknown:
-            raise RunError(f"data: {name}: labels of {part} that are no class of training: {', '.join(unknown[:5])}")
+            raise RunError(f"data: {name}: labels of {part} that are no class of training: {listed(unknown)}")
         undecoded = rows.cast_column(image, Image(decode=False)).select_columns([image])
         targets = [_target(value, numbers) for value in rows[label]]
         parts[part] = HuggingFaceImages(undecoded, image, targets, name)

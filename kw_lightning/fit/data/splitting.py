@@ -14,7 +14,6 @@ from kw_lightning.errors import RunError
 
 SPLIT = "kw_lightning_split"
 """Key of a checkpoint: what `Split.to_dict` returns, or None where no images were drawn."""
-SHOWN = 5
 
 Name = str | int
 """What an image is known by in another process: its file beside the root of the data, or its place in the data set."""

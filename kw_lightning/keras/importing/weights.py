@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kw_lightning.errors import RunError
+from kw_lightning.errors import RunError, listed
 from kw_lightning.keras.importing.archive import WeightArchive
 from kw_lightning.keras.importing.conversion import Imported
 from kw_lightning.keras.importing.reading import KerasLayer
@@ -75,8 +75,7 @@ def load_weights(imported: Imported, archive: WeightArchive) -> dict[str, Tensor
             else:
                 faults.append(f"{layer.name}: {path} is {list(array.shape)}, and the model has another shape there")
     if faults:
-        more = f" and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        raise RunError(f"{archive.file} does not fit the model: {'; '.join(faults[:SHOWN])}{more}")
+        raise RunError(f"{archive.file} does not fit the model: {listed(faults, SHOWN, '; ')}")
     counters = {key: torch.zeros((), dtype=torch.long) for key in state if key.endswith(BUFFERS)}
     missing = state.keys() - found.keys() - counters.keys()
     assert not missing, f"no variable of Keras is known for {sorted(missing)}"
