@@ -162,6 +162,11 @@ def listed(texts: Sequence[str], most: int = 5, between: str = ", ") -> str:
     return between.join(texts[:most]) + more
 
 
+def times(shape: Iterable[int]) -> str:
+    """Return a shape as `64×64×1×1`."""
+    return "×".join(map(str, shape))
+
+
 def shown(value: object) -> str:
     """Return a value as a message shows it: a text in quotes, a list by its length, a map by its keys.
 

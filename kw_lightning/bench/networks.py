@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kw_lightning.bench.timing import Work, interleaved, kept_bytes, median_ratio
-from kw_lightning.errors import KWError
+from kw_lightning.errors import KWError, times
 from kw_lightning.nn import KWLayer
 from kw_lightning.nn.engine.factors import AttentionFactors, differentiate_alpha, make_alpha
 from kw_lightning.nn.finishing import add_epilogues
@@ -133,7 +133,7 @@ def check_batch_norms(model: nn.Module, setting: Setting, name: str) -> None:
         # A frozen norm, which stays out of training mode, takes its running statistics.
         if norm.training and x.numel() == x.shape[1]:
             raise KWError(
-                f'"{name}" cannot train on batch {batch} of {"×".join(map(str, size))}: the BatchNorm "{norm_name}" '
+                f'"{name}" cannot train on batch {batch} of {times(size)}: the BatchNorm "{norm_name}" '
                 "gets one value per channel, which has no variance; give a larger --batch or --size"
             )
 
@@ -172,14 +172,14 @@ def bench_network(
         works = {kind: run.step for kind, run in runs.items()}
         if setting.compiled is None:
             works |= runs["kw"].record_attention()
-        times = interleaved(works, setting.device, setting.repeats)
+        seconds = interleaved(works, setting.device, setting.repeats)
         kept = {kind: kept_bytes(run.forward, run.model.parameters()) for kind, run in runs.items()} if training else {}
         results.append(
             NetworkResult(
                 training,
-                {kind: statistics.median(times[kind]) for kind in runs},
-                {kind: median_ratio(times, kind, "static") for kind in runs},
-                _attention_share(times) if setting.compiled is None else None,
+                {kind: statistics.median(seconds[kind]) for kind in runs},
+                {kind: median_ratio(seconds, kind, "static") for kind in runs},
+                _attention_share(seconds) if setting.compiled is None else None,
                 kept,
                 counted,
             )

@@ -12,7 +12,7 @@ from torch._dynamo.exc import TorchDynamoException
 from kw_lightning.bench.layers import LayerResult, bench_layers
 from kw_lightning.bench.networks import NetworkResult, Setting, bench_network, check_batch_norms
 from kw_lightning.builder import apply_plan, make_static
-from kw_lightning.errors import KWError, mistake
+from kw_lightning.errors import KWError, mistake, times
 from kw_lightning.nn import set_temperature
 from kw_lightning.nn.engine import ENGINES
 from kw_lightning.planning import Plan, plan
@@ -42,7 +42,7 @@ class Report:
     def title(self) -> str:
         """Return the recipe's name and the input."""
         batch, _, *size = self.setting.shape
-        return f"{self.name}, batch {batch}, {'×'.join(map(str, size))}"
+        return f"{self.name}, batch {batch}, {times(size)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain data."""

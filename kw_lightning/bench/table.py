@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from kw_lightning.bench.layers import LayerResult
 from kw_lightning.bench.networks import NetworkResult
+from kw_lightning.errors import times
 
 NETWORK_HEAD = ("network", "mode", "static", "published form", "this engine", "ratio", "attention", "kept", "GFLOP/s")
 LAYER_HEAD = ("layers", "kernel", "map", "path", "static", "published form", "this engine", "ratio", "kept", "GFLOP/s")
@@ -18,11 +19,11 @@ def network_rows(name: str, results: Sequence[NetworkResult]) -> list[tuple[str,
             name,
             "training" if result.training else "inference",
             milliseconds(result.seconds["static"]),
-            _times(result.ratios.get("reference")),
+            _ratio(result.ratios.get("reference")),
             milliseconds(result.seconds["kw"]),
-            _times(result.ratios["kw"]),
+            _ratio(result.ratios["kw"]),
             "" if result.attention is None else f"{result.attention:.1%}",
-            _times(result.kept["kw"] / max(result.kept["static"], 1)) if result.kept else "",
+            _ratio(result.kept["kw"] / max(result.kept["static"], 1)) if result.kept else "",
             f"{result.gflops('kw'):.0f}" if "kw" in result.multiply_adds else "",
         )
         for result in results
@@ -34,14 +35,14 @@ def layer_rows(results: Sequence[LayerResult]) -> list[tuple[str, ...]]:
     return [
         (
             result.names[0] + (f" and {len(result.names) - 1} more" if len(result.names) > 1 else ""),
-            "×".join(map(str, result.kernel)),
-            "×".join(map(str, result.size)),
+            times(result.kernel),
+            times(result.size),
             result.paths[0] if result.paths[0] == result.paths[1] else " / ".join(result.paths),
             milliseconds(result.seconds["static"]),
-            _times(result.seconds["reference"] / result.seconds["static"]) if "reference" in result.seconds else "",
+            _ratio(result.seconds["reference"] / result.seconds["static"]) if "reference" in result.seconds else "",
             milliseconds(result.seconds["kw"]),
-            _times(result.ratio),
-            _times(result.kept["kw"] / max(result.kept["static"], 1)),
+            _ratio(result.ratio),
+            _ratio(result.kept["kw"] / max(result.kept["static"], 1)),
             f"{result.gflops:.0f}",
         )
         for result in results
@@ -74,5 +75,5 @@ def milliseconds(seconds: float) -> str:
     return f"{value:.0f} ms" if value >= 100 else f"{value:.1f} ms" if value >= 10 else f"{value:.2f} ms"
 
 
-def _times(ratio: float | None) -> str:
+def _ratio(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.2f} ×"

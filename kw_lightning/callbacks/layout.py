@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kw_lightning.errors import times
 from kw_lightning.nn import KWLayer, Warehouse
 from kw_lightning.nn.partition import LayerPartition
 
@@ -60,13 +61,13 @@ def differences(expected: Layout, found: Layout) -> list[str]:
     for name in expected.keys() & found.keys():
         first, second = expected[name], found[name]
         if first["cells"] != second["cells"]:
-            texts.append(f'warehouse "{name}" has cells {_times(first["cells"])}, here {_times(second["cells"])}')
+            texts.append(f'warehouse "{name}" has cells {times(first["cells"])}, here {times(second["cells"])}')
         one, two = first["layers"], second["layers"]
         texts += [f'layer "{layer}" of warehouse "{name}" is missing' for layer in one if layer not in two]
         texts += [f'layer "{layer}" of warehouse "{name}" is new' for layer in two if layer not in one]
         texts += [
             f'layer "{layer}" of warehouse "{name}" starts at cell {one[layer]["first_cell"]} with kernel '
-            f"{_times(one[layer]['kernel'])}, here {two[layer]['first_cell']} and {_times(two[layer]['kernel'])}"
+            f"{times(one[layer]['kernel'])}, here {two[layer]['first_cell']} and {times(two[layer]['kernel'])}"
             for layer in one
             if layer in two and one[layer] != two[layer]
         ]
@@ -109,7 +110,3 @@ def misfits(network: nn.Module, weights: Mapping[str, Any]) -> list[str]:
 def _shape(value: Any) -> list[int] | str:
     """Return a tensor's shape, or of another value, as a stranger's file may have it, its type."""
     return list(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
-
-
-def _times(shape: list[int]) -> str:
-    return "×".join(map(str, shape))

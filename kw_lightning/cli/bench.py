@@ -96,7 +96,7 @@ def _exported(
     json: bool,
     in_markdown: bool,
 ) -> None:
-    from kw_lightning.errors import RunError
+    from kw_lightning.errors import RunError, times
 
     if recipes:
         raise RunError("--exported takes the network from the file: give it, or recipes")
@@ -118,5 +118,5 @@ def _exported(
         typer.echo(dumps({"machine": machine.to_dict(), "input": list(shape), "exported": latencies}))
         return
     rows = [(latency.name, milliseconds(latency.seconds), f"{latency.ratio:.2f} ×") for latency in found]
-    typer.echo(f"{machine}\n\ninference of {'×'.join(map(str, shape))}\n")
+    typer.echo(f"{machine}\n\ninference of {times(shape)}\n")
     typer.echo((markdown if in_markdown else aligned)(("runtime", "time", "to static"), rows))

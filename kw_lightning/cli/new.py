@@ -14,7 +14,7 @@ import typer
 from kw_lightning.cli.arguments import package_option
 from kw_lightning.cli.output import warn
 from kw_lightning.cli.own_data import data_text, size_for
-from kw_lightning.errors import RecipeError, RunError
+from kw_lightning.errors import RecipeError, RunError, times
 from kw_lightning.paths import user_path, writable
 from kw_lightning.recipe import load_recipe
 from kw_lightning.recipe.writing import to_yaml
@@ -248,9 +248,8 @@ def _model(
 def _warehouses(stages: Iterable[Stage], names: Sequence[str]) -> str:
     lines = ["warehouses:"]
     for stage in stages:
-        size = "×".join(map(str, stage.size))
         layers = to_yaml({"layers": globs(stage.layers, names), **_settings(stage)}).splitlines()
-        lines.append(f"  {stage.name}:".ljust(24) + f"  # {_counted(len(stage.layers), 'layer')}, {size}")
+        lines.append(f"  {stage.name}:".ljust(24) + f"  # {_counted(len(stage.layers), 'layer')}, {times(stage.size)}")
         lines += [f"    {line}" for line in layers]
     return "\n".join(lines) + "\n"
 

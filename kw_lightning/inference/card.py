@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from kw_lightning.errors import times
 from kw_lightning.planning import plan
 from kw_lightning.planning.types import Plan, budget_text
 from kw_lightning.recipe.locking import content_hash
@@ -90,10 +91,9 @@ def _warehouses(planned: Plan) -> str:
     lines = ["| warehouse | layers | cell | mixtures | cells | budget |", "| --- | ---: | --- | ---: | ---: | ---: |"]
     for warehouse in planned.warehouses:
         partition = warehouse.partition
-        cell = "×".join(map(str, partition.cell_shape))
         lines.append(
-            f"| {warehouse.name} | {len(warehouse.layers)} | {cell} | {partition.mixtures} | {partition.cells} "
-            f"| {budget_text(warehouse.asked)} |"
+            f"| {warehouse.name} | {len(warehouse.layers)} | {times(partition.cell_shape)} "
+            f"| {partition.mixtures} | {partition.cells} | {budget_text(warehouse.asked)} |"
         )
     return "\n".join(lines)
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
+from kw_lightning.errors import times
+
 Shape = tuple[int, ...]
 Ratio = Fraction | int | float
 Start = Literal["own", "shared", "none"]
@@ -103,7 +105,7 @@ def common_cell_shape(
         raise PartitionError(f"kernels of different dimensions cannot share cells: found {found} kernels")
     kernel_sizes = sorted({shape[2:] for shape in kernel_shapes})
     if spatial == "whole" and len(kernel_sizes) > 1:
-        found = ", ".join("×".join(map(str, size)) for size in kernel_sizes)
+        found = ", ".join(times(size) for size in kernel_sizes)
         raise PartitionError(f"unsplit cells need kernels of one size: found {found}")
     out_divisor = math.gcd(*(shape[0] for shape in kernel_shapes))
     in_divisor = math.gcd(*(shape[1] for shape in kernel_shapes))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import is_fake
 
-from kw_lightning.errors import mistake
+from kw_lightning.errors import mistake, times
 from kw_lightning.nn.engine.workspace import in_huge_pages
 from kw_lightning.nn.partition import LayerPartition, WarehousePartition
 from kw_lightning.nn.weighing import SoftmaxAnnealing
@@ -185,7 +185,7 @@ class Warehouse(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        cell = "×".join(str(size) for size in self.cells.shape[1:])
+        cell = times(self.cells.shape[1:])
         return f"{self.name!r}, cells={len(self.cells)}, cell={cell}, mixtures={self.mixtures}"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kw_lightning.errors import KWError
+from kw_lightning.errors import KWError, times
 
 PRODUCTS: tuple[Any, ...] = (torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__)
 
@@ -143,8 +143,7 @@ class DynamicWeight:
         )
 
     def __repr__(self) -> str:
-        shape = "×".join(map(str, self.shape))
-        return f"DynamicWeight({self.name!r}, {shape}, {self.dtype}, {self.device})"
+        return f"DynamicWeight({self.name!r}, {times(self.shape)}, {self.dtype}, {self.device})"
 
     def _error(self, what: str) -> DynamicWeightError:
         return DynamicWeightError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kw_lightning.errors import times
 from kw_lightning.planning.types import Plan, WarehousePlan
 
 
@@ -32,7 +33,7 @@ def _network_figures(plan: Plan) -> dict[str, int | None]:
 def _warehouse_figures(warehouse: WarehousePlan) -> dict[str, Any]:
     return {
         "layers": len(warehouse.layers),
-        "cell": "×".join(map(str, warehouse.partition.cell_shape)),
+        "cell": times(warehouse.partition.cell_shape),
         "mixtures": warehouse.partition.mixtures,
         "cells": warehouse.partition.cells,
         "cell parameters": warehouse.cell_parameters,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from kw_lightning.errors import times
 from kw_lightning.nn.engine.planner import Choice
 from kw_lightning.planning.engine import EnginePlan, LayerPaths
-from kw_lightning.planning.table import times
 
 NAMES_SHOWN = 6
 

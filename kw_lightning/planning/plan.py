@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from kw_lightning import backbones
-from kw_lightning.errors import Problem, RecipeError, sentence
+from kw_lightning.errors import Problem, RecipeError, sentence, times
 from kw_lightning.limits import MAX_INPUT, MAX_MIXTURES, MAX_PARAMETERS, TooLargeError, bounded_construction
 from kw_lightning.nn.engine import ENGINES, Convolution, refusal
 from kw_lightning.nn.partition import PartitionError, WarehousePartition
@@ -188,11 +188,11 @@ def _geometries(
         elif budget.ratio is not None and budget.ratio <= 0:
             problems.append(recipe.document.problem(f"{warehouse.path}.budget", "a budget is greater than 0"))
         elif cells * math.prod(geometry.cell_shape) > MAX_PARAMETERS:
-            message = f"{cells:,} cells of {_times(geometry.cell_shape)} are more than {MAX_PARAMETERS:,} parameters"
+            message = f"{cells:,} cells of {times(geometry.cell_shape)} are more than {MAX_PARAMETERS:,} parameters"
             problems.append(recipe.document.problem(f"{warehouse.path}.budget", message))
     if mixtures > MAX_MIXTURES:
         largest = max(geometries, key=lambda geometry: geometry.mixtures)
-        cell = f"cells of {_times(largest.cell_shape)} and so {mixtures:,} mixtures"
+        cell = f"cells of {times(largest.cell_shape)} and so {mixtures:,} mixtures"
         message = sentence(cell, f"at most {MAX_MIXTURES:,}", without_it(largest.spec, largest.choices))
         raise TooLargeError([*problems, recipe.document.problem(largest.spec.path, message)])
     return geometries, problems
@@ -208,7 +208,7 @@ def _kernels(choices: Sequence[Choice]) -> str:
     examples: dict[tuple[int, ...], str] = {}
     for choice in choices:
         examples.setdefault(choice.kernel_shape, choice.name)
-    texts = [f"{name} [{_times(shape)}]" for shape, name in examples.items()]
+    texts = [f"{name} [{times(shape)}]" for shape, name in examples.items()]
     return ", ".join(texts[:6]) + (f" and {len(texts) - 6} other shapes" if len(texts) > 6 else "")
 
 
@@ -228,7 +228,7 @@ def _unserved(recipe: Recipe, geometries: Sequence[Geometry]) -> list[Problem]:
     count = len(unserved) - 1
     others = f" and {count} other layer{'s' if count > 1 else ''}" if count else ""
     found = (
-        f'"{recipe.engine}", which cannot compute "{unserved[0]}" [{_times(first.kernel_shape)}, '
+        f'"{recipe.engine}", which cannot compute "{unserved[0]}" [{times(first.kernel_shape)}, '
         f"{first.groups} groups]{others} ({reasons[unserved[0]]})"
     )
     allowed = [engine for engine in ENGINES if all(refusal(engine, each) is None for each in convolutions.values())]
@@ -271,7 +271,3 @@ def _kept(model: nn.Module, trains: frozenset[str], gone: Iterable[Choice]) -> i
 
 def _parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     return (p for p in model.parameters() if not is_lazy(p))
-
-
-def _times(shape: Sequence[int]) -> str:
-    return "×".join(map(str, shape))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
-from kw_lightning.errors import Problem, sentence
+from kw_lightning.errors import Problem, sentence, times
 from kw_lightning.planning.selection import Choice
 from kw_lightning.planning.sharing import size_of
 from kw_lightning.planning.types import WarehousePlan
@@ -82,11 +82,11 @@ def without_it(spec: Warehouse, choices: Sequence[Choice]) -> str:
         )
     odd = blamed(spec, choices)
     if odd is not None:
-        shape = "×".join(map(str, odd.kernel_shape))
+        shape = times(odd.kernel_shape)
         return f'"{odd.name}" [{shape}] makes the cells small: leave it out by exclude or min_channels'
     if len({choice.kernel_shape for choice in choices}) > 1:
         return "give layers of like shape warehouses of their own, or leave narrow ones out by exclude or min_channels"
-    shape = "×".join(map(str, choices[0].kernel_shape))
+    shape = times(choices[0].kernel_shape)
     return (
         f'layers such as "{choices[0].name}" [{shape}] are small beside an attention: leave them out by exclude '
         "or min_channels, or give them cell.spatial: whole"
@@ -96,7 +96,7 @@ def without_it(spec: Warehouse, choices: Sequence[Choice]) -> str:
 def _finding(warehouse: WarehousePlan) -> str:
     ratio = warehouse.attention_parameters / warehouse.cell_parameters
     layers = f"{len(warehouse.layers)} layer{'' if len(warehouse.layers) == 1 else 's'}"
-    cell = "×".join(map(str, warehouse.partition.cell_shape))
+    cell = times(warehouse.partition.cell_shape)
     return (
         f"an attention of {warehouse.attention_parameters:,} parameters in {layers} beside "
         f"{warehouse.cell_parameters:,} in {warehouse.partition.cells:,} cells of {cell} (× {_round(ratio)})"

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from kw_lightning.errors import Problem, mistake, sentence
+from kw_lightning.errors import Problem, mistake, sentence, times
 from kw_lightning.planning.network import ALLOWED, KINDS, Layer, Network
 from kw_lightning.recipe.types import Document, Selector, Warehouse
 
@@ -222,14 +222,13 @@ def _conditions(selector: Selector) -> Iterable[tuple[Callable[[Layer], bool], s
         yield (lambda layer: layer.type == selector.type), f"type {selector.type}"
     if selector.kernel_size is not None:
         size = selector.kernel_size
-        text = "×".join(map(str, size))
 
         def has_size(layer: Layer) -> bool:
             # One number means the same in every dimension.
             sides = size * len(layer.kernel_size) if len(size) == 1 else size
             return bool(layer.kernel_size) and layer.kernel_size == sides
 
-        yield has_size, f"kernel_size {text}"
+        yield has_size, f"kernel_size {times(size)}"
     if selector.min_channels is not None:
         least = selector.min_channels
         yield (
@@ -239,7 +238,7 @@ def _conditions(selector: Selector) -> Iterable[tuple[Callable[[Layer], bool], s
 
 
 def _describe(layer: Layer) -> str:
-    size = "" if not layer.kernel_size else " " + "×".join(map(str, layer.kernel_size))
+    size = "" if not layer.kernel_size else " " + times(layer.kernel_size)
     return f"{layer.type}{size} {layer.in_channels} → {layer.out_channels}"
 
 

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from kw_lightning.errors import KWError, Problem, mistake
+from kw_lightning.errors import KWError, Problem, mistake, times
 from kw_lightning.planning.network import ALLOWED, Layer, Network, survey
 from kw_lightning.planning.reach import CONTAINERS, Group, ancestors, regrouped
 from kw_lightning.planning.selection import Choice, matcher, select
@@ -189,8 +189,7 @@ def _stages(
 def _why_static(choice: Choice, wanted: Stages) -> str:
     attention = least_attention(choice, wanted.cell, wanted.attention)
     if attention is None:
-        shape = "×".join(map(str, choice.kernel_shape))
-        return f"no cell of the shares that stages.cell asks for divides its kernel, {shape}"
+        return f"no cell of the shares that stages.cell asks for divides its kernel, {times(choice.kernel_shape)}"
     return f"its attention would outweigh it: {attention:,} parameters beside {math.prod(choice.kernel_shape):,}"
 
 

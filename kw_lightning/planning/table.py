@@ -12,7 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from kw_lightning.errors import listed
+from kw_lightning.errors import listed, times
 from kw_lightning.nn.adapter import trainable_line
 from kw_lightning.planning.types import Count, Plan, WarehousePlan, budget_text
 from kw_lightning.preprocessing import preprocessing
@@ -81,11 +81,6 @@ def total_lines(plan: Plan) -> list[str]:
     if plan.asked is not None:
         lines.append(f"budget            asked {budget_text(plan.asked)}, reached {plan.parameters.kw:,} parameters")
     return lines
-
-
-def times(shape: Sequence[int]) -> str:
-    """Return a shape as `64×64×1×1`."""
-    return "×".join(map(str, shape))
 
 
 @dataclass(frozen=True)

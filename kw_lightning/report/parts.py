@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from kw_lightning.callbacks.heat_map import MOST_PIXELS
+from kw_lightning.errors import times
 from kw_lightning.fit.by_class import ClassMetrics, worst
 from kw_lightning.fit.report import ROWS
 from kw_lightning.planning import Plan
-from kw_lightning.planning.table import times
 from kw_lightning.planning.types import budget_text
 from kw_lightning.recipe.variables import escape
 from kw_lightning.recipe.writing import to_yaml
@@ -218,7 +218,7 @@ def warehouses_table(found: Sequence[WarehouseAttention]) -> Table:
 
 def layers_table(found: Sequence[WarehouseAttention], record: RunRecord | None = None) -> Table:
     """Return the attention of each layer, with its multiply-adds and its share of time where these are known."""
-    shares = _times(record.bench) if record is not None else {}
+    shares = _time_shares(record.bench) if record is not None else {}
     plan = record.plan if record is not None else None
     macs = {
         layer.name: layer.macs.kw
@@ -337,7 +337,7 @@ def _answer(answer: Any, names: Sequence[str], normalisation: Normalisation) -> 
     )
 
 
-def _times(bench: Mapping[str, Any] | None) -> dict[str, float]:
+def _time_shares(bench: Mapping[str, Any] | None) -> dict[str, float]:
     """Return each layer's share of the dynamic layers' time in training, by what `kw bench --json` printed."""
     try:
         layers = (bench or {})["networks"][0]["layers"]

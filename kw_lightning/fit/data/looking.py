@@ -9,6 +9,7 @@ from statistics import median
 
 from PIL import Image
 
+from kw_lightning.errors import times
 from kw_lightning.fit.data.listing import Listing
 
 LOOKED_AT = 500
@@ -58,7 +59,7 @@ class Look:
         found.append(f"parts: {told}" + ("" if parts["validation"] else "; a tenth of training validates"))
         if self.sizes:
             small, large = min(self.sizes, key=_area), max(self.sizes, key=_area)
-            sizes = "×".join(map(str, small)) + ("" if small == large else " to " + "×".join(map(str, large)))
+            sizes = times(small) + ("" if small == large else " to " + times(large))
             modes = ", ".join(f"{count:,} {COLOURS.get(mode, mode)}" for mode, count in self.modes.most_common())
             found.append(
                 f"looked at {len(self.sizes):,}: {sizes} pixels, shorter side mostly {self.shorter_side}; {modes}"
