@@ -52,11 +52,6 @@ class Preprocessing:
     source: str = ""
     channels: int | None = None
 
-    @property
-    def crop_share(self) -> float | None:
-        """Return the side of the crop relative to the image's shorter side; None without a crop."""
-        return self.size / self.resize if self.size and self.resize else None
-
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data, for checkpoints and JSON."""
         data = asdict(self)

@@ -127,10 +127,9 @@ class ExactCheckpoint(Checkpoint):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the number of processes, and at the end of an epoch its metrics, which the loggers do not have yet."""
-        metrics = (
-            {} if inside_epoch(trainer) else {key: float(value) for key, value in trainer.callback_metrics.items()}
-        )
-        checkpoint[KEY] = {"processes": trainer.world_size, "metrics": {key: float(metrics[key]) for key in metrics}}
+        metrics = {} if inside_epoch(trainer) else trainer.callback_metrics
+        found = {key: float(value) for key, value in metrics.items()}
+        checkpoint[KEY] = {"processes": trainer.world_size, "metrics": found}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Remember how many processes wrote the checkpoint."""

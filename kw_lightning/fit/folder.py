@@ -27,7 +27,7 @@ OWN = {
     RECIPE_FILE,
     "versions.json",
     "metrics.csv",
-    "split.json",
+    SPLIT_FILE,
     "result.json",
     "tensorboard",
     "attention",

@@ -139,7 +139,7 @@ def _why_none(network: Network, forward: Trace, static: Mapping[str, str]) -> st
     for layer in network.layers:
         call = _call(forward, layer)
         if layer.refusal is not None:
-            reason = f"{layer.refusal}"
+            reason = layer.refusal
         elif layer.name in static:
             reason = "an attention would have more parameters than the layer itself"
         elif not call.inputs:

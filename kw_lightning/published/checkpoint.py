@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kw_lightning.errors import RunError, first_line, listed
 from kw_lightning.nn import set_temperature
 from kw_lightning.paths import writable
-from kw_lightning.published.keys import Entry, published_entries
+from kw_lightning.published.keys import CELLS, Entry, published_entries
 
 WRAPPERS = ("model", "state_dict")
 PREFIXES = ("module.", "_orig_mod.")
@@ -155,4 +155,4 @@ def write_published(network: nn.Module, backbone: str, path: Path) -> None:
 
 def _cells_first(key: str) -> int:
     name, _, number = key.rpartition(".")
-    return int(number) if name == "warehouse_manager.weights" else 1 << 30
+    return int(number) if name == CELLS else 1 << 30

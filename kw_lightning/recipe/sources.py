@@ -187,7 +187,7 @@ def _package_folders(package: str) -> list[Path]:
 
 
 def _distribution(package: str) -> str:
-    """Return the distribution that a package belongs to; Python 3.10 knows it only by its name in many cases."""
+    """Return the distribution that a package belongs to; an editable one lists no files, and is looked up by name."""
     try:
         return (
             next(iter(metadata.packages_distributions().get(package, ())), None) or metadata.distribution(package).name

@@ -37,7 +37,7 @@ def _map(data: Mapping[str, Any], indent: int, path: str) -> Iterator[tuple[str,
 def _list(data: list[Any], indent: int, path: str) -> Iterator[tuple[str, str]]:
     for index, value in enumerate(data):
         inner = join(path, index)
-        if isinstance(value, Mapping) and value and not _fits(value, indent):
+        if isinstance(value, Mapping) and value:
             # The first key stands behind the dash.
             lines = list(_map(value, indent + 2, inner))
             yield f"{' ' * indent}- {lines[0][0].lstrip()}", lines[0][1]
@@ -55,20 +55,17 @@ def _entry(head: str, value: Any, indent: int, path: str) -> Iterator[tuple[str,
 
 
 def _fits(value: Any, indent: int) -> bool:
-    """Return whether a list of scalars, or a map of scalars inside a list, goes into one line."""
-    children = list(value.values()) if isinstance(value, Mapping) else value
-    if isinstance(value, Mapping) and indent == 0:
+    """Return whether a value is a list of scalars that goes into one line."""
+    if isinstance(value, Mapping) or any(isinstance(child, Mapping | list) and child for child in value):
         return False
-    flat = not any(isinstance(child, Mapping | list) and child for child in children)
-    return flat and isinstance(value, list) and indent + len(_flow(value)) <= _WIDTH
+    return indent + len(_flow(value)) <= _WIDTH
 
 
 def _flow(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_scalar(key)}: {_flow(item)}" for key, item in value.items()) + "}"
+    """Return a scalar, a list of scalars or an empty map in one line."""
     if isinstance(value, list):
-        return "[" + ", ".join(_flow(item) for item in value) + "]"
-    return _scalar(value)
+        return f"[{', '.join(map(_flow, value))}]"
+    return "{}" if isinstance(value, Mapping) else _scalar(value)
 
 
 def _scalar(value: Any) -> str:

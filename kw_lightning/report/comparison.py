@@ -29,7 +29,7 @@ COMPARISON = "comparison.html"
 DEEPEST = 3
 """Folders between a folder of runs and a run in it, at the most."""
 _NAMES = ("name", "description")
-_LABELS = {**dict(ROWS), "loss": "loss"}
+_LABELS = dict(ROWS)
 
 
 @dataclass(frozen=True)

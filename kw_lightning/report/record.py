@@ -30,7 +30,7 @@ from kw_lightning.report.attention import Array, LayerAttention, WarehouseAttent
 
 log = logging.getLogger(__name__)
 
-CONFUSION, CLASSES, BENCH = "confusion.csv", "classes.csv", "bench.json"
+CONFUSION, CLASSES = "confusion.csv", "classes.csv"
 MOST_BYTES = 64 * 2**20
 """Of a file that is read."""
 
