@@ -13,7 +13,7 @@ from torch import nn
 
 from kw_lightning.errors import RecipeError, mistake
 from kw_lightning.nn import KWLayer
-from kw_lightning.planning.selection import matcher
+from kw_lightning.planning.selection import enclosing, matcher
 from kw_lightning.recipe.types import Recipe, Train
 
 _BIASES = ("bias", "basis_bias")
@@ -72,7 +72,7 @@ def meant(network: nn.Module, globs: Iterable[str], *, every: bool = True) -> se
     tests = [matcher(glob) for glob in globs]
     names: dict[nn.Parameter, list[bool]] = {}
     for name, parameter in _every_name(network) if tests else ():
-        found = any(test(part) for test in tests for part in _and_enclosing(name))
+        found = any(test(part) for test in tests for part in enclosing(name))
         names.setdefault(parameter, []).append(found)
     return {parameter for parameter, found in names.items() if (all if every else any)(found)}
 
@@ -83,7 +83,7 @@ def layers_meant(network: nn.Module, globs: Iterable[str]) -> list[nn.Module]:
     return [
         module
         for name, module in network.named_modules()
-        if name and any(test(part) for test in tests for part in _and_enclosing(name))
+        if name and any(test(part) for test in tests for part in enclosing(name))
     ]
 
 
@@ -110,7 +110,7 @@ def check_globs(recipe: Recipe, network: nn.Module, globs: dict[str, Sequence[st
         RecipeError: every one that does not, with the nearest name.
     """
     parameters = [name for name, _ in _every_name(network)]
-    names = list(dict.fromkeys(part for name in parameters for part in _and_enclosing(name)))
+    names = list(dict.fromkeys(part for name in parameters for part in enclosing(name)))
     problems = [
         recipe.document.problem(
             f"{path}[{index}]", mistake(glob, "names or globs of layers and parameters of the network", names=names)
@@ -129,9 +129,3 @@ def _every_name(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     for name, layer in network.named_modules():
         if isinstance(layer, KWLayer) and layer.warehouse is not None:
             yield f"{name}.warehouse.cells".removeprefix("."), layer.warehouse.cells
-
-
-def _and_enclosing(name: str) -> list[str]:
-    """Return a name and those of the modules around it: `a.b.weight`, `a.b`, `a`."""
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]

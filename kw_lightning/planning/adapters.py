@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from kw_lightning.errors import Problem, mistake, sentence
 from kw_lightning.planning.network import Layer, Part, Reading
-from kw_lightning.planning.selection import Choice, matcher
+from kw_lightning.planning.selection import Choice, enclosing, matcher
 from kw_lightning.recipe.types import Document, Warehouse
 
 Chosen = Mapping[str, tuple[Choice, ...]]
@@ -105,12 +105,6 @@ def trained(
                 problems.append(document.problem(f"{warehouse.path}.adapter.train[{index}]", message))
     found = frozenset(name for name in names if any(test(part) for test in tests for part in enclosing(name)))
     return found, list(dict.fromkeys(problems))
-
-
-def enclosing(name: str) -> list[str]:
-    """Return a name and those of the modules around it: `a.b.weight`, `a.b`, `a`."""
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
 
 
 __all__ = ["down", "trained", "up", "with_adapters"]

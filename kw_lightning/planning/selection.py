@@ -217,6 +217,12 @@ def is_glob(pattern: str) -> bool:
     return any(character in pattern for character in "*?[")
 
 
+def enclosing(name: str) -> list[str]:
+    """Return a name and those of the modules around it: `a.b.weight`, `a.b`, `a`."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+
+
 def _conditions(selector: Selector) -> Iterable[tuple[Callable[[Layer], bool], str]]:
     if selector.type is not None:
         yield (lambda layer: layer.type == selector.type), f"type {selector.type}"
@@ -251,4 +257,4 @@ def _in_module_order(network: Network, choices: Sequence[Choice]) -> tuple[Choic
     return tuple(sorted(choices, key=lambda choice: (order[choice.layer.name], choice.rows or (0, 0))))
 
 
-__all__ = ["Choice", "excluded_by", "is_glob", "matcher", "select"]
+__all__ = ["Choice", "enclosing", "excluded_by", "is_glob", "matcher", "select"]
