@@ -17,7 +17,7 @@ from kw_lightning.errors import Problem, RecipeError, listed, mistake, sentence
 from kw_lightning.keras.arguments import REFERENCE, Shape
 from kw_lightning.keras.definition import NAME, Call, Definitions
 from kw_lightning.keras.graph import Graph, Node
-from kw_lightning.keras.layer import LAYERS, Layer, read_layer
+from kw_lightning.keras.layer import LAYERS, Layer, read_layer, snake_case
 from kw_lightning.keras.shapes import ShapeError, written
 from kw_lightning.limits import MAX_INPUT, MAX_MODULES
 from kw_lightning.recipe.types import Document
@@ -133,7 +133,7 @@ class Expander:
             names.append(self._explicit_name(call, arguments, scope, taken))
         for index, (call, _) in enumerate(resolved):
             if not names[index]:
-                names[index] = _free_name(_snake_case(call.kind) if call.kind in LAYERS else call.kind, taken)
+                names[index] = _free_name(snake_case(call.kind) if call.kind in LAYERS else call.kind, taken)
                 taken.add(names[index])
         items: list[_Item] = []
         previous = ready.name if ready else inputs[0]
@@ -336,22 +336,6 @@ def _resolve(value: Any, parameters: Mapping[str, Any]) -> Any:
     if isinstance(value, list | tuple):
         return [_resolve(item, parameters) for item in value]
     return value
-
-
-def _snake_case(kind: str) -> str:
-    """Return Keras's default name of a layer: `batch_normalization`, `conv2d`, `re_lu`."""
-    text = ""
-    for index, letter in enumerate(kind):
-        starts_word = (
-            letter.isupper()
-            and index
-            and (
-                kind[index - 1].islower()
-                or (index + 1 < len(kind) and kind[index + 1].islower() and kind[index - 1].isupper())
-            )
-        )
-        text += ("_" if starts_word else "") + letter.lower()
-    return text
 
 
 def _free_name(name: str, taken: set[str]) -> str:

@@ -7,6 +7,7 @@ say which shape comes out of a shape and build the torch module for it.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -100,6 +101,12 @@ def kind_of(field: dataclasses.Field[Any]) -> Argument:
     """Return how an argument is read."""
     kind: Argument = field.metadata["argument"]
     return kind
+
+
+def snake_case(kind: str) -> str:
+    """Return Keras's default name of a layer: `batch_normalization`, `conv2d`, `p_re_lu`."""
+    words = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", kind)
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", words).lower()
 
 
 def unknown_argument(kind: type[Layer], name: str) -> str:

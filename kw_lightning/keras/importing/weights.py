@@ -5,7 +5,6 @@ Keras stores the variables of a layer by number, in the order in which the layer
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from kw_lightning.errors import RunError, listed
 from kw_lightning.keras.importing.archive import WeightArchive
 from kw_lightning.keras.importing.conversion import Imported
 from kw_lightning.keras.importing.reading import KerasLayer
+from kw_lightning.keras.layer import snake_case
 from kw_lightning.keras.network import read_network
 from kw_lightning.recipe import load_recipe
 
@@ -86,16 +86,10 @@ def _groups(imported: Imported) -> Iterator[tuple[KerasLayer, str]]:
     """Yield each layer with its group: Keras counts the layers of a class, and does not go by their names."""
     counts: dict[str, int] = {}
     for layer in imported.model.layers:
-        word = _snake_case(layer.kind)
+        word = snake_case(layer.kind)
         number = counts.get(word, 0)
         counts[word] = number + 1
         yield layer, f"layers/{word}_{number}" if number else f"layers/{word}"
-
-
-def _snake_case(name: str) -> str:
-    """Return a class's name as Keras writes it: Conv2D → conv2d, PReLU → p_re_lu."""
-    words = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
-    return re.sub(r"([a-z])([A-Z])", r"\1_\2", words).lower()
 
 
 def _variables(layer: KerasLayer, moved: bool) -> Iterator[Variable]:
