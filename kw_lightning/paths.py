@@ -11,6 +11,9 @@ from pathlib import Path
 
 from kw_lightning.errors import RunError, printable
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Errors of a disk that is full, or of a quota that is reached."""
+
 
 def user_path(given: str | Path) -> Path:
     """Return a path that a user gave, whether or not anything is there; it can be asked what it is.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import typer
 
 from kw_lightning.cli.output import error_console, forget_output, write_any_text
 from kw_lightning.errors import KWError, RunError, in_options
+from kw_lightning.paths import FULL
 from kw_lightning.versions import OWN, version_of
 
 # Command → module with a function of the module's name. The modules import what is slow (torch) inside that
@@ -41,7 +41,6 @@ COMMANDS: dict[str, str] = {
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count it
 UNREAD = 141  # 128 + SIGPIPE: `kw list | head -1`
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def command(name: str) -> Callable[..., Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import platform
@@ -15,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from kw_lightning.errors import KWError, RunError, argument
 from kw_lightning.nn.engine import native
-from kw_lightning.paths import partial_of, remove, whole
+from kw_lightning.paths import FULL, partial_of, remove, whole
 from kw_lightning.recipe.scalars import is_unicode
 from kw_lightning.versions import package_versions
 
@@ -42,7 +41,6 @@ OWN = {
     "classes.csv",
 }
 """What a run writes into its folder."""
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class RunFolder:
