@@ -44,7 +44,7 @@ def start(recipe: Recipe, resume: str | Path | None, output: str | Path | None) 
     """Choose the run folder and the checkpoint to go on from, and claim the folder.
 
     Raises:
-        RunError: no such checkpoint, a damaged one, **or** a folder that cannot be used.
+        RunError: no such checkpoint, a damaged one, the last or the best, **or** a folder that cannot be used.
     """
     folder, checkpoint, state = goes_on_from(recipe, resume, output)
     if not is_first_process():  # started by Lightning or by torchrun for another device: writes nothing
@@ -58,6 +58,8 @@ def start(recipe: Recipe, resume: str | Path | None, output: str | Path | None) 
         folder.claim(resume=goes_on or anew)
         if anew:
             begin_again(folder, recipe)
+        elif goes_on:
+            check_best(folder, alone=resume == "auto")
     os.environ[FOLDER_VARIABLE] = str(folder.path)
     return Start(folder, checkpoint, state)
 
@@ -111,6 +113,32 @@ def _newest_first(folder: RunFolder) -> Iterator[Path]:
         yield folder.last
     others = [path for path in folder.checkpoints.glob("*.ckpt") if path != folder.last]
     yield from sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def check_best(folder: RunFolder, *, alone: bool) -> None:
+    """See that the best checkpoint of a run that goes on can be read: it may be the one that is chosen at the end.
+
+    Args:
+        folder: of the run.
+        alone: whether a damaged one is put aside, so that the best is chosen anew, where nobody may be there to do it.
+
+    Raises:
+        RunError: it is damaged, and not put aside.
+    """
+    if not folder.best.is_file():
+        return
+    try:
+        read_checkpoint(folder.best)
+    except RunError as error:
+        if not alone:
+            folder.release()
+            raise RunError(
+                f"{error}. The run may choose it at its end: without that file, the best is chosen among the epochs to "
+                f"come; {argument('resume', 'auto')} moves it away by itself"
+            ) from error
+        aside = folder.best.with_name(f"{folder.best.name}.damaged")
+        folder.best.replace(aside)
+        log.warning("%s. It is %s now, and the best is chosen among the epochs to come", error, aside.name)
 
 
 def begin_again(folder: RunFolder, recipe: Recipe) -> None:

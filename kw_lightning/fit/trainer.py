@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from kw_lightning.builder import starts_published, starts_warm
@@ -19,6 +19,7 @@ from kw_lightning.callbacks.finite import FiniteLoss
 from kw_lightning.callbacks.method import method_callbacks
 from kw_lightning.callbacks.resume import RandomState, RunningMetrics
 from kw_lightning.errors import RecipeError, first_line
+from kw_lightning.fit.best_checkpoint import BestCheckpoint
 from kw_lightning.fit.early_stopping import StopsEarly
 from kw_lightning.fit.folder import RunFolder
 from kw_lightning.fit.freezing import Freezing
@@ -129,14 +130,8 @@ def make_callbacks(
     every = train.checkpoint_every or CheckpointEvery()
     chooses = validates or train.monitor.startswith("train/")
     callbacks: list[Callback] = [
-        ModelCheckpoint(
-            folder.checkpoints,
-            filename="best",
-            monitor=train.monitor,
-            mode=MONITORED[train.monitor],
-            save_top_k=int(chooses),  # without validation none is better than another
-            enable_version_counter=False,
-        ),
+        # without validation none is better than another
+        BestCheckpoint(folder.best, train.monitor, MONITORED[train.monitor], chooses=chooses),
         ExactCheckpoint(folder.last, steps=every.steps, minutes=every.minutes),
         RandomState(),
         RunningMetrics(),

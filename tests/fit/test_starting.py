@@ -78,6 +78,41 @@ def test_auto_takes_the_last_good_checkpoint_and_says_so(
         last_good(folder)
 
 
+def test_a_damaged_best_checkpoint_is_told_before_the_run_goes_on(
+    tmp_path: Path, quick: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = [*quick, "log.tensorboard=false"]
+    folder = RunFolder(fit("digits-resnet", settings, output=tmp_path / "run").folder)
+    folder.best.write_bytes(folder.best.read_bytes()[:-100])
+    more = [*settings, "train.epochs=3"]
+    with pytest.raises(RunError, match=r"best\.ckpt: not a checkpoint, or a damaged one.* among the epochs to come"):
+        fit("digits-resnet", more, resume=folder.path)
+    with caplog.at_level(logging.WARNING):
+        result = fit("digits-resnet", more, resume="auto", output=folder.path)
+    assert "best.ckpt.damaged now, and the best is chosen" in caplog.text
+    assert result.best == result.last  # of the one epoch to come
+
+
+def test_a_best_checkpoint_is_kept_where_the_folder_is_moved_and_chosen_anew_where_it_is_gone(
+    tmp_path: Path, quick: list[str]
+) -> None:
+    settings = [*quick, "log.tensorboard=false", "train.monitor=val/top5"]
+    first = fit("digits-resnet", settings, output=tmp_path / "run")
+    state = torch.load(RunFolder(first.folder).last, weights_only=True)
+    (name,) = (name for name in state["callbacks"] if name.startswith("ModelCheckpoint{"))  # as Lightning names it
+    found = state["callbacks"][name]
+    found["best_model_score"] = found["best_k_models"][found["best_model_path"]] = torch.tensor(2.0)  # not to be passed
+    torch.save(state, RunFolder(first.folder).last)
+    moved = RunFolder(first.folder.rename(tmp_path / "moved"))
+    best = moved.best.read_bytes()
+    fit("digits-resnet", [*settings, "train.epochs=3"], resume=moved.path)
+    assert moved.best.read_bytes() == best
+    moved.best.unlink()
+    result = fit("digits-resnet", [*settings, "train.epochs=4"], resume=moved.path)
+    assert moved.best.is_file()
+    assert result.best == result.last
+
+
 def test_a_worker_that_outlives_its_run_does_not_hold_the_folder(tmp_path: Path) -> None:
     run = os.fork()
     if run == 0:
