@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
-from kw_lightning.callbacks.checkpoint_io import verify
+from kw_lightning.callbacks.checkpoint_io import VERSION, verify
 from kw_lightning.callbacks.conversion import Source, callback_recipe, make_dynamic
 from kw_lightning.callbacks.copies import copies_of
 from kw_lightning.callbacks.layout import differences, dynamic_layers, dynamic_misfits, layout
@@ -20,7 +20,7 @@ from kw_lightning.errors import KWError, RunError, listed, sentence
 from kw_lightning.recipe.types import Recipe
 from kw_lightning.recipe.variables import escape
 
-KEYS = ("state_dict", "pytorch-lightning_version")  # of every checkpoint of Lightning
+KEYS = ("state_dict", VERSION)  # of every checkpoint of Lightning
 KEY = "kw_lightning"  # of a checkpoint: one entry for each network that a recipe made dynamic
 Module = TypeVar("Module", bound=LightningModule)
 Action = Callable[[LightningModule, dict[str, Any]], None]

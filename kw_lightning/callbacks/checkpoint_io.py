@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,10 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
-from kw_lightning.errors import KWError, RunError
+from kw_lightning.errors import KWError, RunError, sentence, shown
 from kw_lightning.paths import whole
+
+VERSION = "pytorch-lightning_version"  # of every checkpoint of Lightning's Trainer
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -49,12 +52,36 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint; of a local file the checksums are compared.
 
         Raises:
-            RunError: the file is damaged.
+            RunError: the file is damaged, **or** holds no map; at the first key that the Trainer does not find, it is
+                another program's.
         """
         if os.path.isfile(path):
             verify(Path(path))
-        state: dict[str, Any] = super().load_checkpoint(path, *args, **options)
-        return state
+        state: Any = super().load_checkpoint(path, *args, **options)
+        if not isinstance(state, dict):
+            raise RunError(f"{path}: not a checkpoint: {sentence(f'a {type(state).__name__}', 'a map')}")
+        return state if VERSION in state else Foreign(path, state)
+
+
+class Foreign(OrderedDict[str, Any]):
+    """What a file holds that Lightning's Trainer did not write, as Fabric's, or weights alone."""
+
+    def __init__(self, path: Any, state: dict[str, Any]) -> None:
+        super().__init__(state)
+        vars(self).update(getattr(state, "__dict__", {}))  # a state dict has versions of its layers there
+        self._path = path
+
+    def __missing__(self, key: str) -> Any:
+        """Tell that it is none of the Trainer's, in place of a KeyError."""
+        found = sentence(shown(self), f"a map with {key}")
+        raise RunError(
+            f"{self._path}: not a checkpoint of Lightning's Trainer: {found}. load_state_dict loads weights alone"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be saved and copied as the map that it is."""
+        rest = {name: value for name, value in vars(self).items() if name != "_path"}
+        return OrderedDict, (), rest, None, iter(self.items())
 
 
 @contextmanager

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
+from torch import nn
 
 from kw_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, read, verify
 from kw_lightning.errors import RunError
@@ -74,6 +77,30 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="UnpicklingError"):
         read(tmp_path / "evil.ckpt")
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("content", [{"epoch": 3}, nn.BatchNorm1d(2).state_dict(), [1], torch.zeros(3)])
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_of_another_program_is_one_message_where_a_run_is_to_go_on_from_it(
+    tmp_path: Path, content: object
+) -> None:
+    torch.save(content, tmp_path / "other.ckpt")
+    trainer = Trainer(
+        plugins=[AtomicCheckpointIO()], accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=1
+    )
+    with pytest.raises(RunError, match=r"other\.ckpt: not a checkpoint.*: found a .*, allowed: a map"):
+        trainer.fit(BoringModel(), ckpt_path=tmp_path / "other.ckpt")
+
+
+def test_what_fabric_and_torch_wrote_is_read_and_written_as_it_was(tmp_path: Path) -> None:
+    weights = nn.BatchNorm1d(2).state_dict()
+    torch.save(weights, tmp_path / "weights.ckpt")
+    found = AtomicCheckpointIO().load_checkpoint(tmp_path / "weights.ckpt")
+    assert list(found) == list(weights)
+    assert "running_mode" not in found
+    AtomicCheckpointIO().save_checkpoint(found, tmp_path / "again.ckpt")
+    again = torch.load(tmp_path / "again.ckpt", weights_only=True)
+    assert (type(again), list(again), vars(again)) == (OrderedDict, list(weights), vars(weights))
 
 
 def test_a_cut_file_is_one_message(checkpoint: Path) -> None:
