@@ -68,13 +68,15 @@ def make_grid(recipes: Sequence[str], arguments: Sequence[str], seeds: int | Non
         seeds: how many, from 0 on; None takes 0 alone, **or** those of `train.seed`.
 
     Raises:
-        RecipeError: a value given twice, seeds that are no numbers or given twice, **or** too many rows.
+        RecipeError: a value given twice, a key that is varied and given twice, seeds that are no numbers or given
+            twice, **or** too many rows.
 
     Example:
         >>> [row.name for row in make_grid(["net.yaml"], ["train.optimizer.lr=0.1,0.05", "train.epochs=9"]).rows]
         ['lr=0.1', 'lr=0.05']
     """
     axes = [parse_axis(text, number) for number, text in enumerate(arguments, start=1)]
+    _refuse_twice(axes)
     numbers = [_seeds(axis, number) for number, axis in enumerate(axes, start=1) if axis.key == SEED]
     if len(numbers) > 1 or (numbers and seeds is not None):
         raise RecipeError(sentence("seeds given twice", f"--seeds N, or {SEED}=a,b, once"))
@@ -134,6 +136,16 @@ def labels(keys: Sequence[str]) -> list[str]:
         length = next(n for n in range(1, len(own) + 1) if n == len(own) or sum(o[-n:] == own[-n:] for o in parts) == 1)
         found.append(".".join(own[-length:]))
     return found
+
+
+def _refuse_twice(axes: Sequence[Axis]) -> None:
+    """Refuse a key that is varied and given again, of which every row would have the last value; `a+=` may be."""
+    for number, axis in enumerate(axes, start=1):
+        others = [other for other in axes[: number - 1] if other.key == axis.key and not axis.key.endswith("+")]
+        if others and axis.key != SEED and any(len(each.values) > 1 for each in (*others, axis)):
+            together = ",".join(dict.fromkeys(value for each in (*others, axis) for value in each.values))
+            message = sentence("this key a second time", f"each once, as {axis.key}={together}")
+            raise RecipeError(Problem(message, axis.key, Location(FILE, number, 1)))
 
 
 def _seeds(axis: Axis, number: int) -> tuple[int, ...]:

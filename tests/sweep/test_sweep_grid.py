@@ -82,6 +82,13 @@ def test_values_given_twice_and_too_many_rows_are_refused() -> None:
         make_grid(["net.yaml"], [f"a.k{axis}=1,2,3" for axis in range(8)])
 
 
+def test_a_key_that_is_varied_is_given_once() -> None:
+    with pytest.raises(RecipeError, match=r"line>:3:1: a\.b: found this key .*, allowed: each once, as a.b=1,2,3$"):
+        make_grid(["net.yaml"], ["a.b=1,2", "a.c=1,2", "a.b=2,3"])
+    assert len(make_grid(["net.yaml"], ["a+=[1],[2]", "a+=[3],[4]"]).rows) == 4  # one after the other
+    assert len(make_grid(["net.yaml"], ["b=1", "b=2"]).rows) == 1  # the last counts, as in kw-fit
+
+
 def test_mistakes_of_all_rows_come_together_each_once_with_the_nearest_name() -> None:
     grid = make_grid(["digits-resnet"], ["train.optimizr.lr=0.1,0.2", "train.epochs=1,two", "engine=auto,mix_kernel"])
     with pytest.raises(RecipeError) as caught:
