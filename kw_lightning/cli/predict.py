@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kw_lightning.cli.arguments import package_option
+from kw_lightning.errors import RunError, first_line
 
 if TYPE_CHECKING:
     from kw_lightning.inference import ImageClassifier, Prediction
@@ -76,52 +79,62 @@ def predict(
     ).to(_device(device))
     least = threshold if threshold is not None else 0.5 if classifier.saved.several and top is None else 0.0
     most = min(top or (len(classifier.classes) if classifier.saved.several else 1), len(classifier.classes))
-    predictions = _with_progress(classifier, paths, most, least, batch_size, _workers(workers, len(paths)))
-    if output is not None:
+    screen = console()
+    bar = output is not None or not screen.is_terminal  # lines on a terminal show themselves how far it is
+    predictions: list[Prediction] = []
+    ended: BaseException | None = None
+    try:
+        workers = _workers(workers, len(paths))
+        for prediction in _with_progress(classifier, paths, most, least, batch_size, workers, bar):
+            predictions.append(prediction)
+            if output is None:
+                named = "  ".join(f"{label} {score:.4f}" for label, score in prediction.top)
+                screen.print(
+                    f"{prediction.path}  {named or prediction.problem or f'no class from {least:g} on'}",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
+    except (KeyboardInterrupt, RunError) as error:
+        ended = error  # what was predicted until then is kept
+        if children := getattr(signal, "SIGCHLD", None):  # not on Windows
+            signal.signal(children, signal.SIG_DFL)  # torch's handler would raise for every process that ends now
+    if output is not None and (predictions or ended is None):
         widest = max((len(prediction.top) for prediction in predictions), default=0)
         write_predictions(predictions, output, most if top is not None else max(widest, 1))
-    else:
-        screen = console()
-        for prediction in predictions:
-            named = "  ".join(f"{label} {score:.4f}" for label, score in prediction.top)
-            screen.print(
-                f"{prediction.path}  {named or prediction.problem or f'no class from {least:g} on'}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
     unread = sum(prediction.problem is not None for prediction in predictions)
-    told = f"{len(predictions) - unread} of {len(predictions)} images" + (f" -> {output}" if output else "")
-    typer.echo(told + (f"; {unread} cannot be read, see their rows" if unread else ""), err=True)
+    told = f"{len(predictions) - unread} of {len(paths)} images" + (f" -> {output}" if output and predictions else "")
+    told += f"; {unread} cannot be read, see their rows" if unread else ""
+    if isinstance(ended, KeyboardInterrupt):
+        raise KeyboardInterrupt(f"Interrupted: {told}")
+    typer.echo(told, err=True)
+    if ended is not None:
+        raise ended
 
 
 def _with_progress(
-    classifier: ImageClassifier, paths: list[Path], top: int, threshold: float, batch_size: int, workers: int
-) -> list[Prediction]:
-    """Return the predictions, with a bar on a terminal."""
+    classifier: ImageClassifier, paths: list[Path], top: int, threshold: float, batch_size: int, workers: int, bar: bool
+) -> Iterator[Prediction]:
+    """Yield the predictions, with a bar on a terminal where it is wanted."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from kw_lightning.cli.output import error_console
 
     screen = error_console()
     columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
+    with Progress(*columns, console=screen, transient=True, disable=not (bar and screen.is_terminal)) as progress:
         task = progress.add_task("", total=len(paths))
-        return list(
-            classifier.stream(
-                paths,
-                top=top,
-                threshold=threshold,
-                batch_size=batch_size,
-                workers=workers,
-                advance=lambda count: progress.advance(task, count),
-            )
+        yield from classifier.stream(
+            paths,
+            top=top,
+            threshold=threshold,
+            batch_size=batch_size,
+            workers=workers,
+            advance=lambda count: progress.advance(task, count),
         )
 
 
 def _names(file: Path | None) -> list[str]:
-    from kw_lightning.errors import RunError
-
     if file is None:
         return []
     try:
@@ -141,8 +154,6 @@ def _workers(wanted: int | None, images: int) -> int:
 
 def _device(name: str) -> str:
     import torch
-
-    from kw_lightning.errors import RunError, first_line
 
     if name == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)

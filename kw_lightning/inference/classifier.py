@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from kw_lightning.errors import RunError
+from kw_lightning.errors import RunError, argument
+from kw_lightning.fit.failures import readable_failures, silent
 from kw_lightning.inference import hub
 from kw_lightning.inference.card import model_card
 from kw_lightning.inference.images import ImageInput, Images, in_batches
@@ -94,14 +95,19 @@ class ImageClassifier(nn.Module):
 
         Args:
             advance: called with the number of images that were just done.
+
+        Raises:
+            RunError: memory that is too small, **or** a process that was ended while it read images.
         """
         loader = DataLoader(
             Images(images, self.saved.preprocessing),
             batch_size=batch_size,
             num_workers=workers,
             collate_fn=in_batches,
+            worker_init_fn=silent,
         )
-        with _evaluating(self.network):
+        smaller = f"make {argument('batch_size')} or {argument('workers')} smaller"
+        with _evaluating(self.network), readable_failures(smaller, smaller):
             for problems, batches in loader:
                 scores: dict[int, Tensor] = {}
                 for indices, batch in batches:

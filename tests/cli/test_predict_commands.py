@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
+import os
 import re
+import signal
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +102,43 @@ def test_a_cut_image_is_a_row_and_no_failure(run: Path, pictures: tuple[Path, li
     assert good["problem"] is None
     assert "b.png" in bad["problem"]
     assert bad["label"] is None
+
+
+def test_ctrl_c_keeps_what_was_predicted(run: Path, pictures: tuple[Path, list[int]], tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    names = [str(pictures[0] / f"{index:03}.png") for index in range(3)]
+    (tmp_path / "images.csv").write_text("\n".join(["path", *names, str(pipe)]))
+
+    def interrupt() -> None:
+        with pipe.open("wb"):  # once somebody reads there
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+
+    for output, lines in ((["--output", tmp_path / "p.csv"], 0), ([], 3)):
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        done = kw("predict", run, tmp_path / "images.csv", "--batch-size", 1, *output)
+        thread.join()
+        assert done.exit_code == 130
+        assert "Interrupted: 3 of 4 images" in done.stderr
+        assert len(done.stdout.splitlines()) == lines
+    with (tmp_path / "p.csv").open(newline="") as file:
+        assert [row["path"] for row in csv.DictReader(file)] == names
+
+
+def test_a_reader_that_is_ended_is_one_line(run: Path, pictures: tuple[Path, list[int]], tmp_path: Path) -> None:
+    def kill() -> None:
+        while not (readers := multiprocessing.active_children()):
+            time.sleep(0.001)
+        readers[0].kill()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    done = kw("predict", run, *[pictures[0]] * 50, "--workers", 1, "--output", tmp_path / "p.csv")
+    thread.join()
+    assert done.exit_code == 1
+    assert "ended from outside, as systems do that run out of memory; make --batch-size or" in done.stderr
 
 
 @pytest.mark.parametrize(
