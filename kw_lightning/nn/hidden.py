@@ -30,7 +30,11 @@ def activate(x: Tensor, reduce: nn.Module, norm: nn.Module) -> Tensor | None:
         x: [batch, channels, positions], **or** its means [batch, channels].
         reduce, norm: of the attention.
     """
-    if is_watched() or type(x) not in PLAIN or not x.numel() or 1 not in x.stride()[1:]:
+    if is_watched() or type(x) not in PLAIN or not x.numel():
+        return None
+    if x.dim() == 2:
+        x = x.contiguous()  # means may be a class token's, a row of each sample's map
+    elif 1 not in x.stride()[1:]:
         return None
     on_gpu = activating.activates(x)
     if not on_gpu and not native.weighs(x):

@@ -18,7 +18,7 @@ from kw_lightning.nn.hidden import activate
 from kw_lightning.nn.partition import partition
 
 SHARE = partition([(70, 70, 3, 3)], 1).layers[0]
-SIZES = {"length": (9,), "map": (6, 7), "volume": (3, 4, 2), "one position": (1, 1)}
+SIZES = {"means": (), "length": (9,), "map": (6, 7), "volume": (3, 4, 2), "one position": (1, 1)}
 
 compiled = pytest.mark.skipif(not native.available(), reason="no C compiler")
 
@@ -39,6 +39,8 @@ def draw(batch: int, size: tuple[int, ...], layout: str) -> Tensor:
         formats = {2: torch.channels_last, 3: torch.channels_last_3d}
         return x.contiguous(memory_format=formats[len(size)])
     if layout == "sliced":
+        if not size:
+            return torch.randn(batch, 5, 70)[:, 1]  # as a class token is
         return torch.randn(batch, 140, *size)[:, ::2]
     return x
 

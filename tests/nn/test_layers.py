@@ -94,6 +94,19 @@ def test_a_linear_layer_takes_one_vector_and_many_tokens() -> None:
     assert layer(x[0, 0, 0]).shape == (12,)
 
 
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_a_head_takes_a_class_token_where_it_lies_among_others(norm) -> None:  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    head = KWLinear(32, 5)
+    share_warehouse([head], norm=norm)
+    set_temperature(head.eval(), 0.3)
+    tokens = torch.randn(4, 17, 32)
+    for rows in (tokens[:, 0], tokens[:1, 3].expand(4, 32)):
+        with torch.no_grad():
+            torch.testing.assert_close(head(rows), head(rows.clone()))
+        torch.testing.assert_close(head(rows), head(rows.clone()))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_computes_in_its_type_and_stays_finite(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
