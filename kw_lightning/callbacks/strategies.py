@@ -24,7 +24,8 @@ def kw_fully_shard(model: nn.Module, mesh: DeviceMesh | None = None, **options: 
     """Shard a dynamic network with FSDP2: each warehouse with all its layers as one group, the rest as another.
 
     `fully_shard` on the blocks of a network would gather the cells only while the block runs that owns them, and not
-    for the layers elsewhere that draw on them too.
+    for the layers elsewhere that draw on them too. On every warehouse before, it gathers them at each layer's call, in
+    blocks too.
 
     Args:
         model: a dynamic network, on no strategy yet.
@@ -94,13 +95,15 @@ def check_sharding(model: nn.Module) -> None:
                 "that no optimizer trains its cells: delete what still holds that layer, as a variable may, and the "
                 "next layer owns them, or convert after layers are replaced"
             )
+        if isinstance(warehouse, FSDPModule):
+            continue  # a group by itself: its layers call it, wherever they are
         group = next(_groups(modules, f"{owner}.warehouse"), None)
         outside = [name for name in layers if group is not None and group not in _groups(modules, name)]
         if outside:
             raise KWError(
                 f'warehouse "{warehouse.name}" is in the FSDP group of "{_listed([owner])}", and {_listed(outside)} '
-                f"outside that group draw on it: {SHARED}. Shard with kw_lightning.callbacks.kw_fully_shard, "
-                "or (FSDP1) without an auto_wrap_policy"
+                f"outside that group draw on it: {SHARED}. Shard with kw_lightning.callbacks.kw_fully_shard, or with "
+                "fully_shard on every warehouse first, or (FSDP1) without an auto_wrap_policy"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from kw_lightning.nn.evaluation import call_operator
 from kw_lightning.nn.layer import NOTHING, KWLayer, gated
 from kw_lightning.nn.partition import Shape
 from kw_lightning.nn.precision import compute_type, in_type
+from kw_lightning.nn.warehouse import Warehouse
 
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -85,10 +87,19 @@ class KWConvNd(KWLayer):
             epilogue: without scale and bias, which the layer has of its own; but for `NOTHING`, only where the engine
                 `evaluates`.
         """
-        y = self._at_once(x, epilogue)
+        called = self._called
+        return (
+            self._convolve(x, None, epilogue)
+            if called is None
+            else called(x, partial(self._convolve, epilogue=epilogue))
+        )
+
+    def _convolve(self, x: Tensor, called: Warehouse | None, epilogue: Epilogue) -> Tensor:
+        """Return what `finished` does; `called` as in `_attend`."""
+        y = self._at_once(x, epilogue) if called is None else None
         if y is not None:
             return y
-        warehouse, _, attention = self._attached()
+        warehouse, _, attention = self._attached(called)
         cells = warehouse.cells
         if isinstance(cells, Proxy):
             return self._traced(x, cells.tracer)  # type: ignore[no-any-return]
@@ -99,7 +110,7 @@ class KWConvNd(KWLayer):
             sides = ", ".join(["size"] * self.dimensions)
             raise RuntimeError(f"expected x of [batch, {self.in_channels}, {sides}]: found {list(x.shape)}")
         dtype = compute_type(x, cells)
-        x, weights, gates = self._attend(x)
+        x, weights, gates = self._attend(x, called)
         x = gated(in_type(x, dtype), gates.input, self.dimensions + 1)
         if self._pad_first:
             x = F.pad(x, self._pad, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
@@ -110,7 +121,7 @@ class KWConvNd(KWLayer):
             y = dynamic_convolution(x, weights, cells, convolution, self.engine, within)
         else:
             assert isinstance(weights, Tensor)  # factors are a dynamic attention's
-            kernel = self._one_kernel(weights, dtype)
+            kernel = self._one_kernel(weights, cells, dtype)
             y = CONVOLVE[self.dimensions](x, kernel, None, self.stride, self._padding, self.dilation, self.groups)
         if within is None:
             y = epilogue.apply(self._finish(gated(y, gates.output, self.dimensions + 1), self.dimensions + 1))

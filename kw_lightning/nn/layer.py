@@ -75,7 +75,7 @@ class KWLayer(nn.Module):
 
         Set, it takes only what it gave, with factors of the output channels: so a batch norm is folded into a layer.
         """
-        like = torch.empty(()) if self.warehouse is None else self.warehouse.cells
+        like = torch.empty(()) if self.warehouse is None else self._attached()[0].cells
         return DynamicWeight(self.name or type(self).__name__, self.kernel_shape, like)
 
     @weight.setter
@@ -126,8 +126,9 @@ class KWLayer(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if self.warehouse is not None:
-            self.warehouse.serve(self)
+        for module in () if self.warehouse is None else self.warehouse.modules():
+            if isinstance(module, Warehouse):
+                module.serve(self)
 
     @torch.no_grad()
     def load_kernel(self, kernel: Tensor) -> float:
@@ -160,18 +161,21 @@ class KWLayer(nn.Module):
         kernels = assemble_kernels(attention.to(cells.dtype), cells, self._convolution())
         return kernels if self.output_scale is None else kernels * over_rows(self.output_scale, kernels.dim() - 1)
 
-    def attend(self, x: Tensor) -> Tensor:
-        """Return α [batch, mixtures, cells] for the layer's input."""
-        _, weights, _ = self._attend(x, alpha=True)
+    def attend(self, x: Tensor, called: Warehouse | None = None) -> Tensor:
+        """Return α [batch, mixtures, cells] for the layer's input; `called` as in `_attend`."""
+        _, weights, _ = self._attend(x, called, alpha=True)
         return weights.alpha() if isinstance(weights, AttentionFactors) else weights
 
-    def _attend(self, x: Tensor, *, alpha: bool = False) -> tuple[Tensor, Tensor | AttentionFactors, Factors]:
+    def _attend(
+        self, x: Tensor, called: Warehouse | None = None, *, alpha: bool = False
+    ) -> tuple[Tensor, Tensor | AttentionFactors, Factors]:
         """Return x to go on with, α, or its factors where they serve as well, and the factors of the channels.
 
         Args:
+            called: the warehouse that was called; None: the layer's own was not.
             alpha: α itself is wanted.
         """
-        warehouse, _, attention = self._attached()
+        warehouse, _, attention = self._attached(called)
         if not isinstance(attention, ContrastingAttention):
             return x, attention(x, *warehouse.temperatures), OPEN
         by_factors = not alpha and not needs_alpha(self.engine) and self.factors_width(x.shape[0]) is not None
@@ -239,9 +243,8 @@ class KWLayer(nn.Module):
         """Return what the layer is to a map."""
         return self._convolution()
 
-    def _one_kernel(self, alpha: Tensor, dtype: torch.dtype) -> Tensor:
+    def _one_kernel(self, alpha: Tensor, cells: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the kernel [*kernel_shape] that α [1, mixtures, cells] mixes for all samples."""
-        cells = self._attached()[0].cells
         return in_type(assemble_kernels(in_type(alpha, cells.dtype), cells, self._convolution())[0], dtype)
 
     @property
@@ -251,13 +254,20 @@ class KWLayer(nn.Module):
     def _convolution(self) -> Convolution:
         raise NotImplementedError
 
-    def _attached(self) -> tuple[Warehouse, LayerPartition, CellWeights]:
+    @property
+    def _called(self) -> nn.Module | None:
+        """Return what the layer calls to compute with the cells, see `Warehouse.called`; None: nothing."""
+        warehouse = vars(self).get("warehouse") or self._modules.get("warehouse")  # past `nn.Module.__getattr__`
+        return warehouse.called if isinstance(warehouse, Warehouse) else warehouse
+
+    def _attached(self, called: Warehouse | None = None) -> tuple[Warehouse, LayerPartition, CellWeights]:
+        """Return the warehouse, the one that was called if any, the layer's place in it and its attention."""
         if self.warehouse is None or self.partition is None or self.attention is None:
             raise RuntimeError(
                 f"this {type(self).__name__} has no warehouse yet: "
                 "make one for it with kw_lightning.nn.share_warehouse([layer, ...])"
             )
-        return self.warehouse, self.partition, self.attention
+        return called or _found_in(self.warehouse), self.partition, self.attention
 
     def _traced(self, x: Any, tracer: Any) -> Any:
         """Return the layer's output to torch.fx, for which it is a leaf as torch's own layers are.
@@ -300,6 +310,11 @@ class KWLayer(nn.Module):
         if self.bias is not None:
             bound = 1 / math.sqrt(max(math.prod(self.kernel_shape[1:]), 1))
             nn.init.uniform_(self.bias, -bound, bound)
+
+
+def _found_in(module: nn.Module) -> Warehouse:
+    """Return a warehouse itself, **or** that in a module that was put in its place."""
+    return module if isinstance(module, Warehouse) else next(m for m in module.modules() if isinstance(m, Warehouse))
 
 
 def gated(x: Tensor, factors: Tensor | None, dimensions: int) -> Tensor:

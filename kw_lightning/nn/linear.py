@@ -16,6 +16,7 @@ from kw_lightning.nn.engine import (
 )
 from kw_lightning.nn.layer import NOTHING, KWLayer, gated
 from kw_lightning.nn.precision import compute_type, in_type
+from kw_lightning.nn.warehouse import Warehouse
 
 
 class KWLinear(KWLayer):
@@ -64,29 +65,34 @@ class KWLinear(KWLayer):
         """
         if isinstance(x, Proxy):
             return self._traced(x, x.tracer)  # type: ignore[no-any-return]
+        called = self._called
+        return self._multiply(x) if called is None else called(x, self._multiply)
+
+    def _multiply(self, x: Tensor, called: Warehouse | None = None) -> Tensor:
+        """Return the output for x; `called` as in `_attend`."""
         if x.shape[-1] != self.in_features:
             raise RuntimeError(f"expected x of [batch, ..., {self.in_features}]: found {list(x.shape)}")
-        warehouse, _, attention = self._attached()
+        warehouse, _, attention = self._attached(called)
         cells = warehouse.cells
         if isinstance(cells, Proxy):
             return self._traced(x, cells.tracer)  # type: ignore[no-any-return]
         if not attention.dynamic:
             dtype = compute_type(x, cells)
-            return self._finish(F.linear(in_type(x, dtype), self._one_kernel(self.attend(x), dtype)), 1)
+            return self._finish(F.linear(in_type(x, dtype), self._one_kernel(self.attend(x, called), cells, dtype)), 1)
         if x.dim() < self.batch_dim + 2:
-            return self._apply_matrices(cells, x.unsqueeze(0)).squeeze(0)
+            return self._apply_matrices(cells, x.unsqueeze(0), called).squeeze(0)
         if self.batch_dim:
-            return self._apply_matrices(cells, x.movedim(self.batch_dim, 0)).movedim(0, self.batch_dim)
+            return self._apply_matrices(cells, x.movedim(self.batch_dim, 0), called).movedim(0, self.batch_dim)
         if self.beside is not None and x.dim() > 2 and not torch.compiler.is_compiling():
             self._doubt_batch(x)
-        return self._apply_matrices(cells, x)
+        return self._apply_matrices(cells, x, called)
 
-    def _apply_matrices(self, cells: Tensor, x: Tensor) -> Tensor:
-        y = self._at_once(self.as_map(x))
+    def _apply_matrices(self, cells: Tensor, x: Tensor, called: Warehouse | None) -> Tensor:
+        y = self._at_once(self.as_map(x)) if called is None else None
         if y is not None:
             return y.transpose(1, 2).reshape(*x.shape[:-1], self.out_features)
         dtype = compute_type(x, cells)
-        x, attention, gates = self._attend(x)
+        x, attention, gates = self._attend(x, called)
         tokens = in_type(x, dtype)
         tokens = tokens.unsqueeze(1) if x.dim() == 2 else tokens.flatten(1, -2)
         within = self._within(NOTHING, gates, x)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any, Literal
-from weakref import WeakKeyDictionary, WeakSet, finalize
+from weakref import ReferenceType, WeakKeyDictionary, WeakSet, finalize, ref
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from kw_lightning.nn.partition import LayerPartition, WarehousePartition
 from kw_lightning.nn.weighing import SoftmaxAnnealing
 
 CellStart = Literal["kernels", "projection", "zeros"]
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks", "forward")
+OWN = ("_served", "_first", "_copies", "_as_copied")  # attributes that a copy has of its own
 
 
 class Warehouse(nn.Module):
@@ -74,6 +77,7 @@ class Warehouse(nn.Module):
         self._start = start
         self.doubted = False
         self._served: WeakKeyDictionary[nn.Module, None] = WeakKeyDictionary()
+        self._first: ReferenceType[nn.Module] | None = None
         self._copies: WeakSet[Warehouse] = WeakSet()
         self._as_copied: tuple[int, int] | None = None
         self.reset_parameters()
@@ -98,6 +102,31 @@ class Warehouse(nn.Module):
             _draw(self.cells, len(self.cells))
             for layer in self._layers:
                 _draw(self.cells[layer.first_cell : layer.first_cell + layer.own_cells], layer.own_cells)
+
+    def forward(self, x: Tensor, compute: Callable[[Tensor, Warehouse], Tensor]) -> Tensor:
+        """Return what a layer makes of x with the cells as they are now, as hooks have loaded, gathered or masked them.
+
+        Layers call it where something asks for calls, see `called`.
+
+        Args:
+            x: the layer's input, which hooks look at.
+            compute: makes the layer's output of x and the warehouse.
+        """
+        return compute(x, self)
+
+    @property
+    def called(self) -> nn.Module | None:
+        """Return what layers call to compute with the cells; None where nothing asks for it, and they just take them.
+
+        It is the warehouse where that has hooks, or another module that was put in its place in its first layer, as
+        adapters are.
+        """
+        first = None if self._first is None else self._first()
+        placed = self if first is None else first._modules.get("warehouse", self)
+        if placed is not self:
+            return placed
+        own = vars(self)
+        return self if any(map(own.get, HOOKS)) else None
 
     def set_temperature(self, temperature: float) -> None:
         """Set τ for every layer of the warehouse.
@@ -125,6 +154,8 @@ class Warehouse(nn.Module):
     def serve(self, layer: nn.Module) -> None:
         """Remember a layer that draws on the warehouse, in the network's order, as long as it is there."""
         self._served[layer] = None
+        if "warehouse" in layer._modules:
+            self._first = ref(layer)
         finalize(layer, self._pass_on).atexit = False
 
     def _pass_on(self) -> None:
@@ -133,6 +164,7 @@ class Warehouse(nn.Module):
         if left and not any("warehouse" in layer._modules for layer in left):
             vars(left[0]).pop("warehouse")
             left[0]._modules["warehouse"] = self
+            self._first = ref(left[0])
 
     @property
     def temperatures(self) -> tuple[Tensor, ...]:
@@ -164,11 +196,11 @@ class Warehouse(nn.Module):
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_served", "_copies", "_as_copied")}
+        return {key: value for key, value in self.__dict__.items() if key not in OWN}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._served, self._copies, self._as_copied = WeakKeyDictionary(), WeakSet(), None
+        self._served, self._first, self._copies, self._as_copied = WeakKeyDictionary(), None, WeakSet(), None
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         # τ and T are not turned to half precision with their network: a schedule of 10⁵ steps needs its digits.

@@ -138,8 +138,7 @@ class DynamicWeight:
         """Return the error of who takes the weight for a parameter of the layer's."""
         return DynamicWeightError(
             f'"{self.name}" is dynamic: every sample has a kernel of its own, so its weight is no parameter to prune. '
-            "Its cells are, for all layers of its warehouse, by a mask that torch.nn.utils.parametrize registers: "
-            'register_parametrization(layer.warehouse, "cells", mask)'
+            'Its cells are one, of all layers of its warehouse: prune.l1_unstructured(layer.warehouse, "cells", amount)'
         )
 
     def __repr__(self) -> str:

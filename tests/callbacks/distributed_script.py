@@ -24,7 +24,7 @@ import kw_lightning
 from kw_lightning.callbacks import KWCallback, RandomState, kw_fully_shard, temperature_at
 from kw_lightning.callbacks.strategies import check_sharding
 from kw_lightning.errors import KWError
-from kw_lightning.nn import KWConv2d, set_temperature
+from kw_lightning.nn import KWConv2d, set_temperature, warehouses
 
 STATISTICS = {**RECIPE, "log": {"attention": {"every_n_epochs": 1}}}
 BATCH = 16  # of all processes together
@@ -51,6 +51,18 @@ class Sharded(Classifier):
             self.net = Net().double()
             kw_lightning.convert(self, RECIPE)
             kw_fully_shard(self.net, self.device_mesh["data_parallel"])
+
+
+class ShardedApart(Sharded):
+    """Each warehouse as one FSDP group, and each layer as another."""
+
+    def configure_model(self) -> None:
+        if isinstance(self.net, nn.Identity):
+            torch.manual_seed(3)
+            self.net = Net().double()
+            kw_lightning.convert(self, RECIPE)
+            for module in (*warehouses(self.net).values(), self.net.conv1, self.net.conv2, self.net):
+                torch.distributed.fsdp.fully_shard(module, mesh=self.device_mesh["data_parallel"])
 
 
 class ShardedByBlock(Sharded):
@@ -162,9 +174,10 @@ def main(folder: Path) -> None:
         "ddp": fit(folder / "ddp", classifier(Net), processes=2, strategy="ddp"),
         "recomputing": fit(folder / "recomputing", classifier(Recomputing), processes=2, strategy="ddp"),
     }
-    sharded = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False)
-    results["fsdp2"] = fit(folder / "fsdp2", Sharded(), processes=2, strategy=sharded)
-    results["fsdp2"]["gradients"] = {}  # in shards
+    for name, model in (("fsdp2", Sharded()), ("fsdp2 apart", ShardedApart())):
+        sharded = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False)
+        results[name] = fit(folder / name, model, processes=2, strategy=sharded)
+        results[name]["gradients"] = {}  # in shards
     for name, mistake in (("refused", ShardedByBlock()), ("refused before", ShardedBefore())):
         try:
             again = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)

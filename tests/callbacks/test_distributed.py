@@ -80,16 +80,17 @@ def test_recomputing_in_one_process(one: Any, tmp_path: Path) -> None:
     same(fit(tmp_path, classifier(Recomputing), processes=1)["gradients"], one["gradients"])
 
 
-@pytest.mark.parametrize("kind", ["ddp", "recomputing", "fsdp2"])
+@pytest.mark.parametrize("kind", ["ddp", "recomputing", "fsdp2", "fsdp2 apart"])
 def test_statistics_are_those_of_one_process(two: Any, one: Any, kind: str) -> None:
     same(two[kind]["means"], one["means"])
     for warehouse, numbers in one["statistics"].items():
         assert two[kind]["statistics"][warehouse] == pytest.approx(numbers, rel=1e-5, nan_ok=True)
 
 
-def test_fsdp2_trains_to_the_weights_of_one_process(two: Any, one: Any) -> None:
-    same(two["fsdp2"]["weights"], one["weights"])
-    assert float(two["fsdp2"]["weights"]["net.head.warehouse.temperature"]) == pytest.approx(0.7)
+@pytest.mark.parametrize("kind", ["fsdp2", "fsdp2 apart"])
+def test_fsdp2_trains_to_the_weights_of_one_process(two: Any, one: Any, kind: str) -> None:
+    same(two[kind]["weights"], one["weights"])
+    assert float(two[kind]["weights"]["net.head.warehouse.temperature"]) == pytest.approx(0.7)
 
 
 def test_random_numbers_of_both_processes_are_saved(two: Any, one: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import io
@@ -13,12 +14,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from kw_lightning.nn import KWConv2d, set_temperature, share_warehouse, warehouses
+from kw_lightning.nn import KWConv2d, KWLinear, set_temperature, share_warehouse, warehouses
+from kw_lightning.nn.finishing import epilogues
 
 
 def network(dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -111,6 +113,130 @@ def test_copies_are_made_within_transforms_and_of_parametrized_cells() -> None:
     torch.testing.assert_close(copied, model(x))
     parametrize.register_parametrization(model[0].warehouse, "cells", nn.Tanh())
     torch.testing.assert_close(copy.deepcopy(model)(x), model(x))
+
+
+def mixed() -> nn.Sequential:
+    """Return a network of which all kinds of layers compute with cells in their own way."""
+    torch.manual_seed(0)
+    convolutions = [KWConv2d(8, 8, 3, padding=1), KWConv2d(8, 8, 1)]
+    linear = [KWLinear(8, 8), KWLinear(8, 8)]
+    share_warehouse(convolutions, name="maps", budget=2)
+    share_warehouse(linear[:1], name="tokens", norm="layer")
+    share_warehouse(linear[1:], name="learnt", dynamic=False)
+    model = nn.Sequential(convolutions[0], nn.BatchNorm2d(8), nn.ReLU(), convolutions[1], nn.Flatten(2), *linear)
+    set_temperature(model, 0.3)
+    return model.eval()
+
+
+def output(model: nn.Module, how: str, x: Tensor) -> Tensor:
+    if how == "gradients":
+        return model(x).detach()
+    if how == "compiled":
+        model = torch.compile(model, backend="eager")
+    with torch.inference_mode(), epilogues(model) if how == "epilogues" else contextlib.nullcontext():
+        return model(x)
+
+
+HOW = ["gradients", "inference", "epilogues", "compiled"]
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_hooks_may_load_the_cells_for_a_layer_and_free_them_after_it(how: str) -> None:
+    model, x = mixed(), torch.randn(2, 8, 4, 2)
+    expected = output(model, "inference", x)
+    calls = []
+
+    def load(warehouse: nn.Module, _: object) -> None:
+        warehouse.cells.data = stored[warehouse]
+        calls.append(warehouse.name)
+
+    def free(warehouse: nn.Module, *_: object) -> None:
+        warehouse.cells.data = torch.full_like(warehouse.cells, torch.nan)
+
+    stored = {warehouse: warehouse.cells.data.clone() for warehouse in warehouses(model).values()}
+    for warehouse in stored:
+        free(warehouse)
+        warehouse.register_forward_pre_hook(load)
+        warehouse.register_forward_hook(free)
+    torch.testing.assert_close(output(model, how, x), expected)
+    assert calls[-4:] == ["maps", "maps", "tokens", "learnt"]
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_cells_may_be_pruned(how: str) -> None:
+    model, x = mixed(), torch.randn(2, 8, 4, 2)
+    parameters = [(warehouse, "cells") for warehouse in warehouses(model).values()]
+    prune.global_unstructured(parameters, prune.L1Unstructured, amount=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+    for warehouse, _ in parameters:
+        assert torch.equal(warehouse.cells_orig.grad != 0, warehouse.cells_mask != 0)
+    pruned = output(model, how, x)
+    for warehouse, name in parameters:
+        prune.remove(warehouse, name)
+        assert (warehouse.cells == 0).any()
+    torch.testing.assert_close(output(model, "inference", x), pruned)
+
+
+class Adapter(nn.Module):
+    """Stands in the place of a warehouse, and adds to its cells while it is called, as adapters do."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base, self.added = base, nn.Parameter(torch.randn(base.cells.shape))
+
+    def forward(self, *inputs: object) -> Tensor:
+        cells = self.base.cells
+        parametrize.register_parametrization(self.base, "cells", Plus(self.added))
+        try:
+            return self.base(*inputs)
+        finally:
+            parametrize.remove_parametrizations(self.base, "cells", leave_parametrized=False)
+            assert self.base.cells is cells
+
+
+class Plus(nn.Module):
+    def __init__(self, added: Tensor) -> None:
+        super().__init__()
+        self.added = [added]
+
+    def forward(self, cells: Tensor) -> Tensor:
+        return cells + self.added[0]
+
+
+class Chosen(nn.Module):
+    """Stands in the place of a warehouse, and calls a copy of it, as what saves modules beside adapters does."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base, self.other = base, copy.deepcopy(base)
+        with torch.no_grad():
+            self.other.cells.add_(1)
+
+    def forward(self, *inputs: object) -> Tensor:
+        return self.other(*inputs)
+
+
+@pytest.mark.parametrize("how", HOW[:3])
+@pytest.mark.parametrize("kind", [Adapter, Chosen])
+@pytest.mark.parametrize("clone", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_all_layers_compute_by_a_module_in_the_place_of_the_warehouse(kind, clone, how: str) -> None:  # type: ignore[no-untyped-def]
+    model, plain, x = mixed(), mixed(), torch.randn(2, 8, 4, 2)
+    for layer in (model[0], model[5], model[6]):
+        layer.warehouse = kind(layer.warehouse)
+    with torch.no_grad():
+        for warehouse, adapted in zip(warehouses(plain).values(), (model[0], model[5], model[6]), strict=True):
+            warehouse.cells.add_(adapted.warehouse.added if kind is Adapter else 1)
+    expected = output(plain, "inference", x)
+    model = clone(model)
+    torch.testing.assert_close(output(model, how, x), expected)
+    model(x).square().sum().backward()
+    trained = [name for name, p in model.named_parameters() if name.endswith(("added", "other.cells")) and p.grad.any()]
+    assert len(trained) == 3
+    assert model[3].weight.shape == (8, 8, 1, 1)
 
 
 def test_temperature_travels_with_the_state_dict() -> None:

@@ -140,9 +140,19 @@ def test_parameters_state_and_copies_do_not_see_it() -> None:
 
 def test_pruning_it_says_what_can_be_masked() -> None:
     made = layer()
-    with pytest.raises(DynamicWeightError, match=r'^"stage\.conv" is dynamic: .*\(layer\.warehouse, "cells", mask\)$'):
+    with pytest.raises(
+        DynamicWeightError, match=r'^"stage\.conv" is dynamic: .*\(layer\.warehouse, "cells", amount\)$'
+    ):
         prune.l1_unstructured(made, "weight", 0.5)
-    parametrize.register_parametrization(made.warehouse, "cells", nn.Threshold(0, 0))  # as it says
+    prune.l1_unstructured(made.warehouse, "cells", 0.5)  # as it says
+    for _ in range(2):
+        made(torch.randn(2, 4, 5, 5)).sum().backward()
+    assert torch.equal(made.warehouse.cells_orig.grad != 0, made.warehouse.cells_mask != 0)
+
+
+def test_cells_may_be_parametrized() -> None:
+    made = layer()
+    parametrize.register_parametrization(made.warehouse, "cells", nn.Threshold(0, 0))
     for _ in range(2):
         made(torch.randn(2, 4, 5, 5)).sum().backward()
     original = made.warehouse.parametrizations.cells.original
