@@ -148,11 +148,17 @@ def argument(name: str, value: str | Path | list[str] | None = None) -> str:
     return f"{name}={'…' if value is None else json.dumps(value, default=str, ensure_ascii=False)}"
 
 
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return `did you mean "x"?` for the closest of `names`, or nothing when none is close."""
+def did_you_mean(name: str, names: Iterable[str], least: float = 0.5) -> str:
+    """Return `did you mean "x"?` for the closest of `names`, or nothing when none is close.
+
+    Args:
+        name: what was found.
+        names: what is allowed.
+        least: how alike the two have to be, by difflib's ratio from 0 to 1.
+    """
     if len(name) > _COMPARED:
         return ""
-    matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(name, list(names), n=1, cutoff=least)
     return f'did you mean "{matches[0]}"?' if matches else ""
 
 

@@ -21,6 +21,9 @@ from kw_lightning.recipe.scalars import read_ratio
 _WRITTEN = 80
 """Characters of a value that a hint repeats at most."""
 
+_TYPO = 0.8
+"""How alike a key has to be to an allowed one to be a slip; below that it is looked for in other places first."""
+
 Mistake = Any
 """A `jsonschema.ValidationError`, whose attributes are typed as possibly unset; those of a mistake found are set."""
 
@@ -118,7 +121,7 @@ def _unknown_keys(error: Mistake, path: str, node: Node) -> Iterator[Problem]:
         if key in known or (prefixes and key.startswith(prefixes)):
             continue
         child = node.value[key] if isinstance(node.value, dict) else node
-        hint = did_you_mean(key, known) or _elsewhere(key)
+        hint = did_you_mean(key, known, _TYPO) or _elsewhere(key) or did_you_mean(key, known)
         message = mistake(key, language.listing(known), what="the unknown key", hint=hint)
         yield Problem(message, join(path, key), child.key_location or child.place)
 

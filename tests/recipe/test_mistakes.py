@@ -23,6 +23,10 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
         "kw: 1\ntrain: {‸weight_decay: 0.1}\n",
         ('found the unknown key "weight_decay"', 'did you mean "train.optimizer.weight_decay"?'),
     ),
+    "key of another section, somewhat like one of this": (
+        "kw: 1\n‸seed: 1\n",
+        ('found the unknown key "seed"', 'did you mean "train.seed"?'),
+    ),
     "duplicate key": (
         "kw: 1\ntrain:\n  epochs: 3\n  seed: 1\n  ‸epochs: 4\n",
         ('the key "epochs" stands here again, first in line 3',),
