@@ -147,7 +147,7 @@ def test_the_table_of_results_is_the_study() -> None:
     assert fashion["judged"](study, fashion["SEEDS"]) in text_of("recipes/studies/README.md")
     short = text_of("README.md").partition("## Does it work?")[2].partition("##")[0]
     figures = re.findall(r"\d\d\.\d\d ± \d\.\d\d", short)
-    assert len(figures) == 20
+    assert len(figures) == 12
     assert [figure for figure in figures if figure not in "".join(tables)] == []
     starts = runpy.run_path(str(ROOT / "recipes/studies/warm_start.py"))
     results = json.loads((ROOT / "recipes/studies/warm_start.json").read_text(encoding="utf-8"))
