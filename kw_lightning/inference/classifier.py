@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from kw_lightning.errors import RunError, argument
+from kw_lightning.errors import RunError, argument, mistake
 from kw_lightning.fit.failures import readable_failures, silent
 from kw_lightning.inference import hub
 from kw_lightning.inference.card import model_card
-from kw_lightning.inference.images import ImageInput, Images, in_batches
+from kw_lightning.inference.images import ImageInput, Images, check_images, in_batches
 from kw_lightning.inference.prediction import Prediction
 from kw_lightning.inference.saving import SavedNetwork, read_folder, write_folder
 from kw_lightning.nn.finishing import add_epilogues
@@ -54,6 +54,28 @@ class ImageClassifier(nn.Module):
         logits: Tensor = self.network(images)
         return logits
 
+    @overload
+    def predict(  # type: ignore[overload-overlap] # a text is a sequence of texts, too
+        self,
+        images: ImageInput,
+        *,
+        top: int = ...,
+        threshold: float = ...,
+        batch_size: int = ...,
+        workers: int = ...,
+    ) -> Prediction: ...
+
+    @overload
+    def predict(
+        self,
+        images: Sequence[ImageInput],
+        *,
+        top: int = ...,
+        threshold: float = ...,
+        batch_size: int = ...,
+        workers: int = ...,
+    ) -> list[Prediction]: ...
+
     def predict(
         self,
         images: ImageInput | Sequence[ImageInput],
@@ -62,7 +84,7 @@ class ImageClassifier(nn.Module):
         threshold: float = 0.0,
         batch_size: int = 32,
         workers: int = 0,
-    ) -> Any:
+    ) -> Prediction | list[Prediction]:
         """Return what the network says of images, whatever mode it is in.
 
         Args:
@@ -76,8 +98,12 @@ class ImageClassifier(nn.Module):
         Returns:
             A `Prediction` of one image, a list of them of a list, in its order. An image that cannot be read gives
             one with a `problem` and without classes.
+
+        Raises:
+            TypeError: what is no image, as an array, **or** a tensor of whole numbers that are no bytes.
+            ValueError: a tensor of another shape, **or** a `top` under 1.
         """
-        if isinstance(images, Sequence) and not isinstance(images, str):
+        if isinstance(images, Sequence) and not isinstance(images, str | bytes):
             return list(self.stream(images, top=top, threshold=threshold, batch_size=batch_size, workers=workers))
         return next(self.stream([images], top=top, threshold=threshold, batch_size=1, workers=0))
 
@@ -98,7 +124,11 @@ class ImageClassifier(nn.Module):
 
         Raises:
             RunError: memory that is too small, **or** a process that was ended while it read images.
+            TypeError, ValueError: as `predict`, before the first prediction.
         """
+        if top < 1:
+            raise ValueError(mistake(top, "a number of at least 1", what="top"))
+        check_images(images, self.saved.preprocessing.channels)
         loader = DataLoader(
             Images(images, self.saved.preprocessing),
             batch_size=batch_size,
@@ -112,14 +142,17 @@ class ImageClassifier(nn.Module):
                 scores: dict[int, Tensor] = {}
                 for indices, batch in batches:
                     scores.update(zip(indices, self._scores(batch), strict=True))
-                for index in sorted({*problems, *scores}):
+                failed = (index for index, values in scores.items() if not values.isfinite().all())
+                problems |= dict.fromkeys(failed, "the network's answer is infinite or not a number")
+                done = sorted({*problems, *scores})
+                for index in done:
                     source = images[index]
                     path = str(source) if isinstance(source, str | Path) else None
                     if index in problems:
                         yield Prediction(path=path, problem=problems[index])
                     else:
                         yield Prediction(self._named(scores[index], top, threshold), path)
-                advance(len(problems) + len(scores))
+                advance(len(done))
 
     @torch.no_grad()
     def _scores(self, images: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from kw_lightning.errors import KWError, RunError, first_line
+from kw_lightning.errors import KWError, RunError, first_line, sentence
 from kw_lightning.fit.data.images import read_image
 from kw_lightning.fit.data.listing import TABLES, files_under, rows_of
 from kw_lightning.fit.data.transforms import evaluation_transform
@@ -84,6 +84,32 @@ class Images(Dataset[Sample]):
         image = source if isinstance(source, Image.Image) else read_image(str(source))
         mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(self.preprocessing.channels or 3, image.mode)
         return image if image.mode == mode else image.convert(mode)
+
+
+def check_images(images: Sequence[ImageInput], channels: int | None) -> None:
+    """Refuse what can be no image whatever a file holds, as an array.
+
+    Args:
+        images: a path, a PIL image or a tensor each.
+        channels: of a tensor; None where any number will do.
+
+    Raises:
+        TypeError: something else, **or** a tensor of whole numbers that are no bytes.
+        ValueError: a tensor of another shape than [channels, height, width].
+    """
+    for image in images:
+        if not isinstance(image, ImageInput):
+            hint = "PIL.Image.fromarray(array) makes one of an array" if hasattr(image, "__array__") else ""
+            allowed = "a path, a PIL image, a tensor [channels, height, width], or a list of such"
+            raise TypeError(sentence(f"an object of {type(image).__name__} in the place of an image", allowed, hint))
+        if not isinstance(image, Tensor):
+            continue
+        if image.dtype != torch.uint8 and not image.is_floating_point():
+            raise TypeError(sentence(f"an image in {image.dtype}", "torch.uint8, or floating point from 0 to 1"))
+        if image.dim() != 3 or channels not in (None, len(image)):
+            allowed = f"[{'channels' if channels is None else channels}, height, width]"
+            hint = "a batch is given as list(images)" if image.dim() == 4 else ""
+            raise ValueError(sentence(f"an image of the shape {list(image.shape)}", allowed, hint))
 
 
 def in_batches(samples: Sequence[Sample]) -> tuple[dict[int, str], list[tuple[list[int], Tensor]]]:

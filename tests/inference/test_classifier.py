@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -66,6 +68,41 @@ def test_unreadable_images_are_told_and_hurt_no_others(classifier: ImageClassifi
         assert bad.label is None
         assert bad.problem
         assert "\n" not in bad.problem
+
+
+def test_an_answer_that_is_no_number_is_told(classifier: ImageClassifier, pictures: Path) -> None:
+    good, bad = classifier.predict([pictures / "4.png", torch.full((3, 16, 16), torch.nan)])
+    assert good.label in classifier.classes
+    assert (bad.label, bad.problem) == (None, "the network's answer is infinite or not a number")
+
+
+ARRAY = np.zeros((16, 16, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (ARRAY, TypeError, r"an object of ndarray in the place of an image, .*; PIL\.Image\.fromarray\(array\) makes"),
+        ([ARRAY], TypeError, "an object of ndarray"),
+        (None, TypeError, "an object of NoneType in the place of an image, allowed: a path, .*or a list of such$"),
+        (b"0.png", TypeError, "an object of bytes"),
+        ({"0.png"}, TypeError, "an object of set"),
+        (torch.zeros(2, 3, 16, 16), ValueError, r"\[2, 3, 16, 16\], allowed: \[3, height, width\]; .*list\(images\)$"),
+        (torch.zeros(16, 16), ValueError, r"of the shape \[16, 16\], allowed: \[3, height, width\]$"),
+        ([torch.zeros(1, 16, 16)], ValueError, r"of the shape \[1, 16, 16\], allowed: \[3, height, width\]$"),
+        (torch.zeros(3, 16, 16, dtype=torch.int64), TypeError, r"torch\.int64, allowed: torch\.uint8, or floating"),
+    ],
+)
+def test_what_is_no_image_is_refused(
+    classifier: ImageClassifier, images: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        classifier.predict(images)
+
+
+def test_a_top_of_nothing_is_refused(classifier: ImageClassifier, pictures: Path) -> None:
+    with pytest.raises(ValueError, match="found top 0, allowed: a number of at least 1"):
+        classifier.predict(pictures / "0.png", top=0)
 
 
 def test_a_network_in_training_mode_predicts_in_evaluation_mode_and_stays_in_its_own(
