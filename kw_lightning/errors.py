@@ -122,6 +122,16 @@ def sentence(found: str, allowed: str, hint: str = "") -> str:
     return f"found {found}, allowed: {allowed}{f'; {hint}' if hint else ''}"
 
 
+def kind(value: object) -> str:
+    """Return in words what stands in the place of something else.
+
+    Example:
+        >>> kind(3), kind(int)
+        ('an object of int', 'the class int')
+    """
+    return f"the class {value.__name__}" if isinstance(value, type) else f"an object of {type(value).__name__}"
+
+
 @contextlib.contextmanager
 def in_options() -> Iterator[None]:
     """Let messages speak of a command's options, where without it they speak of a function's arguments."""

@@ -36,7 +36,12 @@ def temperature_at(
         total_steps: T; after it τ stays at `end`.
         start, end: τ before the annealing and after it.
         shape: "linear", "cosine" (half a wave), or "constant", which stays at `start`.
+
+    Raises:
+        ValueError: another shape.
     """
+    if shape not in SHAPES:
+        raise ValueError(mistake(shape, SHAPES, what="the unknown shape"))
     if shape == "constant":
         return start
     left = (total_steps - step) / total_steps if step < total_steps else 0.0
@@ -75,7 +80,8 @@ class TemperatureAnnealing(Callback):
         copies: paths of copies of that submodule, whose warehouses get the same temperature.
 
     Raises:
-        ValueError: a temperature outside [0, 1], both `epochs` and `steps`, a negative one, **or** an unknown shape.
+        ValueError: a temperature outside [0, 1], both `epochs` and `steps`, one that is negative or infinite, **or** an
+            unknown shape.
 
     Example:
         >>> trainer = Trainer(callbacks=[TemperatureAnnealing(epochs=20)])
@@ -97,7 +103,7 @@ class TemperatureAnnealing(Callback):
         if epochs is not None and steps is not None:
             raise ValueError(sentence(f"epochs={epochs} and steps={steps}", "one of them"))
         for name, length in (("epochs", epochs), ("steps", steps)):
-            if length is not None and length < 0:
+            if length is not None and not 0 <= length < math.inf:
                 raise ValueError(mistake(length, "a number of at least 0", what=name))
         if shape not in SHAPES:
             raise ValueError(mistake(shape, SHAPES, what="the unknown shape"))

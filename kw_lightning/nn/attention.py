@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kw_lightning.errors import mistake
 from kw_lightning.nn import low_rank
 from kw_lightning.nn.engine.factors import AttentionFactors
 from kw_lightning.nn.gates import ChannelGates, Side
@@ -32,6 +33,8 @@ from kw_lightning.nn.precision import (
 )
 from kw_lightning.nn.weighing import CellWeights, Function, columns
 
+Norm = Literal["batch", "layer"]
+NORMS: tuple[Norm, ...] = ("batch", "layer")
 MINIMUM_WIDTH = 16  # of the hidden layer and of the low-rank form's basis
 
 
@@ -64,7 +67,7 @@ class ContrastingAttention(CellWeights):
         partition: LayerPartition,
         *,
         reduction: Fraction | float = Fraction(1, 16),
-        norm: Literal["batch", "layer"] = "batch",
+        norm: Norm = "batch",
         basis: Fraction | float | None = None,
         start: Start = "own",
         function: Function = "contrast",
@@ -75,6 +78,8 @@ class ContrastingAttention(CellWeights):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(partition, start, function)
+        if norm not in NORMS:
+            raise ValueError(mistake(norm, NORMS, what="the unknown norm"))
         factory: Any = {"device": device, "dtype": dtype}
         width = attention_width(in_channels, reduction)
         self.in_channels = in_channels
@@ -323,7 +328,7 @@ def attention_parameters(
     partition: LayerPartition,
     *,
     reduction: Fraction | float = Fraction(1, 16),
-    norm: Literal["batch", "layer"] = "batch",
+    norm: Norm = "batch",
     basis: Fraction | float | None = None,
     function: Function = "contrast",
 ) -> int:
@@ -347,7 +352,7 @@ def attention_size(
     budget: Fraction,
     *,
     reduction: Fraction | float = Fraction(1, 16),
-    norm: Literal["batch", "layer"] = "batch",
+    norm: Norm = "batch",
     basis: Fraction | float | None = None,
     function: Function = "contrast",
     gated_channels: int = 0,

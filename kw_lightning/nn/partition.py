@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from kw_lightning.errors import times
+from kw_lightning.errors import mistake, times
 
 Shape = tuple[int, ...]
 Ratio = Fraction | int | float
 Start = Literal["own", "shared", "none"]
+STARTS: tuple[Start, ...] = ("own", "shared", "none")
+Spatial = Literal["split", "whole"]
+SPATIAL: tuple[Spatial, ...] = ("split", "whole")
 
 
 class PartitionError(ValueError):
@@ -84,7 +87,7 @@ def common_cell_shape(
     kernel_shapes: Sequence[Shape],
     out_ratio: Ratio = 1,
     in_ratio: Ratio = 1,
-    spatial: Literal["split", "whole"] = "split",
+    spatial: Spatial = "split",
 ) -> Shape:
     """Return the cell shape [co, ci, *ck] that the given kernels share.
 
@@ -95,8 +98,10 @@ def common_cell_shape(
 
     Raises:
         PartitionError: no kernels; kernels of different dimensions; "whole" and unequal kernel sizes;
-            **or** a cell that does not divide a kernel.
+            a cell that does not divide a kernel; **or** another `spatial`.
     """
+    if spatial not in SPATIAL:
+        raise PartitionError(mistake(spatial, SPATIAL, what="the unknown spatial"))
     if not kernel_shapes:
         raise PartitionError("a warehouse needs at least one layer")
     dimensions = sorted({len(shape) - 2 for shape in kernel_shapes})
@@ -138,7 +143,7 @@ def partition(
     cells: int | None = None,
     out_ratio: Ratio = 1,
     in_ratio: Ratio = 1,
-    spatial: Literal["split", "whole"] = "split",
+    spatial: Spatial = "split",
     start: Start = "own",
 ) -> WarehousePartition:
     """Cut the kernels of a warehouse's layers into cells and allot each layer its first cells.
@@ -153,8 +158,10 @@ def partition(
             to one mixture. "none" leaves the geometry as "own" does.
 
     Raises:
-        PartitionError: see `common_cell_shape`; **or** a budget or a cell count that is not positive.
+        PartitionError: see `common_cell_shape`; a budget or a cell count that is not positive; **or** another `start`.
     """
+    if start not in STARTS:
+        raise PartitionError(mistake(start, STARTS, what="the unknown start"))
     cell_shape = common_cell_shape(kernel_shapes, out_ratio, in_ratio, spatial)
     mixtures = [mixture_count(shape, cell_shape) for shape in kernel_shapes]
     if cells is not None:

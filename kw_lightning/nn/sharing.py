@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from kw_lightning.errors import kind, sentence
+from kw_lightning.nn.attention import Norm
 from kw_lightning.nn.gates import Side
 from kw_lightning.nn.layer import KWLayer
-from kw_lightning.nn.partition import Ratio, Start, WarehousePartition, partition
+from kw_lightning.nn.partition import Ratio, Spatial, Start, WarehousePartition, partition
 from kw_lightning.nn.warehouse import CellStart, Warehouse
 from kw_lightning.nn.weighing import Function, SoftmaxAnnealing
 
@@ -23,9 +25,9 @@ def share_warehouse(
     cells: int | None = None,
     out_ratio: Ratio = 1,
     in_ratio: Ratio = 1,
-    spatial: Literal["split", "whole"] = "split",
+    spatial: Spatial = "split",
     reduction: Fraction | float = Fraction(1, 16),
-    norm: Literal["batch", "layer"] = "batch",
+    norm: Norm = "batch",
     basis: Fraction | float | None = None,
     start: Start = "own",
     function: Function = "contrast",
@@ -52,8 +54,12 @@ def share_warehouse(
 
     Raises:
         PartitionError: kernels that cannot share a warehouse.
-        ValueError: a layer that has a warehouse already, **or** stands in the list twice.
+        ValueError: a layer that has a warehouse already, stands in the list twice, **or** another `norm` or `function`.
+        TypeError: a layer that is not dynamic.
     """
+    static = next((layer for layer in layers if not isinstance(layer, KWLayer)), None)
+    if static is not None:
+        raise TypeError(sentence(f"{kind(static)} in the place of a layer", "dynamic layers, as KWConv2d"))
     if len(set(layers)) < len(layers):
         raise ValueError("a layer stands twice in the list of layers that share a warehouse")
     geometry = partition(

@@ -81,6 +81,8 @@ def test_start_end_and_constant() -> None:
     assert temperature_at(11, 10, start=0.8, end=0.2) == 0.2
     assert {temperature_at(t, 10, start=0.3, shape="constant") for t in (1, 10, 99)} == {0.3}
     assert temperature_at(1, 0) == 0.0
+    with pytest.raises(ValueError, match=r'^found the unknown shape "lin", allowed: .*; did you mean "linear"'):
+        temperature_at(1, 10, shape="lin")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -90,6 +92,7 @@ def test_start_end_and_constant() -> None:
         ({"end": -0.1}, "^found end -0.1, allowed: a temperature between 0 and 1$"),
         ({"epochs": 1, "steps": 5}, "^found epochs=1 and steps=5, allowed: one of them$"),
         ({"steps": -1}, "^found steps -1, allowed: a number of at least 0$"),
+        ({"epochs": math.inf}, "^found epochs Infinity, allowed: a number of at least 0$"),
         (
             {"shape": "sine"},
             '^found the unknown shape "sine", allowed: linear, cosine, constant; did you mean "cosine"\\?$',

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -134,6 +136,24 @@ def test_a_layer_has_one_warehouse_only() -> None:
         share_warehouse([layer])
     with pytest.raises(ValueError, match="twice"):
         share_warehouse([twice := KWConv2d(8, 8, 3), twice])
+    with pytest.raises(TypeError, match="an object of Conv2d in the place of a layer, allowed: dynamic layers"):
+        share_warehouse([KWConv2d(8, 8, 3), nn.Conv2d(8, 8, 3)])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("norm", "BatchNorm", 'the unknown norm "BatchNorm", allowed: batch, layer; did you mean "batch"?'),
+        ("spatial", "whol", 'the unknown spatial "whol", allowed: split, whole; did you mean "whole"?'),
+        ("start", "onw", 'the unknown start "onw", allowed: own, shared, none; did you mean "own"?'),
+        ("function", "softmx", 'the unknown function "softmx", allowed: contrast, softmax, sigmoid, relu; did'),
+    ],
+)
+def test_an_unknown_word_is_refused(option: str, value: str, message: str) -> None:
+    layer = KWConv2d(8, 8, 3)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        share_warehouse([layer], **{option: value})  # type: ignore[arg-type]
+    assert share_warehouse([layer]) is layer.warehouse
 
 
 @pytest.mark.parametrize(
