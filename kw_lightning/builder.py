@@ -21,6 +21,7 @@ from kw_lightning.nn.warm_start import load_kernels
 from kw_lightning.nn.weighing import SoftmaxAnnealing
 from kw_lightning.planning import LayerPlan, Plan, WarehousePlan, plan
 from kw_lightning.planning.geometry import attention_form
+from kw_lightning.planning.plan import check_network
 from kw_lightning.pretrained import load_pretrained
 from kw_lightning.published import WORD, load_placed
 from kw_lightning.recipe import load_recipe
@@ -130,10 +131,12 @@ def convert(
     Raises:
         RecipeError: a recipe that does not fit the network; the network is then unchanged.
         KWError: a network that is dynamic already.
+        TypeError: a `model` that is no network.
 
     Example:
         >>> model = convert(torchvision.models.resnet18(), "resnet18-kw-1x")
     """
+    check_network(model)
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     planned = plan(loaded, model)
     require_warehouses(planned)

@@ -32,6 +32,18 @@ def state(model: nn.Module) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in model.state_dict().items()}
 
 
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [("resnet18", "an object of str"), (None, "an object of NoneType"), (TinyResNet, "the class Tiny")],
+)
+def test_what_is_no_network_is_refused(model: Any, found: str) -> None:
+    with pytest.raises(TypeError, match=f"^found {found}.* in the place of the network, allowed: a torch.nn.Module$"):
+        convert(model, recipe(BLOCKS))
+    if model is not None:
+        with pytest.raises(TypeError, match=found):
+            plan(recipe(BLOCKS), model)
+
+
 def test_convert_changes_the_network_in_place() -> None:
     model = TinyResNet()
     assert convert(model, recipe(BLOCKS)) is model

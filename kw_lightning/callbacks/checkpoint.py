@@ -16,7 +16,7 @@ from kw_lightning.callbacks.checkpoint_io import VERSION, verify
 from kw_lightning.callbacks.conversion import Source, callback_recipe, make_dynamic
 from kw_lightning.callbacks.copies import copies_of
 from kw_lightning.callbacks.layout import differences, dynamic_layers, dynamic_misfits, layout
-from kw_lightning.errors import KWError, RunError, listed, sentence
+from kw_lightning.errors import KWError, RunError, kind, listed, sentence
 from kw_lightning.recipe.types import Recipe
 from kw_lightning.recipe.variables import escape
 
@@ -90,8 +90,7 @@ def load_from_checkpoint(
                 raise KWError(f"the warehouses in {path} are not those of this network: {'; '.join(changed)}")
 
     if not (isinstance(cls, type) and issubclass(cls, LightningModule)):
-        found = cls.__name__ if isinstance(cls, type) else f"an object of {type(cls).__name__}"
-        raise TypeError(sentence(found, "a class that is a LightningModule"))
+        raise TypeError(sentence(kind(cls), "a class that is a LightningModule"))
     if str(path).startswith("http"):
         options.setdefault("weights_only", True)  # Lightning runs the code of a file from elsewhere unless told
     elif isinstance(path, str | os.PathLike):

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from kw_lightning.errors import KWError, RunError, first_line, sentence
+from kw_lightning.errors import KWError, RunError, first_line, kind, sentence
 from kw_lightning.fit.data.images import read_image
 from kw_lightning.fit.data.listing import TABLES, files_under, rows_of
 from kw_lightning.fit.data.transforms import evaluation_transform
@@ -101,7 +101,7 @@ def check_images(images: Sequence[ImageInput], channels: int | None) -> None:
         if not isinstance(image, ImageInput):
             hint = "PIL.Image.fromarray(array) makes one of an array" if hasattr(image, "__array__") else ""
             allowed = "a path, a PIL image, a tensor [channels, height, width], or a list of such"
-            raise TypeError(sentence(f"an object of {type(image).__name__} in the place of an image", allowed, hint))
+            raise TypeError(sentence(f"{kind(image)} in the place of an image", allowed, hint))
         if not isinstance(image, Tensor):
             continue
         if image.dtype != torch.uint8 and not image.is_floating_point():

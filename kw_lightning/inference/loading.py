@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kw_lightning.errors import RunError
+from kw_lightning.errors import RunError, mistake
 from kw_lightning.fit.folder import RunFolder
 from kw_lightning.inference import hub
 from kw_lightning.inference.checkpoint import load_trained
@@ -18,6 +18,8 @@ MODEL = "model"
 """The saved network's folder inside a run folder."""
 LAST = Path("checkpoints", "last.ckpt")
 """The newest checkpoint inside a run folder, for messages."""
+ARGUMENTS = ("overrides", "classes", "allow_python")
+"""Of `load`, wherever a network is; for messages."""
 
 
 def load(
@@ -32,22 +34,24 @@ def load(
 
     Args:
         source: a run folder, a checkpoint file, a saved network's folder, an ONNX or OpenVINO file of `kw export`,
-            or
-            `hf://organisation/name@revision`.
+            or `hf://organisation/name@revision`.
         overrides: changes to the recipe of a checkpoint, as `model.backbone=torchvision/resnet18` of one of a
             LightningModule with KWCallback whose recipe names no network.
         classes: names of the outputs, of a checkpoint that has none.
         allow_python: packages whose code the recipe may name.
-        **options: for the Hub, see `ImageClassifier.from_pretrained`.
+        **options: for the Hub alone, see `ImageClassifier.from_pretrained`.
 
     Raises:
         RunError: nothing there that can be loaded, **or** something changed or damaged.
         RecipeError: a recipe that cannot be used here.
+        TypeError: options for the Hub of what is not there.
 
     Example:
         >>> kw_lightning.load("runs/pets-1").predict("cat.jpg").label
         'cat'
     """
+    if options and not str(source).startswith(hub.PREFIX):
+        raise TypeError(mistake(next(iter(options)), ARGUMENTS, what="the unknown argument"))
     if overrides or classes:
         path = user_path(source)
         if not path.is_file() and (path / LAST).is_file():

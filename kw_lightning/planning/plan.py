@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from kw_lightning import backbones
-from kw_lightning.errors import Problem, RecipeError, sentence, times
+from kw_lightning.errors import Problem, RecipeError, kind, sentence, times
 from kw_lightning.limits import MAX_INPUT, MAX_MIXTURES, MAX_PARAMETERS, TooLargeError, bounded_construction
 from kw_lightning.nn.engine import ENGINES, Convolution, refusal
 from kw_lightning.nn.partition import PartitionError, WarehousePartition
@@ -54,11 +54,24 @@ def plan(
     Raises:
         RecipeError: everything about the recipe that does not fit the network, in one go.
         KWError: a network that is dynamic already.
+        TypeError: a `model` that is no network.
     """
+    if model is not None:
+        check_network(model)
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     # Planning takes no random numbers: a seed gives the same network with and without a plan before it.
     with torch.random.fork_rng(devices=[]):
         return _plan(loaded, model, allow_python, input_shape)
+
+
+def check_network(model: object) -> None:
+    """Refuse what is no network.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(sentence(f"{kind(model)} in the place of the network", "a torch.nn.Module"))
 
 
 def _plan(

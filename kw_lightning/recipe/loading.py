@@ -5,12 +5,13 @@ Every step works on nodes that know where they stand, and adds to one list of pr
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kw_lightning.errors import Location, Problem, RecipeError, mistake
+from kw_lightning.errors import Location, Problem, RecipeError, kind, mistake, sentence
 from kw_lightning.recipe import sources
 from kw_lightning.recipe.checks import check
 from kw_lightning.recipe.conversion import convert
@@ -43,12 +44,16 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
 
     Raises:
         RecipeError: every mistake found, each with its file, line and column.
+        TypeError: a `source` of another type.
 
     Example:
         >>> recipe = load_recipe({"kw": 1, "warehouses": {"all": {"layers": ["*"], "budget": "1/2"}}})
         >>> recipe.warehouses[0].budget.ratio
         Fraction(1, 2)
     """
+    if not isinstance(source, str | os.PathLike | Mapping):
+        allowed = "a path, the name of a shipped recipe, or the recipe as plain data"
+        raise TypeError(sentence(f"{kind(source)} in the place of the recipe", allowed))
     problems: list[Problem] = []
     files = _Files(problems)
     if isinstance(source, Mapping):

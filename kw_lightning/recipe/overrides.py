@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from kw_lightning.errors import Location, Problem, RecipeError, mistake, shown
 from kw_lightning.recipe import schema as language
@@ -25,7 +25,12 @@ def override(root: Node, overrides: Sequence[str], problems: list[Problem]) -> N
     `a.b+=[c]` appends to a list, `a.b[0]=c` replaces one of its values, `a.*.b=c` changes b in every map of a, and
     `a.b=null` removes the key; nothing after the `=` is a mistake, as a variable of the shell that is not set. The n-th
     override is line n of the file `<command line>`.
+
+    Raises:
+        RecipeError: overrides that are no list of texts.
     """
+    if isinstance(overrides, str | Mapping) or not all(isinstance(text, str) for text in overrides):
+        raise RecipeError(mistake(overrides, 'a list of changes, as ["train.epochs=5"]', what="the overrides"))
     for number, text in enumerate(overrides, start=1):
         try:
             root = _apply(root, text, number, problems)

@@ -157,7 +157,7 @@ def test_what_is_no_checkpoint_is_told(trained: tuple[Saved, Path], tmp_path: Pa
         load_from_checkpoint(Saved, tmp_path)
     with pytest.raises(FileNotFoundError):
         load_from_checkpoint(Saved, tmp_path / "none.ckpt")
-    for cls, found in ((Net, "Net"), (Saved(), "an object of Saved")):
+    for cls, found in ((Net, "the class Net"), (Saved(), "an object of Saved")):
         with pytest.raises(TypeError, match=f"^found {found}, allowed: a class that is a LightningModule$"):
             load_from_checkpoint(cls, path)  # type: ignore[type-var]
 

@@ -128,3 +128,10 @@ def test_a_missing_file_is_named(folder: Path) -> None:
 def test_nothing_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no such file or folder"):
         kw_lightning.load(tmp_path / "nope")
+
+
+@pytest.mark.parametrize("option", ["override", "map_location"])
+def test_an_unknown_argument_is_refused(folder: Path, option: str) -> None:
+    message = f'found the unknown argument "{option}", allowed: overrides, classes, allow_python'
+    with pytest.raises(TypeError, match=message):
+        kw_lightning.load(folder, **{option: "cpu"})

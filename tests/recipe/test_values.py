@@ -310,3 +310,16 @@ def test_an_override_without_a_value_is_refused(override: str) -> None:
     assert problem.path == override.partition("=")[0]
     assert load_recipe("digits-resnet", ["train.epochs=null"]).train.epochs == 1  # type: ignore[union-attr]
     assert load_recipe("digits-resnet", ['description=""']).description == ""
+
+
+@pytest.mark.parametrize("overrides", ["train.epochs=2", {"train.epochs": 2}, [("train.epochs", 2)]])
+def test_overrides_that_are_no_list_of_texts_are_one_mistake(overrides: Any) -> None:
+    with pytest.raises(RecipeError, match=r'allowed: a list of changes, as \["train\.epochs=5"\]$') as caught:
+        load_recipe(HALF, overrides)
+    assert len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize(("source", "found"), [(None, "an object of NoneType"), ([HALF], "an object of list")])
+def test_what_is_no_recipe_is_refused(source: Any, found: str) -> None:
+    with pytest.raises(TypeError, match=f"^found {found} in the place of the recipe, allowed: a path, the name of"):
+        load_recipe(source)
