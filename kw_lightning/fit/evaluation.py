@@ -112,8 +112,7 @@ def open_checkpoint(path: str | Path, overrides: Sequence[str] = (), *, allow_py
         recipe = without_download(state["hyper_parameters"]["recipe"])
         changed = load_recipe(recipe, overrides) if overrides else recipe
         state = {**state, "hyper_parameters": {**state["hyper_parameters"], "recipe": changed}}
-    anew = any(override.startswith("data.eval.") for override in overrides)
-    trained = None if anew else trained_preprocessing(state)
+    trained = trained_preprocessing(state, checkpoint, overrides)
     module = load_classifier(state, checkpoint, allow_python=allow_python)
     if module.recipe.data is None:
         raise RunError(f"{checkpoint}: its recipe names no data: give it, as data.name=image_folder data.root=FOLDER")
@@ -232,17 +231,27 @@ def checked(state: Any, path: Path) -> dict[str, Any]:
     return state
 
 
-def trained_preprocessing(state: Mapping[str, Any]) -> Preprocessing | None:
-    """Return what the network of a checkpoint was evaluated with; None where the checkpoint does not say.
+def trained_preprocessing(state: Mapping[str, Any], path: Path, overrides: Sequence[str] = ()) -> Preprocessing | None:
+    """Return how a checkpoint's network had its images prepared in evaluation.
+
+    Args:
+        state: the checkpoint.
+        path: its file, for messages.
+        overrides: changes to the recipe inside.
+
+    Returns:
+        None where the checkpoint does not say it, **or** `data.eval` was changed: then it is as the recipe says.
 
     Raises:
         RunError: it says what kw-fit does not write.
     """
     steps = state.get(PREPROCESSING)
+    if not isinstance(steps, Mapping) or any(each.startswith(("data.eval.", "data.eval=")) for each in overrides):
+        return None
     try:
-        return Preprocessing.from_dict(steps) if isinstance(steps, Mapping) else None
+        return Preprocessing.from_dict(steps)
     except ValueError as error:
-        raise RunError(f"the checkpoint is damaged, or not of kw-fit: {error}") from None
+        raise RunError(f"{path}: damaged, or not of kw-fit: {error}") from None
 
 
 def load_classifier(

@@ -10,13 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from kw_lightning.callbacks.checkpoint_io import read
-from kw_lightning.errors import RunError, first_line
-from kw_lightning.fit.evaluation import check_layout
+from kw_lightning.errors import RunError
+from kw_lightning.fit.evaluation import check_layout, trained_preprocessing
 from kw_lightning.fit.foreign import NETWORK, as_of_kw_fit, guessed_preparation, is_foreign
 from kw_lightning.inference.classifier import ImageClassifier
 from kw_lightning.inference.saving import SavedNetwork, build_network, class_names, load_weights
 from kw_lightning.planning import Plan, plan
-from kw_lightning.preprocessing import CLASSES, PREPROCESSING, Preprocessing, preprocessing
+from kw_lightning.preprocessing import CLASSES, Preprocessing, preprocessing
 from kw_lightning.recipe import load_recipe
 from kw_lightning.recipe.types import Recipe
 
@@ -70,7 +70,8 @@ def read_trained(
     network = build_network(planned, allow_python=allow_python)
     load_weights(network, _weights_of(state, path), path)
     check_layout(state, path, network)
-    steps, names = _steps_of(state, recipe, overrides, path), state.get(CLASSES)
+    steps = trained_preprocessing(state, path, overrides) or preprocessing(recipe)
+    names = state.get(CLASSES)
     outputs = class_names(network)
     if classes and len(classes) != len(outputs):
         raise RunError(f"{path}: {len(classes)} names of classes are given, and the network has {len(outputs)} outputs")
@@ -90,10 +91,8 @@ def _tell_what_is_missing(
     Raises:
         RunError: nothing is known of how images are prepared.
     """
-    guessed, how = (
-        guessed_preparation(state, recipe, steps),
-        "data.name and data.eval (kw predict with --set before each)",
-    )
+    guessed = guessed_preparation(state, recipe, steps)
+    how = "data.name and data.eval (kw predict with --set before each)"
     if guessed and steps is None:
         raise RunError(f"{path}: it does not say how images are prepared: give it, by {how}")
     missing = [f"{guessed}: {how}"] if guessed else []
@@ -101,17 +100,6 @@ def _tell_what_is_missing(
         missing.append("the names of the classes, so they are numbers or ImageNet's: --classes FILE, a name a line")
     if missing:
         log.warning("%s does not say %s", path, "; nor ".join(missing))
-
-
-def _steps_of(state: Mapping[str, Any], recipe: Recipe, overrides: Sequence[str], path: Path) -> Preprocessing | None:
-    """Return how images are prepared: as the checkpoint says, or as its recipe does where that was changed."""
-    steps = state.get(PREPROCESSING)
-    if not isinstance(steps, Mapping) or any(override.startswith("data.eval") for override in overrides):
-        return preprocessing(recipe)
-    try:
-        return Preprocessing.from_dict(steps)
-    except ValueError as error:
-        raise RunError(f"{path}: damaged, or not of kw-fit: {first_line(error)}") from None
 
 
 def _recipe_of(state: Any, path: Path) -> Mapping[str, Any]:

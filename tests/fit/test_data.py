@@ -16,7 +16,7 @@ from kw_lightning.fit.data.sets import Images, digits, even_subset
 from kw_lightning.fit.data.transforms import Shift, transform
 from kw_lightning.fit.evaluation import trained_preprocessing
 from kw_lightning.fit.module import Classifier
-from kw_lightning.preprocessing import Preprocessing, preprocessing
+from kw_lightning.preprocessing import PREPROCESSING, Preprocessing, preprocessing
 from kw_lightning.recipe.types import Data, Recipe
 
 
@@ -220,13 +220,20 @@ def test_python_data_needs_permission() -> None:
         data_module(recipe_with({"name": "python:collections:OrderedDict"}), allow_python=["collections"])
 
 
+def test_images_are_prepared_anew_where_data_eval_is_changed_and_nowhere_else() -> None:
+    state, path = {PREPROCESSING: Preprocessing(size=8).to_dict()}, Path("last.ckpt")
+    for change in ("data.eval.size=16", "data.eval={size: 16}"):
+        assert trained_preprocessing(state, path, [change]) is None
+    assert trained_preprocessing(state, path, ["data.eval_batch_size=7"]) == Preprocessing(size=8)
+
+
 def test_evaluation_of_a_checkpoint_reads_images_as_it_was_trained() -> None:
     recipe = recipe_with({"name": "digits", "train": {"mean": [0.5], "std": [0.25]}})
     trained = Preprocessing(mean=(0.0,), std=(2.0,))
     checkpoint: dict[str, Any] = {}
     Classifier(load_recipe("digits-resnet")).on_save_checkpoint(checkpoint)
-    assert trained_preprocessing(checkpoint) == preprocessing(load_recipe("digits-resnet"))
-    assert trained_preprocessing({}) is None
+    assert trained_preprocessing(checkpoint, Path("last.ckpt")) == preprocessing(load_recipe("digits-resnet"))
+    assert trained_preprocessing({}, Path("last.ckpt")) is None
     ours, theirs = data_module(recipe), data_module(recipe, trained=trained)
     assert isinstance(ours, ImageData)
     assert isinstance(theirs, ImageData)

@@ -97,7 +97,7 @@ def checkpoints(run: Path, folder: Path) -> dict[str, Kind]:
 
     def use() -> None:
         found = read_checkpoint(file)
-        trained_preprocessing(found)
+        trained_preprocessing(found, file)
         load_classifier(found, file)
         with Restoring(file).readable():
             prepare(known.recipe, known, Start(RunFolder(folder), file, found))
