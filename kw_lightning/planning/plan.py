@@ -104,30 +104,20 @@ def _plan(
     static = sum(parameter.numel() for parameter in _parameters(model))
     gone = [choice for choices in layers.values() for choice in choices if choice.layer.part is None]
     replaced = sum(math.prod(choice.kernel_shape) for choice in gone)
-    partitions: dict[str, WarehousePartition] = {}
-    if not problems:
-        partitions, found = solve(
-            geometries,
-            static_parameters=static,
-            fixed_parameters=static - replaced,
-            overall=recipe.model.budget if recipe.model is not None else None,
-            document=recipe.document,
-        )
-        problems += found
-    if problems:
-        raise RecipeError(problems)
+    _raise_any(problems)
+    partitions, found = solve(
+        geometries,
+        static_parameters=static,
+        fixed_parameters=static - replaced,
+        overall=recipe.model.budget if recipe.model is not None else None,
+        document=recipe.document,
+    )
+    _raise_any(found)
     planned = tuple(
         _warehouse_plan(geometry, partitions[geometry.spec.name], forward, recipe.engine) for geometry in geometries
     )
     kw = static - replaced + sum(w.cell_parameters + w.attention_parameters for w in planned)
-    if kw > MAX_PARAMETERS:
-        largest = max(planned, key=lambda warehouse: warehouse.cell_parameters + warehouse.attention_parameters)
-        cure = without_it(largest.spec, layers[largest.name])
-        message = sentence(f"a network of {kw:,} parameters", f"{MAX_PARAMETERS:,}", cure)
-        raise TooLargeError(recipe.document.problem(largest.spec.path, message))
-    problems += refusals(planned, recipe.document)
-    if problems:
-        raise RecipeError(problems)
+    _refuse_excess(kw, planned, layers, recipe)
     return Plan(
         recipe=replace(recipe, warehouses=tuple(warehouses), stages=None),
         warehouses=planned,
@@ -140,6 +130,27 @@ def _plan(
         trains=trains,
         trainable=None if trains is None else kw - static + replaced + _kept(model, trains, gone),
     )
+
+
+def _raise_any(problems: Sequence[Problem]) -> None:
+    if problems:
+        raise RecipeError(problems)
+
+
+def _refuse_excess(
+    parameters: int, planned: Sequence[WarehousePlan], layers: Mapping[str, Sequence[Choice]], recipe: Recipe
+) -> None:
+    """Refuse a network of more parameters than a recipe may ask for, and attentions far larger than their cells.
+
+    Raises:
+        RecipeError: there is one.
+    """
+    if parameters > MAX_PARAMETERS:
+        largest = max(planned, key=lambda warehouse: warehouse.cell_parameters + warehouse.attention_parameters)
+        cure = without_it(largest.spec, layers[largest.name])
+        message = sentence(f"a network of {parameters:,} parameters", f"{MAX_PARAMETERS:,}", cure)
+        raise TooLargeError(recipe.document.problem(largest.spec.path, message))
+    _raise_any(list(refusals(planned, recipe.document)))
 
 
 def _network(recipe: Recipe, allow_python: Sequence[str]) -> tuple[nn.Module, Recipe, tuple[int, ...] | None]:
