@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 
 from kw_lightning.callbacks.figures import publish
-from kw_lightning.callbacks.layout import misfits
-from kw_lightning.errors import Problem, RecipeError, RunError, argument, listed, mistake
+from kw_lightning.errors import Problem, RecipeError, RunError, argument, mistake
 from kw_lightning.fit.batch_size import is_open, sized
 from kw_lightning.fit.by_class import ClassMetrics
-from kw_lightning.fit.changes import Relay, changed, in_words, is_relaid
 from kw_lightning.fit.classes import resolved
 from kw_lightning.fit.data import ImageData, data_module
 from kw_lightning.fit.data.splitting import Split, split_of
@@ -30,7 +27,6 @@ from kw_lightning.fit.folder import (
     SPLIT_FILE,
     RunFolder,
     checkpoint_of,
-    folder_of,
     readable_errors,
     versions,
 )
@@ -41,6 +37,7 @@ from kw_lightning.fit.optimization import make_optimizer, make_schedule
 from kw_lightning.fit.own_callbacks import own_callbacks
 from kw_lightning.fit.quiet import quiet
 from kw_lightning.fit.report import json_text, metrics_table
+from kw_lightning.fit.resuming import check_fits, prepare
 from kw_lightning.fit.shapes import check_shapes
 from kw_lightning.fit.starting import Restoring, Start, goes_on_from, start
 from kw_lightning.fit.trackers import check_installed, end_trackers
@@ -248,55 +245,6 @@ def write_beginning(recipe: Recipe, data: LightningDataModule, begun: Start) -> 
     folder.write("versions.json", versions())
 
 
-def prepare(recipe: Recipe, module: Classifier, begun: Start) -> list[Callback]:
-    """Check what a run goes on from.
-
-    Returns:
-        Callbacks for what it does otherwise than before.
-
-    Raises:
-        RunError: weights of another network, **or** a change that a resume cannot make.
-    """
-    assert begun.state is not None
-    assert begun.checkpoint is not None
-    check_fits(module, begun.state, begun.checkpoint)
-    changes = changed(begun.state, begun.checkpoint, recipe)
-    if not changes:
-        return [Relock(recipe, begun.folder, [])]
-    step = begun.state["global_step"]
-    log.warning("resumed after step %d with other settings: %s", step, in_words(changes))
-    entry = {"step": step, "changed": [in_words([change]) for change in changes]}
-    more: list[Callback] = [Relock(recipe, begun.folder, [*lock_history(folder_of(begun.checkpoint)), entry])]
-    return [*more, Relay()] if is_relaid(changes) else more
-
-
-class Relock(Callback):
-    """Writes the lock of a resumed run when it trains: a lock holds no value that was not used, and keeps its history.
-
-    Args:
-        recipe: the recipe of the resumed run.
-        folder: its folder.
-        history: of each resume with other settings, the step and what was changed; the lock stays without any.
-    """
-
-    def __init__(self, recipe: Recipe, folder: RunFolder, history: list[dict[str, Any]]) -> None:
-        self.recipe, self.folder, self.history = recipe, folder, history
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it, in the first process."""
-        if trainer.is_global_zero and (self.history or not (self.folder.path / RECIPE_FILE).exists()):
-            self.folder.write(RECIPE_FILE, lock_text(self.recipe, self.history))
-
-
-def lock_history(folder: RunFolder) -> list[dict[str, Any]]:
-    """Return what earlier resumes of a run changed; none where its lock cannot be read."""
-    try:
-        lock = yaml.safe_load((folder.path / RECIPE_FILE).read_text(encoding="utf-8"))["lock"]
-        return list(lock.get("history", []))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, KeyError, TypeError):
-        return []
-
-
 def opens_test(recipe: Recipe) -> bool:
     """Say whether a run of the recipe looks at test images once it is trained."""
     return recipe.data is None or recipe.data.test
@@ -343,9 +291,8 @@ def finish(
         "classes": classes,
     }
     folder.write("result.json", json_text(written, indent=2) + "\n")
-    from kw_lightning.inference.checkpoint import (
-        load_trained,
-    )  # it reads images by `fit.data`: at the top this would be a circle
+    # It reads images by `fit.data`: at the top this would be a circle.
+    from kw_lightning.inference.checkpoint import load_trained
 
     validated, tested = measured.get("val", {}), measured.get("test", {}).get(name, {})
     own = {"val": validated.get("best", {}), "test": tested}
@@ -407,17 +354,3 @@ def check_training(recipe: Recipe) -> None:
         problems += error.problems
     if problems:
         raise RecipeError(problems)
-
-
-def check_fits(module: Classifier, state: Mapping[str, Any], checkpoint: Path) -> None:
-    """Compare a checkpoint with the network that is to go on from it.
-
-    Raises:
-        RunError: it is another network's.
-    """
-    found = misfits(module, state["state_dict"])
-    if found:
-        raise RunError(
-            f"{checkpoint} is of another network than the recipe's: {listed(found, between='; ')}. "
-            "Train the recipe in a new folder"
-        )

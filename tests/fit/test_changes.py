@@ -14,7 +14,7 @@ import yaml
 from kw_lightning import load_recipe
 from kw_lightning.errors import RunError
 from kw_lightning.fit import Result, fit
-from kw_lightning.fit.run import lock_history
+from kw_lightning.fit.resuming import lock_history
 
 OPTIONS = ["log.tensorboard=false", "train.epochs=2", "train.schedule.warmup_epochs=0.5"]
 

@@ -28,7 +28,7 @@ from kw_lightning.fit.data import ImageData, data_module
 from kw_lightning.fit.evaluation import load_classifier, read_checkpoint, trained_preprocessing
 from kw_lightning.fit.folder import RunFolder
 from kw_lightning.fit.metrics import parse_metrics
-from kw_lightning.fit.run import prepare
+from kw_lightning.fit.resuming import prepare
 from kw_lightning.fit.starting import Restoring, Start
 from kw_lightning.fit.trainer import make_loggers
 from kw_lightning.preprocessing import PREPROCESSING
