@@ -53,7 +53,7 @@ def named(backbone: str, **model: Any) -> Recipe:
         ("python:os:getcwd", {}, 'would run code of the package "os"; allow it by allow_python=["os"]'),
     ],
 )
-def test_refusals(backbone: str, args: dict[str, Any], message: str) -> None:
+def test_a_mistake_in_the_backbone_is_one_message(backbone: str, args: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError) as caught:
         backbones.create(named(backbone, args=args), device="meta")
     assert message in str(caught.value)
@@ -65,7 +65,9 @@ def test_timm_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         backbones.create(named("timm/resnet18"))
 
 
-def test_python_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_networks_are_made_where_their_package_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "team_nets.py").write_text(
         "import torch\n"
         "def small(width=4):\n    return torch.nn.Sequential(torch.nn.Linear(width, width))\n"
@@ -111,7 +113,7 @@ def test_constructors_that_the_meta_device_cannot_run(backbone: str) -> None:
         ("timm/efficientnet_b1", (3, 240, 240)),
     ],
 )
-def test_usual_input(backbone: str, shape: tuple[int, ...]) -> None:
+def test_the_input_is_the_recipes_or_the_usual_one_of_the_network(backbone: str, shape: tuple[int, ...]) -> None:
     args = {"init_weights": False} if "inception" in backbone else {}
     asked = named(backbone, args=args)
     assert backbones.input_shape(asked, backbones.create(asked, device="meta")) == shape

@@ -242,6 +242,6 @@ def test_functions_take_turns() -> None:
     assert median_ratio({"a": [2.0, 3.0, 9.0], "b": [1.0, 1.0, 1.0]}, "a", "b") == 3.0
 
 
-def test_tables() -> None:
+def test_tables_are_aligned_or_markdown() -> None:
     assert aligned(("name", "ms"), [("a", "1.5"), ("long", "10")]) == "name   ms\na     1.5\nlong   10"
     assert markdown(("a", "b"), [("1", "2")]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"

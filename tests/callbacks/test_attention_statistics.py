@@ -356,6 +356,6 @@ def test_a_fast_dev_run_leaves_no_files(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_refused_arguments() -> None:
+def test_a_negative_number_of_epochs_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^found every_n_epochs -1, allowed: a whole number of at least 0$"):
         AttentionStatistics(every_n_epochs=-1)

@@ -94,7 +94,7 @@ def test_without_a_fit(tmp_path: Path, kind: type[Classifier], verb: str) -> Non
         assert result[0]
 
 
-def test_a_submodule(tmp_path: Path) -> None:
+def test_names_of_a_recipe_are_relative_to_the_submodule(tmp_path: Path) -> None:
     recipe = {"kw": 1, "name": "inner", "warehouses": {"a": {"layers": ["conv?"]}}, "temperature": {"steps": 5}}
     model = Classifier()
     trainer(tmp_path, callbacks=[KWCallback(recipe, module="net")]).fit(model, loader())
@@ -308,7 +308,7 @@ def test_the_module_can_be_pickled_while_it_is_trained(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.eval()(x), model.eval()(x))
 
 
-def test_state_keys() -> None:
+def test_the_state_key_tells_submodules_and_warehouses_apart() -> None:
     assert KWCallback(RECIPE, module="net").state_key == (
         "KWCallback{'module': 'net', 'warehouses': 'convolutions,head'}"
     )

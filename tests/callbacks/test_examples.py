@@ -34,7 +34,9 @@ def accuracy(text: str) -> float:
     return float(re.findall(r"accuracy (\d\.\d+)", text)[-1])
 
 
-def test_own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example_of_an_own_module_learns_and_writes_its_attention(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(monkeypatch, "own_module.py", "--epochs", 3, "--folder", tmp_path)
     assert accuracy(capsys.readouterr().out) > 0.5  # chance is 0.1
     (last,) = sorted(tmp_path.rglob("*.npz"))[-1:]
@@ -43,7 +45,9 @@ def test_own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert list(entry["layout"]["low"]["layers"]) == ["net.conv3", "net.conv4"]
 
 
-def test_lightning_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_lightning_cli_anneals_and_writes_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("jsonargparse")  # LightningCLI's own extra
     options = ["--trainer.max_epochs", 1, "--trainer.default_root_dir", tmp_path]
     run(monkeypatch, "lightning_cli.py", "fit", "--config", "recipes/examples/lightning_cli.yaml", *options)
@@ -53,7 +57,9 @@ def test_lightning_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert float(weights["net.conv1.warehouse.temperature"]) == pytest.approx(0.5)  # one of two epochs
 
 
-def test_fabric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example_of_fabric_learns_and_anneals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(monkeypatch, "fabric.py", "--epochs", 4, "--folder", tmp_path)
     text = capsys.readouterr().out
     assert accuracy(text) > 0.5  # chance is 0.1

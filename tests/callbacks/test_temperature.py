@@ -99,7 +99,7 @@ def test_start_end_and_constant() -> None:
         ),
     ],
 )
-def test_refused_arguments(arguments: dict[str, Any], message: str) -> None:
+def test_arguments_that_make_no_annealing_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TemperatureAnnealing(**arguments)
 

@@ -55,7 +55,7 @@ class Losses(Classifier):
 
 @pytest.mark.filterwarnings("ignore:You passed `Trainer")
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_precision(tmp_path: Path, precision: Any) -> None:
+def test_training_learns_in_every_precision(tmp_path: Path, precision: Any) -> None:
     torch.manual_seed(0)
     model = Losses(lr=0.02)
     run = trainer(tmp_path, callbacks=[KWCallback(RECIPE)], precision=precision, max_epochs=6)
@@ -245,7 +245,9 @@ class FromCLI(Losses):
 
 
 @pytest.mark.parametrize("inline", [False, True])
-def test_lightning_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inline: bool) -> None:
+def test_a_config_of_lightning_cli_makes_the_callback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inline: bool
+) -> None:
     pytest.importorskip("jsonargparse")  # LightningCLI's own extra
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(Path(__file__).parent))

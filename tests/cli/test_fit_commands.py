@@ -53,7 +53,7 @@ def test_help_and_check_need_no_torch() -> None:
     assert result.stdout.strip() == "False"
 
 
-def test_version() -> None:
+def test_version_is_printed() -> None:
     result = CliRunner().invoke(application(), ["--version"])
     assert (result.exit_code, result.output.split()[0]) == (0, "kw-lightning")
 

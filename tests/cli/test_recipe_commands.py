@@ -84,7 +84,7 @@ class TestShow:
         assert "\x1b" not in output
         assert "title" in output
 
-    def test_missing_recipe(self) -> None:
+    def test_a_missing_recipe_is_told_with_the_nearest_name(self) -> None:
         result = kw("show", "resnet18-kw")
         assert result.exit_code == 2
         assert 'did you mean "resnet18-kw-' in result.stderr
@@ -136,12 +136,12 @@ class TestCheck:
         assert result.exit_code == 2
         assert f"{file}:2:19: model.backbone" in result.output
 
-    def test_github_annotations(self, wrong: Path) -> None:
+    def test_mistakes_are_annotations_for_github(self, wrong: Path) -> None:
         lines = kw("check", wrong, "--format", "github").output.splitlines()
         assert lines[0].startswith(f"::error file={wrong},line=3,col=11::train.epochs: found")
         assert len(lines) == 2
 
-    def test_json(self, wrong: Path) -> None:
+    def test_mistakes_are_a_json_list(self, wrong: Path) -> None:
         result = kw("check", wrong, "--format", "json")
         assert result.exit_code == 2
         first = json.loads(result.output)[0]

@@ -82,7 +82,7 @@ def test_step_counts_epochs() -> None:
     assert found == pytest.approx([1.0] * 6 + [0.1] * 6 + [0.01] * 3)
 
 
-def test_constant() -> None:
+def test_a_constant_schedule_keeps_the_learning_rate() -> None:
     assert set(rates(recipe_with(optimizer={"lr": 0.5}, schedule={"name": "constant"}), 5, 5)) == {0.5}
 
 

@@ -39,7 +39,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def test_run_folder(finished: Result) -> None:
+def test_a_run_folder_holds_what_it_was_made_with_and_what_it_reached(finished: Result) -> None:
     files = {str(path.relative_to(finished.folder)) for path in finished.folder.rglob("*") if path.is_file()}
     assert {"recipe.lock.yaml", "versions.json", "metrics.csv", "result.json"} <= files
     assert {"checkpoints/last.ckpt", "checkpoints/best.ckpt"} <= files
@@ -173,7 +173,7 @@ def test_average_that_starts_late_is_the_network_before(tmp_path: Path, quick: l
     assert all(torch.equal(average[key], current[key]) for key in average)
 
 
-def test_static_network(tmp_path: Path, quick: list[str]) -> None:
+def test_a_static_network_trains_and_is_evaluated_to_the_same_figures(tmp_path: Path, quick: list[str]) -> None:
     result = fit("digits-resnet-static", quick, output=tmp_path / "run")
     assert not warehouses(result.module.network)
     assert evaluate(tmp_path / "run").metrics == result.test

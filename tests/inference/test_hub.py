@@ -62,7 +62,7 @@ def test_pushed_network_is_loaded_again_and_then_offline(classifier: ImageClassi
         ("team/digits@refs/pr/1", ("team/digits", "refs/pr/1")),
     ],
 )
-def test_names(name: str, expected: tuple[str, str | None]) -> None:
+def test_a_name_is_split_into_repository_and_revision(name: str, expected: tuple[str, str | None]) -> None:
     assert split_name(name) == expected
 
 

@@ -62,7 +62,7 @@ def read(recipe: Recipe) -> None:
 @given(LISTS, st.dictionaries(st.sampled_from(["block", "other", "Dense"]), st.one_of(BLOCKS, VALUES), max_size=2),
        st.lists(st.integers(1, 9), min_size=1, max_size=4))  # fmt: skip
 @settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
-def test_any_data(layers: list[Any], blocks: dict[str, Any], shape: list[int]) -> None:
+def test_any_data_is_read_or_refused(layers: list[Any], blocks: dict[str, Any], shape: list[int]) -> None:
     read(recipe_of(layers, blocks, tuple(shape)))
 
 

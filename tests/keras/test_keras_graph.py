@@ -141,7 +141,7 @@ def test_a_layer_may_have_the_name_of_another_ones_part() -> None:
     assert torch.equal(model(x), model.get_submodule("c")(x).tanh().relu())
 
 
-def test_summary() -> None:
+def test_the_summary_has_shapes_parameters_connections_and_warehouses() -> None:
     rows = {row.name: row for row in example().summary()}
     assert rows["input"].output_shape == (1, 8, 8)
     assert rows["conv2d"] == ("conv2d", "Conv2D", (8, 8, 8), 80, ("input",), "stem")
@@ -180,7 +180,7 @@ def test_dynamic_network_has_its_warehouses() -> None:
     assert planned.parameters.kw == sum(p.numel() for p in model.parameters())
 
 
-def test_dynamic_projections() -> None:
+def test_warehouses_of_projections_are_found_by_their_submodules() -> None:
     recipe = load_recipe(
         {
             "kw": 1,
@@ -203,7 +203,7 @@ def test_dynamic_projections() -> None:
     assert model(torch.randn(3, 6, 16)).shape == (3, 16, 2, 3)
 
 
-def test_compile() -> None:
+def test_a_network_compiles_to_one_graph() -> None:
     model = example().build().eval()
     x = torch.randn(2, 1, 8, 8)
     compiled = torch.compile(model, fullgraph=True, backend="eager")

@@ -168,7 +168,7 @@ def test_files_that_are_no_model(text: str | bytes, message: str) -> None:
         import_keras(text)
 
 
-def test_command(tmp_path: Path) -> None:
+def test_the_command_writes_a_recipe_and_leaves_a_file_that_is_there(tmp_path: Path) -> None:
     runner, file, written = CliRunner(), keras_models.DATA / "series.json", tmp_path / "series.yaml"
     result = runner.invoke(application(), ["import-keras", str(file), "-o", str(written), "--name", "my-series"])
     assert result.exit_code == 0, result.output

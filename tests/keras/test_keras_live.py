@@ -30,7 +30,9 @@ WINDOWS = ["Conv2D", "DepthwiseConv2D", "MaxPooling2D", "AveragePooling2D"]
 @given(size=st.tuples(st.integers(1, 11), st.integers(1, 11)), window=SIDES, strides=SIDES,
        dilation=st.integers(1, 2), padding=st.sampled_from(["same", "valid"]))  # fmt: skip
 @settings(max_examples=25, suppress_health_check=[HealthCheck.filter_too_much])
-def test_windows(kind: str, size: Any, window: Any, strides: Any, dilation: int, padding: str) -> None:
+def test_windows_give_what_keras_gives(
+    kind: str, size: Any, window: Any, strides: Any, dilation: int, padding: str
+) -> None:
     if kind == "DepthwiseConv2D":  # Keras moves its window by equal steps only
         strides = (strides[0], strides[0])
     arguments: dict[str, Any] = {"strides": list(strides), "padding": padding}
@@ -87,7 +89,7 @@ def test_attention_to_others_with_a_key_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
-def test_activations(name: str) -> None:
+def test_activations_give_what_keras_gives(name: str) -> None:
     x = torch.linspace(-8, 8, 96).reshape(4, 24)
     expected = keras.activations.get(name)(x).detach()
     assert torch.allclose(ACTIVATIONS[name]((24,))(x), expected, atol=1e-5)
@@ -96,7 +98,7 @@ def test_activations(name: str) -> None:
 @pytest.mark.parametrize("max_value", [None, 6, 1.5])
 @pytest.mark.parametrize("negative_slope", [0.0, 0.2])
 @pytest.mark.parametrize("threshold", [0.0, 0.7])
-def test_relu(max_value: float | None, negative_slope: float, threshold: float) -> None:
+def test_relu_gives_what_keras_gives(max_value: float | None, negative_slope: float, threshold: float) -> None:
     arguments = {"max_value": max_value, "negative_slope": negative_slope, "threshold": threshold}
     x = torch.linspace(-8, 8, 97)[None]
     expected = keras.layers.ReLU(**arguments)(x)
@@ -105,7 +107,7 @@ def test_relu(max_value: float | None, negative_slope: float, threshold: float) 
 
 @pytest.mark.parametrize("name", sorted(INITIALIZERS))
 @pytest.mark.parametrize("kind", ["Dense", "Conv2D", "DepthwiseConv2D"])
-def test_start_values(kind: str, name: str) -> None:
+def test_start_values_are_spread_as_in_keras(kind: str, name: str) -> None:
     keras.utils.set_random_seed(0)
     torch.manual_seed(0)
     arguments: dict[str, Any] = {"units": 300} if kind == "Dense" else {"kernel_size": 3}

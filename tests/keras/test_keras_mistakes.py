@@ -161,7 +161,7 @@ def recipe(layers: str, blocks: str = "") -> str:
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistake(name: str, tmp_path: Path) -> None:
+def test_a_mistake_is_told_with_its_place(name: str, tmp_path: Path) -> None:
     layers, blocks, path, messages = MISTAKES[name]
     found = problems_of(recipe(layers, blocks), tmp_path)
     assert [problem.split(f": {path}: ", 1)[1] for problem in found if f": {path}: " in problem] == messages

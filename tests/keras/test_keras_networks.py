@@ -72,14 +72,14 @@ def test_resnet18_has_torchvision_names() -> None:
     same_outputs(ours, theirs, 97)
 
 
-def test_mobilenetv2() -> None:
+def test_mobilenetv2_gives_what_torchvision_gives() -> None:
     theirs = disturb(torchvision.models.mobilenet_v2())
     ours = static_network("keras-mobilenetv2", 3_504_872)
     load_in_order(ours, in_order(theirs))
     same_outputs(ours, theirs)
 
 
-def test_convnext_tiny() -> None:
+def test_convnext_tiny_gives_what_torchvision_gives() -> None:
     theirs = disturb(torchvision.models.convnext_tiny())
     ours = static_network("keras-convnext-tiny", 28_589_128)
     weights = in_order(theirs)
@@ -97,7 +97,7 @@ def test_convnext_tiny() -> None:
     same_outputs(ours, theirs)
 
 
-def test_deit_tiny() -> None:
+def test_deit_tiny_gives_what_timm_gives() -> None:
     timm = pytest.importorskip("timm")
     theirs = disturb(timm.create_model("deit_tiny_patch16_224"))
     ours = static_network("keras-deit-tiny", 5_717_416)
@@ -125,7 +125,7 @@ def test_deit_tiny() -> None:
         ("keras-convnext-tiny-kw-1x", "kw1x_convnext_tiny"),
     ],
 )
-def test_published_configurations(name: str, published: str) -> None:
+def test_warehouses_are_those_of_the_published_configuration(name: str, published: str) -> None:
     recorded = json.loads((PUBLISHED / f"{published}.json").read_text())
     planned = plan(load_recipe(name))
     assert planned.parameters.kw == recorded["parameters"]
@@ -135,7 +135,7 @@ def test_published_configurations(name: str, published: str) -> None:
     assert sorted(layers) == sorted((layer["mixtures"], layer["first_cell"]) for layer in recorded["layers"])
 
 
-def test_published_mobilenetv2() -> None:
+def test_mobilenetv2_plans_like_the_recipe_for_torchvision() -> None:
     ours, zoo = plan(load_recipe("keras-mobilenetv2-kw-1x")), plan(load_recipe("mobilenetv2-100-kw-1x"))
     assert ours.parameters == zoo.parameters == (3_504_872, 5_168_146)
     assert [(w.name, w.partition) for w in ours.warehouses] == [

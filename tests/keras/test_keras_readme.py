@@ -24,7 +24,7 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
 COMMANDS = [line.partition("  #")[0] for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
 
 
-def test_example() -> None:
+def test_the_example_of_the_page_is_a_network() -> None:
     (text,) = (text for kind, text in BLOCKS if kind == "yaml")
     recipe = load_recipe(yaml.safe_load(text))
     network = read_network(recipe)
@@ -33,7 +33,7 @@ def test_example() -> None:
     assert sum(p.numel() for p in build(recipe).parameters()) == plan(recipe).parameters.kw
 
 
-def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.json").write_bytes((keras_models.DATA / "residual_images.json").read_bytes())
     assert len(COMMANDS) == 5
@@ -45,7 +45,7 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (tmp_path / "my-network.yaml").is_file()
 
 
-def test_shipped_networks() -> None:
+def test_the_table_of_shipped_networks_has_their_parameters() -> None:
     rows = re.findall(r"^\| `(keras-\S+)` \| ([\d,]+),.*?`(keras-\S+)`: ([\d,]+\d)", TEXT, re.MULTILINE)
     assert len(rows) == 4
     for static, parameters, dynamic, kw in rows:

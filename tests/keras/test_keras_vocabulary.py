@@ -205,7 +205,7 @@ def test_stochastic_depth_drops_whole_samples() -> None:
     assert ((y == y[:, :1]).all(1)).all()
 
 
-def test_broadcast() -> None:
+def test_shapes_are_broadcast_as_in_keras_or_refused() -> None:
     assert broadcast([(4, 1, 1), (4, 5, 6)]) == (4, 5, 6)
     for shapes in ([(4, 5), (4, 6)], [(4,), (4, 1)]):
         with pytest.raises(ShapeError, match="different shapes"):

@@ -81,7 +81,7 @@ def test_gates_are_open_at_temperature_one_and_follow_the_sample_where_there_is_
 
 
 @pytest.mark.parametrize("gates", [(), ("input",), ("output",), BOTH])
-def test_gates_count(gates: tuple[str, ...]) -> None:
+def test_the_size_of_an_attention_counts_its_gates(gates: tuple[str, ...]) -> None:
     layer = gated(KWConv2d, (8, 12, 3), {}, gates=gates)
     assert layer.attention is not None
     assert layer.partition is not None

@@ -52,7 +52,7 @@ def _spoilt(x: Tensor, index: int) -> Tensor:
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
 @pytest.mark.parametrize("name", GEOMETRIES)
 @pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
-def test_every_path(path: EnginePath, name: str, last: bool) -> None:
+def test_no_path_mixes_samples(path: EnginePath, name: str, last: bool) -> None:
     convolution = suited(path.name, GEOMETRIES[name])
     dtype = next(
         (
@@ -101,7 +101,9 @@ def make_network(engine: str, dtype: torch.dtype) -> nn.Module:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_every_engine(engine: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_engine_mixes_samples(
+    engine: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("kw_lightning.nn.engine.autotune._memory", {})
     with torch.inference_mode():
@@ -110,7 +112,7 @@ def test_every_engine(engine: str, dtype: torch.dtype, tmp_path: Path, monkeypat
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("form", ["trace", "export"])
-def test_every_graph(form: str) -> None:
+def test_no_graph_mixes_samples(form: str) -> None:
     network, x = make_network("auto", torch.float64), torch.randn(BATCH, 3, 8, 8, dtype=torch.float64)
     if form == "trace":
         graph = torch.jit.trace(network, x)

@@ -32,7 +32,7 @@ def one(budget: Any, **others: Any) -> Any:
 @pytest.mark.parametrize(
     ("budget", "cells"), [(1, 36), ("1/2", 18), (0.25, 9), (4, 144), ({"cells": 7}, 7), ("1/1000", 1)]
 )
-def test_cells(budget: Any, cells: int) -> None:
+def test_a_budget_buys_so_many_cells(budget: Any, cells: int) -> None:
     assert one(budget).partition.cells == cells
 
 

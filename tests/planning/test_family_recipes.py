@@ -46,7 +46,7 @@ def planned(name: str) -> Plan:
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_parameters(name: str) -> None:
+def test_a_recipe_has_the_parameters_that_the_page_says(name: str) -> None:
     found = planned(name)
     attention = sum(warehouse.attention_parameters for warehouse in found.warehouses)
     assert (found.parameters.kw, attention) == COUNTS[name]

@@ -15,7 +15,7 @@ from kw_lightning.recipe import load_recipe
 
 
 @pytest.mark.parametrize("recorded", sorted(path.stem for path in PUBLISHED.glob("*.npz")))
-def test_logits(recorded: str) -> None:
+def test_a_published_network_gives_the_published_logits(recorded: str) -> None:
     published = json.loads((PUBLISHED / f"{recorded}.json").read_text())
     archive = np.load(PUBLISHED / f"{recorded}.npz")  # the logits, and the published keys and shapes
     with torch.device("meta"):

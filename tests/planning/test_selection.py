@@ -160,7 +160,7 @@ class _Named(nn.Conv2d):
     """A subclass that leaves the forward pass alone."""
 
 
-def test_subclasses() -> None:
+def test_subclasses_are_chosen_unless_their_forward_pass_is_their_own() -> None:
     model = nn.Sequential(_Scaled(4, 4, 1), _Named(4, 4, 1), nn.Conv2d(4, 4, 1))
     assert selected(model, "*") == ["1", "2"]
     with pytest.raises(RecipeError, match='"0" cannot be made dynamic: _Scaled is a Conv2d with a forward pass'):

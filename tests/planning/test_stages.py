@@ -40,7 +40,7 @@ def test_layouts_of_timms_resnets() -> None:
     assert layout(automatic) == layout(plan(load_recipe("resnet50-kw-1x")))
 
 
-def test_without_handover() -> None:
+def test_without_handover_a_stage_has_all_layers_of_its_size() -> None:
     with torch.device("meta"):
         model = models.resnet50()
     stages = find_stages(model, [3, 224, 224], handover=False)
@@ -175,7 +175,7 @@ def test_settings_and_exclusions() -> None:
     assert float(planned.warehouses[0].budget) == 0.5
 
 
-def test_beside_warehouses() -> None:
+def test_stages_take_the_layers_that_warehouses_leave() -> None:
     planned = plan(recipe({"stage1": ["layer1.0.*"]}, stages="auto"), wide(), input_shape=[1, 8, 8])
     assert [warehouse.name for warehouse in planned.warehouses] == ["stage1", "auto-stage1", "stage2"]
     assert layout(planned)[1] == ["layer1.1.conv1", "layer1.1.conv2", "layer2.0.conv1", "layer2.0.shortcut"]

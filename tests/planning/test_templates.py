@@ -40,7 +40,7 @@ def train_a_step(model: nn.Module, *inputs: Any) -> None:
 
 @pytest.mark.parametrize("budget", [1, 4])
 @pytest.mark.parametrize("size", DEIT)
-def test_deit(size: str, budget: int) -> None:
+def test_deit_shares_the_cells_of_all_its_blocks_and_trains(size: str, budget: int) -> None:
     pytest.importorskip("timm")
     width, static = DEIT[size]
     name = f"deit-{size}-kw-{budget}x"
@@ -65,20 +65,20 @@ def test_deit(size: str, budget: int) -> None:
         ("swin-tiny-kw-1x", 4, 24),
     ],
 )
-def test_classifiers(name: str, warehouses: int, layers: int) -> None:
+def test_templates_of_classifiers_plan_and_train(name: str, warehouses: int, layers: int) -> None:
     planned = plan(load_recipe(name))
     assert (len(planned.warehouses), sum(len(w.layers) for w in planned.warehouses)) == (warehouses, layers)
     assert planned.parameters.ratio < 1.4  # attention does not outgrow the network
     train_a_step(build(load_recipe(name)), torch.randn(2, 3, 64, 64))
 
 
-def test_segmentation() -> None:
+def test_the_template_of_segmentation_plans_and_trains() -> None:
     planned = plan(load_recipe("deeplabv3-resnet50-kw-1x"))
     assert [w.partition.cells for w in planned.warehouses] == [87, 104, 138, 47]
     train_a_step(build(load_recipe("deeplabv3-resnet50-kw-1x")), torch.randn(2, 3, 64, 64))
 
 
-def test_detection() -> None:
+def test_the_template_of_detection_plans_and_trains() -> None:
     recipe = load_recipe("faster-rcnn-resnet50-kw-1x", ["model.args.min_size=64", "model.args.max_size=96"])
     assert [w.partition.cells for w in plan(recipe).warehouses] == [87, 104, 138, 47]
     boxes = {"boxes": torch.tensor([[4.0, 4.0, 40.0, 40.0]]), "labels": torch.tensor([1])}

@@ -40,7 +40,7 @@ def shipped_plan(name: str) -> Plan:
 
 
 @pytest.mark.parametrize("recorded", RECORDED)
-def test_recorded_configuration(recorded: str) -> None:
+def test_a_recipe_plans_the_recorded_configuration_of_the_authors(recorded: str) -> None:
     published: dict[str, Any] = json.loads((PUBLISHED / f"{recorded}.json").read_text())
     planned = shipped_plan(recipe_name(recorded))
     assert planned.parameters.kw == published["parameters"]
@@ -80,7 +80,7 @@ def test_recorded_configurations_are_there() -> None:
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_parameters(name: str) -> None:
+def test_a_recipe_has_the_published_number_of_parameters(name: str) -> None:
     exact, published = PARAMETERS[name]
     planned = shipped_plan(name)
     assert planned.parameters.kw == exact
@@ -114,7 +114,7 @@ def test_training_is_that_of_the_network_with_the_training_of_all(name: str) -> 
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_training_settings(name: str) -> None:
+def test_training_is_set_as_published(name: str) -> None:
     recipe = load_recipe(f"{name}-imagenet")
     train = recipe.train
     assert train is not None

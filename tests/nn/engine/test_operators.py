@@ -136,7 +136,7 @@ def test_compiles_without_graph_breaks(dynamic: bool) -> None:
             assert (parameter.grad - gradient).abs().max() < 1e-5 * gradient.abs().max().clamp_min(1.0)
 
 
-def test_exports() -> None:
+def test_an_exported_graph_gives_the_same_output() -> None:
     net = network().eval()
     x = torch.randn(2, 8, 6, 6)
     torch.testing.assert_close(torch.export.export(net, (x,)).module()(x), net(x))
