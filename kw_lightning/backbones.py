@@ -25,7 +25,7 @@ from kw_lightning.pretrained import load_pretrained
 from kw_lightning.recipe.types import Recipe
 
 Builder = Callable[..., nn.Module]
-# Arguments of constructors that read files or the network; `model.pretrained` does it, and a plan never does.
+# Arguments by which constructors fetch weights: `model.pretrained` is for that, and a plan fetches nothing.
 FETCHING = {"weights", "pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 FRAMES = 16  # of a clip, as torchvision's video networks were trained with
 FLOW = (520, 960)  # images between which torchvision's networks of optical flow were trained to see motion

@@ -339,7 +339,7 @@ def _dynamic(source: Static, layer: LayerPlan) -> KWLayer:
 
 
 def _place_batch(dynamic: KWLinear, layer: LayerPlan, warehouse: WarehousePlan) -> None:
-    """Say where a linear layer's batch is, or that it may be elsewhere where no forward pass has shown it."""
+    """Set which dimension is a linear layer's batch, and where that is a guess, the module that makes it doubtful."""
     dynamic.batch_dim = warehouse.spec.batch_dim or 0
     if warehouse.spec.batch_dim is None:
         dynamic.beside = layer.layer.beside

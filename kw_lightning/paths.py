@@ -16,7 +16,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def user_path(given: str | Path) -> Path:
-    """Return a path that a user gave, whether or not anything is there; it can be asked what it is.
+    """Return a path that a user gave, whether or not anything is there; `is_file` and the like do not raise on it.
 
     Raises:
         RunError: `~NAME` of nobody, a name that is too long or holds a null character, **or** a folder on the way that

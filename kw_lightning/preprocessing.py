@@ -193,9 +193,9 @@ def preprocessing(recipe: Recipe) -> Preprocessing | None:
 
 
 def contradictions(recipe: Recipe) -> list[str]:
-    """Return what a recipe with pretrained weights says otherwise than they were trained, both values in a line each.
+    """Return where a recipe prepares images in another way than its pretrained weights were trained with, a line each.
 
-    The published training of a network that starts from other weights may want that; whoever fine-tunes rarely does.
+    A published training may want that; whoever fine-tunes rarely does.
     """
     own, chosen = own_preprocessing(recipe), preprocessing(recipe)
     if recipe.model is None or not recipe.model.pretrained or own is None or chosen is None:

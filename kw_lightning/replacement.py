@@ -55,7 +55,7 @@ def adapter_half(frozen: Static, kernel_shape: Sequence[int], *, up: bool) -> KW
 
 
 def adapted(frozen: Static, down: KWLayer, up: KWLayer) -> Adapted:
-    """Return a layer with an adapter; its hooks go over, so that they see what the network goes on with."""
+    """Return a layer with an adapter; the layer's hooks move to the whole, so that they see the sum."""
     new = Adapted(frozen, down, up)
     for name, value in vars(frozen).items():
         if "_hooks" in name and value:
@@ -65,7 +65,7 @@ def adapted(frozen: Static, down: KWLayer, up: KWLayer) -> Adapted:
 
 
 def freeze_others(network: nn.Module, kept: Collection[int]) -> None:
-    """Freeze all of a network but cells and attentions, and with its norms their running statistics.
+    """Freeze all of a network but cells and attentions; norms that are frozen keep their running statistics.
 
     Args:
         network: the network, its adapters in place.

@@ -45,7 +45,7 @@ STYLE: dict[str, Any] = {
 
 @contextmanager
 def drawing(**changes: Any) -> Iterator[None]:
-    """Draw in the project's style, changed by settings of matplotlib; names in any script are drawn without a word."""
+    """Draw in the project's style, changed by settings of matplotlib, and without warnings of missing letters."""
     import matplotlib
 
     settings: Any = {**STYLE, **changes}

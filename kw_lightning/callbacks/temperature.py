@@ -70,7 +70,7 @@ class TemperatureAnnealing(Callback):
     Args:
         start, end: τ at the start and at the end of the annealing, in [0, 1]. By default it starts at 1, and at 0 after
             a warm start under a budget of 1, which reaches the old kernels there.
-        epochs: its length in epochs, 2.5 as well.
+        epochs: its length in epochs, which may be a fraction.
         steps: its length in optimizer steps; give this or `epochs`. Without either it takes a tenth of the run.
         shape: "linear", "cosine" or "constant".
         module: path of the submodule whose warehouses are meant; the whole LightningModule by default.

@@ -27,8 +27,10 @@ def bench(
     engine: Annotated[str | None, typer.Option(help="The engine of every layer; default: the recipe's.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; the medians are shown.")] = 5,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads on the CPU; default: torch's.")] = None,
-    channels_last: Annotated[bool, typer.Option("--channels-last", help="Networks and input channels last.")] = False,
-    compiled: Annotated[bool, typer.Option("--compile", help="Networks by torch.compile; layers are not.")] = False,
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last", help="Channels last, of networks and input.")
+    ] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the networks, not the single layers.")] = False,
     compile_mode: Annotated[
         str | None, typer.Option(metavar="MODE", help="Of torch.compile: reduce-overhead for CUDA graphs.")
     ] = None,

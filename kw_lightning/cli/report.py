@@ -33,8 +33,8 @@ def report(
 ) -> None:
     """Write a run as one page, report.html, that needs no network: curves, answers, images, what the warehouses learnt.
 
-    Several runs, or a folder of them as that of kw sweep, become one page that compares them: curves over each other,
-    what recipes and plans have otherwise, seeds as mean and deviation.
+    Several runs, or a folder of them as that of kw sweep, become one page that compares them: their curves in one
+    chart, where recipes and plans differ, seeds as mean and deviation.
 
     confusion.csv and classes.csv beside it are for programs. Every kw-fit ends with one, unless log.report=false.
     """

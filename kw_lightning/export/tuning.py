@@ -25,7 +25,7 @@ OF_LONG_RUNS = ("max_steps", "freeze", "freeze_epochs", "ema", "checkpoint_every
 """Keys of the training that a few more epochs on one device do without."""
 
 OF_LAYERS = ("groups", "no_decay")
-"""Keys of the optimizer that name layers, which may be no more."""
+"""Keys of the optimizer that name layers, which folding may have replaced."""
 
 
 def tune(folded: SavedNetwork, epochs: int, *, allow_python: Sequence[str] = ()) -> SavedNetwork:

@@ -52,6 +52,6 @@ def class_metrics(counters: MetricCollection, names: Sequence[str] = ()) -> list
 
 
 def worst(classes: Sequence[ClassMetrics], count: int) -> list[ClassMetrics]:
-    """Return the classes that are told worst, the worst first: by average precision, or by recall without it."""
+    """Return the classes that are recognised worst, the worst first: by average precision, or by recall without it."""
     key = "average_precision" if classes and "average_precision" in classes[0] else "recall"
     return sorted((entry for entry in classes if entry[key] is not None), key=lambda entry: entry[key])[:count]

@@ -1,4 +1,4 @@
-"""What a resumed run may do otherwise than before, key by key; everything else is a new run."""
+"""What a resumed run may change, key by key; any other change takes a new run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end of a run that has stopped to get better, before its last epoch."""
+"""The end of a run that gets no better any more, before its last epoch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class StopsEarly(EarlyStopping):
         )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End the run before its first batch where its checkpoint is the last it came to."""
+        """End the run before its first batch where its patience is over already."""
         trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

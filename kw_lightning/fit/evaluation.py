@@ -148,10 +148,10 @@ def parts_of(data: LightningDataModule) -> tuple[str, ...]:
 
 
 def _asked(asked: str | None, there: Sequence[str]) -> tuple[str, ...]:
-    """Return the part to measure on; where none is asked for those of which the first with images serves.
+    """Return the part that is asked for; where none is, those that are there, of which the first with images serves.
 
     Raises:
-        RunError: it is not there.
+        RunError: the part that is asked for is not there.
     """
     if asked is None:
         return tuple(part for part in ("test", "val") if part in there)

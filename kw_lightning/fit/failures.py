@@ -1,4 +1,4 @@
-"""One line for what ends a run besides its disk: too little memory, processes that read images and died, one image."""
+"""One line for what ends a run, its disk aside: too little memory, a worker process that died, a batch of one image."""
 
 from __future__ import annotations
 

@@ -174,7 +174,10 @@ def _renamed_selector(selector: Any, before: str, after: str) -> Any:
 
 
 def _renamed_glob(glob: str, before: str, after: str) -> str:
-    """Return a glob relative to another part; one that begins with a wildcard may mean more then, which is seen."""
+    """Return a glob relative to another part.
+
+    One that begins with a wildcard may match more layers then, which `check_layout` notices.
+    """
     whole = f"{before}{glob}".replace(COMPILED, "")
     return whole.removeprefix(after) if whole.startswith(after) else glob
 

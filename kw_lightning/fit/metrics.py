@@ -1,4 +1,4 @@
-"""`metrics.csv`: a row a step that logs, and everything that is logged at the same step in one row."""
+"""`metrics.csv`: one row for each step at which something is logged."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ class Classifier(LightningModule):
         self._log_label_metrics("test")
 
     def by_class(self, names: Sequence[str] = ()) -> list[ClassMetrics]:
-        """Return how well each class is told, after an evaluation that was no part of training; see `class_metrics`."""
+        """Return how well each class is recognised, after an evaluation outside of training; see `class_metrics`."""
         return class_metrics(self.class_counters, names) if self.class_counters is not None else []
 
     def _log_label_metrics(self, part: str) -> None:

@@ -41,7 +41,7 @@ def metrics_table(columns: Mapping[str, Metrics], note: str | None = None) -> Ta
 
 
 def classes_table(classes: Sequence[ClassMetrics]) -> Table:
-    """Return a table with a row for each class, or for the ten that are told worst where there are more."""
+    """Return a table with a row for each class, or for the ten that are recognised worst where there are more."""
     shown = classes if len(classes) <= SHOWN_CLASSES else worst(classes, SHOWN_CLASSES)
     head = "class" if len(shown) == len(classes) else f"worst {len(shown)} of {len(classes):,} classes"
     table = Table(head)

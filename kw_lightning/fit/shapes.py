@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 def check_shapes(recipe: Recipe, module: Classifier, data: LightningDataModule) -> None:
     """Show the network one image before anything is written, so that a mismatch is one message.
 
-    A network that ends in a softmax is warned of: it would be taken twice, and train slowly to unsure answers.
+    A network that ends in a softmax brings a warning: the loss takes one itself, and after two training is slow.
 
     Raises:
         RecipeError: the network does not take such images, **or** has other outputs than the data has classes.

@@ -1,4 +1,4 @@
-"""Where a run starts: in a new folder from nothing, from a checkpoint, or anew where a run ended before its first."""
+"""Where a run starts: in a new folder, from a checkpoint, or over again where it ended before its first checkpoint."""
 
 from __future__ import annotations
 

@@ -172,8 +172,8 @@ class ContrastingAttention(CellWeights):
     def has_factors(self) -> bool:
         """Return whether `factors` gives all that α is.
 
-        It does of contrasted weights with nothing put on the last linear layers, or on the attention as a whole, that
-        wants to see what it gives.
+        It does for contrasted weights, unless a hook, a parametrization or the like on the last linear layers or on the
+        attention itself has to see α.
         """
         if self.function != "contrast" or not is_plain(self, ContrastingAttention):
             return False

@@ -43,7 +43,8 @@ class CellWeights(nn.Module):
       the absolute weights of the cells would always add up to 1;
     - softmax: exp(z_j / T) / Σ_p exp(z_p / T), with a temperature T of its own;
     - sigmoid: 1 / (1 + exp(−z_j)), every cell by itself;
-    - relu: max(z_j, 0) / (Σ_p |z_p| + 1e-3): contrast without negative weights, whose columns are what zero's was.
+    - relu: max(z_j, 0) / (Σ_p |z_p| + 1e-3): contrast without negative weights; a negative z_j enlarges the sum alone,
+      as that of the zero cell does.
 
     Args:
         partition: the layer's place in its warehouse.

@@ -23,7 +23,7 @@ def with_adapters(
 
     The layers of a warehouse of adapters stay. Beside each stand two dynamic layers, which draw on `NAME-down` and
     `NAME-up`: the former from its input to `rank` channels by its own kernel size, the latter from there by size 1.
-    Grouped layers have theirs without groups, so that it brings the groups together.
+    The adapter of a grouped layer has no groups, and so mixes the layer's.
     """
     made: list[Warehouse] = []
     layers: dict[str, tuple[Choice, ...]] = {}

@@ -52,15 +52,16 @@ def place_batches(
     chosen: Mapping[str, tuple[Choice, ...]],
     document: Document,
 ) -> tuple[dict[str, tuple[Choice, ...]], list[Problem]]:
-    """Find out which dimension of every chosen linear layer's input is the batch; samples mix in another one.
+    """Find out which dimension of every chosen linear layer's input is the batch: with a wrong one samples would mix.
 
-    One sample and two are run on the meta device: the dimension of a layer's input that grows is the batch, or the
-    batch folded with something else. A network that takes [sequence, batch, channels] itself is run the wrong way
-    round so, which a module of `batch_first=False` shows: beside it nothing is known.
+    The network is run with one sample and with two on the meta device. The dimension of a layer's input that grows is
+    the batch, or the batch folded with something else. Where the network itself takes [sequence, batch, channels], the
+    two samples are two steps of a sequence instead; a module with `batch_first=False` beside a layer hints at that, and
+    then nothing is known.
 
     Returns:
-        The layers, those of known batch without a doubt (`Layer.beside`), and a problem for every warehouse of layers
-        whose batch is another dimension than it says.
+        The layers, without `Layer.beside` where the batch is known, and a problem for every warehouse that says another
+        dimension than was found.
     """
     problems = [
         document.problem(

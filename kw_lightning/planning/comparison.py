@@ -1,4 +1,4 @@
-"""The figures of plans beside each other, those in which they are not the same."""
+"""The figures in which plans differ, side by side."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kw_lightning.planning.types import Plan, WarehousePlan
 
 
 def different_figures(*plans: Plan) -> list[tuple[Any, ...]]:
-    """Return what plans have otherwise: (what, in the first, in the second, …), None for what is not there."""
+    """Return the figures in which plans differ: (what, in the first, in the second, …), None for what is not there."""
     warehouses = [{warehouse.name: _warehouse_figures(warehouse) for warehouse in plan.warehouses} for plan in plans]
     rows: list[tuple[Any, ...]] = []
     for name in dict.fromkeys(name for found in warehouses for name in found):

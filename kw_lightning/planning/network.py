@@ -145,7 +145,7 @@ def reading(names: Sequence[str], forward: Trace) -> str | None:
 
 
 def calls(layer: Layer, forward: Trace) -> tuple[Call, ...]:
-    """Return the calls of a layer; of an adapter's half those that it will have, beside the layer that it stands by."""
+    """Return the calls of a layer; of half an adapter, which is not there yet, the calls that it will have."""
     found = forward.calls_of(layer.stands.names)
     if layer.part is None:
         return found

@@ -55,9 +55,10 @@ def warning(warehouses: Sequence[WarehousePlan]) -> str | None:
 
 
 def blamed(spec: Warehouse, choices: Sequence[Choice]) -> Choice | None:
-    """Return a layer of the shape, no more than half of all, without which the attention is best in proportion.
+    """Return a layer of the kernel shape that does most to make the attention large beside the cells.
 
-    None where that is not under half of what it was.
+    It is the shape without which attention relative to cells is least, of those that hold no more than half of the
+    cells; None where that ratio would not at least be halved.
     """
     whole = size_of(choices, spec.cell, spec.attention)
     examples = {choice.kernel_shape: choice for choice in reversed(choices)}

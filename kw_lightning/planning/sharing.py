@@ -196,6 +196,7 @@ def _alike(group: Share) -> tuple[Share | Choice, ...]:
 
 @lru_cache(maxsize=1024)  # the ways to divide a group come back to the same layers
 def _unnamed(group: Share) -> tuple[Share | Choice, ...]:
+    """Return what `_alike` does, for a group without a suffix."""
     plain = _suited(group, AIM)
     if plain is not None:
         return (plain,)

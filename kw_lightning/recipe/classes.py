@@ -12,7 +12,7 @@ from kw_lightning.recipe.types import Recipe
 
 AUTO = "auto"
 USUAL = 1000
-"""Classes that stand in where the data is not at hand: ImageNet's, as networks have them without more ado."""
+"""Classes that are assumed where the data is not at hand: ImageNet's, which most networks have by default."""
 
 
 def open_classes(recipe: Recipe) -> list[str]:

@@ -14,7 +14,7 @@ ABSENT = object()
 
 @dataclass(frozen=True)
 class Difference:
-    """A key that two recipes have otherwise; `ABSENT` where one does not have it."""
+    """A key with another value in each of two recipes; `ABSENT` where one does not have it."""
 
     path: str
     before: Any

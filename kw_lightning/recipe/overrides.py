@@ -23,7 +23,7 @@ def override(root: Node, overrides: Sequence[str], problems: list[Problem]) -> N
     """Return a recipe with `a.b=c` laid over it, one after the other.
 
     `a.b+=[c]` appends to a list, `a.b[0]=c` replaces one of its values, `a.*.b=c` changes b in every map of a, and
-    `a.b=null` removes the key; nothing after the `=` is a mistake, as a variable of the shell that is not set. The n-th
+    `a.b=null` removes the key; an empty value is a mistake, since an unset variable of the shell leaves one. The n-th
     override is line n of the file `<command line>`.
 
     Raises:

@@ -15,7 +15,7 @@ from kw_lightning.recipe.limits import MAX_DIGITS
 Scalar = str | int | float | bool | None
 
 NULLS = ("~", "null", "Null", "NULL")
-"""How nothing is written; a value left out means it, too."""
+"""How YAML writes null; an empty value means it, too."""
 _CONSTANTS: dict[str, Scalar] = {
     **dict.fromkeys(("", *NULLS)),
     **dict.fromkeys(("true", "True", "TRUE"), True),

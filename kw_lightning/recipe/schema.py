@@ -11,7 +11,7 @@ from kw_lightning.resources import shipped
 
 VERSION = 1
 SHOWN_MAXIMUM = 10_000
-"""Larger ones are bounds against absurd values, and say nothing to who mistook a text for a number."""
+"""Larger ones only guard against absurd values, and tell nothing to someone who wrote a text for a number."""
 Schema = Mapping[str, Any]
 
 

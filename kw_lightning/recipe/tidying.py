@@ -1,4 +1,4 @@
-"""What a recipe means although it is written a little otherwise: keys without a value, and `1e5` for a whole number."""
+"""Liberties that a recipe may take: keys without a value, and `1e5` for a whole number."""
 
 from __future__ import annotations
 

@@ -228,7 +228,7 @@ class Model:
 class Temperature:
     """The annealing of the attention's temperature; over `epochs` or `steps`, whichever is set.
 
-    Without `start` it is from 1, and from 0 after a warm start under a budget of 1.
+    Without `start` it runs from 1, or from 0 after a warm start with a budget under 1.
     """
 
     start: float | None = None
@@ -242,11 +242,11 @@ class Temperature:
 class Data:
     """A data set by name and how it is read; `train` and `eval` are the two transform sections.
 
-    An image is of one class or of any number of them, by `labels`. An image file that cannot be read ends a run, or is
-    left out, by `broken`. An epoch trains with each image once, or
-    with as many images, drawn so that all classes come equally often, by `sampling`.
-
     Attributes:
+        labels: whether an image is of one class, or of any number of them.
+        broken: whether an image file that cannot be read ends the run, or is left out.
+        sampling: "each" trains with every image once an epoch; "balanced" with as many images, drawn so that all
+            classes come equally often.
         validation: share of the training images that validates, where the data has no validation part; None takes none.
         test: whether the test part is opened at the end of training, once; not while settings are still being chosen.
     """

@@ -1,4 +1,4 @@
-"""Runs beside each other: their figures, their curves over each other, and what their recipes and plans have otherwise.
+"""Runs side by side: their figures, their curves in one chart, and where their recipes and plans differ.
 
 Runs whose recipes differ in their seed alone are one row, with mean and deviation.
 """

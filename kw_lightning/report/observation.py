@@ -20,7 +20,7 @@ from kw_lightning.fit.module import Classifier
 from kw_lightning.report.attention import Array, Listening, WarehouseAttention
 
 WORST = 20
-"""Images that are shown of those that are told worst."""
+"""Images with the highest loss that are shown."""
 MOST_CLASSES = 2000
 """Classes up to which answers are counted for each pair of them."""
 

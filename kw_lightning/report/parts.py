@@ -105,7 +105,7 @@ def answers(
     part: str,
     normalisation: Normalisation,
 ) -> Part:
-    """Return how each class is told, what it is taken for, and the images that are told worst.
+    """Return how well each class is recognised, what it is taken for, and the images with the highest loss.
 
     Args:
         observed: the pass over the images; None where there was none.

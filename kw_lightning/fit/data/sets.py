@@ -97,7 +97,7 @@ def open_source(recipe: Recipe, data: Data, trained: Sequence[str] = ()) -> Sour
 
 
 class Images(Dataset[tuple[Any, Target]]):
-    """Images in memory: uint8 [n, c, h, w] and their classes; of fewer images than classes, again from the first."""
+    """Images in memory, uint8 [n, c, h, w], and their targets; where there are more targets, the images repeat."""
 
     def __init__(self, images: Tensor, targets: Sequence[int] | Tensor) -> None:
         self.images = images
