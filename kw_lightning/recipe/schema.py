@@ -96,7 +96,7 @@ def at(keys: Sequence[str | int]) -> dict[str, Any] | None:
 
 @cache
 def key_paths() -> dict[str, tuple[str, ...]]:
-    """Return every key of the language with the paths at which it is allowed, outer ones first."""
+    """Return every key of the language with the paths at which it is allowed: outer ones first, as they are written."""
     found: dict[str, list[str]] = {}
 
     def visit(part: Schema, path: str) -> None:
@@ -109,7 +109,7 @@ def key_paths() -> dict[str, tuple[str, ...]]:
                 visit(branch["additionalProperties"], f"{path}.NAME")
 
     visit(schema(), "")
-    return {key: tuple(sorted(set(paths), key=lambda path: path.count("."))) for key, paths in found.items()}
+    return {key: tuple(sorted(dict.fromkeys(paths), key=lambda path: path.count("."))) for key, paths in found.items()}
 
 
 def in_words(part: Schema) -> str:

@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.protocols import Validator
 from jsonschema.validators import extend
 
-from kw_lightning.errors import Location, Problem, did_you_mean, mistake
+from kw_lightning.errors import Location, Problem, did_you_mean, listed, mistake
 from kw_lightning.recipe import schema as language
 from kw_lightning.recipe.limits import MAX_PROBLEMS
 from kw_lightning.recipe.nodes import Node, join, join_all
@@ -127,9 +127,10 @@ def _unknown_keys(error: Mistake, path: str, node: Node) -> Iterator[Problem]:
 
 
 def _elsewhere(key: str) -> str:
-    """Return where the language has a key that stands in the wrong place."""
+    """Return where the language has a key that stands in the wrong place, of several the outermost ones."""
     paths = language.key_paths().get(key, ())
-    return f'did you mean "{paths[0]}"?' if paths else ""
+    outermost = [f'"{path}"' for path in paths if path.count(".") == paths[0].count(".")]
+    return f"did you mean {listed(outermost, 3, ' or ')}?" if paths else ""
 
 
 def _no_branch(error: Mistake, root: Node, path: str, node: Node) -> Iterator[Problem]:

@@ -27,6 +27,10 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
         "kw: 1\n‸seed: 1\n",
         ('found the unknown key "seed"', 'did you mean "train.seed"?'),
     ),
+    "key of several other sections": (
+        "kw: 1\n‸epochs: 3\n",
+        ('found the unknown key "epochs"', 'did you mean "temperature.epochs" or "train.epochs"?'),
+    ),
     "duplicate key": (
         "kw: 1\ntrain:\n  epochs: 3\n  seed: 1\n  ‸epochs: 4\n",
         ('the key "epochs" stands here again, first in line 3',),
