@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 FOLDED = ("static", "int8")
 FOLDERS = ("static", "int8-weights")
-FORMS = ("onnx", "torch", "openvino", "executorch", *FOLDED, "int8-weights", "official")
+FORMS = ("onnx", "torch", "openvino", "executorch", "executorch-portable", *FOLDED, "int8-weights", "official")
 
 
 def export(
@@ -46,7 +47,9 @@ def export(
     onnx: for onnxruntime and others, batch and size free, preprocessing and class names in its metadata.
     torch: PyTorch's exported program (.pt2), which needs nothing of this package either.
     openvino: OpenVINO's model (.xml and .bin), as ONNX.
-    executorch: a program (.pte) for ExecuTorch, for one image of the usual size; the metadata beside it as .json.
+    executorch: a program (.pte) for ExecuTorch and its XNNPACK backend, for one image of the usual size; the metadata
+    beside it as .json.
+    executorch-portable: the same for builds of ExecuTorch without XNNPACK; static networks are far slower by it.
     static: a saved network of ordinary layers, each with its kernel at the mean attention; the accuracy that this
     costs on the recipe's evaluation images is printed. --fit trains it on, at a tenth of the learning rate.
     int8: the static network as ONNX in whole numbers of eight bits; size and accuracy are printed beside the others'.
@@ -82,7 +85,13 @@ def export(
     else:
         from kw_lightning.export import write_executorch, write_onnx, write_openvino, write_program
 
-        write = {"onnx": write_onnx, "torch": write_program, "openvino": write_openvino, "executorch": write_executorch}
+        write: dict[str, Callable[[SavedNetwork, Path], str]] = {
+            "onnx": write_onnx,
+            "torch": write_program,
+            "openvino": write_openvino,
+            "executorch": write_executorch,
+            "executorch-portable": partial(write_executorch, portable=True),
+        }
         free = f"; free in it: {write[to](classifier.saved, output)}"
     typer.echo(f"Wrote {output}{free}", err=True)
 

@@ -16,10 +16,16 @@ from kw_lightning.inference.saving import SavedNetwork
 from kw_lightning.paths import writable
 
 
-def write_executorch(saved: SavedNetwork, path: Path) -> str:
-    """Write a network for ExecuTorch's portable kernels, and its description beside it as `.json`.
+def write_executorch(saved: SavedNetwork, path: Path, *, portable: bool = False) -> str:
+    """Write a network for ExecuTorch, and its description beside it as `.json`.
 
     The runtime plans its memory beforehand, so the file is for one image of the network's usual size.
+
+    Args:
+        saved: the network.
+        path: of the file.
+        portable: take the portable kernels alone, which every build of the runtime has; else XNNPACK computes what it
+            can, all of a static network.
 
     Returns:
         What is fixed in it, in words.
@@ -28,7 +34,8 @@ def write_executorch(saved: SavedNetwork, path: Path) -> str:
         RunError: executorch is not installed, a network that cannot be exported, **or** a file that cannot be written.
     """
     try:
-        from executorch.exir import to_edge
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
     except ImportError as error:
         raise RunError(
             f"ExecuTorch needs executorch: pip install 'kw-lightning[executorch]' ({first_line(error)})"
@@ -37,7 +44,9 @@ def write_executorch(saved: SavedNetwork, path: Path) -> str:
     image = sample_of(saved)[:1]
     try:
         with quiet_export(), torch.no_grad():
-            made: Any = to_edge(torch.export.export(network, (image,))).to_executorch()
+            exported = torch.export.export(network, (image,))
+            partitioners = [] if portable else [XnnpackPartitioner()]
+            made: Any = to_edge_transform_and_lower(exported, partitioner=partitioners).to_executorch()
     except Exception as error:  # what lowering makes of a stranger's operators
         raise RunError(f"the network cannot be exported for ExecuTorch: {first_line(error)}") from error
     with writable(path) as partial:

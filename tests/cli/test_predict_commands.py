@@ -195,7 +195,7 @@ def test_configuration_becomes_a_recipe(tmp_path: Path) -> None:
 def test_export_of_an_unknown_form_names_those_there_are(run: Path, tmp_path: Path) -> None:
     done = kw("export", run, "--to", "offical", "--output", tmp_path / "x")
     assert done.exit_code == 1
-    forms = "onnx, torch, openvino, executorch, static, int8, int8-weights, official"
+    forms = "onnx, torch, openvino, executorch, executorch-portable, static, int8, int8-weights, official"
     assert f'found "offical", allowed: {forms}; did you mean "official"?' in done.stderr
 
 

@@ -61,9 +61,11 @@ def test_openvino_takes_every_batch_and_size(saved: SavedNetwork, tmp_path: Path
 
 
 @torch.no_grad()
-def test_executorch_runs_one_image(saved: SavedNetwork, tmp_path: Path) -> None:
+@pytest.mark.parametrize("portable", [False, True])
+def test_executorch_runs_one_image(saved: SavedNetwork, tmp_path: Path, portable: bool) -> None:
     runtime = pytest.importorskip("executorch.runtime")
-    assert write_executorch(saved, tmp_path / "net.pte").endswith("[1, 3, 12, 12]")
+    assert write_executorch(saved, tmp_path / "net.pte", portable=portable).endswith("[1, 3, 12, 12]")
+    assert (b"XnnpackBackend" in (tmp_path / "net.pte").read_bytes()) is not portable
     method = runtime.Runtime.get().load_program(tmp_path / "net.pte").load_method("forward")
     x = torch.randn(1, 3, 12, 12)
     (found,) = method.execute([x])
