@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.parameter import is_lazy
 
-from kw_lightning.errors import Problem, RecipeError, argument, did_you_mean, first_line, mistake
+from kw_lightning.errors import Problem, RecipeError, argument, did_you_mean, first_line, mistake, needs
 from kw_lightning.limits import TooLargeError, bounded_construction, excessive_arguments
 from kw_lightning.pretrained import load_pretrained
 from kw_lightning.recipe.types import Recipe
@@ -151,7 +151,7 @@ def _timm(name: str, problem: Callable[[str], Problem]) -> Builder:
     try:
         import timm
     except ImportError:
-        raise RecipeError(problem(f'"timm/{name}" needs the extra timm: pip install "kw-lightning[timm]"')) from None
+        raise RecipeError(problem(needs(f'"timm/{name}"', "timm", "timm"))) from None
     base = name.partition(".")[0]
     if not timm.is_model(base):
         hint = did_you_mean(base, timm.list_models())

@@ -178,6 +178,16 @@ def listed(texts: Sequence[str], most: int = 5, between: str = ", ") -> str:
     return between.join(texts[:most]) + more
 
 
+def needs(what: str, packages: str, extra: str) -> str:
+    """Return that something needs packages that are not installed, and the extra of this package that brings them.
+
+    Example:
+        >>> needs("int8", "onnx and onnxruntime", "onnx")
+        "int8 needs onnx and onnxruntime: pip install 'kw-lightning[onnx]'"
+    """
+    return f"{what} needs {packages}: pip install 'kw-lightning[{extra}]'"
+
+
 def times(shape: Iterable[int]) -> str:
     """Return a shape as `64×64×1×1`."""
     return "×".join(map(str, shape))

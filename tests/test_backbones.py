@@ -61,7 +61,7 @@ def test_a_mistake_in_the_backbone_is_one_message(backbone: str, args: dict[str,
 
 def test_timm_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(RecipeError, match=r'needs the extra timm: pip install "kw-lightning\[timm\]"'):
+    with pytest.raises(RecipeError, match=r"needs timm: pip install 'kw-lightning\[timm\]'"):
         backbones.create(named("timm/resnet18"))
 
 

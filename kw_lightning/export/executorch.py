@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kw_lightning.errors import RunError, first_line
+from kw_lightning.errors import RunError, first_line, needs
 from kw_lightning.export.description import describe
 from kw_lightning.export.norms import fold_norms
 from kw_lightning.export.program import quiet_export, sample_of
@@ -37,9 +37,7 @@ def write_executorch(saved: SavedNetwork, path: Path, *, portable: bool = False)
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
     except ImportError as error:
-        raise RunError(
-            f"ExecuTorch needs executorch: pip install 'kw-lightning[executorch]' ({first_line(error)})"
-        ) from None
+        raise RunError(f"{needs('ExecuTorch', 'executorch', 'executorch')} ({first_line(error)})") from None
     network, _ = fold_norms(with_learnt_kernels(saved.network.eval()))
     image = sample_of(saved)[:1]
     try:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kw_lightning.errors import RunError, first_line
+from kw_lightning.errors import RunError, first_line, needs
 from kw_lightning.export.description import KEY, describe, described
 from kw_lightning.export.program import write_onnx
 from kw_lightning.inference.saving import SavedNetwork
@@ -82,5 +82,5 @@ def _imported(path: Path) -> Any:
     try:
         import openvino
     except ImportError:
-        raise RunError(f"{path}: OpenVINO needs openvino: pip install 'kw-lightning[openvino]'") from None
+        raise RunError(needs(f"{path}: OpenVINO", "openvino", "openvino")) from None
     return openvino

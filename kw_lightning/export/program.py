@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from kw_lightning.errors import RunError, first_line
+from kw_lightning.errors import RunError, first_line, needs
 from kw_lightning.export.description import KEY, describe
 from kw_lightning.export.norms import fold_norms
 from kw_lightning.export.static import with_learnt_kernels
@@ -58,7 +58,7 @@ def write_onnx(saved: SavedNetwork, path: Path) -> str:
     try:
         import onnxscript  # noqa: F401
     except ImportError:
-        raise RunError("ONNX needs onnx and onnxscript: pip install 'kw-lightning[onnx]'") from None
+        raise RunError(needs("ONNX", "onnx and onnxscript", "onnx")) from None
     program, free = exported(saved)
     with writable(path) as partial, quiet_export():
         made = torch.onnx.export(

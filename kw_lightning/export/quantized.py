@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kw_lightning.errors import RunError, first_line
+from kw_lightning.errors import RunError, first_line, needs
 from kw_lightning.export.description import KEY, describe
 from kw_lightning.export.program import write_onnx
 from kw_lightning.inference.saving import SavedNetwork
@@ -38,7 +38,7 @@ def write_int8(folded: SavedNetwork, batches: Iterable[Tensor], path: Path) -> s
         import onnx
         from onnxruntime import quantization
     except ImportError:
-        raise RunError("int8 needs onnx and onnxruntime: pip install 'kw-lightning[onnx]'") from None
+        raise RunError(needs("int8", "onnx and onnxruntime", "onnx")) from None
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kw_lightning.errors import RunError, first_line
+from kw_lightning.errors import RunError, first_line, needs
 from kw_lightning.export.description import KEY, described
 from kw_lightning.export.program import OnnxNetwork
 from kw_lightning.inference.saving import SavedNetwork
@@ -22,7 +22,7 @@ def read_onnx(path: Path, *, threads: int | None = None) -> SavedNetwork:
     try:
         import onnxruntime
     except ImportError:
-        raise RunError(f"{path}: ONNX needs onnxruntime: pip install 'kw-lightning[onnx]'") from None
+        raise RunError(needs(f"{path}: ONNX", "onnxruntime", "onnx")) from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0

@@ -20,7 +20,7 @@ from uuid import uuid4
 from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from kw_lightning.errors import KWError, RecipeError, RunError, first_line, mistake
+from kw_lightning.errors import KWError, RecipeError, RunError, first_line, mistake, needs
 from kw_lightning.fit.folder import RunFolder
 from kw_lightning.fit.interruption import is_first_process
 from kw_lightning.recipe.types import Recipe
@@ -124,7 +124,7 @@ def writes_tensorboard(recipe: Recipe) -> bool:
     if not recipe.log.tensorboard or find_spec("tensorboard") is not None:
         return recipe.log.tensorboard
     if dict(recipe.document.data.get("log") or {}).get("tensorboard") and is_first_process():
-        log.warning("log.tensorboard needs tensorboard: pip install 'kw-lightning[tensorboard]'; going on without")
+        log.warning("%s; going on without", needs("log.tensorboard", "tensorboard", "tensorboard"))
     return False
 
 
@@ -136,7 +136,7 @@ def check_installed(recipe: Recipe) -> None:
     """
     for name in recipe.log.trackers:
         if find_spec(name) is None:
-            raise RunError(f"log.{name} needs {name}: pip install 'kw-lightning[{name}]'")
+            raise RunError(needs(f"log.{name}", name, name))
 
 
 def make_trackers(recipe: Recipe, folder: RunFolder) -> list[Logger]:

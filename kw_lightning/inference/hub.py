@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from kw_lightning.errors import RunError, first_line, mistake
+from kw_lightning.errors import RunError, first_line, mistake, needs
 from kw_lightning.inference.saving import CARD, CONFIG, HASHED
 
 PREFIX = "hf://"
@@ -72,5 +72,5 @@ def _library() -> Any:
     try:
         import huggingface_hub
     except ImportError:
-        raise RunError("the Hub needs huggingface_hub: pip install 'kw-lightning[hub]'") from None
+        raise RunError(needs("the Hub", "huggingface_hub", "hub")) from None
     return huggingface_hub

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kw_lightning.errors import RunError, mistake
+from kw_lightning.errors import RunError, mistake, needs
 from kw_lightning.paths import writable
 
 
@@ -80,7 +80,7 @@ def writer_of(path: Path) -> Callable[[Sequence[Mapping[str, Any]], Path], None]
         try:
             import pyarrow  # noqa: F401
         except ImportError:
-            raise RunError(f"{path}: Parquet needs pyarrow: pip install 'kw-lightning[parquet]'") from None
+            raise RunError(needs(f"{path}: Parquet", "pyarrow", "parquet")) from None
     return _WRITERS[path.suffix.lower()]
 
 

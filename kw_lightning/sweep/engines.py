@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kw_lightning.errors import RunError, first_line, mistake
+from kw_lightning.errors import RunError, first_line, mistake, needs
 from kw_lightning.sweep.processes import Begin, Job, run_here
 
 ENGINES = ("local", "slurm", "ray")
@@ -31,7 +31,7 @@ def slurm(folder: Path, options: Mapping[str, Any]) -> Begin:
     try:
         import submitit
     except ImportError:
-        raise RunError("--launcher slurm needs submitit: pip install 'kw-lightning[slurm]'") from None
+        raise RunError(needs("--launcher slurm", "submitit", "slurm")) from None
     rest = {"timeout_min": 24 * 60, **options}
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=rest.pop("cluster", "slurm"))
@@ -95,7 +95,7 @@ def ray(options: Mapping[str, Any]) -> Begin:
     try:
         import ray as engine
     except ImportError:
-        raise RunError("--launcher ray needs Ray: pip install 'kw-lightning[ray]'") from None
+        raise RunError(needs("--launcher ray", "Ray", "ray")) from None
     rest = dict(options)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from kw_lightning.errors import RunError, first_line, listed, mistake
+from kw_lightning.errors import RunError, first_line, listed, mistake, needs
 from kw_lightning.fit.data.files import Target
 from kw_lightning.fit.data.images import read_image
 from kw_lightning.fit.data.listing import PARTS
@@ -120,7 +120,7 @@ def _load(name: str, config: str | None) -> dict[str, Any]:
     try:
         import datasets
     except ImportError:
-        raise RunError(f'data: "{PREFIX}{name}" needs the extra hf: pip install "kw-lightning[hf]"') from None
+        raise RunError(needs(f'data: "{PREFIX}{name}"', "datasets", "hf")) from None
     folder = user_path(name)
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():

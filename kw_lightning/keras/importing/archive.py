@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kw_lightning.errors import RunError, first_line
+from kw_lightning.errors import RunError, first_line, needs
 from kw_lightning.keras.importing.reading import MAX_JSON_BYTES
 
 CONFIG = "config.json"
@@ -61,7 +61,7 @@ def open_weights(path: Path) -> Iterator[WeightArchive]:
     try:
         import h5py
     except ImportError:
-        raise RunError(f"{path}: Keras's weights need h5py: pip install 'kw-lightning[keras-import]'") from None
+        raise RunError(needs(f"{path}: a file of Keras", "h5py", "keras-import")) from None
     source: Any = io.BytesIO(_member(path, WEIGHTS, None)) if path.suffix == ".keras" else path
     try:
         content = h5py.File(source, "r")
