@@ -18,7 +18,6 @@ from kw_lightning.nn.partition import LayerPartition
 from kw_lightning.nn.weighing import Function, columns
 from kw_lightning.planning.geometry import gated_channels
 from kw_lightning.planning.network import calls
-from kw_lightning.planning.selection import Choice
 from kw_lightning.planning.tracing import Trace, batch_first, positions
 from kw_lightning.planning.types import Count, LayerPlan, WarehousePlan
 from kw_lightning.recipe.types import Warehouse
@@ -54,7 +53,7 @@ def layer_macs(layer: LayerPlan, warehouse: Warehouse, forward: Trace, engine: s
     static = kw = 0
     partition, attention, batch = layer.partition, warehouse.attention, warehouse.batch_dim or 0
     convolution = Convolution(partition.kernel_shape, partition.cell_shape, groups=layer.layer.groups)
-    gated = gated_channels(attention, Choice(layer.layer, layer.rows))
+    gated = gated_channels(attention, layer.choice)
     form = (attention.reduction, attention.basis, attention.function, gated)
     attending = attention_macs(layer.layer.in_channels, partition, *form)
     width = factors_width(layer.layer.in_channels, attention.reduction, attention.basis, attention.function)

@@ -110,7 +110,7 @@ def _round(ratio: float) -> str:
 
 def _cure(warehouse: WarehousePlan) -> str:
     narrower = ", or narrow stages.sharing" if warehouse.spec.path == "stages" and len(warehouse.layers) > 1 else ""
-    return without_it(warehouse.spec, [Choice(layer.layer, layer.rows) for layer in warehouse.layers]) + narrower
+    return without_it(warehouse.spec, [layer.choice for layer in warehouse.layers]) + narrower
 
 
 __all__ = ["HARMLESS", "REFUSED", "blamed", "refusals", "warning", "without_it"]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from kw_lightning.nn.partition import LayerPartition, WarehousePartition
 from kw_lightning.notebook import rich_html
 from kw_lightning.planning.network import Layer
+from kw_lightning.planning.selection import Choice
 from kw_lightning.recipe.types import Attention, Budget, Recipe, Warehouse
 
 
@@ -46,9 +47,14 @@ class LayerPlan:
     inputs: tuple[tuple[int, ...], ...] = ()
 
     @property
+    def choice(self) -> Choice:
+        """Return the layer and its rows, as the warehouse takes them."""
+        return Choice(self.layer, self.rows)
+
+    @property
     def name(self) -> str:
         """Return the layer's name, with the rows as a slice behind it."""
-        return self.layer.name if self.rows is None else f"{self.layer.name}[{self.rows[0]}:{self.rows[1]}]"
+        return self.choice.name
 
     def to_dict(self) -> dict[str, Any]:
         """Return the layer as plain data."""
