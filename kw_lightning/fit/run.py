@@ -1,94 +1,46 @@
-"""Training from a recipe: claim the run folder, train, report."""
+"""Training from a recipe: put its parts together, claim the run folder, train."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningDataModule, seed_everything
 
-from kw_lightning.callbacks.figures import publish
 from kw_lightning.errors import Problem, RecipeError, RunError, argument, mistake
 from kw_lightning.fit.batch_size import is_open, sized
-from kw_lightning.fit.by_class import ClassMetrics
 from kw_lightning.fit.classes import resolved
 from kw_lightning.fit.data import ImageData, data_module
 from kw_lightning.fit.data.splitting import Split, split_of
 from kw_lightning.fit.distillation import find_teacher
-from kw_lightning.fit.early_stopping import check_stopping, stopping_note
-from kw_lightning.fit.evaluation import load_classifier, measure, parts_of, read_checkpoint
+from kw_lightning.fit.early_stopping import check_stopping
+from kw_lightning.fit.ending import Result, finish
+from kw_lightning.fit.evaluation import parts_of, read_checkpoint
 from kw_lightning.fit.failures import readable_failures, readable_training
-from kw_lightning.fit.folder import (
-    RECIPE_FILE,
-    SPLIT_FILE,
-    RunFolder,
-    checkpoint_of,
-    readable_errors,
-    versions,
-)
+from kw_lightning.fit.folder import RECIPE_FILE, SPLIT_FILE, checkpoint_of, readable_errors, versions
 from kw_lightning.fit.groups import parameter_groups
 from kw_lightning.fit.interruption import interruptible, is_first_process
 from kw_lightning.fit.module import Classifier
 from kw_lightning.fit.optimization import make_optimizer, make_schedule
 from kw_lightning.fit.own_callbacks import own_callbacks
 from kw_lightning.fit.quiet import quiet
-from kw_lightning.fit.report import json_text, metrics_table
+from kw_lightning.fit.report import json_text
 from kw_lightning.fit.resuming import check_fits, prepare
 from kw_lightning.fit.shapes import check_shapes
 from kw_lightning.fit.starting import Restoring, Start, goes_on_from, start
 from kw_lightning.fit.trackers import check_installed, end_trackers
 from kw_lightning.fit.trainer import OnNan, check_settings, make_trainer, monitored
 from kw_lightning.fit.weighting import class_weights
-from kw_lightning.nn.adapter import count_trainable
-from kw_lightning.notebook import rich_html
 from kw_lightning.paths import user_path
 from kw_lightning.planning import Plan
 from kw_lightning.preprocessing import warn_of_contradictions
 from kw_lightning.recipe import load_recipe, lock_text
 from kw_lightning.recipe.types import Recipe, Train
 
-if TYPE_CHECKING:
-    from kw_lightning.report.observation import Observation
-
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Result:
-    """A run that ended.
-
-    Attributes:
-        folder: the run folder.
-        last: `accuracy`, `top5` (0 to 1) and `loss` of the trained network on the validation images, of several labels
-            an image `map`, `f1`, `exact` and `loss`; empty where there are none, and in processes but the first.
-        best: the same of the best checkpoint, chosen by `train.monitor` on the same images: an optimistic figure.
-        test: the same of the chosen checkpoint, the best one or else the last, on the test images, if there are any.
-        module: the trained network in its LightningModule.
-        note: in a line, that the run ended early and where its learning rate stood; None where it did not.
-        report: the page that was written; None where `log.report` is false, and in processes but the first.
-    """
-
-    folder: Path
-    last: dict[str, float]
-    best: dict[str, float]
-    test: dict[str, float]
-    module: Classifier
-    note: str | None = None
-    report: Path | None = None
-
-    @property
-    def columns(self) -> dict[str, dict[str, float]]:
-        """Return the metrics that there are by part and checkpoint, as "val, best"."""
-        found = {"val, last": self.last, "val, best": self.best, "test, chosen": self.test}
-        return {name: metrics for name, metrics in found.items() if metrics}
-
-    def _repr_html_(self) -> str:
-        places = [f"run folder: {self.folder}", *([f"report: {self.report}"] if self.report is not None else [])]
-        return rich_html(*([metrics_table(self.columns, self.note)] if self.columns else []), *places)
 
 
 def fit(
@@ -243,93 +195,6 @@ def write_beginning(recipe: Recipe, data: LightningDataModule, begun: Start) -> 
     if isinstance(data, ImageData) and data.split is not None:
         folder.write(SPLIT_FILE, json_text(data.split.to_dict()) + "\n")
     folder.write("versions.json", versions())
-
-
-def opens_test(recipe: Recipe) -> bool:
-    """Say whether a run of the recipe looks at test images once it is trained."""
-    return recipe.data is None or recipe.data.test
-
-
-def finish(
-    trainer: Trainer, module: Classifier, data: LightningDataModule, folder: RunFolder, allow_python: Sequence[str]
-) -> Result:
-    """Measure the checkpoints, so that `kw evaluate` gives the same, and write `result.json` and `model/`.
-
-    The test part is opened here, once, for the checkpoint that is chosen by then; not with `data.test: false`.
-    """
-    # The first process tells all: those of torchrun do not know how it numbered its folder.
-    if not trainer.strategy.broadcast(folder.last.exists()):  # no epoch was trained
-        trainer.save_checkpoint(folder.last)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # from here on the first process works alone
-    if not trainer.is_global_zero:
-        return Result(folder.path, {}, {}, {}, module)
-    last, chosen = (
-        load_classifier(read_checkpoint(path), path, planned=module.plan, allow_python=allow_python)
-        for path in (folder.last, folder.chosen)
-    )
-    parts = parts_of(data)
-    name = folder.chosen.stem
-    measured: dict[str, dict[str, dict[str, float]]] = {}
-    watching, seen = _observers(module.recipe), ""
-    if "val" in parts and (found := measure(last, data, "val")):
-        measured["val"] = {"last": found, "best": measure(chosen, data, "val", watching)}
-        seen = "val"
-    if "test" in parts and opens_test(module.recipe) and (found := measure(chosen, data, "test", watching)):
-        measured["test"], seen = {name: found}, "test"
-        logged = {f"test/{key}": value for key, value in measured["test"][name].items()}
-        for logger in trainer.loggers:
-            logger.log_metrics(logged, step=max(trainer.global_step - 1, 0))
-            logger.save()
-    trainable, parameters = count_trainable(module.network)
-    classes = chosen.by_class(getattr(data, "classes", None) or ())
-    written = {
-        "parameters": parameters,
-        "trainable": trainable,
-        "checkpoint": folder.chosen.name,
-        **measured,
-        "classes": classes,
-    }
-    folder.write("result.json", json_text(written, indent=2) + "\n")
-    # It reads images by `fit.data`: at the top this would be a circle.
-    from kw_lightning.inference.checkpoint import load_trained
-
-    validated, tested = measured.get("val", {}), measured.get("test", {}).get(name, {})
-    own = {"val": validated.get("best", {}), "test": tested}
-    note = stopping_note(trainer)
-    load_trained(folder.chosen, planned=module.plan, allow_python=allow_python).save_pretrained(
-        folder.path / "model", metrics={part: metrics for part, metrics in own.items() if metrics}
-    )
-    report = _report(trainer, module, data, folder, watching, seen, classes) if watching else None
-    return Result(folder.path, validated.get("last", {}), validated.get("best", {}), tested, module, note, report)
-
-
-def _observers(recipe: Recipe) -> list[Observation]:
-    if not recipe.log.report:
-        return []
-    from kw_lightning.report.observation import Observation
-
-    return [Observation()]
-
-
-def _report(
-    trainer: Trainer,
-    module: Classifier,
-    data: LightningDataModule,
-    folder: RunFolder,
-    watching: Sequence[Observation],
-    part: str,
-    classes: Sequence[ClassMetrics],
-) -> Path | None:
-    """Write the report and show its figures in the run's trackers; what fails there fails no run."""
-    from kw_lightning.report.writing import attempt, report_of_run
-
-    written = attempt(lambda: report_of_run(folder, module.plan, data, watching[0], part, classes))
-    if written is None:
-        return None
-    figures = {chart.key: chart.figure for chart in written.charts if chart.figure is not None}
-    attempt(lambda: publish(trainer.loggers, figures, trainer.global_step))
-    return written.path
 
 
 def check_training(recipe: Recipe) -> None:
