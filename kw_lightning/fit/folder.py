@@ -121,6 +121,23 @@ class RunFolder:
         """Let other processes write the folder."""
         self._lock.release()
 
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Turn what fails since the folder was moved or removed, while this process had it, into one message.
+
+        Raises:
+            RunError: in place of another.
+        """
+        try:
+            yield
+        except RunError as error:
+            if not self._lock.is_locked or (self.path / ".lock").exists():
+                raise
+            raise RunError(
+                f"{self.path} was moved or removed while its run was at work; {argument('resume')} and its new place "
+                "go on from the last checkpoint there"
+            ) from error
+
     def _refuse_others(self, but: Set[str] = frozenset({".lock"})) -> None:
         if any(file.name not in but for file in self.path.iterdir()):
             self.release()

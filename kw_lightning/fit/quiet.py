@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,7 +39,7 @@ def quiet() -> Iterator[None]:
     """Keep notices below warnings, and the warnings that are noise, off the screen; show ours without a place."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
     levels = [logger.level for logger in loggers]
-    written = warnings.formatwarning
+    written, of_threads = warnings.formatwarning, threading.excepthook
     for logger in loggers:
         logger.setLevel(logging.WARNING)
     try:
@@ -46,9 +47,10 @@ def quiet() -> Iterator[None]:
             for beginning in NOISE:
                 warnings.filterwarnings("ignore", message=beginning)
             warnings.formatwarning = partial(_format, written)
+            threading.excepthook = partial(_tell_of_thread, of_threads)
             yield
     finally:
-        warnings.formatwarning = written
+        warnings.formatwarning, threading.excepthook = written, of_threads
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
@@ -65,3 +67,9 @@ def _format(
     if Path(filename).is_relative_to(OWN):
         return f"{message}\n"
     return others(message, category, filename, lineno, line)
+
+
+def _tell_of_thread(others: Callable[[threading.ExceptHookArgs], object], failure: threading.ExceptHookArgs) -> None:
+    """Print no traceback of TensorBoard's writer, whose error, as of a full disk, the next call raises again."""
+    if not type(failure.thread).__module__.startswith("tensorboard."):
+        others(failure)

@@ -98,7 +98,7 @@ def fit(
     begun = start(recipe, resume, output)
     folder, restoring = begun.folder, Restoring(begun.checkpoint)
     try:
-        with quiet(), readable_errors(folder.path), interruptible(folder):
+        with quiet(), folder.watched(), readable_errors(folder.path), interruptible(folder):
             with restoring.readable(), readable_training():
                 data, changes = begin(recipe, module, data, begun, init)
                 more = [*changes, restoring, *own]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,23 @@ def test_a_best_checkpoint_is_kept_where_the_folder_is_moved_and_chosen_anew_whe
     result = fit("digits-resnet", [*settings, "train.epochs=4"], resume=moved.path)
     assert moved.best.is_file()
     assert result.best == result.last
+
+
+def test_a_folder_that_is_moved_while_its_run_is_at_work_is_told(
+    tmp_path: Path, quick: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    def move() -> None:
+        while not (tmp_path / "run/checkpoints/last.ckpt").exists():
+            time.sleep(0.01)
+        (tmp_path / "run").rename(tmp_path / "moved")
+
+    thread = threading.Thread(target=move)
+    thread.start()
+    with pytest.raises(RunError, match="run was moved or removed while its run was at work; resume=… and its new"):
+        fit("digits-resnet", [*quick, "train.epochs=500"], output=tmp_path / "run")
+    thread.join()
+    assert "Traceback" not in capfd.readouterr().err  # of TensorBoard's thread
+    assert RunFolder(tmp_path / "moved").last.is_file()
 
 
 def test_a_worker_that_outlives_its_run_does_not_hold_the_folder(tmp_path: Path) -> None:
