@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     EarlyStopping,
     EMAWeightAveraging,
+    ModelPruning,
     ModelSummary,
     RichModelSummary,
     StochasticWeightAveraging,
@@ -121,6 +122,21 @@ def test_clipping_counts_the_cells_once(tmp_path: Path) -> None:
     assert len(norms) == 5
     for found, expected in norms:
         assert found == pytest.approx(expected, rel=1e-5)
+
+
+class CellPruning(ModelPruning):
+    PARAMETER_NAMES = ("weight", "bias", "cells")
+
+
+@pytest.mark.parametrize("permanent", [True, False])
+def test_pruning_of_cells_too(tmp_path: Path, permanent: bool) -> None:
+    first = {"apply_pruning": lambda epoch: epoch == 0, "make_pruning_permanent": permanent}
+    model = Losses()
+    pruning = CellPruning("l1_unstructured", amount=0.5, use_global_unstructured=False, **first)
+    trainer(tmp_path, callbacks=[KWCallback(RECIPE), pruning], max_epochs=3).fit(model, loader())
+    for warehouse in warehouses(model).values():
+        assert float((warehouse.cells == 0).float().mean()) == pytest.approx(0.5, abs=0.01)
+    assert model.losses[-1] < model.losses[0]
 
 
 def test_finetuning_of_a_frozen_part(tmp_path: Path) -> None:
