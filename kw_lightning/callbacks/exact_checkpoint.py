@@ -10,6 +10,14 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from kw_lightning.callbacks.epoch_end import (
+    MissedStep,
+    WithoutMaxSteps,
+    between_epochs,
+    missed_by,
+    missed_now,
+    numbers_of,
+)
 from kw_lightning.callbacks.resume import inside_epoch
 from kw_lightning.callbacks.signals import CAUGHT, HANGUP, InterruptedRunError, StopSignals
 from kw_lightning.errors import RunError, sentence
@@ -23,6 +31,9 @@ class ExactCheckpoint(Checkpoint):
     That is at the end of an epoch, and inside an epoch at the end of a batch with an optimizer step: in the middle of a
     batch the optimizer may have changed half of the weights, between two steps gradients are accumulated that no
     checkpoint holds. So nothing is written when training fails: the last exact file stays.
+
+    The step that ReduceLROnPlateau takes at an epoch's end, and that a run which goes on would miss, is made up for
+    before the next epoch; one by steps (`interval: step`) is not.
 
     With `fast_dev_run` nothing is written: the file may be that of a run.
 
@@ -62,6 +73,18 @@ class ExactCheckpoint(Checkpoint):
         self._step = 0
         self._written = 0.0
         self._processes: int | None = None
+        self._missed: MissedStep | None = None
+        self._begins_at: int | None = None
+        self._without_max_steps = WithoutMaxSteps()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget a checkpoint that another call than this, as `trainer.test`, has read."""
+        self._processes = self._missed = self._begins_at = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let a run with `max_steps` that goes on between epochs begin the next one."""
+        if self._begins_at is not None and self._begins_at < trainer.max_steps:
+            self._without_max_steps.take(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the signals: Lightning has set its own handlers just before.
@@ -69,6 +92,7 @@ class ExactCheckpoint(Checkpoint):
         Raises:
             RunError: the checkpoint is from inside an epoch of another number of processes.
         """
+        self._without_max_steps.give_back(trainer)
         before, self._processes = self._processes, None
         if before not in (None, trainer.world_size) and inside_epoch(trainer):
             raise RunError(
@@ -85,6 +109,7 @@ class ExactCheckpoint(Checkpoint):
             InterruptedRunError: training was asked to stop.
         """
         self._end(trainer)
+        self._make_up(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """End training if that was asked for: only now is all of the batch before logged.
@@ -111,6 +136,7 @@ class ExactCheckpoint(Checkpoint):
         """Write the checkpoint of the epoch."""
         (self._stop,) = agreed(trainer, self._signals.wanted)
         self._write(trainer)
+        self._missed = missed_now(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the signals back.
@@ -120,20 +146,31 @@ class ExactCheckpoint(Checkpoint):
         """
         self._signals.release()
         self._end(trainer)
+        self._make_up(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the signals back, and write nothing."""
         self._signals.release()
+        self._without_max_steps.give_back(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the number of processes, and at the end of an epoch its metrics, which the loggers do not have yet."""
-        metrics = {} if inside_epoch(trainer) else trainer.callback_metrics
-        found = {key: float(value) for key, value in metrics.items()}
-        checkpoint[KEY] = {"processes": trainer.world_size, "metrics": found}
+        metrics = {} if inside_epoch(trainer) else numbers_of(trainer)
+        checkpoint[KEY] = {"processes": trainer.world_size, "metrics": metrics}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Remember how many processes wrote the checkpoint."""
-        self._processes = checkpoint.get(KEY, {}).get("processes")
+        """Remember how many processes wrote the checkpoint, and what came after it."""
+        if KEY in checkpoint:
+            self._processes = checkpoint[KEY].get("processes")
+            self._missed = missed_by(checkpoint, checkpoint[KEY].get("metrics", {}))
+            self._begins_at = checkpoint["global_step"] if between_epochs(checkpoint) else None
+            if trainer.state.fn == "fit" and trainer.strategy.restore_checkpoint_after_setup:  # after `on_fit_start`
+                self.on_fit_start(trainer, pl_module)
+
+    def _make_up(self, trainer: Trainer) -> None:
+        missed, self._missed = self._missed, None
+        if missed is not None:
+            missed.take(trainer)
 
     def _is_due(self, trainer: Trainer) -> bool:
         if self.steps is not None:

@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 import torch
 from callback_networks import Classifier, dataset, dynamic_net, loader, trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DistributedSampler, TensorDataset
 from torchmetrics import SumMetric
 
@@ -240,6 +242,85 @@ def test_images_come_in_the_order_of_the_whole_run(tmp_path: Path, options: dict
     whole = images_of()
     begun = images_of(stop)
     assert begun + images_of(ckpt_path=tmp_path / "last.ckpt") == whole
+
+
+class OnPlateau(Noting):
+    """Halves its learning rate at the end of every epoch, or of every other, and notes it."""
+
+    def __init__(self, stop: int | None, frequency: int) -> None:
+        super().__init__(stop, asks=False)
+        self.frequency = frequency
+        self.rates: list[float] = []
+
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        self.rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+        return super().training_step(batch, batch_idx)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        # a threshold that no loss meets
+        schedule = ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=10.0)
+        return [optimizer], [{"scheduler": schedule, "monitor": "val_loss", "frequency": self.frequency}]
+
+
+@pytest.mark.parametrize("frequency", [1, 2])
+@pytest.mark.parametrize("length", [{"max_epochs": 5}, {"max_steps": 25, "max_epochs": -1}])
+def test_plateaus_are_those_of_the_whole_run(tmp_path: Path, length: dict[str, int], frequency: int) -> None:
+    images = TensorDataset(*dataset().tensors, torch.arange(40))
+
+    def rates_of(stop: int | None = None, ckpt_path: Path | None = None) -> tuple[list[float], dict[str, Any]]:
+        torch.manual_seed(1)
+        callbacks = [RandomState(), ExactCheckpoint(tmp_path / "last.ckpt", steps=1)]
+        run = trainer(tmp_path, callbacks=callbacks, enable_checkpointing=True, **length)
+        model = OnPlateau(stop, frequency)
+        with nullcontext() if stop is None else pytest.raises(InterruptedError):
+            run.fit(model, ResumableDataLoader(images, 8, True), loader(16), ckpt_path=ckpt_path)
+        schedule: Any = run.lr_scheduler_configs[0].scheduler
+        return model.rates, schedule.state_dict()
+
+    whole, end = rates_of()
+    assert whole[::5] == [0.05 / 2 ** (epoch // frequency) for epoch in range(5)]
+    for stop in (3, 5, 6, 15, 24):
+        begun, _ = rates_of(stop)
+        rest, found = rates_of(ckpt_path=tmp_path / "last.ckpt")
+        assert begun + rest == whole
+        assert found == end
+
+
+class EpochEnds(Callback):
+    """Notes after which step an epoch ended, and whether it had been validated."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[int, bool]] = []
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.found.append((trainer.global_step, "val_loss" in trainer.callback_metrics))
+
+
+@pytest.mark.parametrize("stop", [5, 7, 10])
+def test_an_epoch_ends_once_where_a_run_is_counted_in_steps(tmp_path: Path, stop: int) -> None:
+    images = TensorDataset(*dataset().tensors, torch.arange(40))
+    ends = EpochEnds()
+    for until, ckpt_path in ((stop, None), (None, tmp_path / "last.ckpt")):
+        callbacks = [RandomState(), ExactCheckpoint(tmp_path / "last.ckpt", steps=1), ends]
+        run = trainer(tmp_path, max_steps=15, max_epochs=-1, callbacks=callbacks, enable_checkpointing=True)
+        with nullcontext() if until is None else pytest.raises(InterruptedError):
+            run.fit(Noting(until, asks=True), ResumableDataLoader(images, 8, True), loader(16), ckpt_path=ckpt_path)
+    assert ends.found == [(5, True), (10, True), (15, True)]
+    assert run.max_steps == 15
+
+
+def test_a_plateau_before_a_checkpoint_is_not_taken_twice(tmp_path: Path) -> None:
+    images = TensorDataset(*dataset().tensors, torch.arange(40))
+    rates: list[float] = []
+    for epochs, ckpt_path in ((2, None), (4, tmp_path / "saved.ckpt")):
+        callbacks = [ExactCheckpoint(tmp_path / "last.ckpt")]
+        run = trainer(tmp_path, max_epochs=epochs, callbacks=callbacks, enable_checkpointing=True)
+        model = OnPlateau(None, 1)
+        run.fit(model, ResumableDataLoader(images, 8, True), loader(16), ckpt_path=ckpt_path)
+        run.save_checkpoint(tmp_path / "saved.ckpt")  # after all of the epoch, and its plateau
+        rates += model.rates
+    assert rates[::5] == [0.05, 0.025, 0.0125, 0.00625]
 
 
 def test_a_checkpoint_that_was_tested_is_not_gone_on_with(tmp_path: Path) -> None:
