@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from kw_lightning.nn.engine import kept, ranks
+from kw_lightning.nn.engine import ranks
+from kw_lightning.nn.engine.contents import contents_of, place
 from kw_lightning.nn.precision import in_type
 
 _kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -72,9 +73,9 @@ def multiply_out(weight: Tensor, basis: Tensor, form: LowRank) -> Tensor:
 
 def keep(weight: Tensor, basis: Tensor, form: LowRank, dtype: torch.dtype) -> Tensor:
     """Return V in a type as `multiply_out` does, without a gradient, and the same again while both stand still."""
-    state = (dtype, *(kept.place(tensor) for tensor in (weight, basis)))
+    state = (dtype, *(place(tensor) for tensor in (weight, basis)))
     with torch.no_grad(), torch.inference_mode(False):
-        contents = kept.touch(weight), kept.touch(basis)
+        contents = contents_of(weight), contents_of(basis)
         with _lock:
             found: tuple[Any, tuple[Tensor, ...], Tensor] | None = _kept.get(weight)
             if found is None or found[0] != state or not all(map(torch.equal, found[1], contents)):

@@ -22,6 +22,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path as FilePath
 
@@ -62,13 +63,17 @@ LAYERS = (
     (1024, 256, 1, 14, 1, (256, 256), 552),
     (2048, 512, 1, 7, 1, (512, 512), 47),
     (512, 2048, 1, 7, 1, (512, 512), 47),
+    (512, 512, 3, 7, 1, (512, 512), 188),
+    (2048, 512, 1, 7, 1, (512, 512), 188),
+    (512, 2048, 1, 7, 1, (512, 512), 188),
+    (256, 256, 3, 14, 1, (256, 256), 552),
     (144, 24, 1, 56, 1, (24, 24), 30),
     (32, 192, 1, 28, 1, (32, 32), 40),
     (384, 96, 1, 14, 1, (96, 64), 60),
     (160, 960, 1, 7, 1, (160, 160), 24),
     (384, 1536, 1, 14, 1, (384, 384), 72),
 )
-INPUTS = ((16, 224), (1, 224), (64, 32), (3, 96), (16, 64))  # (batch, size)
+INPUTS = ((16, 224), (1, 224), (64, 32), (1, 96), (3, 96), (16, 64))  # (batch, size)
 GPU_NETWORKS = (
     ("resnet18-kw-1x", 256),
     ("resnet50-kw-1x", 256),
@@ -155,6 +160,8 @@ def tensors_of(problem: Problem) -> tuple[Tensor, AttentionFactors, Tensor]:
 def timed(problem: Problem, repeats: int, names: Sequence[str]) -> dict[str, float]:
     """Return the median seconds of a pass by every path that is not much slower than the best."""
     tensors, geometry = tensors_of(problem), problem.convolution
+    x, factors, cells = tensors
+    neighbour = replace(factors, weight=factors.weight.clone())  # of another layer of the warehouse, which comes first
     able = [path for path in PATHS if (path.refusal(problem) or path.unsuited(problem)) is None and path.name in names]
     work_of_path = {path: sum(amounts(path.load(problem))[:2]) for path in able}
     most = MOST_WORK * min(work_of_path.values()) if problem.on_cpu else math.inf
@@ -172,6 +179,8 @@ def timed(problem: Problem, repeats: int, names: Sequence[str]) -> dict[str, flo
                     return computing.backward(gradient, *tensors, geometry, path, [True] * 3)
                 return computing.forward(*tensors, geometry, path)
 
+            if problem.kept:
+                computing.forward(x, neighbour, cells, geometry, path)
             seconds = elapsed(work, problem.device)
             if repeat:
                 rounds[path].append(seconds)
@@ -188,7 +197,8 @@ def scale(times: list[dict[str, object]], beside: Path | None) -> list[dict[str,
         for name, backward in (("forward", False), ("backward", True)):
             problem, seconds = found[entry["problem"]], entry[name]
             if beside.name in seconds:
-                factor = cpu_seconds(beside.load(problem), beside.fitted, backward=backward) / seconds[beside.name]
+                load = beside.load(problem._replace(backward=backward))
+                factor = cpu_seconds(load, beside.fitted, backward=backward) / seconds[beside.name]
                 known[name] = {path: factor * second for path, second in seconds.items()}
         scaled.append({"forward": {}, "backward": {}, **entry, **known})
     return scaled
@@ -200,11 +210,12 @@ def fit(times: list[dict[str, object]], found: Sequence[Problem]) -> None:
     fitted: dict[str, Fitted] = {}
     for path in PATHS:
         units = []
-        for name in ("forward", "backward"):
+        for name, backward in (("forward", False), ("backward", True)):
             entries = [entry for entry in times if path.name in entry[name]]
             if not entries:
                 continue
-            rows = torch.tensor([amounts(path.load(found[entry["problem"]])) for entry in entries], dtype=torch.float64)
+            posed = [found[entry["problem"]]._replace(backward=backward) for entry in entries]
+            rows = torch.tensor([amounts(path.load(problem)) for problem in posed], dtype=torch.float64)
             goal = torch.tensor([entry[name][path.name] for entry in entries], dtype=torch.float64)
             unit = least_squares(rows, goal)
             miss = (rows @ unit / goal - 1).abs()

@@ -4,12 +4,11 @@ On a CPU the seconds are fitted (non-negative least squares on relative errors) 
 convolutions: of ResNet18 and 50, MobileNetV2 and ConvNeXt, maps of 56² to 1², batches of 1 to 64, budgets 1/4 to 4; two
 cores with AVX2, float32. The fit misses a time by a tenth in the median and by a third in the worst tenth; of 210
 choices 208 were within 1.25 times of the fastest path, the others, on maps of 3² and 7², 1.3 and 1.5 times as slow.
-Paths that mix inputs and outputs are fitted anew to the 68 of them on maps of up to 8², by one thread: of 136 choices
-135 are within 1.25 times of the fastest, and together they take 1.02 times its time. recipes/studies/engine_costs.py
-repeats it; the units stand with each path. On a processor with AVX-512, where all of them are two to three times too
-long, the choices together take 1.03 times the time of the fastest paths forward, 1.04 times backward (one thread, the
-same problems, before the gradients of 1×1 layers took a pass of their own and Winograd's form was fitted anew); units
-fitted there would make that 1.04 and 1.02.
+recipes/studies/engine_costs.py repeats it; the units stand with each path. Forward, bases and paths that mix inputs or
+outputs are fitted anew to 283 problems, of kept bases and of single samples with hundreds of large cells too, between
+what AVX2 and AVX-512 take with two threads: the choices together take 1.02 times the time of the fastest paths on both.
+On a processor with AVX-512, where all units are two to three times too long, those of backward passes take 1.04 times
+that of the fastest (one thread, before the gradients of 1×1 layers took a pass of their own).
 
 On a GPU they are fitted likewise, in bfloat16 on an NVIDIA H200: to 71 problems of ResNet18 and 50 and MobileNetV2 at
 224², batches of 256 and 32, of each the times of the fastest four paths. The choices together take 1.02 times the time

@@ -1,8 +1,7 @@
 """Mixed bases that are kept in evaluation, while the weights that they are made of stand still.
 
 They are looked up by the attention's last weight, and gone with it. Before they are used, all that they are made of is
-compared with what it was: which tensors, their versions, and, since `parameter.data.copy_` changes no version, their
-products with a fixed vector. That reads the weights once, which is little beside reading the bases.
+compared with what it was: which tensors, their versions, and their numbers (contents.py).
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from kw_lightning.nn.engine.contents import contents_of, place
 from kw_lightning.nn.engine.factors import AttentionFactors
 from kw_lightning.nn.engine.memory import free_bytes
 from kw_lightning.nn.engine.native import Kept
@@ -119,7 +119,7 @@ def keep(factors: AttentionFactors, cells: Tensor, geometry: tuple[Any, ...]) ->
     """
     tensors = factors.weight, factors.bias, cells
     state = (*geometry, float(factors.temperature), *(place(tensor) for tensor in tensors))
-    contents = factors.bias.clone(), touch(factors.weight), touch(cells)
+    contents = factors.bias.clone(), contents_of(factors.weight), contents_of(cells, factors.weight)
     with _lock:
         entry = _entries.get(factors.weight)
         if entry is None or entry.state != state or not all(map(torch.equal, entry.tensors, contents)):
@@ -170,22 +170,3 @@ def _gain(factors: AttentionFactors, cells: Tensor) -> float:
 def _size(factors: AttentionFactors, cells: Tensor) -> int:
     """Return the bytes of the mixed bases, but for what their blocks are padded by."""
     return 4 * factors.mixtures * (factors.hidden.shape[1] + 2) * math.prod(cells.shape[1:])
-
-
-def place(tensor: Tensor) -> tuple[Any, ...]:
-    """Return which tensor it is and how often it was changed in place, as far as it counts that."""
-    version = 0 if tensor.is_inference() else tensor._version
-    return tensor.data_ptr(), version, tuple(tensor.shape), tensor.dtype
-
-
-def touch(tensor: Tensor) -> Tensor:
-    """Return the products of a tensor's rows with a fixed vector, which change with its numbers."""
-    rows = tensor.flatten(1)
-    return torch.mv(rows, _probe(rows.shape[1], rows.dtype))
-
-
-@functools.lru_cache(maxsize=64)
-def _probe(length: int, dtype: torch.dtype) -> Tensor:
-    with torch.inference_mode(False):
-        generator = torch.Generator(device="cpu").manual_seed(length)
-        return torch.randn(length, generator=generator, dtype=torch.float64, device="cpu").to(dtype)

@@ -218,7 +218,7 @@ def test_the_study_finds_the_units_that_made_the_times(capsys: pytest.CaptureFix
         {"problem": index}
         | {
             name: {
-                path.name: cpu_seconds(path.load(posed), units, backward=backward)
+                path.name: cpu_seconds(path.load(posed._replace(backward=backward)), units, backward=backward)
                 for path, units in fitted.items()
                 if path is not in_winograds_form or posed.kept  # else it is not timed
             }

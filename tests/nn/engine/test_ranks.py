@@ -31,6 +31,7 @@ from kw_lightning.nn.engine import (
 )
 from kw_lightning.nn.engine.kept import Use
 from kw_lightning.nn.engine.native import blocking, forms
+from kw_lightning.nn.engine.paths import find_path
 from kw_lightning.nn.engine.paths.mix_kernels.along_rank import AlongRank
 from kw_lightning.nn.engine.paths.mix_kernels.winograd_along_rank import WinogradAlongRank
 from kw_lightning.nn.engine.problem import Problem
@@ -317,8 +318,11 @@ def test_it_is_chosen_as_any_other_path_where_it_should_be_fastest() -> None:
     assert chosen(many) == AlongRank.name
     assert chosen(many._replace(backward=True), "mix_kernels") == AlongRank.name
     assert chosen(many._replace(batch=1)) != AlongRank.name
-    assert chosen(many._replace(batch=1, kept=True)) != AlongRank.name  # it would be compared with all cells
-    assert chosen(many._replace(batch=2, kept=True)) == AlongRank.name
+    assert not find_path(
+        chosen(many._replace(batch=1, kept=True))
+    ).of_bases  # reading 153 bases takes as long as 188 cells
+    assert find_path(chosen(many._replace(batch=2, kept=True))).of_bases
+    assert find_path(chosen(many._replace(batch=1, cells=552, kept=True))).of_bases
     several = posed("resnet18 layer4.0.conv1", 1, 224)._replace(cells=188, width=16, kept=True)
     assert chosen(several) != AlongRank.name  # its bases are read from the memory for one sample
     assert chosen(several._replace(batch=4)) == AlongRank.name

@@ -155,3 +155,14 @@ def moved(problem: Problem) -> int:
     sizes = math.prod(problem.size), math.prod(convolution.output_size(problem.size))
     maps = sum(count * positions for count, positions in zip(channels, sizes, strict=True))
     return problem.batch * maps + problem.cells * padded_cell(convolution)
+
+
+def spared(problem: Problem, taps: int) -> float:
+    """Return how many of those elements less a forward pass takes that packs no cells: half of theirs.
+
+    It reads the cells that few kernels are mixed of as they lie.
+    """
+    mixtures = problem.batch * taps * problem.convolution.grid[1] * problem.convolution.grid[2]
+    if problem.backward or not native.mixes_few(mixtures, problem.cells):
+        return 0
+    return problem.cells * padded_cell(problem.convolution) / 2

@@ -12,14 +12,12 @@ from kw_lightning.nn.engine.costs import Fitted, Load, Units, narrow
 from kw_lightning.nn.engine.epilogue import Epilogue
 from kw_lightning.nn.engine.gradients import Gradients, new_gradients
 from kw_lightning.nn.engine.layouts import first_or_last
-from kw_lightning.nn.engine.paths.compiled import CompiledPath
+from kw_lightning.nn.engine.paths.compiled import CompiledPath, moved, padded_cell
 from kw_lightning.nn.engine.paths.mix_kernels.compiled import KernelsCompiled
 from kw_lightning.nn.engine.problem import Operands, Problem
 
-# Mixtures of all samples, of which cells are mixed in the time in which they come from the memory.
-FEW_MIXTURES = 4
-# Multiply-adds with cells that take as long as bringing one number of a kept basis from there.
-BRINGING = 18
+# Layers that share cells, which one of them reads to see whether kept bases are still theirs: see contents.py.
+READERS = 4
 # Bytes of maps for which bases are mixed once, see native/blocking.py.
 MAPS_BYTES = 32 * 2**20
 
@@ -33,8 +31,9 @@ class AlongRank(CompiledPath):
     """The pass of native/mix_kernels.c with bases; elsewhere torch's products, to check it by."""
 
     name = "mix_kernels/along_rank"
-    # Fitted beside `KernelsCompiled`, whose units stood still: 147 problems with and without kept bases, 75 backward.
-    fitted = Fitted(Units(3.3e-11, 4.2e-11, 3.2e-10, 0, 0.00033), Units(9.7e-11, 8.7e-11, 1.4e-09, 0, 0.0012))
+    # Fitted beside `KernelsCompiled`, whose units stood still: 229 problems with and without kept bases, with AVX2 and
+    # AVX-512, and 75 backward.
+    fitted = Fitted(Units(3.6e-11, 3.2e-11, 6.3e-10, 0, 0.0015), Units(9.7e-11, 8.7e-11, 1.4e-09, 0, 0.0012))
     form = native.MIX_BASES
     of_bases = True
 
@@ -44,32 +43,26 @@ class AlongRank(CompiledPath):
 
     def unsuited(self, problem: Problem) -> str | None:
         """Return why it is never the fastest at a problem, None where it may be."""
-        reason = super().refusal(problem)
-        if reason is not None or not problem.kept:
-            return reason
-        if problem.batch * _mixtures(problem) <= FEW_MIXTURES:
-            return "few kernels are mixed while the cells are read, which what is kept is compared with in any case"
-        if problem.batch * problem.cells <= BRINGING * ranks.count(problem.width or 0):
-            return "the kernels of few samples are mixed of the cells sooner than kept bases come from the memory"
-        return None
+        return super().refusal(problem)
 
     def load(self, problem: Problem) -> Load:
         """Count the work of a forward pass, as `KernelsCompiled.load` does; bases are mixed once for all samples.
 
-        Those that may be kept are counted as kept already, and brought from the memory instead. A block has few depths
-        of the bases of many mixtures, and products are as short.
+        Those that may be kept are counted as kept already, and brought from the memory in place of the cells. A block
+        has few depths of the bases of many mixtures, and products are as short.
         """
         plain, count = KernelsCompiled().load(problem), ranks.count(problem.width or 0)
         kernel = plain.mixing / max(problem.batch * problem.cells, 1)  # numbers of a sample's
         bases = kernel * count
         (spatial, *groups), side = problem.convolution.grid, 0 if problem.backward else 1
         depths = native.depths_of_bases(_mixtures(problem) * count, problem.convolution.cell_shape[side])
-        plain = dataclasses.replace(plain, slower=(1.0, narrow(depths * groups[side] * math.prod(spatial))))
+        slower = 1.0, narrow(depths * groups[side] * math.prod(spatial))
         if problem.kept:
-            return dataclasses.replace(plain, mixing=bases * problem.batch, elements=plain.elements + bases)
+            elements = moved(problem) - problem.cells * padded_cell(problem.convolution) * (1 - 1 / READERS) + bases
+            return Load(bases * problem.batch, plain.products, elements, 0, slower)
         maps = 4 * problem.batch * problem.convolution.kernel_shape[1] * math.prod(problem.size)
         once = problem.cells * math.ceil(max(maps, 1) / MAPS_BYTES)
-        return dataclasses.replace(plain, mixing=bases * (problem.batch + once))
+        return Load(bases * (problem.batch + once), plain.products, moved(problem), 0, slower)
 
     def forward(self, operands: Operands, y: Tensor) -> None:
         """Write the convolution of every sample with its own kernel."""

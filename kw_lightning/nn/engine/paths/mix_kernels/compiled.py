@@ -9,7 +9,7 @@ from torch import Tensor
 from kw_lightning.nn.engine import native
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.costs import Fitted, Load, Units
-from kw_lightning.nn.engine.paths.compiled import CompiledPath, backward_form, moved, padded_cell
+from kw_lightning.nn.engine.paths.compiled import CompiledPath, backward_form, moved, padded_cell, spared
 from kw_lightning.nn.engine.problem import Problem
 from kw_lightning.nn.engine.taps import find_taps
 
@@ -31,4 +31,4 @@ class KernelsCompiled(CompiledPath):
         taps = find_taps(problem.convolution, problem.size).taps
         read = sum(math.prod(place.stop - place.start for place in tap.target) for tap in taps)
         kernels = problem.batch * out_groups * in_groups * padded_cell(problem.convolution)  # of one tap
-        return Load(kernels * len(taps) * problem.cells, kernels * read, moved(problem), 0)
+        return Load(kernels * len(taps) * problem.cells, kernels * read, moved(problem) - spared(problem, len(taps)), 0)

@@ -10,7 +10,7 @@ import math
 from kw_lightning.nn.engine import native
 from kw_lightning.nn.engine.convolution import Convolution
 from kw_lightning.nn.engine.costs import Fitted, Load, Units
-from kw_lightning.nn.engine.paths.compiled import CompiledPath, dense_refusal, moved, padded_cell
+from kw_lightning.nn.engine.paths.compiled import CompiledPath, dense_refusal, moved, padded_cell, spared
 from kw_lightning.nn.engine.problem import Problem
 
 # Cells that are mixed in the time in which a kernel is transformed.
@@ -40,5 +40,6 @@ class Winograd(CompiledPath):
         tiles = math.prod(-(-n // 2) for n in convolution.output_size(problem.size))
         kernels = problem.batch * out_groups * in_groups * padded_cell(convolution)
         packed = problem.cells * padded_cell(convolution)
-        elements = (moved(problem) - packed) * taps / 2**convolution.dimensions + packed
+        maps = (moved(problem) - packed) * taps / 2**convolution.dimensions
+        elements = maps + packed - spared(problem, positions)
         return Load(kernels * positions * (problem.cells + TRANSFORMING), kernels * taps * tiles, elements, 0)

@@ -23,7 +23,7 @@ class OutputsByCell(MixOutputs):
     """A product for each cell."""
 
     name = "mix_outputs/by_cell"
-    fitted = Fitted(Units(3.1e-11, 3.5e-11, 0, 1.8e-05, 0.00074), Units(7e-11, 7.4e-11, 0, 0.00011, 0.00099))
+    fitted = Fitted(Units(3e-11, 4.7e-11, 0, 2e-05, 0.00074), Units(7e-11, 7.4e-11, 0, 0.00011, 0.00099))
 
     def unsuited(self, problem: Problem) -> str | None:
         """Return why it is never the fastest at a problem, None where it may be."""
@@ -36,7 +36,7 @@ class OutputsByCell(MixOutputs):
         convolved, chunks = self.count_convolved(problem, sizes)
         places = problem.batch * (sum(sizes.maps) + sizes.patches) * sizes.live
         calls = chunks * (sizes.in_groups * problem.cells + sizes.live)
-        slower = 1.0, narrow(sizes.ci, sizes.co)
+        slower = 1.0, narrow(problem.batch * sizes.inputs, sizes.ci, sizes.co)
         return Load(mixing, products, places + convolved * sizes.in_groups, calls, slower)
 
     def forward_rows(self, form: Rows, y: Tensor) -> None:
