@@ -23,6 +23,7 @@ from kw_lightning.fit.best_checkpoint import BestCheckpoint
 from kw_lightning.fit.early_stopping import StopsEarly
 from kw_lightning.fit.folder import RunFolder
 from kw_lightning.fit.freezing import Freezing
+from kw_lightning.fit.last_step import LastStep
 from kw_lightning.fit.metrics import MetricsTable
 from kw_lightning.fit.progress import progress_bar
 from kw_lightning.fit.quiet import quiet
@@ -138,6 +139,8 @@ def make_callbacks(
         FiniteLoss(on_nan, NAN_HINT.format(folder.last)),
         progress_bar(),
     ]
+    if train.max_steps is not None:
+        callbacks.append(LastStep())
     if train.early_stop is not None:
         mode, finite = MONITORED[train.monitor], on_nan == "stop"
         callbacks.append(StopsEarly(train.early_stop, train.monitor, mode, check_finite=finite))

@@ -189,6 +189,16 @@ def test_the_network_is_compiled_in_the_mode_asked_for(
     assert modes == [(type(result.module.network).__name__, mode)]
 
 
+@pytest.mark.parametrize("steps", [2, 4, 6])
+def test_weights_of_the_last_step_may_be_the_best(tmp_path: Path, quick: list[str], steps: int) -> None:
+    options = [f"train.max_steps={steps}", "train.epochs=9", "train.monitor=val/loss"]
+    result = fit("digits-resnet", [*quick, *options], output=tmp_path / "run")
+    losses = {int(row["step"]): float(row["val/loss"]) for row in rows(result.folder) if row["val/loss"]}
+    assert list(losses) == [step - 1 for step in range(3, steps, 3)] + [steps - 1]
+    assert losses[steps - 1] == pytest.approx(result.last["loss"], abs=1e-6)
+    assert min(losses.values()) == pytest.approx(result.best["loss"], abs=1e-6)
+
+
 def test_no_epochs_still_ends_in_a_checkpoint(tmp_path: Path, quick: list[str]) -> None:
     result = fit("digits-resnet", [*quick, "train.epochs=0"], output=tmp_path / "run")
     assert evaluate(tmp_path / "run").metrics == result.test
