@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from typing import Annotated
@@ -33,7 +34,8 @@ def check(
         Format, typer.Option(help="Lines to read, GitHub's annotations, or one JSON list.")
     ] = Format.text,
     network: Annotated[
-        bool, typer.Option(help="Compare the recipe with its network, too; without it the check takes a moment.")
+        bool,
+        typer.Option(help="Compare it with its network and what trains it, too; without, it takes a moment."),
     ] = True,
     data: Annotated[bool, typer.Option("--data", help="Open every image of the data, too.")] = False,
     allow_python: Annotated[list[str] | None, package_option("Let the recipe name things")] = None,
@@ -60,20 +62,12 @@ def check(
 
 
 def problems_of(file: str, *, network: bool = True, allow_python: Sequence[str] = ()) -> list[Problem]:
-    """Return the mistakes of one recipe; those against its network only when it has no others."""
+    """Return the mistakes of one recipe; those against its network and training only when it has no others."""
     try:
         recipe = load_recipe(file)
     except RecipeError as error:
         return list(error.problems)
-    try:
-        if network:
-            _compare_with_network(recipe, allow_python)
-    except RecipeError as error:
-        problems = list(error.problems)
-    except KWError as error:
-        problems = [Problem(" ".join(str(error).split()))]
-    else:
-        return []
+    problems = _against_network(recipe, allow_python) if network else []
     start = recipe.document.location("")
     return [problem if problem.location else replace(problem, location=start) for problem in problems]
 
@@ -113,18 +107,42 @@ def problems_of_data(recipe: Recipe) -> list[Problem]:
     return [Problem(line) for line in wrong]
 
 
-def _compare_with_network(recipe: Recipe, allow_python: Sequence[str]) -> None:
-    """Plan the recipe's network, if it has one that may be made: it stays on the meta device."""
+def _against_network(recipe: Recipe, allow_python: Sequence[str]) -> list[Problem]:
+    """Return what of a recipe fits neither its network, if it has one that may be made, nor what trains it."""
     model = recipe.model
     if model is None or not (model.backbone or model.layers):
-        return
+        return []
     if (model.backbone or "").startswith("python:") and not allow_python:
-        return
+        return []
     # slow to import: torch
     from kw_lightning.planning import plan
     from kw_lightning.recipe.classes import USUAL, with_classes
 
-    plan(with_classes(recipe, USUAL), allow_python=allow_python)
+    problems: list[Problem] = []
+    planned = None
+    with _collected(problems):
+        planned = plan(with_classes(recipe, USUAL), allow_python=allow_python)  # it stays on the meta device
+    if recipe.train is not None or recipe.trainer:
+        # slow to import: lightning
+        from kw_lightning.fit.run import check_layers, check_training
+
+        with _collected(problems):
+            check_training(recipe, here=False)
+        if planned is not None:
+            with _collected(problems):
+                check_layers(planned, allow_python=allow_python)
+    return problems
+
+
+@contextmanager
+def _collected(problems: list[Problem]) -> Iterator[None]:
+    """Add the mistakes that are found in the block."""
+    try:
+        yield
+    except RecipeError as error:
+        problems += error.problems
+    except KWError as error:
+        problems.append(Problem(" ".join(str(error).split())))
 
 
 def _print(problems: Sequence[Problem], passed: Sequence[str], format: Format) -> None:

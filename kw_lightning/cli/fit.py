@@ -54,6 +54,7 @@ def fit(
     from kw_lightning.fit.classes import resolved
     from kw_lightning.fit.interruption import is_first_process
     from kw_lightning.fit.report import metrics_table
+    from kw_lightning.fit.run import check_layers, check_training
     from kw_lightning.fit.run import fit as train
     from kw_lightning.planning import plan
     from kw_lightning.planning.table import PlanTable
@@ -68,6 +69,8 @@ def fit(
     if is_first_process():
         warn(planned.warning)
     if dry_run:
+        check_training(loaded, here=False)
+        check_layers(planned, allow_python=packages)
         warn_of_contradictions(loaded)
         return
     result = train(planned, resume=resume, init=init, output=output, allow_python=packages, on_nan=on_nan.value)

@@ -33,6 +33,7 @@ from kw_lightning.fit.shapes import check_shapes
 from kw_lightning.fit.starting import Restoring, Start, goes_on_from, start
 from kw_lightning.fit.trackers import check_installed, end_trackers
 from kw_lightning.fit.trainer import OnNan, check_settings, make_trainer, monitored
+from kw_lightning.fit.trainer_arguments import trainer_arguments
 from kw_lightning.fit.weighting import class_weights
 from kw_lightning.paths import user_path
 from kw_lightning.planning import Plan
@@ -197,8 +198,12 @@ def write_beginning(recipe: Recipe, data: LightningDataModule, begun: Start) -> 
     folder.write("versions.json", versions())
 
 
-def check_training(recipe: Recipe) -> None:
+def check_training(recipe: Recipe, *, here: bool = True) -> None:
     """Check optimizer, schedule, monitored metric and devices before anything is built or written.
+
+    Args:
+        recipe: the recipe.
+        here: whether it is to be trained on this machine, which has to have its devices.
 
     Raises:
         RecipeError: every mistake found.
@@ -214,8 +219,22 @@ def check_training(recipe: Recipe) -> None:
         message = mistake(monitor, monitored(recipe), what="the unknown metric")
         problems.append(recipe.document.problem("train.monitor", message))
     try:
-        check_settings(recipe)
+        if here:
+            check_settings(recipe)
+        else:
+            trainer_arguments(recipe)
     except RecipeError as error:
         problems += error.problems
     if problems:
         raise RecipeError(problems)
+
+
+def check_layers(planned: Plan, *, allow_python: Sequence[str] = ()) -> None:
+    """Check the layers that `train` names, by the network on the meta device.
+
+    Raises:
+        RecipeError: one that is not there.
+    """
+    with torch.device("meta"):
+        module = Classifier(planned, allow_python=allow_python, pretrained=False)
+        parameter_groups(planned.recipe, module.network)

@@ -154,6 +154,28 @@ class TestCheck:
         }
         assert json.loads(kw("check", "resnet18-kw-1x", "--no-network", "--format", "json").output) == []
 
+    def test_mistakes_of_training_are_found_with_those_of_the_network(self, tmp_path: Path) -> None:
+        file = tmp_path / "r.yaml"
+
+        def check(
+            layer: str, *, stem: str = "stem", name: str = "AdamW", metric: str = "loss", argument: str = "benchmark"
+        ) -> tuple[int, list[str]]:
+            file.write_text(
+                f"kw: 1\nextends: digits-resnet\nwarehouses: {{stage2: {{layers: [{layer}]}}}}\n"
+                f"trainer: {{{argument}: true}}\ntrain:\n  freeze: [{stem}]\n  optimizer: {{name: {name}}}\n"
+                f"  monitor: val/{metric}\n  devices: 64\n"
+            )
+            done = kw("check", file)
+            assert kw("fit", file, "--dry-run").exit_code == done.exit_code
+            return done.exit_code, done.stdout.splitlines()
+
+        assert check("stage2.*") == (0, [f"{file}: no mistakes"])  # whatever devices are here
+        code, lines = check("stage3", name="AdamWW", metric="los", argument="benchmarks")
+        assert code == 2
+        for line, hint in zip(lines, ("stem", "AdamW", "val/loss", "benchmark"), strict=True):
+            assert line.endswith(f'did you mean "{hint}"?')
+        assert check("stage2.*", stem="stam")[1][0].startswith(f'{file}:6:12: train.freeze[0]: found "stam"')
+
     def test_code_that_a_recipe_names_is_not_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "evil_package.py").write_text("raise SystemExit('imported')\n")
         monkeypatch.syspath_prepend(tmp_path)
