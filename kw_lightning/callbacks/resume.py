@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchmetrics import Metric
+
+from kw_lightning.errors import kind, sentence
 
 METRICS, LOADERS = "running_metrics", "resumable_loaders"  # of a checkpoint
 
@@ -38,6 +40,9 @@ class ResumableDataLoader(DataLoader[Any]):
         dataset: a data set with a length.
         batch_size, shuffle, **options: as of `torch.utils.data.DataLoader`.
         generator: of the order; by default seeded by torch's seed.
+
+    Raises:
+        TypeError: a data set without a length, **or** one that is iterated over.
     """
 
     def __init__(
@@ -49,6 +54,9 @@ class ResumableDataLoader(DataLoader[Any]):
         generator: torch.Generator | None = None,
         **options: Any,
     ) -> None:
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+            allowed = "one with a length whose samples are asked for by number; a stream has to keep its place itself"
+            raise TypeError(sentence(f"{kind(dataset)} in the place of a data set", allowed))
         if generator is None:
             generator = torch.Generator().manual_seed(torch.initial_seed())
         super().__init__(dataset, batch_size, shuffle, generator=generator, **options)

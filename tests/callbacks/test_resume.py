@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from callback_networks import Classifier, dataset, dynamic_net, loader, trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.utils.data import DistributedSampler, TensorDataset
+from torch.utils.data import DistributedSampler, IterableDataset, TensorDataset
 from torchmetrics import SumMetric
 
 from kw_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
@@ -59,6 +60,17 @@ def test_the_rest_of_an_epoch(options: dict[str, Any], seen: int) -> None:
     found = batches(again, epochs=2)
     assert found == whole[seen : seen + len(found)]
     assert len(found) >= len(again)
+
+
+class Stream(IterableDataset[int]):
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(4))
+
+
+def test_a_stream_is_refused_before_its_first_checkpoint() -> None:
+    for data, found in ((Stream(), "an object of Stream"), (iter([1]), "an object of list_iterator")):
+        with pytest.raises(TypeError, match=f"^found {found} in the place of a data set, allowed: one with a length"):
+            ResumableDataLoader(data)  # type: ignore[arg-type]
 
 
 def test_an_order_per_epoch_and_per_seed() -> None:
