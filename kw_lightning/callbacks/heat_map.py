@@ -42,6 +42,7 @@ def heat_map(
     """
     with drawing():
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
 
         values = mean.detach().float().cpu().numpy()
         rows, columns = values.shape
@@ -52,6 +53,8 @@ def heat_map(
         shown, block = (values, 1) if vector else coarser(values, most)
         draw_matrix(axes, shown, top, "mean α", block=block, vector=vector)
         axes.set(xlabel="cell", ylabel="" if layers else "mixture", xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
+        for axis in (axes.xaxis, axes.yaxis):  # numbers of cells and mixtures, also of a few
+            axis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
         if layers:
             _mark_layers(axes, layers, height)
             _mark_start(axes, layers, height)

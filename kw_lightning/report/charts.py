@@ -82,7 +82,7 @@ def line_chart(title: str, series: Sequence[Series], *, x: str = "epoch", y: str
                 axes.fill_between(one.x, low, high, color=colour, alpha=0.18, linewidth=0)
         axes.grid(axis="y")
         axes.set_xlabel(x)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         if percent:
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         if len(drawn) > 1:

@@ -103,6 +103,15 @@ def test_heat_map_colours() -> None:
     assert heat_map(torch.zeros(3, 3)).axes[0].images[0].norm(0.0) == 0.5
 
 
+@pytest.mark.parametrize("cells", [1, 2, 4, 28, 700])
+def test_cells_and_mixtures_have_whole_numbers(cells: int) -> None:
+    axes = heat_map(torch.randn(2 * cells, cells)).axes[0]
+    for axis, count in ((axes.xaxis, cells), (axes.yaxis, 2 * cells)):
+        places = [place for place in axis.get_majorticklocs() if -0.5 <= place <= count - 0.5]
+        assert places
+        assert all(float(place).is_integer() for place in places)
+
+
 def test_heat_map_parts_the_layers_and_marks_where_they_started() -> None:
     shares = partition([(8, 4, 1, 1), (4, 4, 1, 1), (4, 4, 1, 1)], Fraction(1, 2), out_ratio=Fraction(1, 2)).layers
     layers = dict(zip(("first", "$second_{", "third"), shares, strict=True))

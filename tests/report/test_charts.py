@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -70,6 +71,15 @@ def test_lines_leave_out_what_is_no_number_and_stay_short() -> None:
     assert lines[0][-1][2].endswith("epoch 5002: 0")
     assert "$a_{&lt;b&gt;" in chart.svg
     assert all(0 <= x <= 1 and 0 <= top <= 1 for x, top, _ in lines[0])
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 300])
+def test_epochs_are_whole_numbers(epochs: int) -> None:
+    chart = line_chart("Loss", [Series("train", list(range(1, epochs + 1)), [1.0] * epochs)])
+    under_it = chart.svg.partition(">epoch<")[0]
+    marked = re.findall(r"<text[^>]*>([^<]*)</text>", under_it)
+    assert marked
+    assert all(number.isdecimal() for number in marked)
 
 
 @pytest.mark.parametrize("count", [1, 25, 26])
