@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kw_lightning.errors import mistake
 from kw_lightning.nn.gates import ChannelGates
 from kw_lightning.nn.partition import LayerPartition, Start
-from kw_lightning.nn.precision import in_type
+from kw_lightning.nn.precision import in_type, is_recorded
 
 Function = Literal["contrast", "softmax", "sigmoid", "relu"]
 FUNCTIONS: tuple[Function, ...] = get_args(Function)
@@ -126,7 +126,9 @@ class CellWeights(nn.Module):
             return torch.softmax(softened, dim=-1), None
         if self.function == "sigmoid":
             return torch.sigmoid(z), None
-        size = torch.linalg.vector_norm(z, ord=1, dim=-1, keepdim=True) + SMALLEST_SIZE
+        # As a norm it is an operator of ONNX whose shape onnxruntime's tools for quantization do not know.
+        norm = z.abs().sum(-1, keepdim=True) if is_recorded() else torch.linalg.vector_norm(z, 1, -1, keepdim=True)
+        size = norm + SMALLEST_SIZE
         return (torch.relu(z) if self.function == "relu" else z[..., :-1]), size
 
     def _start_z(self, z: Tensor) -> None:

@@ -82,6 +82,19 @@ def test_onnx_is_made_of_the_standards_own_operators(onnx_file: Path) -> None:
     assert [entry.version >= 18 for entry in model.opset_import if entry.domain == ""] == [True]
 
 
+def test_onnxruntime_prepares_the_file_for_its_quantization(
+    saved: SavedNetwork, onnx_file: Path, tmp_path: Path
+) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    preparing = pytest.importorskip("onnxruntime.quantization.shape_inference")
+    prepared = tmp_path / "prepared.onnx"
+    preparing.quant_pre_process(onnx_file, prepared, auto_merge=True)
+    x = torch.randn(3, 3, 12, 12)
+    (found,) = runtime.InferenceSession(str(prepared)).run(None, {"images": x.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), saved.network(x), rtol=1e-4, atol=1e-4)
+
+
 def test_onnx_predicts_as_the_network_does(saved: SavedNetwork, onnx_file: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
