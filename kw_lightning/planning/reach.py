@@ -57,22 +57,24 @@ def regrouped(stages: Sequence[Group], reach: Reach, model: nn.Module) -> list[G
 def _blocks(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
     """Return the block of each layer that is in one, by name.
 
-    A block is a module, no mere container, with at least two of the layers: the innermost that stands in a container,
-    as blocks of a network do, or else the outermost.
+    A block is a module around several of the layers: the innermost that stands in a container, as the repeated units
+    of a network do, or else the outermost. So a whole block of GhostNet shares a warehouse, not each of its halves.
     """
     modules = dict(model.named_modules())
-    counts = Counter(outer for layer in layers for outer in ancestors(layer.name))
+    several = modules_around_several(model, layers)
     found: dict[str, str] = {}
     for layer in layers:
-        around = [
-            name
-            for name in ancestors(layer.name)
-            if counts[name] > 1 and name in modules and not isinstance(modules[name], CONTAINERS)
-        ]
+        around = [name for name in ancestors(layer.name) if name in several]
         repeated = [name for name in around if isinstance(modules[name.rpartition(".")[0]], CONTAINERS)]
         if around:
             found[layer.name] = repeated[0] if repeated else around[-1]
     return found
+
+
+def modules_around_several(model: nn.Module, layers: Iterable[Layer]) -> set[str]:
+    """Return the names of the modules, no mere containers, with at least two of the layers."""
+    counts = Counter(outer for layer in layers for outer in ancestors(layer.name))
+    return {name for name, module in model.named_modules() if counts[name] > 1 and not isinstance(module, CONTAINERS)}
 
 
 def ancestors(name: str) -> Iterator[str]:
@@ -96,4 +98,4 @@ def _unique(name: str, groups: Iterable[Group]) -> str:
     return found
 
 
-__all__ = ["CONTAINERS", "Group", "ancestors", "regrouped"]
+__all__ = ["Group", "ancestors", "modules_around_several", "regrouped"]

@@ -27,7 +27,7 @@ from torch import nn
 
 from kw_lightning.errors import KWError, Problem, mistake, times
 from kw_lightning.planning.network import ALLOWED, Layer, Network, survey
-from kw_lightning.planning.reach import CONTAINERS, Group, ancestors, regrouped
+from kw_lightning.planning.reach import Group, ancestors, modules_around_several, regrouped
 from kw_lightning.planning.selection import Choice, matcher, select
 from kw_lightning.planning.sharing import Share, least_attention, share
 from kw_lightning.planning.tracing import Call, Trace, trace
@@ -199,14 +199,16 @@ def _convolution_groups(network: Network, model: nn.Module, forward: Trace, hand
         for layer in network.layers
         if layer.type != "Linear" and layer.refusal is None and math.prod(_call(forward, layer).outputs[2:]) > 1
     ]
-    blocks = _Blocks(model, convolutions, forward)
+    # A layer's block is the innermost module around several: whether the layer reads its input says where it belongs.
+    # What shares a warehouse with `sharing: block` is a wider unit of some networks, see `reach.py`.
+    blocks = {name for name in modules_around_several(model, convolutions) if name in forward.calls}
     stem: list[Layer] = []
     groups: list[Group] = []
     opening = ""
     for layer in convolutions:
-        block = blocks.of(layer)
+        block = next((name for name in ancestors(layer.name) if name in blocks), "")
         # The stem: what stands before the first block; of a network without blocks its first convolution.
-        if not groups and (not stem or (not block and blocks.any)):
+        if not groups and (not stem or (not block and blocks)):
             stem.append(layer)
             continue
         call = _call(forward, layer)
@@ -225,25 +227,6 @@ def _convolution_groups(network: Network, model: nn.Module, forward: Trace, hand
 def _leads(block: Call, layer: Call) -> bool:
     """Return whether a layer reads its block's input and the block changes its shape."""
     return layer.input_id == block.input_id and block.inputs[1:] != block.outputs[1:]
-
-
-class _Blocks:
-    """The block of a layer: its innermost module, no mere container, with at least two convolutions."""
-
-    def __init__(self, model: nn.Module, convolutions: Sequence[Layer], forward: Trace) -> None:
-        counts: dict[str, int] = {}
-        for layer in convolutions:
-            for name in ancestors(layer.name):
-                counts[name] = counts.get(name, 0) + 1
-        self._names = {
-            name
-            for name, module in model.named_modules()
-            if name and counts.get(name, 0) > 1 and not isinstance(module, CONTAINERS) and name in forward.calls
-        }
-        self.any = bool(self._names)
-
-    def of(self, layer: Layer) -> str:
-        return next((name for name in ancestors(layer.name) if name in self._names), "")
 
 
 def _token_groups(network: Network, forward: Trace) -> list[Group]:
