@@ -150,8 +150,8 @@ def _torchvision(name: str, args: dict[str, Any], on_meta: bool, problem: Callab
 def _timm(name: str, problem: Callable[[str], Problem]) -> Builder:
     try:
         import timm
-    except ImportError:
-        raise RecipeError(problem(needs(f'"timm/{name}"', "timm", "timm"))) from None
+    except ImportError as error:
+        raise RecipeError(problem(needs(f'"timm/{name}"', "timm", "timm", error))) from None
     base = name.partition(".")[0]
     if not timm.is_model(base):
         hint = did_you_mean(base, timm.list_models())

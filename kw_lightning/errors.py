@@ -178,14 +178,23 @@ def listed(texts: Sequence[str], most: int = 5, between: str = ", ") -> str:
     return between.join(texts[:most]) + more
 
 
-def needs(what: str, packages: str, extra: str) -> str:
-    """Return that something needs packages that are not installed, and the extra of this package that brings them.
+def needs(what: str, packages: str, extra: str, error: ImportError | None = None) -> str:
+    """Return that something needs packages, and the extra of this package that brings them.
+
+    Args:
+        what: what needs them.
+        packages: by the names that are imported, as "onnx and onnxscript".
+        extra: that brings them.
+        error: what came of importing them; told where one is there, but broken.
 
     Example:
         >>> needs("int8", "onnx and onnxruntime", "onnx")
         "int8 needs onnx and onnxruntime: pip install 'kw-lightning[onnx]'"
     """
-    return f"{what} needs {packages}: pip install 'kw-lightning[{extra}]'"
+    told = f"{what} needs {packages}: pip install 'kw-lightning[{extra}]'"
+    if error is None or (isinstance(error, ModuleNotFoundError) and error.name in packages.split()):
+        return told
+    return f"{told}; what is there cannot be imported: {first_line(error)}"
 
 
 def times(shape: Iterable[int]) -> str:

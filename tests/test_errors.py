@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import pickle
 from pathlib import Path
 
 import pytest
 
-from kw_lightning.errors import RunError, argument, first_line, in_options, listed, mistake, sentence, shown
+from kw_lightning.errors import RunError, argument, first_line, in_options, listed, mistake, needs, sentence, shown
 
 
 def test_a_name_that_is_close_to_a_valid_one() -> None:
@@ -81,3 +83,26 @@ def test_an_argument_is_named_as_its_reader_gives_it() -> None:
     with in_options():
         assert arguments() == ["--resume runs/a", "--allow-python team", "--output"]
     assert arguments() == ['resume="runs/a"', 'allow_python=["team"]', "output=…"]
+
+
+@pytest.mark.parametrize(
+    ("content", "ending"),
+    [
+        (None, "'kw-lightning[onnx]'"),
+        ("raise ImportError('libx.so: not found\\nmore')", "; what is there cannot be imported: libx.so: not found"),
+        ("import kw_absent", "; what is there cannot be imported: No module named 'kw_absent'"),
+        ("from os import absent", f"cannot import name 'absent' from 'os' ({os.__file__})"),
+    ],
+    ids=["absent", "broken", "without its own needs", "of another version"],
+)
+def test_a_package_that_is_there_but_broken_is_told_from_one_that_is_not(
+    content: str | None, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    if content is not None:
+        (tmp_path / "kw_broken.py").write_text(content)
+    with pytest.raises(ImportError) as caught:
+        importlib.import_module("kw_broken")
+    told = needs("ONNX", "onnx and kw_broken", "onnx", caught.value)
+    assert told.startswith("ONNX needs onnx and kw_broken: pip install 'kw-lightning[onnx]'")
+    assert told.endswith(ending)

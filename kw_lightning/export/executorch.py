@@ -37,7 +37,7 @@ def write_executorch(saved: SavedNetwork, path: Path, *, portable: bool = False)
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
     except ImportError as error:
-        raise RunError(f"{needs('ExecuTorch', 'executorch', 'executorch')} ({first_line(error)})") from None
+        raise RunError(needs("ExecuTorch", "executorch", "executorch", error)) from None
     network, _ = fold_norms(with_learnt_kernels(saved.network.eval()))
     image = sample_of(saved)[:1]
     try:

@@ -81,6 +81,6 @@ class OpenvinoNetwork(nn.Module):
 def _imported(path: Path) -> Any:
     try:
         import openvino
-    except ImportError:
-        raise RunError(needs(f"{path}: OpenVINO", "openvino", "openvino")) from None
+    except ImportError as error:
+        raise RunError(needs(f"{path}: OpenVINO", "openvino", "openvino", error)) from None
     return openvino

@@ -57,8 +57,8 @@ def write_onnx(saved: SavedNetwork, path: Path) -> str:
     """
     try:
         import onnxscript  # noqa: F401
-    except ImportError:
-        raise RunError(needs("ONNX", "onnx and onnxscript", "onnx")) from None
+    except ImportError as error:
+        raise RunError(needs("ONNX", "onnx and onnxscript", "onnx", error)) from None
     program, free = exported(saved)
     with writable(path) as partial, quiet_export():
         made = torch.onnx.export(

@@ -37,8 +37,8 @@ def write_int8(folded: SavedNetwork, batches: Iterable[Tensor], path: Path) -> s
     try:
         import onnx
         from onnxruntime import quantization
-    except ImportError:
-        raise RunError(needs("int8", "onnx and onnxruntime", "onnx")) from None
+    except ImportError as error:
+        raise RunError(needs("int8", "onnx and onnxruntime", "onnx", error)) from None
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -21,8 +21,8 @@ def read_onnx(path: Path, *, threads: int | None = None) -> SavedNetwork:
     """
     try:
         import onnxruntime
-    except ImportError:
-        raise RunError(needs(f"{path}: ONNX", "onnxruntime", "onnx")) from None
+    except ImportError as error:
+        raise RunError(needs(f"{path}: ONNX", "onnxruntime", "onnx", error)) from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0

@@ -71,6 +71,6 @@ def push(folder: Path, repository: str, *, private: bool | None = None, **option
 def _library() -> Any:
     try:
         import huggingface_hub
-    except ImportError:
-        raise RunError(needs("the Hub", "huggingface_hub", "hub")) from None
+    except ImportError as error:
+        raise RunError(needs("the Hub", "huggingface_hub", "hub", error)) from None
     return huggingface_hub

@@ -79,8 +79,8 @@ def writer_of(path: Path) -> Callable[[Sequence[Mapping[str, Any]], Path], None]
     if path.suffix.lower() == ".parquet":
         try:
             import pyarrow  # noqa: F401
-        except ImportError:
-            raise RunError(needs(f"{path}: Parquet", "pyarrow", "parquet")) from None
+        except ImportError as error:
+            raise RunError(needs(f"{path}: Parquet", "pyarrow", "parquet", error)) from None
     return _WRITERS[path.suffix.lower()]
 
 

@@ -30,8 +30,8 @@ def slurm(folder: Path, options: Mapping[str, Any]) -> Begin:
     """
     try:
         import submitit
-    except ImportError:
-        raise RunError(needs("--launcher slurm", "submitit", "slurm")) from None
+    except ImportError as error:
+        raise RunError(needs("--launcher slurm", "submitit", "slurm", error)) from None
     rest = {"timeout_min": 24 * 60, **options}
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=rest.pop("cluster", "slurm"))
@@ -94,8 +94,8 @@ def ray(options: Mapping[str, Any]) -> Begin:
     """
     try:
         import ray as engine
-    except ImportError:
-        raise RunError(needs("--launcher ray", "Ray", "ray")) from None
+    except ImportError as error:
+        raise RunError(needs("--launcher ray", "ray", "ray", error)) from None
     rest = dict(options)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:

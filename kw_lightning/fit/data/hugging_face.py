@@ -119,8 +119,8 @@ def _target(label: Any, numbers: Mapping[Any, int]) -> Target:
 def _load(name: str, config: str | None) -> dict[str, Any]:
     try:
         import datasets
-    except ImportError:
-        raise RunError(needs(f'data: "{PREFIX}{name}"', "datasets", "hf")) from None
+    except ImportError as error:
+        raise RunError(needs(f'data: "{PREFIX}{name}"', "datasets", "hf", error)) from None
     folder = user_path(name)
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():

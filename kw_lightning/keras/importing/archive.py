@@ -60,8 +60,8 @@ def open_weights(path: Path) -> Iterator[WeightArchive]:
     """
     try:
         import h5py
-    except ImportError:
-        raise RunError(needs(f"{path}: a file of Keras", "h5py", "keras-import")) from None
+    except ImportError as error:
+        raise RunError(needs(f"{path}: a file of Keras", "h5py", "keras-import", error)) from None
     source: Any = io.BytesIO(_member(path, WEIGHTS, None)) if path.suffix == ".keras" else path
     try:
         content = h5py.File(source, "r")
