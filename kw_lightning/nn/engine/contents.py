@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from kw_lightning.nn.engine.native import row_products
+
 SMALL = 2**18
 """Numbers that are all read at every call."""
 STEP = 4099
@@ -66,7 +68,7 @@ def contents_of(tensor: Tensor, reader: Tensor | None = None) -> Tensor:
 
 def _read(tensor: Tensor) -> Tensor:
     rows = tensor.flatten(1)
-    return torch.mv(rows, _probe(rows.shape[1], rows.dtype))
+    return row_products(rows, _probe(rows.shape[1], rows.dtype))
 
 
 @functools.lru_cache(maxsize=64)

@@ -39,6 +39,7 @@ from kw_lightning.nn.engine.native.forms import (
 )
 from kw_lightning.nn.engine.native.library import LibraryError, Status, find_compiler, status
 from kw_lightning.nn.engine.native.positions import allows_winograd
+from kw_lightning.nn.engine.native.products import row_products
 from kw_lightning.nn.engine.native.training import Given, Learnt, Step, prepare_step
 
 __all__ = [
@@ -80,6 +81,7 @@ __all__ = [
     "mixes_few",
     "prepare_evaluation",
     "prepare_step",
+    "row_products",
     "status",
     "weigh",
     "weighs",

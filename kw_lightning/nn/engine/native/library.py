@@ -44,6 +44,7 @@ SOURCES = (
     "mix_inputs.c",
     "planes.h",
     "mix_depthwise.c",
+    "products.c",
     "attention.h",
     "attention.c",
     "evaluation.h",
@@ -84,6 +85,7 @@ PASSES = (
     "kw_evaluate",
     "kw_train",
     "kw_train_backward",
+    "kw_row_products",
 )
 # Loops of products fill two lines of decoded instructions: across three they took up to a tenth more time.
 FLAGS = ("-O3", "-fPIC", "-fopenmp", "-falign-loops=64")
@@ -266,6 +268,8 @@ def _open(path: Path) -> ctypes.CDLL:
         for function in PASSES:
             getattr(loaded, function).restype = None
         loaded.kw_evaluate.argtypes = (ctypes.c_void_p,) * 5
+        place, count = ctypes.c_void_p, ctypes.c_int64
+        loaded.kw_row_products.argtypes = (place, count, count, place, place, count)
         fault = layout.difference(loaded)
     except (OSError, AttributeError) as error:
         raise LibraryError(f"the library cannot be opened: {error}") from error

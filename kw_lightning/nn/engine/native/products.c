@@ -1,0 +1,27 @@
+/* Products of many rows with one vector: cells are read by it to see whether they are what they were,
+   engine/contents.py.
+
+   It is as fast as they come from the memory, to which several sums a row and all threads are needed. */
+
+#include "tiles.h"
+
+#define SUMS 4
+
+static float row_product(const float *row, const float *other, index_t length) {
+    vector sum[SUMS] = {{0}};
+    index_t i = 0;
+    for (; i + SUMS * WIDTH <= length; i += SUMS * WIDTH)
+        for (int s = 0; s < SUMS; s++) sum[s] += LOAD(row + i + s * WIDTH) * LOAD(other + i + s * WIDTH);
+    float total = 0;
+    for (; i < length; i++) total += row[i] * other[i];
+    sum[0] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    for (int l = 0; l < WIDTH; l++) total += sum[0][l];
+    return total;
+}
+
+/* products[i] = the sum over k of rows[i, k] * other[k]. */
+void kw_row_products(const float *rows, index_t count, index_t length, const float *other, float *products,
+                     index_t threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (index_t i = 0; i < count; i++) products[i] = row_product(rows + i * length, other, length);
+}
