@@ -29,6 +29,49 @@ def schema() -> dict[str, Any]:
     return loaded
 
 
+def editor_schema() -> dict[str, Any]:
+    """Return the schema of a file as it is written: any key may be empty, and what it extends has what is needed.
+
+    Lists are not merged, so what is in them stays whole.
+    """
+    whole = schema()
+    parts = {name: part if name in _OF_LISTS else _open(part) for name, part in whole["$defs"].items()}
+    return {**_open(whole), "required": whole["required"], "$defs": parts}
+
+
+_OF_LISTS = ("layer", "selector", "conditions", "source")
+_MAPS = ("properties", "patternProperties")
+
+
+def _open(part: Schema) -> dict[str, Any]:
+    """Return a part of the schema in which no key has to be there or has to have a value."""
+    found = {key: value for key, value in part.items() if key != "required"}
+    for key in _MAPS:
+        if key in found:
+            found[key] = {name: _or_nothing(_open(child)) for name, child in found[key].items()}
+    if isinstance(found.get("additionalProperties"), dict):
+        found["additionalProperties"] = _or_nothing(_open(found["additionalProperties"]))
+    if "anyOf" in found:
+        found["anyOf"] = [_open(branch) for branch in found["anyOf"]]
+    if "allOf" in found:
+        found["allOf"] = [{**branch, "then": _open(branch["then"])} for branch in found["allOf"]]
+    return found
+
+
+def _or_nothing(part: Schema) -> dict[str, Any]:
+    """Return a part of the schema that takes null as well; one that takes anything does so already."""
+    found, nothing = dict(part), {"type": "null"}
+    if (reference := found.pop("$ref", None)) is not None:
+        return {**found, "anyOf": [{"$ref": reference}, nothing]}
+    if "anyOf" in found:
+        return {**found, "anyOf": [*found["anyOf"], nothing]}
+    if "enum" in found:
+        found["enum"] = [*found["enum"], None]
+    if "type" in found:
+        found["type"] = [found["type"], "null"]
+    return found
+
+
 def resolve(part: Schema) -> dict[str, Any]:
     """Return a part of the schema with what its `$ref` names filled in; its own keys win."""
     resolved = dict(part)

@@ -19,7 +19,7 @@ from kw_lightning.cli.completion import complete_override, complete_recipe
 from kw_lightning.cli.new import globs
 from kw_lightning.planning import plan
 from kw_lightning.recipe import load_recipe
-from kw_lightning.recipe.schema import schema_text
+from kw_lightning.recipe.schema import editor_schema
 from kw_lightning.recipe.sources import names, open_source
 
 
@@ -343,7 +343,7 @@ def test_pre_commit_hook_runs(wrong: Path) -> None:
 
 
 def test_schema_is_printed() -> None:
-    assert kw("schema").output == schema_text()
+    assert json.loads(kw("schema").output) == editor_schema()
 
 
 class TestCompletion:

@@ -17,9 +17,10 @@ from jsonschema import Draft202012Validator
 
 from kw_lightning.errors import RecipeError
 from kw_lightning.recipe import load_recipe
+from kw_lightning.recipe.reading import read_yaml
 from kw_lightning.recipe.reference import START, reference, updated
 from kw_lightning.recipe.scalars import read_ratio
-from kw_lightning.recipe.schema import at, key_paths, resolve, schema, schema_text
+from kw_lightning.recipe.schema import at, editor_schema, key_paths, resolve, schema, schema_text
 from kw_lightning.recipe.sources import names
 from kw_lightning.recipe.types import (
     Attention,
@@ -51,6 +52,32 @@ def properties(part: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]
 
 def test_schema_is_one_of_its_draft() -> None:
     Draft202012Validator.check_schema(schema())
+
+
+def test_an_editor_takes_every_shipped_recipe_and_what_removes_inherited_keys() -> None:
+    Draft202012Validator.check_schema(editor_schema())
+    validator = Draft202012Validator(editor_schema())
+    files = [file for file in Path(str(shipped("recipes"))).rglob("*.yaml") if file.name != "lightning_cli.yaml"]
+    assert len(files) > 50
+    for file in files:
+        assert [error.message for error in validator.iter_errors(read_yaml(file.read_text(), file.name).plain())] == []
+    assert validator.is_valid({"kw": 1, "warehouses": {"stage4": None}, "train": {"mixup": None}, "data": None})
+    assert not validator.is_valid({})
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        {"train": {"epoch": 1}},
+        {"train": {"epochs": "ten"}},
+        {"data": {"name": "digits", "args": {"x": 1}}},
+        {"warehouses": {"a": {"layers": [None]}}},
+        {"train": {"optimizer": {"groups": [{"lr": 1}]}}},
+    ],
+)
+def test_an_editor_still_marks_mistakes(mistake: dict[str, Any]) -> None:
+    validator = Draft202012Validator(editor_schema())
+    assert not validator.is_valid({"kw": 1, **mistake})
 
 
 def test_every_key_has_a_description() -> None:
