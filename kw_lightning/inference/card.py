@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kw_lightning.errors import times
+from kw_lightning.errors import mistake, times
 from kw_lightning.planning import plan
 from kw_lightning.planning.types import Plan, budget_text
 from kw_lightning.recipe.locking import content_hash
@@ -60,8 +60,15 @@ def model_card(saved: SavedNetwork, metrics: Mapping[str, Any]) -> str:
 
     Args:
         saved: the network and what belongs to it.
-        metrics: by part of the data, as `{"validation": {"accuracy": 0.97}}`.
+        metrics: by part of the data, as `{"test": {"accuracy": 0.97}}`.
+
+    Raises:
+        TypeError: metrics of no part.
     """
+    wrong = next((part for part, values in metrics.items() if not isinstance(values, Mapping)), None)
+    if wrong is not None:
+        allowed = 'the metrics of a part of the data, as {"test": {"accuracy": 0.97}}'
+        raise TypeError(mistake(metrics[wrong], allowed, what=f'"{wrong}" of'))
     recipe = saved.recipe
     planned = saved.plan or plan(recipe)
     ratio = f"{planned.parameters.ratio:.2f} times the static network's {planned.parameters.static:,}"

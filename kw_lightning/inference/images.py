@@ -23,20 +23,20 @@ Sample = tuple[int, Tensor | str]
 """An image's place in the list, and the image as the network takes it [channels, height, width] or what is wrong."""
 
 
-def find_images(names: Iterable[str | Path]) -> list[Path]:
+def find_images(names: str | Path | Iterable[str | Path]) -> list[Path]:
     """Return the image files that names mean, in their order, those of a folder sorted.
 
     Args:
-        names: files, folders (searched below too, but for what is hidden), globs (`**` for any folders), or tables
-            (`.csv`, `.tsv`) with a column `path`, relative to the table. A file that is named is taken whatever its
-            ending.
+        names: one or more, of files, folders (searched below too, but for what is hidden), globs (`**` for any
+            folders), or tables (`.csv`, `.tsv`) with a column `path`, relative to the table. A file that is named is
+            taken whatever its ending.
 
     Raises:
         RunError: a name that means no image, all such names at once, **or** a file that is no such table.
     """
     found: list[Path] = []
     faults = []
-    for name in names:
+    for name in [names] if isinstance(names, str | Path) else names:
         path = user_path(name)
         try:
             if path.is_dir():

@@ -25,6 +25,10 @@ def test_a_folder_is_searched_as_training_does(pictures: Path, tmp_path: Path) -
     assert names == ["0.png", "1.png", "2.png", "3.png", "4.png", "5.png", "below/grey.jpg"]
 
 
+def test_one_name_is_one_name(pictures: Path) -> None:
+    assert find_images(str(pictures)) == find_images(pictures) == find_images([pictures])
+
+
 def test_order_is_that_of_the_names(pictures: Path) -> None:
     found = find_images([pictures / "3.png", str(pictures / "[01].png"), pictures / "below"])
     assert [file.name for file in found] == ["3.png", "0.png", "1.png", "grey.jpg"]

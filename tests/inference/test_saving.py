@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,13 @@ def test_card_is_valid_and_says_what_was_measured(folder: Path) -> None:
     assert card.data.license == "unknown"
     assert "| test | accuracy | 0.5000 |" in card.text
     assert "| stage | 2 |" in card.text
+
+
+def test_metrics_are_those_of_parts_of_the_data(classifier: ImageClassifier, tmp_path: Path) -> None:
+    message = 'found "accuracy" of 0.5, allowed: the metrics of a part of the data, as {"test": {"accuracy": 0.97}}'
+    with pytest.raises(TypeError, match=re.escape(message)):
+        classifier.save_pretrained(tmp_path / "saved", metrics={"accuracy": 0.5})
+    assert not (tmp_path / "saved").exists()
 
 
 def test_temperature_comes_back(classifier: ImageClassifier, tmp_path: Path) -> None:
