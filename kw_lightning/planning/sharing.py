@@ -24,6 +24,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
+from typing import NamedTuple
 
 from kw_lightning.nn.attention import MINIMUM_WIDTH, attention_width
 from kw_lightning.nn.partition import PartitionError, common_cell_shape, mixture_count
@@ -74,6 +75,13 @@ class Share:
     suffix: str = ""
 
 
+class _Division(NamedTuple):
+    """A property that layers are told apart by, and how their group's suffix becomes that of a part."""
+
+    key: Callable[[Choice], Hashable]
+    suffix: Callable[[str, Choice], str]
+
+
 def size_of(choices: Sequence[Choice], cell: Cell, attention: Attention) -> Size | None:
     """Return the size of a warehouse of budget 1 with these layers; None if they cannot share these cells."""
     shapes = [choice.kernel_shape for choice in choices]
@@ -119,8 +127,8 @@ def _parts(group: Share) -> Iterator[Share | Choice]:
     if plain is not None:
         yield plain
         return
-    for key, name in _KEYS:
-        parts = _apart(group, key, name)
+    for division in (_BY_DIMENSIONS, _BY_DIRECTION):
+        parts = _apart(group, division)
         if len(parts) > 1:
             for part in parts:
                 yield from _parts(part)
@@ -130,10 +138,10 @@ def _parts(group: Share) -> Iterator[Share | Choice]:
 
 def _of_several_widths(group: Share) -> Iterator[Sequence[Share | Choice]]:
     """Yield the ways to divide layers of one direction: by width, each width by shape or in runs; or in runs."""
-    widths = _apart(group, *_WIDTH)
+    widths = _apart(group, _BY_WIDTH)
     together: list[Share | Choice] = []
     for width in widths:
-        shapes = [width] if _suited(width, AIM) is not None else _apart(width, *_SHAPE)
+        shapes = [width] if _suited(width, AIM) is not None else _apart(width, _BY_SHAPE)
         ways: list[Sequence[Share | Choice]] = [[found for part in shapes for found in _alike(part)]]
         if len(shapes) > 1:
             ways += _in_runs(width)
@@ -149,14 +157,15 @@ def _in_runs(group: Share) -> Iterator[list[Share | Choice]]:
             yield list(_neighbours(group, replace(group, attention=attention)))
 
 
-def _apart(group: Share, key: Callable[[Choice], Hashable], name: Callable[[str, Choice], str]) -> list[Share]:
-    """Divide a group by a property of its layers."""
+def _apart(group: Share, division: _Division) -> list[Share]:
     parts: dict[Hashable, list[Choice]] = {}
     for choice in group.choices:
-        parts.setdefault(key(choice), []).append(choice)
+        parts.setdefault(division.key(choice), []).append(choice)
     if len(parts) == 1:
         return [group]
-    return [replace(group, choices=tuple(alike), suffix=name(group.suffix, alike[0])) for alike in parts.values()]
+    return [
+        replace(group, choices=tuple(alike), suffix=division.suffix(group.suffix, alike[0])) for alike in parts.values()
+    ]
 
 
 def _cost(parts: Iterable[Share | Choice], attention: Attention) -> tuple[int, int]:
@@ -273,16 +282,12 @@ _CUTS = tuple((Fraction(1, out), Fraction(1, in_)) for out, in_ in ((1, 1), (2, 
 """Shares of the output and input channels that cells have."""
 
 
-def _direction(choice: Choice) -> Hashable:
+def _widens(choice: Choice) -> bool:
     return choice.kernel_shape[0] > choice.kernel_shape[1]
 
 
-def _width(choice: Choice) -> Hashable:
+def _width(choice: Choice) -> int:
     return min(choice.kernel_shape[:2]) if choice.layer.groups == 1 else choice.layer.in_channels
-
-
-def _shape(choice: Choice) -> Hashable:
-    return choice.kernel_shape
 
 
 def _shape_name(suffix: str, choice: Choice) -> str:
@@ -290,20 +295,16 @@ def _shape_name(suffix: str, choice: Choice) -> str:
     return f"{suffix.rstrip('0123456789').rstrip('-')}-{'x'.join(map(str, sides))}"
 
 
-_Key = tuple[Callable[[Choice], Hashable], Callable[[str, Choice], str]]
-_KEYS: tuple[_Key, ...] = (
-    (
-        lambda choice: len(choice.kernel_shape),
-        lambda suffix, choice: f"{suffix}-{len(choice.kernel_shape) - 2}d",
-    ),
-    (
-        lambda choice: choice.layer.groups > 1 or _direction(choice),
-        lambda suffix, choice: f"{suffix}-{'widen' if _direction(choice) else 'narrow'}",
-    ),
+_BY_DIMENSIONS = _Division(
+    lambda choice: len(choice.kernel_shape),
+    lambda suffix, choice: f"{suffix}-{len(choice.kernel_shape) - 2}d",
 )
-_WIDTH: _Key = (_width, lambda suffix, choice: f"{suffix}{'' if suffix else '-'}{_width(choice)}")
-_SHAPE: _Key = (_shape, _shape_name)
-"""How layers are told apart, and what that adds to the name."""
+_BY_DIRECTION = _Division(
+    lambda choice: choice.layer.groups > 1 or _widens(choice),
+    lambda suffix, choice: f"{suffix}-{'widen' if _widens(choice) else 'narrow'}",
+)
+_BY_WIDTH = _Division(_width, lambda suffix, choice: f"{suffix}{'' if suffix else '-'}{_width(choice)}")
+_BY_SHAPE = _Division(lambda choice: choice.kernel_shape, _shape_name)
 
 
 __all__ = ["AIM", "LEAST_CELLS", "Share", "Size", "least_attention", "share", "size_of"]
