@@ -22,6 +22,7 @@ from kw_lightning.errors import RunError
 from kw_lightning.fit.folder import readable_errors
 from kw_lightning.fit.report import json_text
 from kw_lightning.paths import whole
+from kw_lightning.sweep.grid import label_of
 
 MANIFEST = "sweep.json"
 VERSION = 1
@@ -56,7 +57,7 @@ class Entry:
     @property
     def label(self) -> str:
         """Return what tells the row from the others, for people."""
-        return ", ".join(f"{key}={value}" for key, value in self.settings.items()) or self.name
+        return label_of(self.settings.items(), self.name)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -48,7 +48,7 @@ class Row:
     @property
     def label(self) -> str:
         """Return what tells the row from the others, for people."""
-        return ", ".join(f"{key}={value}" for key, value in self.settings) or self.name
+        return label_of(self.settings, self.name)
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,11 @@ def split_values(text: str) -> list[str]:
         values[-1] += character
         start = character in ",:[{" or (start and character == " ")
     return [value.strip() for value in values]
+
+
+def label_of(settings: Iterable[tuple[str, str]], name: str) -> str:
+    """Return the settings of a row in one line, `lr=0.1, batch=32`; its folder's name where there are none."""
+    return ", ".join(f"{key}={value}" for key, value in settings) or name
 
 
 def labels(keys: Sequence[str]) -> list[str]:

@@ -160,11 +160,8 @@ def _tell_changes(before: Manifest, after: Manifest, tell: Tell) -> None:
         left = f"; {len(gone)} are no longer in it: their runs stay, and the table leaves them out" if gone else ""
         tell(f"the grid has changed: {len(new)} new rows{left}")
     if before.seeds != after.seeds:
-        tell(f"the seeds have changed: {_listed(before.seeds)} before, {_listed(after.seeds)} now")
-
-
-def _listed(seeds: Sequence[int]) -> str:
-    return ", ".join(map(str, seeds))
+        were, are = (", ".join(map(str, seeds)) for seeds in (before.seeds, after.seeds))
+        tell(f"the seeds have changed: {were} before, {are} now")
 
 
 def open_jobs(folder: SweepFolder, manifest: Manifest, allow_python: Sequence[str] = ()) -> list[Job]:
