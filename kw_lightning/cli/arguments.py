@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +18,10 @@ RecipeArgument = Annotated[
     str,
     typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped recipe's name.", autocompletion=complete_recipe),
 ]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A run folder, a checkpoint, a saved network or hf://ORG/NAME@REV.")
+]
+CheckpointArgument = Annotated[Path, typer.Argument(metavar="RUN_OR_CKPT", help="A run folder or a checkpoint file.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 SplitOption = Annotated[
@@ -38,6 +43,9 @@ InsideArgument = Annotated[
 def package_option(permission: str) -> Any:
     """Declare --allow-python of a command; `permission` begins the help, as "Let the recipe run code"."""
     return typer.Option(metavar="PKG", help=f"{permission} of this Python package (may be repeated).")
+
+
+RunCodeOption = Annotated[list[str] | None, package_option("Let the recipe run code")]
 
 
 def recipe_and_overrides(arguments: Sequence[str]) -> tuple[str, list[str]]:

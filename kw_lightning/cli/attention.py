@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from kw_lightning.cli.arguments import InsideArgument, SplitOption, package_option
+from kw_lightning.cli.arguments import CheckpointArgument, InsideArgument, RunCodeOption, SplitOption
 
 
 def attention(
-    run: Annotated[Path, typer.Argument(metavar="RUN_OR_CKPT", help="A run folder or a checkpoint file.")],
+    run: CheckpointArgument,
     overrides: InsideArgument = None,
     split: SplitOption = None,
     checkpoint: Annotated[
@@ -20,7 +20,7 @@ def attention(
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="\\[default: attention/CHECKPOINT-SPLIT in the run folder]")
     ] = None,
-    allow_python: Annotated[list[str] | None, package_option("Let the recipe run code")] = None,
+    allow_python: RunCodeOption = None,
 ) -> None:
     """Measure the attention of a trained network over its data: the paper's figure 3, and more, for your own.
 

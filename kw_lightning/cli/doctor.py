@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kw_lightning.cli.arguments import JsonOption, package_option
+from kw_lightning.cli.arguments import JsonOption, RunCodeOption
 
 AMISS = 1
 """The exit code where something is not as it has to be."""
@@ -16,7 +16,7 @@ AMISS = 1
 def doctor(
     run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run folder; without one, this machine.")] = None,
     json: JsonOption = False,
-    allow_python: Annotated[list[str] | None, package_option("Let the recipe run code")] = None,
+    allow_python: RunCodeOption = None,
 ) -> None:
     """Look at this machine (versions, devices, compiler, compiled passes, cache folder), or at the files of a run.
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from kw_lightning.cli.arguments import InsideArgument, SplitOption, package_option
+from kw_lightning.cli.arguments import CheckpointArgument, InsideArgument, RunCodeOption, SplitOption
 
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(metavar="RUN_OR_CKPT", help="A run folder or a checkpoint file.")],
+    checkpoint: CheckpointArgument,
     overrides: InsideArgument = None,
     split: SplitOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
-    allow_python: Annotated[list[str] | None, package_option("Let the recipe run code")] = None,
+    allow_python: RunCodeOption = None,
 ) -> None:
     """Measure a checkpoint on a part of its recipe's data; of a run folder, the chosen checkpoint.
 

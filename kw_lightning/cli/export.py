@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kw_lightning.cli.arguments import package_option
+from kw_lightning.cli.arguments import ModelArgument, RunCodeOption
 from kw_lightning.errors import RunError, mistake
 from kw_lightning.paths import writable
 
@@ -25,9 +25,7 @@ FORMS = ("onnx", "torch", "openvino", "executorch", "executorch-portable", *FOLD
 
 
 def export(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A run folder, a checkpoint, a saved network or hf://ORG/NAME@REV.")
-    ],
+    model: ModelArgument,
     to: Annotated[str, typer.Option("--to", metavar="FORM", help=f"What to write: {', '.join(FORMS)}.")],
     output: Annotated[
         Path,
@@ -40,7 +38,7 @@ def export(
     epochs: Annotated[
         int, typer.Option("--fit", metavar="N", min=0, help="Of static and int8: epochs of training after folding.")
     ] = 0,
-    allow_python: Annotated[list[str] | None, package_option("Let the recipe run code")] = None,
+    allow_python: RunCodeOption = None,
 ) -> None:
     """Write a trained network as a file that another program reads.
 

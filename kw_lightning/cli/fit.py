@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kw_lightning.cli.arguments import RecipeArgument, override_argument, package_option, recipe_and_overrides
+from kw_lightning.cli.arguments import RecipeArgument, RunCodeOption, override_argument, recipe_and_overrides
 
 
 class OnNan(StrEnum):
@@ -39,7 +39,7 @@ def fit(
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Run folder, new or empty. \\[default: runs/NAME-NUMBER]")
     ] = None,
-    allow_python: Annotated[list[str] | None, package_option("Let the recipe run code")] = None,
+    allow_python: RunCodeOption = None,
 ) -> None:
     """Train the network of a recipe with PyTorch Lightning; KEY=VALUE changes the recipe.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kw_lightning.cli.arguments import package_option
+from kw_lightning.cli.arguments import ModelArgument, RunCodeOption
 from kw_lightning.errors import RunError, first_line
 
 if TYPE_CHECKING:
@@ -20,9 +20,7 @@ WORKERS_FROM = 256
 
 
 def predict(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A run folder, a checkpoint, a saved network or hf://ORG/NAME@REV.")
-    ],
+    model: ModelArgument,
     images: Annotated[
         list[str],
         typer.Argument(
@@ -61,7 +59,7 @@ def predict(
     classes: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Names of a checkpoint's classes, one a line, in their order.")
     ] = None,
-    allow_python: Annotated[list[str] | None, package_option("Let the recipe run code")] = None,
+    allow_python: RunCodeOption = None,
 ) -> None:
     """Name the class of each image with a trained network, or its classes where it was trained for several labels.
 
@@ -88,13 +86,7 @@ def predict(
         for prediction in _with_progress(classifier, paths, most, least, batch_size, workers, bar):
             predictions.append(prediction)
             if output is None:
-                named = "  ".join(f"{label} {score:.4f}" for label, score in prediction.top)
-                screen.print(
-                    f"{prediction.path}  {named or prediction.problem or f'no class from {least:g} on'}",
-                    markup=False,
-                    highlight=False,
-                    soft_wrap=True,
-                )
+                screen.print(_line(prediction, least), markup=False, highlight=False, soft_wrap=True)
     except (KeyboardInterrupt, RunError) as error:
         ended = error  # what was predicted until then is kept
         if children := getattr(signal, "SIGCHLD", None):  # not on Windows
@@ -102,9 +94,7 @@ def predict(
     if output is not None and (predictions or ended is None):
         widest = max((len(prediction.top) for prediction in predictions), default=0)
         write_predictions(predictions, output, most if top is not None else max(widest, 1))
-    unread = sum(prediction.problem is not None for prediction in predictions)
-    told = f"{len(predictions) - unread} of {len(paths)} images" + (f" -> {output}" if output and predictions else "")
-    told += f"; {unread} cannot be read, see their rows" if unread else ""
+    told = _summary(predictions, len(paths), output)
     if isinstance(ended, KeyboardInterrupt):
         raise KeyboardInterrupt(f"Interrupted: {told}")
     typer.echo(told, err=True)
@@ -132,6 +122,17 @@ def _with_progress(
             workers=workers,
             advance=lambda count: progress.advance(task, count),
         )
+
+
+def _line(prediction: Prediction, threshold: float) -> str:
+    named = "  ".join(f"{label} {score:.4f}" for label, score in prediction.top)
+    return f"{prediction.path}  {named or prediction.problem or f'no class from {threshold:g} on'}"
+
+
+def _summary(predictions: list[Prediction], images: int, output: Path | None) -> str:
+    unread = sum(prediction.problem is not None for prediction in predictions)
+    told = f"{len(predictions) - unread} of {images} images" + (f" -> {output}" if output and predictions else "")
+    return told + (f"; {unread} cannot be read, see their rows" if unread else "")
 
 
 def _names(file: Path | None) -> list[str]:

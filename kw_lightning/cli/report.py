@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kw_lightning.cli.arguments import package_option
+from kw_lightning.cli.arguments import RunCodeOption
 from kw_lightning.errors import RunError
 
 
@@ -29,7 +29,7 @@ def report(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The page. \\[default: report.html in the folder]")
     ] = None,
-    allow_python: Annotated[list[str] | None, package_option("Let the recipe run code")] = None,
+    allow_python: RunCodeOption = None,
 ) -> None:
     """Write a run as one page, report.html, that needs no network: curves, answers, images, what the warehouses learnt.
 
