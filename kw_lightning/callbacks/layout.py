@@ -26,8 +26,9 @@ def layers_of_warehouses(network: nn.Module) -> list[tuple[Warehouse, dict[str, 
     """
     found: dict[int, tuple[Warehouse, dict[str, KWLayer]]] = {}
     for name, layer in dynamic_layers(network).items():
-        if layer.warehouse is not None:
-            found.setdefault(id(layer.warehouse), (layer.warehouse, {}))[1][name] = layer
+        warehouse = layer.given_warehouse
+        if warehouse is not None:
+            found.setdefault(id(warehouse), (warehouse, {}))[1][name] = layer
     return list(found.values())
 
 

@@ -88,7 +88,7 @@ def check_sharding(model: nn.Module) -> None:
                 f'the cells of warehouse "{warehouse.name}" are split by tensor parallelism, which dynamic layers do '
                 f"not know: leave {_listed(layers)} out of the plan of parallelize_module"
             )
-        owner = next((name for name, layer in layers.items() if layer._modules.get("warehouse") is warehouse), None)
+        owner = next((name for name, layer in layers.items() if "warehouse" in layer._modules), None)
         if owner is None:
             raise KWError(
                 f'warehouse "{warehouse.name}" of {_listed(layers)} is owned by a layer that is not in the network, so '

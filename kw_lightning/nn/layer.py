@@ -260,6 +260,12 @@ class KWLayer(nn.Module):
         warehouse = vars(self).get("warehouse") or self._modules.get("warehouse")  # past `nn.Module.__getattr__`
         return warehouse.called if isinstance(warehouse, Warehouse) else warehouse
 
+    @property
+    def given_warehouse(self) -> Warehouse | None:
+        """Return the warehouse that the layer was given, whatever stands in its place now; None where it has none."""
+        modules = () if self.warehouse is None else self.warehouse.modules()
+        return next((module for module in modules if isinstance(module, Warehouse)), None)
+
     def _attached(self, called: Warehouse | None = None) -> tuple[Warehouse, LayerPartition, CellWeights]:
         """Return the warehouse, the one that was called if any, the layer's place in it and its attention."""
         if self.warehouse is None or self.partition is None or self.attention is None:
@@ -267,7 +273,11 @@ class KWLayer(nn.Module):
                 f"this {type(self).__name__} has no warehouse yet: "
                 "make one for it with kw_lightning.nn.share_warehouse([layer, ...])"
             )
-        return called or _found_in(self.warehouse), self.partition, self.attention
+        warehouse = called or self.warehouse
+        if not isinstance(warehouse, Warehouse):
+            warehouse = self.given_warehouse
+            assert warehouse is not None
+        return warehouse, self.partition, self.attention
 
     def _traced(self, x: Any, tracer: Any) -> Any:
         """Return the layer's output to torch.fx, for which it is a leaf as torch's own layers are.
@@ -310,11 +320,6 @@ class KWLayer(nn.Module):
         if self.bias is not None:
             bound = 1 / math.sqrt(max(math.prod(self.kernel_shape[1:]), 1))
             nn.init.uniform_(self.bias, -bound, bound)
-
-
-def _found_in(module: nn.Module) -> Warehouse:
-    """Return a warehouse itself, **or** that in a module that was put in its place."""
-    return module if isinstance(module, Warehouse) else next(m for m in module.modules() if isinstance(m, Warehouse))
 
 
 def gated(x: Tensor, factors: Tensor | None, dimensions: int) -> Tensor:

@@ -19,7 +19,7 @@ from torch import nn
 import kw_lightning
 from kw_lightning.callbacks import KWCallback
 from kw_lightning.errors import KWError, RecipeError
-from kw_lightning.nn import KWConv2d, KWLayer, warehouses
+from kw_lightning.nn import KWConv2d, KWLayer, Warehouse, warehouses
 
 
 def dynamic(model: nn.Module) -> list[str]:
@@ -151,6 +151,32 @@ def test_a_network_made_dynamic_before(tmp_path: Path) -> None:
     other = {"kw": 1, "name": "other", "warehouses": {"x": {"layers": ["net.conv1"]}}}
     with pytest.raises(KWError, match='warehouses convolutions, head; recipe "other" asks for x'):
         trainer(tmp_path, callbacks=[KWCallback(other)]).fit(model, loader())
+
+
+class Copied(nn.Module):
+    """Stands in the place of a warehouse and trains a copy of it, as adapters do of modules that are to be saved."""
+
+    def __init__(self, warehouse: Warehouse) -> None:
+        super().__init__()
+        self.original, self.trained = warehouse, copy.deepcopy(warehouse)
+        self.original.requires_grad_(False)
+
+    def forward(self, *inputs: Any) -> torch.Tensor:
+        return self.trained(*inputs)
+
+
+def test_a_warehouse_with_another_module_in_its_place(tmp_path: Path) -> None:
+    model = Classifier()
+    kw_lightning.convert(model, RECIPE)
+    model.net.conv1.warehouse = copied = Copied(model.net.conv1.warehouse)
+    frozen, trained = copied.original.cells.clone(), copied.trained.cells.clone()
+    callback = KWCallback({**RECIPE, "log": {"attention": {"every_n_epochs": 1}}})
+    trainer(tmp_path, callbacks=[callback]).fit(model, loader(), loader())
+    assert torch.equal(copied.original.cells, frozen)
+    assert not torch.equal(copied.trained.cells, trained)
+    assert float(copied.trained.temperature) == float(copied.original.temperature) == 0.5
+    assert callback.attention is not None
+    assert list(callback.attention.latest) == ["convolutions", "head"]
 
 
 def test_warm_start_keeps_the_function(tmp_path: Path) -> None:
