@@ -364,7 +364,7 @@ def test_a_change_counts_at_once(change: Callable[[KWConv2d], None]) -> None:
 
 def test_a_path_that_saves_less_than_its_calls_cost_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     network = kw_lightning.build(kw_lightning.load_recipe("digits-resnet"))
-    layer, x = network.get_submodule("stage2.conv2"), torch.randn(64, 64, 4, 4)
+    layer, x = network.get_submodule("stage2.conv2"), torch.randn(136, 64, 8, 8)
     problem = Problem.of(x, layer.attend(x), layer.warehouse.cells, layer._convolution(), backward=False)
     fastest, *others = planner.survey(problem._replace(width=16), "auto")
     assert fastest.path.of_bases
