@@ -88,11 +88,10 @@ class KWConvNd(KWLayer):
                 `evaluates`.
         """
         called = self._called
-        return (
-            self._convolve(x, None, epilogue)
-            if called is None
-            else called(x, partial(self._convolve, epilogue=epilogue))
-        )
+        if called is None:
+            return self._convolve(x, None, epilogue)
+        y: Tensor = called(x, partial(self._convolve, epilogue=epilogue))
+        return y
 
     def _convolve(self, x: Tensor, called: Warehouse | None, epilogue: Epilogue) -> Tensor:
         """Return what `finished` does; `called` as in `_attend`."""

@@ -27,8 +27,6 @@ FREE_SHARE = 4
 """Part of the free memory that all mixed bases of a process may take, where no other bound is set."""
 UNKNOWN_BYTES = 2**30
 """Instead, where the system does not tell what is free."""
-STREAMING = 10
-"""Samples whose mixing takes as long as bringing kept bases from the memory: units of mix_kernels/along_rank."""
 
 Use = Literal["auto", "always", "never"]
 
@@ -158,13 +156,14 @@ def _free_share() -> int:
 
 
 def _gain(factors: AttentionFactors, cells: Tensor) -> float:
-    """Return the multiply-adds that kept bases save of a call for each of their numbers.
+    """Return the multiply-adds that kept bases save of a call for each of their numbers, to rank layers by.
 
-    Of cells a sample takes cells / ranks for each of them; of bases mixed anew it takes 1, and the batch once n.
+    Of cells a sample takes cells / ranks for each of them; of bases mixed anew it takes 1, and the batch once n. What
+    bringing a number from the memory takes is the same for all.
     """
     batch, width = factors.hidden.shape
     ranks = width + 1
-    return min(batch * len(cells) / ranks, batch + len(cells)) - batch - STREAMING
+    return min(batch * len(cells) / ranks, batch + len(cells)) - batch
 
 
 def _size(factors: AttentionFactors, cells: Tensor) -> int:
