@@ -102,6 +102,20 @@ def test_fsdp1_trains_to_the_weights_of_one_process(two: Any, one: Any) -> None:
     same(weights, one["weights"])
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp2"])
+def test_strategies_on_a_gpu_train_to_the_weights_of_one_without(one: Any, tmp_path: Path, strategy: str) -> None:
+    command = [sys.executable, str(HERE / "gpu_strategies_script.py"), str(tmp_path), strategy, "gpu"]
+    path = [str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {**_unseeded(), "PYTHONPATH": os.pathsep.join(path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = torch.load(tmp_path / f"{strategy}.pt", map_location="cpu")
+    same(found["weights"], one["weights"])
+    same(found["means"], one["means"])
+
+
 @pytest.mark.parametrize("kind", ["fsdp1", "fsdp2"])
 def test_sharding_that_splits_a_warehouse_is_refused(two: Any, kind: str) -> None:
     message = two[kind]["refused"]
