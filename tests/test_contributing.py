@@ -1,4 +1,4 @@
-"""The diffs of CONTRIBUTING apply to the package as it stands, and do what they say."""
+"""The diffs of CONTRIBUTING apply to the package as it stands and do what they say; a clone stays small."""
 
 from __future__ import annotations
 
@@ -56,6 +56,14 @@ def changed(tmp_path: Path) -> Path:
         )
         assert applied.returncode == 0, applied.stderr
     return tmp_path
+
+
+def test_a_clone_holds_no_large_file() -> None:
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if tracked.returncode:
+        pytest.skip("not a clone")
+    sizes = {name: (ROOT / name).stat().st_size for name in tracked.stdout.split("\0") if (ROOT / name).is_file()}
+    assert {name: size for name, size in sizes.items() if size > 2**20} == {}
 
 
 def test_every_diff_applies(changed: Path) -> None:

@@ -15,7 +15,9 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 def main(folder: Path, name: str, accelerator: str) -> None:
     strategy: Any = name
     if name == "fsdp2":
-        strategy = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1, save_distributed_checkpoint=False)
+        strategy = ModelParallelStrategy(
+            data_parallel_size=1, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
     model = Sharded() if name == "fsdp2" else classifier(Net)
     found = fit(folder / name, model, processes=1, strategy=strategy, accelerator=accelerator)
     torch.save({"weights": found["weights"], "means": found["means"]}, folder / f"{name}.pt")
