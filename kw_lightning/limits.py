@@ -60,14 +60,15 @@ def bounded_construction(what: str) -> Iterator[None]:
             parameters += parameter.numel()
         if parameters > MAX_PARAMETERS:
             raise TooLargeError(
-                f"{what} has more than {MAX_PARAMETERS:,} parameters, which is the most a recipe may ask"
+                f"{what} has more than {MAX_PARAMETERS:,} parameters, which is the most a recipe may ask for"
             )
 
     def on_module(module: nn.Module, name: str, submodule: nn.Module | None) -> None:
         nonlocal modules
         modules += 1
         if modules > MAX_MODULES:
-            raise TooLargeError(f"{what} has more than {MAX_MODULES:,} modules, which is the most a recipe may ask")
+            most = f"{MAX_MODULES:,} modules, which is the most a recipe may ask for"
+            raise TooLargeError(f"{what} has more than {most}")
 
     handles = [
         torch_module.register_module_parameter_registration_hook(on_parameter),

@@ -22,7 +22,7 @@ def attention(
     ] = None,
     allow_python: RunCodeOption = None,
 ) -> None:
-    """Measure the attention of a trained network over its data: the paper's figure 3, and more, for your own.
+    """Measure the attention of a trained network over its data, and draw the paper's figure 3 for it.
 
     Writes attention.npz and, of each warehouse, the mean attention and how the classes use its cells as SVG, PDF and
     PNG. Prints its cells and its layers.

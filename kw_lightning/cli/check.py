@@ -35,14 +35,14 @@ def check(
     ] = Format.text,
     network: Annotated[
         bool,
-        typer.Option(help="Compare it with its network and what trains it, too; without, it takes a moment."),
+        typer.Option(help="Compare it with its network and its training, too; without that it takes a moment."),
     ] = True,
     data: Annotated[bool, typer.Option("--data", help="Open every image of the data, too.")] = False,
     allow_python: Annotated[list[str] | None, package_option("Let the recipe name things")] = None,
 ) -> None:
     """Check recipes: every mistake with its file, line and column. Exit code 2 if there is one, 0 if not.
 
-    With --data every image is opened once: damaged ones and empty classes are exit code 1, odd ones are told.
+    With --data every image is opened once: damaged ones and empty classes give exit code 1, odd ones are only reported.
     """
     found: dict[Problem, None] = {}
     passed = []

@@ -19,7 +19,7 @@ def evaluate(
     """Measure a checkpoint on a part of its recipe's data; of a run folder, the chosen checkpoint.
 
     Chosen is the best one by train.monitor, or the last where no images validate. Recall and precision
-    of each class follow, of more than ten classes those of the worst.
+    of each class follow, or, of more than ten classes, of the worst.
     """
     # slow to import: torch and lightning
     from kw_lightning.cli.output import console

@@ -42,18 +42,18 @@ def export(
 ) -> None:
     """Write a trained network as a file that another program reads.
 
-    onnx: for onnxruntime and others, batch and size free, preprocessing and class names in its metadata.
-    torch: PyTorch's exported program (.pt2), which needs nothing of this package either.
-    openvino: OpenVINO's model (.xml and .bin), as ONNX.
-    executorch: a program (.pte) for ExecuTorch and its XNNPACK backend, for one image of the usual size; the metadata
-    beside it as .json.
-    executorch-portable: the same for builds of ExecuTorch without XNNPACK; static networks are far slower by it.
-    static: a saved network of ordinary layers, each with its kernel at the mean attention; the accuracy that this
-    costs on the recipe's evaluation images is printed. --fit trains it on, at a tenth of the learning rate.
-    int8: the static network as ONNX in whole numbers of eight bits; size and accuracy are printed beside the others'.
-    int8-weights: a saved network whose cells, attention and other matrices take eight bits in the file, computed with
-    in single precision; size and accuracy are printed.
-    official: a checkpoint in the layout of the paper's authors, for their networks.
+    - onnx: for onnxruntime and others; batch and size are free, preprocessing and class names are in its metadata.
+    - torch: PyTorch's exported program (.pt2), which does not need this package either.
+    - openvino: OpenVINO's model (.xml and .bin), otherwise as onnx.
+    - executorch: a program (.pte) for ExecuTorch and its XNNPACK backend, for one image of the usual size; its metadata
+      is beside it, as .json.
+    - executorch-portable: the same for builds of ExecuTorch without XNNPACK, where static networks are far slower.
+    - static: a saved network of ordinary layers, each with its kernel at the mean attention; prints the accuracy that
+      this costs. With --fit it is trained on, at a tenth of the learning rate.
+    - int8: the static network as ONNX in whole numbers of eight bits; prints size and accuracy.
+    - int8-weights: a saved network whose cells, attention and other matrices take eight bits in the file, and are
+      computed with in single precision; prints size and accuracy.
+    - official: a checkpoint in the layout of the paper's authors, for their networks.
     """
     if to not in FORMS:
         raise RunError(f"--to: {mistake(to, FORMS)}")

@@ -25,7 +25,9 @@ def plan(
     ] = None,
     warm_start: Annotated[
         bool,
-        typer.Option("--warm-start", help="Load the weights of model.pretrained: how near will each warehouse be?"),
+        typer.Option(
+            "--warm-start", help="Load the weights of model.pretrained, and show how near each warehouse comes to them."
+        ),
     ] = False,
     engine: Annotated[
         bool, typer.Option("--engine", help="Show how each dynamic layer is computed, and why no other way.")
@@ -38,7 +40,7 @@ def plan(
     from kw_lightning.recipe import load_recipe
 
     if batch is not None and not engine:
-        raise typer.BadParameter("--batch is of --engine, which is not there", param_hint="--batch")
+        raise typer.BadParameter("--batch needs --engine", param_hint="--batch")
     source, changes = recipe_and_overrides([recipe, *(overrides or ())])
     loaded = load_recipe(source, changes)  # its mistakes are told before what is slow to import: torch
     from rich.text import Text

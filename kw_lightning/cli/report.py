@@ -31,7 +31,7 @@ def report(
     ] = None,
     allow_python: RunCodeOption = None,
 ) -> None:
-    """Write a run as one page, report.html, that needs no network: curves, answers, images, what the warehouses learnt.
+    """Write a run as one page, report.html, that works offline: curves, answers, images, what the warehouses learnt.
 
     Several runs, or a folder of them as that of kw sweep, become one page that compares them: their curves in one
     chart, where recipes and plans differ, seeds as mean and deviation.
@@ -46,7 +46,7 @@ def report(
     if len(runs) == 1 and not is_folder_of_runs(Path(runs[0])):
         written = write(runs[0], changes or (), split=split, output=output, allow_python=packages)
     elif changes or split is not None:
-        raise RunError("--set and --split are for a single run; several are compared as their folders tell of them")
+        raise RunError("--set and --split are for a single run; several are compared by what their folders hold")
     else:
         written = compare(runs, output=output, allow_python=packages, **_of_sweep(runs))
     typer.echo(written.path)

@@ -27,7 +27,7 @@ def sweep(
         list[str],
         typer.Argument(
             metavar="RECIPE… KEY=a,b,c…",
-            help="Recipes, and what of them is varied; or the folder of a sweep, to go on with it.",
+            help="Recipes, and the keys to vary; or the folder of a sweep, to go on with it.",
             autocompletion=complete_recipe,
         ),
     ],
@@ -55,7 +55,7 @@ def sweep(
 
     KEY=a,b,c takes each value in turn, as YAML: a comma inside brackets or quotes belongs to a value. `*` is every key
     of a map, as warehouses.*.budget=1/4,1/2,1. Each run is one of kw-fit in a folder of its own. The same command goes
-    on where it was; finished runs stay. A run that fails does not end the others; the exit code is 1 then.
+    on where it stopped; finished runs stay. If a run fails, the others go on, and the exit code is 1.
     """
     recipes, settings = recipes_and_overrides(arguments)
     source = _source(recipes, settings, seeds, output)

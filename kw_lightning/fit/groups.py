@@ -43,7 +43,7 @@ def parameter_groups(recipe: Recipe, network: nn.Module) -> list[dict[str, Any]]
         no_decay = wanted.no_decay is not None and (is_vector(name, parameter) or parameter in spared)
         parts.setdefault((index, no_decay), []).append(parameter)
     if not parts:
-        raise RecipeError(recipe.document.problem("train.freeze", "found nothing that is left to train"))
+        raise RecipeError(recipe.document.problem("train.freeze", "every layer is frozen, so nothing is left to train"))
     groups = []
     for (index, no_decay), parameters in sorted(parts.items(), key=lambda item: item[0]):
         group: dict[str, Any] = {"params": parameters}

@@ -190,6 +190,6 @@ class Restoring(Callback):
                 raise
             found = f"{type(error).__name__}: {first_line(error)}"
             raise RunError(
-                f"{self.checkpoint} cannot be gone on from: it is damaged, or was not written by kw-fit ({found}). "
+                f"{self.checkpoint} cannot be resumed: it is damaged, or was not written by kw-fit ({found}). "
                 f"{argument('init', self.checkpoint)} begins a new run with its weights"
             ) from error

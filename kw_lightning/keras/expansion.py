@@ -254,7 +254,7 @@ class Expander:
     ) -> Node | None:
         self.count += 1
         if self.count > MAX_MODULES:
-            message = f"the network has more than {MAX_MODULES:,} layers, which is the most a recipe may ask"
+            message = f"the network has more than {MAX_MODULES:,} layers, which is the most a recipe may ask for"
             raise RecipeError([*self.problems, self.document.problem(item.call.path, message)])
         call = item.call
         if call.kind in LAYERS:

@@ -46,7 +46,7 @@ class KWConvNd(KWLayer):
     ) -> None:
         super().__init__()
         if in_channels % groups or out_channels % groups:
-            raise ValueError(f"groups={groups} divides not both {in_channels} input and {out_channels} output channels")
+            raise ValueError(f"groups={groups} does not divide {in_channels} input and {out_channels} output channels")
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size = self._sides("kernel_size", kernel_size)
         self.stride = self._sides("stride", stride)

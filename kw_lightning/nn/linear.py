@@ -106,8 +106,8 @@ class KWLinear(KWLayer):
             warehouse.doubted = True
             warnings.warn(
                 f'"{self.name}" takes dimension 0 of {list(x.shape)} for the batch, and stands beside "{self.beside}", '
-                f'which works on [sequence, batch, channels]. Say batch_dim: 1 in warehouse "{warehouse.name}" where '
-                "its layers do too, since samples mix otherwise, and batch_dim: 0 where they do not",
+                "which works on [sequence, batch, channels]. If the layer does too, its samples are mixed up: say "
+                f'batch_dim: 1 in warehouse "{warehouse.name}". If it does not, say batch_dim: 0',
                 stacklevel=3,
             )
         self.beside = None

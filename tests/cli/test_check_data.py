@@ -60,7 +60,7 @@ def test_damaged_images_and_empty_classes_are_named(pets: Path) -> None:
     lines = result.stdout.splitlines()
     assert lines[0] == "pets/val/eel: a class without images"
     assert lines[1].startswith("pets/train/cat/1.png: the image cannot be read")
-    assert lines[2].startswith("pets/val/cat/0.png: no image of a kind that is known")
+    assert lines[2].startswith("pets/val/cat/0.png: not an image of a known format")
     assert len(json.loads(check("--format", "json").stdout)) == 3
 
 
@@ -98,7 +98,7 @@ def test_broken_images_are_left_out_where_the_recipe_says_so(pets: Path, workers
     assert 0 < fifths < 5  # all the same, of two classes
     Path("pets.yaml").write_text(RECIPE.replace("batch_size", "broken: skip, batch_size"))
     assert check().exit_code == 0
-    assert "pets/val/cat/0.png: no image of a kind that is known, or a damaged one; left out" in check().stderr
+    assert "pets/val/cat/0.png: not an image of a known format, or a damaged one; left out" in check().stderr
 
 
 def test_broken_images_only_end_the_run(pets: Path) -> None:

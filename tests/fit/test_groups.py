@@ -127,7 +127,7 @@ def test_frozen_layers_are_left_out_with_the_warehouse_of_frozen_ones_only(netwo
             {"optimizer": {"no_decay": ["*.gamma"]}},
             r'train\.optimizer\.no_decay\[0\]: found "\*\.gamma", allowed: names',
         ),
-        ({"freeze": ["*"]}, r"train\.freeze: found nothing that is left to train"),
+        ({"freeze": ["*"]}, r"train\.freeze: every layer is frozen, so nothing is left to train"),
     ],
 )
 def test_mistakes_are_placed(train: dict[str, Any], message: str, network: nn.Module) -> None:

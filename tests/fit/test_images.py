@@ -86,7 +86,7 @@ def test_a_damaged_image_ends_a_run_in_one_line_that_names_it(pictures: Path, wo
     (pictures / damaged).write_bytes(b"no image")
     with pytest.raises(RunError) as caught:
         fit(load_recipe(options(pictures, workers=workers)), output=pictures / "run")
-    assert str(caught.value) == f"{pictures / damaged}: no image of a kind that is known, or a damaged one"
+    assert str(caught.value) == f"{pictures / damaged}: not an image of a known format, or a damaged one"
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -179,7 +179,7 @@ def test_several_labels_that_cannot_be_used_are_told(tmp_path: Path) -> None:
     [
         (b"path,lable\na.png,cat\n", ':1: the column "label" is missing: found path, lable, allowed:.*is it "lable"'),
         (b"", ':1: the column "path" is missing: found an empty file'),
-        (b"path,label\n", "no row is of an image to train with"),
+        (b"path,label\n", "no row names an image to train with"),
         (b"path,label\n\xff\xfe,cat\n", "this is no text in UTF-8"),
         (b'path,label\n"' + b"x" * 200_000 + b'",cat\n', "field larger than field limit"),
     ],

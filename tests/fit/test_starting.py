@@ -168,7 +168,7 @@ def test_a_checkpoint_with_a_strange_inside_is_one_message(tmp_path: Path, quick
     }
     for key, value in strange.items():
         torch.save({**whole, key: value}, tmp_path / "strange.ckpt")
-        with pytest.raises(RunError, match=r"strange\.ckpt cannot be gone on from: .*init=") as caught:
+        with pytest.raises(RunError, match=r"strange\.ckpt cannot be resumed: .*init=") as caught:
             fit("digits-resnet", [*settings, "train.epochs=3"], resume=tmp_path / "strange.ckpt")
         assert len(str(caught.value).splitlines()) == 1, key
 

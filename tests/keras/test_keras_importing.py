@@ -122,7 +122,7 @@ def test_what_has_no_counterpart_is_refused() -> None:
     del attention["inbound_nodes"][0]["kwargs"]["use_causal_mask"]
     with pytest.raises(RecipeError) as caught:
         import_keras(json.dumps(data))
-    assert "use_gate: True cannot be said" in str(caught.value)
+    assert "use_gate: True cannot be written" in str(caught.value)
     assert "found num_beams: 3, allowed: arguments that MultiHeadAttention has in a recipe" in str(caught.value)
 
 

@@ -130,8 +130,8 @@ def test_where_no_input_is_known_one_warning_names_the_layer_and_the_key(
     shape = "[3, 5, 8]" if neighbour == "attention" else "[5, 3, 8]"
     assert str(caught[0].message) == (
         f'"{name}" takes dimension 0 of {shape} for the batch, and stands beside "{neighbour}", which works on '
-        '[sequence, batch, channels]. Say batch_dim: 1 in warehouse "mlp" where its layers do too, since samples mix '
-        "otherwise, and batch_dim: 0 where they do not"
+        "[sequence, batch, channels]. If the layer does too, its samples are mixed up: say batch_dim: 1 in warehouse "
+        '"mlp". If it does not, say batch_dim: 0'
     )
 
 

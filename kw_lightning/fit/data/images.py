@@ -31,7 +31,7 @@ def read_image(path: str, content: bytes | None = None) -> Image.Image:
     except MemoryError:
         raise
     except UnidentifiedImageError:
-        raise RunError(f"{path}: no image of a kind that is known, or a damaged one") from None
+        raise RunError(f"{path}: not an image of a known format, or a damaged one") from None
     except Exception as error:  # whatever a decoder makes of a stranger's bytes
         reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
         raise RunError(f"{path}: the image cannot be read: {reason}") from None
@@ -40,7 +40,7 @@ def read_image(path: str, content: bytes | None = None) -> Image.Image:
         return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise RunError(
-            f"{path}: an image of 32-bit numbers ({image.format}, mode {image.mode}), of which it is not known "
-            "which one is white; convert it to 8 or 16 bits"
+            f"{path}: an image of 32-bit numbers ({image.format}, mode {image.mode}), which do not say how much is "
+            "white; convert it to 8 or 16 bits"
         )
     return image.convert("RGB")

@@ -188,7 +188,7 @@ def list_table(table: Path, *, training: bool = True, separator: str | None = No
         entries.append(Entry(file, label, part or ""))
     faults.raise_any()
     if not entries or (training and not any((entry.part or "train") == "train" for entry in entries)):
-        raise RunError(f"{table}: no row is of an image to train with")
+        raise RunError(f"{table}: no row names an image to train with")
     used = {entry.part or "train" for entry in entries}
     found = Listing(table, tuple(entries), {part: part for part in PARTS if part in used}, separator=separator)
     if training and not found.classes:

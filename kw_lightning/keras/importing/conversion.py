@@ -119,7 +119,7 @@ class _Converter:
         self.input = self._input()
 
     def run(self) -> list[dict[str, Any]]:
-        """Convert all layers; raise everything that cannot be said."""
+        """Convert all layers; raise everything that a recipe cannot express."""
         unknown = [layer for layer in self.model.layers if layer.kind not in LAYERS or layer.kind in OURS]
         for layer in unknown:
             why = "model inside the model" if layer.kind in ("Functional", "Sequential", "Model") else "unknown layer"
@@ -245,10 +245,10 @@ class _Converter:
                     found[argument] = _shortest(value) if argument in PER_SIDE else value
             elif argument in FIXED:
                 if value != FIXED[argument]:
-                    self.report(layer, f"{argument}: {value} cannot be said in a recipe")
+                    self.report(layer, f"{argument}: {value} cannot be written in a recipe")
             elif argument == "attention_axes":
                 if value not in (None, [1]):
-                    self.report(layer, f"attention_axes: {value} cannot be said in a recipe; [1] can")
+                    self.report(layer, f"attention_axes: {value} cannot be written in a recipe; [1] can")
             elif argument not in SILENT and not TRAINING_ONLY.fullmatch(argument) and not argument.startswith("renorm"):
                 self.report(
                     layer, sentence(f"{argument}: {shown(value)}", f"arguments that {layer.kind} has in a recipe")
@@ -263,7 +263,7 @@ class _Converter:
         if axis is None or "axis" not in layer.config:
             return {}
         if isinstance(axis, bool) or not isinstance(axis, int) or not -len(shape) <= axis <= len(shape) or axis == 0:
-            self.report(layer, f"axis: {axis} cannot be said in a recipe; one axis can")
+            self.report(layer, f"axis: {axis} cannot be written in a recipe; one axis can")
             return {}
         ours = _axis(axis, len(shape), moved)
         if "axis" not in kind.arguments():  # the norms whose axis is always the channels
@@ -280,7 +280,7 @@ class _Converter:
         if last == feature_axis(shape):
             return None
         if arguments["activation"] == "log_softmax":
-            self.report(layer, "log_softmax over this axis cannot be said in a recipe")
+            self.report(layer, "log_softmax over this axis cannot be written in a recipe")
         del arguments["activation"]
         if layer.kind == "Activation":  # which has no default
             arguments["activation"] = "linear"
