@@ -248,8 +248,13 @@ def _model(
 def _warehouses(stages: Iterable[Stage], names: Sequence[str]) -> str:
     lines = ["warehouses:"]
     for stage in stages:
-        layers = to_yaml({"layers": globs(stage.layers, names), **_settings(stage)}).splitlines()
-        lines.append(f"  {stage.name}:".ljust(24) + f"  # {_counted(len(stage.layers), 'layer')}, {times(stage.size)}")
+        count, layers = (
+            len(stage.layers),
+            to_yaml({"layers": globs(stage.layers, names), **_settings(stage)}).splitlines(),
+        )
+        lines.append(
+            f"  {stage.name}:".ljust(24) + f"  # {count} layer{'' if count == 1 else 's'}, {times(stage.size)}"
+        )
         lines += [f"    {line}" for line in layers]
     return "\n".join(lines) + "\n"
 
@@ -273,10 +278,6 @@ def _settings(stage: Stage) -> dict[str, dict[str, str]]:
         for section, values in written.items()
     }
     return {section: values for section, values in changed.items() if values}
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def globs(wanted: Sequence[str], names: Sequence[str]) -> list[str]:

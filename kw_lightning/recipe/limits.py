@@ -23,6 +23,6 @@ MAX_EXTENDS_DEPTH = 8
 MAX_FILES = 32
 """Files that one recipe is made of."""
 MAX_PROBLEMS = 100
-"""Mistakes shown of one recipe; the rest is counted."""
+"""Mistakes shown of one recipe; a last line says that there are more."""
 MAX_IMAGE = 1 << 28
 """Numbers in one made-up image."""

@@ -6,7 +6,7 @@ import base64
 import io
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +66,7 @@ class Chart:
     key: str = ""
 
 
-def line_chart(title: str, series: Sequence[Series], *, x: str = "epoch", y: str = "", percent: bool = False) -> Chart:
+def line_chart(title: str, series: Sequence[Series], *, percent: bool = False) -> Chart:
     """Return lines over the epochs; values that are no numbers are left out."""
     with drawing(**{"svg.fonttype": "none"}):
         from matplotlib.ticker import MaxNLocator
@@ -81,7 +81,7 @@ def line_chart(title: str, series: Sequence[Series], *, x: str = "epoch", y: str
                 low, high = (np.asarray(one.y) + sign * np.asarray(one.deviation) for sign in (-1, 1))
                 axes.fill_between(one.x, low, high, color=colour, alpha=0.18, linewidth=0)
         axes.grid(axis="y")
-        axes.set_xlabel(x)
+        axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         if percent:
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -89,10 +89,10 @@ def line_chart(title: str, series: Sequence[Series], *, x: str = "epoch", y: str
             axes.legend(loc="best", ncols=1 + len(drawn) // 7, fontsize=7)
         svg = svg_of(figure)
         words = "{:.2%}".format if percent else "{:.4g}".format
-        lines = [[(*place, _words(one, k, x, words)) for k, place in enumerate(_places(axes, one))] for one in drawn]
+        lines = [[(*place, _words(one, k, words)) for k, place in enumerate(_places(axes, one))] for one in drawn]
     told = [f"{one.name} goes from {words(one.y[0])} to {words(one.y[-1])}" for one in drawn if len(one.y)]
     more = f", and {len(told) - 6} more lines" if len(told) > 6 else ""
-    return Chart(title, f"Over the {x}s, {'; '.join(told[:6])}{more}.", svg, {"series": lines})
+    return Chart(title, f"Over the epochs, {'; '.join(told[:6])}{more}.", svg, {"series": lines})
 
 
 def heat_map_chart(found: WarehouseAttention, most: int = MOST_PIXELS) -> Chart:
@@ -239,9 +239,9 @@ def _places(axes: Axes, series: Series) -> list[tuple[float, float]]:
     return [(round(float(left), 4), round(float(1 - bottom), 4)) for left, bottom in parts]
 
 
-def _words(series: Series, place: int, x: str, words: Any) -> str:
+def _words(series: Series, place: int, words: Callable[[float], str]) -> str:
     spread = f" ± {words(series.deviation[place])}" if len(series.deviation) else ""
-    return f"{printable(series.name)}, {x} {series.x[place]:.4g}: {words(series.y[place])}{spread}"
+    return f"{printable(series.name)}, epoch {series.x[place]:.4g}: {words(series.y[place])}{spread}"
 
 
 def _label(name: str, longest: int = 28) -> str:

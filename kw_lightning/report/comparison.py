@@ -166,14 +166,15 @@ def _natural(name: str) -> tuple[Any, ...]:
 def _kind(record: RunRecord) -> str:
     if record.recipe is None:
         return str(record.path.resolve())
-    return json.dumps(_comparable(record, seed=False), sort_keys=True, default=str)
+    return json.dumps(_comparable(record), sort_keys=True, default=str)
 
 
-def _comparable(record: RunRecord, *, seed: bool) -> dict[str, Any]:
+def _comparable(record: RunRecord) -> dict[str, Any]:
+    """Return a recipe without its names and its seed."""
     assert record.recipe is not None
     data = {key: value for key, value in record.recipe.document.data.items() if key not in _NAMES}
     train = data.get("train")
-    if not seed and isinstance(train, Mapping):
+    if isinstance(train, Mapping):
         data["train"] = {key: value for key, value in train.items() if key != "seed"}
     return data
 
@@ -249,7 +250,7 @@ def _differences(groups: Sequence[Group]) -> list[Table]:
     known = [group for group in groups if group.first.recipe is not None]
     if len(known) < 2:
         return []
-    recipes = [_comparable(group.first, seed=False) for group in known]
+    recipes = [_comparable(group.first) for group in known]
     values: dict[str, list[Any]] = {}
     for place, other in enumerate(recipes[1:], start=1):
         for change in differences(recipes[0], other):

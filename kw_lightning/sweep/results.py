@@ -12,9 +12,6 @@ from kw_lightning.sweep.statistics import Difference, Summary, paired_difference
 
 PARTS = ("val", "test")
 
-Runs = Mapping[int, Mapping[str, float]]
-"""By seed, the figure of each part."""
-
 
 @dataclass(frozen=True)
 class Figures:
