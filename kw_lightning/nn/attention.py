@@ -270,7 +270,10 @@ class ContrastingAttention(CellWeights):
         # A network turned to half precision as a whole has a norm in half precision, which takes only its own type.
         x = in_type(hidden, norm.weight.dtype)
         if isinstance(norm, nn.BatchNorm1d) and _takes_running_statistics(norm, x):
-            x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+            mean, variance = norm.running_mean, norm.running_var
+            if norm.training and mean is not None and variance is not None:
+                mean, variance = mean.clone(), variance.clone()  # a batch may come before the backward pass
+            x = F.batch_norm(x, mean, variance, norm.weight, norm.bias, eps=norm.eps)
         else:
             x = norm(x)
         return in_type(x, hidden.dtype)

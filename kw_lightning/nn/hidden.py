@@ -106,7 +106,10 @@ class _Activation(torch.autograd.Function):
         x, *weights, _, _, statistics, norm = arguments
         found = _activate(*arguments)
         ctx.statistics, ctx.epsilon = statistics, norm.eps
-        ctx.save_for_backward(x, *weights, found.mean, found.variance, found.pooled, found.raw, found.hidden)
+        mean, variance = found.mean, found.variance
+        if statistics == GIVEN:  # the norm's own, which may take note of a batch before the backward pass
+            mean, variance = mean.clone(), variance.clone()
+        ctx.save_for_backward(x, *weights, mean, variance, found.pooled, found.raw, found.hidden)
         return found.hidden
 
     @staticmethod

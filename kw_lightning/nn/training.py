@@ -134,7 +134,9 @@ class _Training(torch.autograd.Function):
         momentum = count_batch(norm) if step.statistics == OF_BATCH else 0.0
         y, between = step.run(x, Learnt(*learnt), given, momentum)
         ctx.step, ctx.initial, ctx.epsilon = step, given.initial, norm.eps
-        running = given[2:] if step.statistics == GIVEN else (None, None)
+        running: Any = given[2:] if step.statistics == GIVEN else (None, None)
+        # Copies, since the norm may take note of another batch before the backward pass.
+        running = [None if each is None else each.clone() for each in running]
         ctx.save_for_backward(x, *learnt, given.temperature, between, *running)
         return y  # type: ignore[no-any-return]
 

@@ -113,6 +113,20 @@ def test_a_training_batch_of_one_uses_the_running_statistics_and_leaves_them() -
     assert not torch.equal(attention.norm.running_mean, before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_batch_may_come_between_one_sample_and_its_gradients(dtype: torch.dtype) -> None:
+    x, temperature = torch.randn(4, 16, 5, 5, dtype=dtype), torch.tensor(0.3)
+    gradients = []
+    for batches in ([], [x]):
+        attention = make(dtype=dtype).train()
+        attention.norm.running_mean.fill_(0.1)
+        alpha = attention(x[:1], temperature)
+        for batch in batches:
+            attention(batch, temperature)
+        gradients.append(torch.autograd.grad(alpha.square().sum(), attention.parameters()))
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_the_means_gradient_is_no_map_of_its_own(channels_last: bool) -> None:
     x = torch.randn(2, *((5, 5, 16) if channels_last else (16, 5, 5)), requires_grad=True)

@@ -252,6 +252,20 @@ def test_the_temperature_is_that_of_the_forward_pass() -> None:
     assert_alike(layer.warehouse.cells.grad, twin.warehouse.cells.grad)
 
 
+def test_a_batch_may_come_between_one_sample_and_its_gradients(runs: list[str]) -> None:
+    x = torch.randn(4, 16, 8, 8)
+    gradients = []
+    for batches in ([], [x]):
+        torch.manual_seed(0)
+        layer = dense().train()
+        y = layer(x[:1])
+        for batch in batches:
+            layer(batch)
+        gradients.append(torch.autograd.grad(y.square().sum(), layer.parameters()))
+    assert runs
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
 def test_a_weight_that_was_changed_before_the_backward_pass_is_told_of() -> None:
     layer = dense()
     y = layer(torch.randn(3, 16, 5, 5))
