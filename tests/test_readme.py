@@ -126,12 +126,6 @@ def test_every_page_has_something_to_do() -> None:
     assert languages == {"bash", "python", "yaml"}
 
 
-def test_links_lead_somewhere() -> None:
-    targets = re.findall(r"\]\((?!https?://|#)([^)]+)\)", text_of("README.md"))
-    assert targets
-    assert [target for target in targets if not (ROOT / target.partition("#")[0]).exists()] == []
-
-
 def test_the_table_of_results_is_the_study() -> None:
     """The page's figures are those of the recorded results, row by row, and so are those of the README."""
     if not (ROOT / "recipes/studies/digits.json").exists():

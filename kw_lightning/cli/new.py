@@ -248,13 +248,9 @@ def _model(
 def _warehouses(stages: Iterable[Stage], names: Sequence[str]) -> str:
     lines = ["warehouses:"]
     for stage in stages:
-        count, layers = (
-            len(stage.layers),
-            to_yaml({"layers": globs(stage.layers, names), **_settings(stage)}).splitlines(),
-        )
-        lines.append(
-            f"  {stage.name}:".ljust(24) + f"  # {count} layer{'' if count == 1 else 's'}, {times(stage.size)}"
-        )
+        layers = to_yaml({"layers": globs(stage.layers, names), **_settings(stage)}).splitlines()
+        counted = f"{len(stage.layers)} layer{'' if len(stage.layers) == 1 else 's'}"
+        lines.append(f"  {stage.name}:".ljust(24) + f"  # {counted}, {times(stage.size)}")
         lines += [f"    {line}" for line in layers]
     return "\n".join(lines) + "\n"
 
