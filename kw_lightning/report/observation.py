@@ -14,8 +14,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn import functional as F
 
-from kw_lightning.fit.data.module import Transformed
 from kw_lightning.fit.data.sets import file_of
+from kw_lightning.fit.data.transformed import Transformed
 from kw_lightning.fit.module import Classifier
 from kw_lightning.report.attention import Array, Listening, WarehouseAttention
 

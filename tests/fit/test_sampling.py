@@ -13,9 +13,9 @@ from kw_lightning import load_recipe
 from kw_lightning.errors import RecipeError
 from kw_lightning.fit import fit
 from kw_lightning.fit.data import ImageData
-from kw_lightning.fit.data.module import Transformed
 from kw_lightning.fit.data.sampling import BalancedPlaces
 from kw_lightning.fit.data.sets import Images, even_subset, targets_of
+from kw_lightning.fit.data.transformed import Transformed
 from kw_lightning.fit.data.transforms import transform
 from kw_lightning.fit.module import Classifier
 

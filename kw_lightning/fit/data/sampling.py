@@ -1,17 +1,17 @@
-"""Balanced sampling: which image stands at each place of an epoch, so that all classes come equally often.
+"""Which image stands at each place of an epoch, by numbers that follow from seed and epoch alone.
 
-The images are drawn with replacement, by torch's WeightedRandomSampler, from numbers that follow from seed and epoch
-alone. Order, processes, workers and the place where a run is resumed have no part in it: they deal in places.
+Balanced sampling draws images with replacement, by torch's WeightedRandomSampler, all classes as often.
+Order, processes, workers and the place where a run is resumed have no part in it: they deal in places.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Sized
 from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.utils.data import WeightedRandomSampler
+from torch.utils.data import RandomSampler, WeightedRandomSampler
 
 from kw_lightning.fit.data.draws import Draws
 
@@ -41,3 +41,24 @@ class BalancedPlaces:
         (seed,) = Draws(self.seed, epoch, [0]).seeds(STEP)
         generator = torch.Generator().manual_seed(seed)
         return list(WeightedRandomSampler(self.chances, len(self.chances), generator=generator))  # type: ignore[arg-type]
+
+
+class EpochSampler(RandomSampler):
+    """A random order that follows from a seed and the epoch alone.
+
+    Lightning tells it the epoch, and puts its distributed sampler in its place where there are several devices. An
+    order drawn from a generator would begin anew in a run that is resumed between two epochs.
+    """
+
+    def __init__(self, images: Sized, seed: int) -> None:
+        super().__init__(images)
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        yield from torch.randperm(len(self), generator=generator).tolist()
