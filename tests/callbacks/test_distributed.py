@@ -60,11 +60,11 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         return fit(tmp_path_factory.mktemp("one"), classifier(Net), processes=1)
 
 
-def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], limit: float = 1e-6) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(
-            found[name], value, rtol=1e-6, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+            found[name], value, rtol=limit, atol=limit, msg=lambda text, name=name: f"{name}: {text}"
         )
 
 
@@ -105,15 +105,18 @@ def test_fsdp1_trains_to_the_weights_of_one_process(two: Any, one: Any) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp2"])
-def test_strategies_on_a_gpu_train_to_the_weights_of_one_without(one: Any, tmp_path: Path, strategy: str) -> None:
+def test_strategies_train_on_a_gpu_to_the_weights_of_a_cpu(one: Any, tmp_path: Path, strategy: str) -> None:
     command = [sys.executable, str(HERE / "gpu_strategies_script.py"), str(tmp_path), strategy, "gpu"]
     path = [str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {**_unseeded(), "PYTHONPATH": os.pathsep.join(path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr[-4000:]
     found = torch.load(tmp_path / f"{strategy}.pt", map_location="cpu")
-    same(found["weights"], one["weights"])
-    same(found["means"], one["means"])
+    if strategy == "fsdp":  # Lightning lets it train in single precision
+        found = {name: {key: value.double() for key, value in values.items()} for name, values in found.items()}
+    limit = 1e-4 if strategy == "fsdp" else 1e-6
+    same(found["weights"], one["weights"], limit)
+    same(found["means"], one["means"], limit)
 
 
 @pytest.mark.parametrize("kind", ["fsdp1", "fsdp2"])

@@ -17,6 +17,8 @@ READING = [
     *("height", "width", "positions", "columns", "scale_y", "scale_x", "first_y", "first_x", "step_y", "step_x"),
     *("taps", "taps_x"),
 ]
+# Where positions beyond the last one read, far outside of every map.
+OUTSIDE = tl.constexpr(-(2**30))
 WRITING = ["place_y", "place_x", "begin_y", "begin_x", "width_y"]
 
 
@@ -55,6 +57,7 @@ def convolve(  # type: ignore[no-untyped-def]
     out_cell: tl.constexpr,  # channels of y
     out_group,
     TURNED: tl.constexpr,  # x is the output's gradient, and y the input's
+    POINTWISE: tl.constexpr,  # position p reads p alone, and is written there
     ALIGNED: tl.constexpr,  # divides all counts of channels
     EVEN: tl.constexpr,  # tiles end where the channels do
     M: tl.constexpr,  # positions, output channels and input channels of a tile
@@ -71,40 +74,65 @@ def convolve(  # type: ignore[no-untyped-def]
     tile = tl.program_id(0) % tiles
     m = (tile // tiles_n) * M + tl.arange(0, M)
     n = (tile % tiles_n) * N + tl.arange(0, N)
-    row = m // columns
-    column = m - row * columns
-    from_y = row * scale_y + first_y
-    from_x = column * scale_x + first_x
-    x += sample * x_sample
-    weights += sample * weights_sample
+    channel = tl.arange(0, K)
+    known = m < positions
+    place = m
+    read = m
+    if not POINTWISE:
+        row = m // columns
+        column = m - row * columns
+        place = (row * place_y + begin_y) * width_y + column * place_x + begin_x
+        from_y = row * scale_y + first_y
+        from_x = column * scale_x + first_x
+        read = from_y * width + from_x
+        from_y = tl.where(known, from_y, OUTSIDE)
+    images = x + sample * x_sample + (read * inputs)[:, None] + channel[None, :]
     of_output = (n // out_cell) * out_group + (n % out_cell) * (1 if TURNED else in_cell)
+    in_step: tl.constexpr = out_cell if TURNED else 1
+    kernels = weights + sample * weights_sample + tap_first + of_output[None, :]
     total = tl.zeros((M, N), dtype=tl.float32)
     blocks = tl.cdiv(inputs, K)
-    for step in range(taps * blocks):
-        tap = step // blocks
-        k = (step - tap * blocks) * K + tl.arange(0, K)
-        at_y = tap // taps_x
-        at_x = tap - at_y * taps_x
-        read_y = from_y + at_y * step_y
-        read_x = from_x + at_x * step_x
-        inside = (read_y >= 0) & (read_y < height) & (read_x >= 0) & (read_x < width) & (m < positions)
-        images = x + ((read_y * width + read_x) * inputs)[:, None] + k[None, :]
-        of_input = (k // in_cell) * in_group + (k % in_cell) * (out_cell if TURNED else 1)
-        of_tap = tap_first + at_y * tap_y + at_x * tap_x
-        places = weights + of_tap + of_input[:, None] + of_output[None, :]
+    for step in range(blocks if POINTWISE else taps * blocks):
+        begin = step * K
+        shift = begin
+        of_tap = 0
+        inside = known
+        if not POINTWISE:
+            tap = step // blocks
+            begin -= tap * blocks * K
+            at_y = tap // taps_x
+            at_x = tap - at_y * taps_x
+            move_y = at_y * step_y
+            move_x = at_x * step_x
+            inside = is_inside(from_y + move_y, height) & is_inside(from_x + move_x, width)
+            shift = begin + (move_y * width + move_x) * inputs
+            of_tap = at_y * tap_y + at_x * tap_x
+        if in_cell % K == 0:
+            block = begin // in_cell
+            of_block = block * in_group + (begin - block * in_cell) * in_step  # whose remainder no % tells the compiler
+            places = kernels + (of_tap + of_block) + (channel * in_step)[:, None]
+        else:
+            k = begin + channel
+            places = kernels + of_tap + ((k // in_cell) * in_group + (k % in_cell) * in_step)[:, None]
         if EVEN:
-            image = tl.load(images, mask=inside[:, None], other=0.0)
+            image = tl.load(images + shift, mask=inside[:, None], other=0.0)
             kernel = tl.load(places)
         else:
-            image = tl.load(images, mask=inside[:, None] & (k < inputs)[None, :], other=0.0)
+            k = begin + channel
+            image = tl.load(images + shift, mask=inside[:, None] & (k < inputs)[None, :], other=0.0)
             kernel = tl.load(places, mask=(k < inputs)[:, None] & (n < outputs)[None, :], other=0.0)
         total = tl.dot(image, kernel, total, input_precision=PRECISION)
-    place = (row * place_y + begin_y) * width_y + column * place_x + begin_x
     tl.store(
         y + sample * y_sample + (place * outputs)[:, None] + n[None, :],
         total.to(y.dtype.element_ty),
-        mask=(m < positions)[:, None] & (n < outputs)[None, :],
+        mask=known[:, None] & (n < outputs)[None, :],
     )
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def is_inside(at, size):  # type: ignore[no-untyped-def]
+    """Return where 0 ≤ at < size, by one comparison."""
+    return at.to(tl.uint32, bitcast=True) < size.to(tl.uint32)
 
 
 @triton.jit(do_not_specialize=READING)  # type: ignore[untyped-decorator]
@@ -135,6 +163,7 @@ def correlate(  # type: ignore[no-untyped-def]
     in_group,
     out_cell: tl.constexpr,
     out_group,
+    POINTWISE: tl.constexpr,
     ALIGNED: tl.constexpr,
     EVEN: tl.constexpr,
     WHOLE: tl.constexpr,  # a program takes all kernel positions; those of the map are one tile
@@ -156,18 +185,18 @@ def correlate(  # type: ignore[no-untyped-def]
     sample = (tl.program_id(0) // tiles // (1 if WHOLE else taps)).to(tl.int64)
     n = (tile // tiles_k) * N + tl.arange(0, N)
     k = (tile % tiles_k) * K + tl.arange(0, K)
-    x += sample * x_sample
-    gradient += sample * gradient_sample
+    images = x + sample * x_sample + k[None, :]
+    gradients = gradient + sample * gradient_sample + n[:, None]
     of_output = (n // out_cell) * out_group + (n % out_cell) * in_cell
     of_input = (k // in_cell) * in_group + k % in_cell
     places = weights + sample * weights_sample + of_output[:, None] + of_input[None, :]
     known = (n < outputs)[:, None] & (k < inputs)[None, :]
+    m = tl.arange(0, M)
+    row = m // columns
+    column = m - row * columns
     if WHOLE:  # the output's gradient is read once
-        m = tl.arange(0, M)
-        row = m // columns
-        column = m - row * columns
         spread = tl.load(
-            gradient + (m * outputs)[None, :] + n[:, None],
+            gradients + (m * outputs)[None, :],
             mask=(m < positions)[None, :] & (n < outputs)[:, None],
             other=0.0,
         )
@@ -176,12 +205,12 @@ def correlate(  # type: ignore[no-untyped-def]
             at_x = tap - at_y * taps_x
             read_y = row * scale_y + first_y + at_y * step_y
             read_x = column * scale_x + first_x + at_x * step_x
-            inside = (read_y >= 0) & (read_y < height) & (read_x >= 0) & (read_x < width) & (m < positions)
-            images = x + ((read_y * width + read_x) * inputs)[:, None] + k[None, :]
+            inside = is_inside(read_y, height) & is_inside(read_x, width) & (m < positions)
+            read = ((read_y * width + read_x) * inputs)[:, None]
             if EVEN:
-                image = tl.load(images, mask=inside[:, None], other=0.0)
+                image = tl.load(images + read, mask=inside[:, None], other=0.0)
             else:
-                image = tl.load(images, mask=inside[:, None] & (k < inputs)[None, :], other=0.0)
+                image = tl.load(images + read, mask=inside[:, None] & (k < inputs)[None, :], other=0.0)
             found = tl.dot(spread, image, input_precision=PRECISION).to(weights.dtype.element_ty)
             if EVEN:
                 tl.store(places + at_y * tap_y + at_x * tap_x, found)
@@ -190,22 +219,33 @@ def correlate(  # type: ignore[no-untyped-def]
     else:
         at_y = first // taps_x
         at_x = first - at_y * taps_x
+        from_y = first_y + at_y * step_y
+        from_x = first_x + at_x * step_x
+        rows = M // columns
+        rest = M - rows * columns
         total = tl.zeros((N, K), dtype=tl.float32)
         for step in range(tl.cdiv(positions, M)):
             m = step * M + tl.arange(0, M)
-            row = m // columns
-            column = m - row * columns
-            read_y = row * scale_y + first_y + at_y * step_y
-            read_x = column * scale_x + first_x + at_x * step_x
-            inside = (read_y >= 0) & (read_y < height) & (read_x >= 0) & (read_x < width) & (m < positions)
-            gradients = gradient + (m * outputs)[None, :] + n[:, None]
-            images = x + ((read_y * width + read_x) * inputs)[:, None] + k[None, :]
+            inside = m < positions
+            read = m
+            if not POINTWISE:
+                read_y = row * scale_y + from_y
+                read_x = column * scale_x + from_x
+                inside = is_inside(read_y, height) & is_inside(read_x, width) & inside
+                read = read_y * width + read_x
+                column += rest  # the next tile's positions, without another division
+                over = column >= columns
+                row += rows + over.to(tl.int32)
+                column = tl.where(over, column - columns, column)
+            of_image = (read * inputs)[:, None]
+            of_gradient = (m * outputs)[None, :]
             if EVEN:
-                spread = tl.load(gradients, mask=(m < positions)[None, :], other=0.0)
-                image = tl.load(images, mask=inside[:, None], other=0.0)
+                spread = tl.load(gradients + of_gradient, mask=(m < positions)[None, :], other=0.0)
+                image = tl.load(images + of_image, mask=inside[:, None], other=0.0)
             else:
-                spread = tl.load(gradients, mask=(m < positions)[None, :] & (n < outputs)[:, None], other=0.0)
-                image = tl.load(images, mask=inside[:, None] & (k < inputs)[None, :], other=0.0)
+                both = (m < positions)[None, :] & (n < outputs)[:, None]
+                spread = tl.load(gradients + of_gradient, mask=both, other=0.0)
+                image = tl.load(images + of_image, mask=inside[:, None] & (k < inputs)[None, :], other=0.0)
             total = tl.dot(spread, image, total, input_precision=PRECISION)
         tl.store(places + at_y * tap_y + at_x * tap_x, total.to(weights.dtype.element_ty), mask=known)
 

@@ -15,15 +15,14 @@ import torch
 from torch import Tensor
 
 from kw_lightning.nn.engine.convolution import Convolution
-from kw_lightning.nn.engine.tiles.walks import Walk, backward_walks, forward_walk, two_sides
+from kw_lightning.nn.engine.tiles.walks import Walk, backward_walks, forward_walk, is_pointwise, two_sides
 from kw_lightning.nn.partition import Shape
 
 _logger = logging.getLogger(__name__)
 
-# Bytes of shared memory that a program of the smaller GPUs may have, and from which on wide tiles are taken.
+# Bytes of shared memory that a program of the smaller GPUs may have.
 SHARED = 99 * 1024
-WIDE = 160 * 1024
-# Positions of a map up to which the gradient of its kernels is one product for every kernel position.
+# Positions of the maps that are one tile: the gradient of their kernels is one product for every kernel position.
 ONE_TILE = 64
 
 
@@ -163,24 +162,24 @@ def correlate(
 
 @functools.lru_cache(maxsize=1024)
 def convolving_tiles(positions: int, outputs: int, inputs: int, itemsize: int = 2, shared: int = SHARED) -> Tiles:
-    """Return the tiles of a convolution: the fastest of 15 on most layers of ResNet18, on an NVIDIA H200.
+    """Return the tiles of a convolution: near the fastest of seven on 15 layers of ResNets, on an NVIDIA H200.
 
     Args:
         positions, outputs, inputs: of a sample's product.
         itemsize: bytes of a number.
         shared: bytes of memory that a program has for its operands.
     """
-    m = 128 if positions > 64 else 64
-    n = _power(outputs, 16, 256 if m == 128 and shared >= WIDE else 128)
-    stages = 4 if (m, n) == (64, 128) else 3
-    return _fit(Tiles(m, n, _power(inputs, 16, 64), 8 if m * n > 128 * 64 else 4, stages), "inputs", itemsize, shared)
+    m, stages = (128, 3) if positions > ONE_TILE else (64, 4)
+    tiles = Tiles(m, _power(outputs, 16, 128), _power(inputs, 16, 64), 4, stages)
+    return _fit(tiles, "inputs", itemsize, shared)
 
 
 @functools.lru_cache(maxsize=1024)
 def correlating_tiles(positions: int, outputs: int, inputs: int, itemsize: int = 2, shared: int = SHARED) -> Tiles:
     """Return the tiles of a gradient of kernels, whose sums go over the positions; as `convolving_tiles`."""
-    widest = 256 if shared >= WIDE and positions > ONE_TILE else 128
-    n, k = _power(outputs, 16, widest), _power(inputs, 16, 128)
+    n, k = _power(outputs, 16, 128), _power(inputs, 16, 128)
+    if positions > ONE_TILE:
+        return _fit(Tiles(32, n, k, 4, 5), "positions", itemsize, shared)
     m = _power(positions, 16, ONE_TILE)
     return _fit(Tiles(m, n, k, 8 if n * k > 128 * 64 else 4, 3), "positions", itemsize, shared)
 
@@ -296,7 +295,9 @@ def _walk(
     )
     programs = math.ceil(positions / cut.positions) * math.ceil(outputs / cut.outputs)
     constants = _constants(convolution, cut, inputs, outputs, places, precision)
-    return Launch(programs, numbers, constants if depthwise else {"TURNED": turned, **constants})
+    if depthwise:
+        return Launch(programs, numbers, constants)
+    return Launch(programs, numbers, {"TURNED": turned, "POINTWISE": is_pointwise(walk), **constants})
 
 
 @functools.lru_cache(maxsize=1024)
@@ -323,7 +324,7 @@ def _correlation(
         return Launch(taps * math.ceil(outputs / cut.outputs), numbers, constants)
     whole = positions <= cut.positions
     programs = (1 if whole else taps) * math.ceil(outputs / cut.outputs) * math.ceil(inputs / cut.inputs)
-    return Launch(programs, numbers, {"WHOLE": whole, **constants})
+    return Launch(programs, numbers, {"WHOLE": whole, "POINTWISE": is_pointwise((rows, columns)), **constants})
 
 
 def _inputs(convolution: Convolution) -> int:

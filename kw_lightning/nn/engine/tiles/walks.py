@@ -62,6 +62,11 @@ def backward_walks(convolution: Convolution, size: Shape) -> list[Walk]:
     return [_both(list(walk), Side(1, 1, 0, 1, 1)) for walk in itertools.product(*per_side)]
 
 
+def is_pointwise(walk: Walk) -> bool:
+    """Return whether every position reads itself alone, and is written where it was read."""
+    return all(side == Side(side.positions, 1, 0, side.step, 1) for side in walk)
+
+
 def two_sides(shape: Shape) -> tuple[int, int]:
     """Return a size of one or two dimensions as [height, width]."""
     height, width = (1,) * (DIMENSIONS - len(shape)) + tuple(shape)

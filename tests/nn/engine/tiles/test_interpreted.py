@@ -106,7 +106,10 @@ def test_tiles_fit_in_the_memory_of_a_program(positions: int, itemsize: int, sha
 
 @pytest.mark.parametrize(
     "name",
-    ["convolve", "convolve turned", "correlate", "correlate whole", "depthwise convolve", "depthwise correlate"],
+    [
+        *("convolve", "convolve turned", "convolve pointwise", "correlate", "correlate pointwise", "correlate whole"),
+        *("depthwise convolve", "depthwise correlate"),
+    ],
 )
 def test_they_compile_for_hopper_to_wide_copies_without_spilling_registers(name: str, tmp_path: Path) -> None:
     from triton.backends.compiler import GPUTarget
@@ -126,6 +129,7 @@ def test_they_compile_for_hopper_to_wide_copies_without_spilling_registers(name:
     fixed: dict[str, Any] = {
         "TURNED": name == "convolve turned",
         "WHOLE": name == "correlate whole",
+        "POINTWISE": "pointwise" in name,
         "ALIGNED": 16,
         "EVEN": True,
         "in_cell": 256,
@@ -160,6 +164,8 @@ def test_they_compile_for_hopper_to_wide_copies_without_spilling_registers(name:
     if module is kernels:
         assert "wgmma.mma_async" in compiled.asm["ptx"]
         assert "cp.async.cg" in compiled.asm["ptx"]  # copies of 16 bytes
+        assert "cp.async.ca" not in compiled.asm["ptx"]  # of less
+        assert not re.search(r"ld\.global(?!\.v4)", compiled.asm["ptx"])
     else:
         assert "ld.global.v4.b32" in compiled.asm["ptx"]  # as wide
     assert spills(compiled, ptxas, tmp_path) == [("0", "0")]
