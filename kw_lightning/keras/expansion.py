@@ -18,6 +18,7 @@ from kw_lightning.keras.arguments import REFERENCE, Shape
 from kw_lightning.keras.definition import NAME, Call, Definitions
 from kw_lightning.keras.graph import Graph, Node
 from kw_lightning.keras.layer import LAYERS, Layer, read_layer, snake_case
+from kw_lightning.keras.ordering import in_order
 from kw_lightning.keras.shapes import ShapeError, written
 from kw_lightning.limits import MAX_INPUT, MAX_MODULES
 from kw_lightning.recipe.types import Document
@@ -200,27 +201,11 @@ class Expander:
                     names = [*known, *by_name]
                     message = mistake(name, listed(names, SHOWN_NAMES), what="the unknown input", names=names)
                     self.report(scope, f"{item.call.path}.inputs", message)
-        waiting = {item.name: {name for name in item.inputs if name in by_name} for item in items}
-        readers: dict[str, list[str]] = {item.name: [] for item in items}
-        for name, sources in waiting.items():
-            for source in sources:
-                readers[source].append(name)
-        free = [item.name for item in reversed(items) if not waiting[item.name]]
-        order: list[_Item] = []
-        while free:
-            name = free.pop()
-            order.append(by_name[name])
-            for reader in reversed(readers[name]):
-                waiting[reader].discard(name)
-                if not waiting[reader]:
-                    free.append(reader)
-        if len(order) < len(items):
-            left = {name: sources for name, sources in waiting.items() if sources}
-            cycle = _cycle(left)
+        order, cycle = in_order({item.name: {n for n in item.inputs if n in by_name} for item in items})
+        if cycle:
             message = f"the layers wait for each other: {' → '.join(cycle)}"
             self.report(scope, by_name[cycle[0]].call.path, message)
-            order += [item for item in items if item.name in left]
-        return order
+        return [by_name[name] for name in dict.fromkeys((*order, *by_name))]
 
     def _unused(self, items: Sequence[_Item], scope: Scope, inputs: Iterable[str], ready: Node | None) -> None:
         if not items:
@@ -344,15 +329,6 @@ def _free_name(name: str, taken: set[str]) -> str:
         number += 1
         free = f"{name}_{number}"
     return free
-
-
-def _cycle(waiting: Mapping[str, set[str]]) -> list[str]:
-    """Return one cycle in the direction of the data, its first name again at the end."""
-    name, way = next(iter(waiting)), []
-    while name not in way:
-        way.append(name)
-        name = min(source for source in waiting[name] if source in waiting)
-    return list(reversed([*way[way.index(name) :], name]))
 
 
 def _input_count(kind: type[Layer]) -> str:
