@@ -30,6 +30,7 @@ from kw_lightning.replacement import (
     Static,
     adapted,
     adapter_half,
+    draw_what_is_missing,
     dynamic_layer,
     freeze_others,
     keep_from_fusing,
@@ -364,6 +365,7 @@ def _swap(model: nn.Module, planned: Plan, replacements: Mapping[str, nn.Module]
             parent._modules[child] = old
         raise
     keep_from_fusing(model, replacements)
+    draw_what_is_missing(model, replacements)
     return model
 
 

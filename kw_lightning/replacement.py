@@ -6,12 +6,15 @@ from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from kw_lightning.nn import KWConv1d, KWConv2d, KWConv3d, KWLayer, KWLinear
 from kw_lightning.nn.adapter import Adapted
 from kw_lightning.nn.partial import PartialLayer
+from kw_lightning.nn.warehouse import Warehouse
+from kw_lightning.nn.weighing import CellWeights
 
 Static = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 Rows = tuple[int, int] | None
@@ -120,12 +123,36 @@ def keep_from_fusing(model: nn.Module, names: Iterable[str]) -> None:
 
     The network itself is not one of them: what it does may be for its static layers.
     """
-    holders = {name[:end] for name in names for end in range(len(name)) if name[end] == "."}
-    for holder in sorted(holders):
+    for holder in _holders(names):
         module = model.get_submodule(holder)
         for method in FUSING:
             if callable(getattr(type(module), method, None)):
                 module.__dict__[method] = partial(_stay, module)
+
+
+def draw_what_is_missing(model: nn.Module, names: Iterable[str]) -> None:
+    """Let transformers' models draw what a checkpoint has not of these dynamic layers, as they were drawn at first.
+
+    `from_pretrained` makes a network without numbers, fills in and marks those of the checkpoint, and asks the model to
+    initialize what is left, module by module, which knows torch's own alone.
+    """
+    for holder in ("", *_holders(names)):
+        module = model.get_submodule(holder)
+        if callable(getattr(type(module), "_initialize_weights", None)):
+            module.__dict__["_initialize_weights"] = partial(_initialize, module)
+
+
+@torch.no_grad()
+def _initialize(model: Any, module: nn.Module, *arguments: Any, **named: Any) -> None:
+    if not isinstance(module, KWLayer | Warehouse | CellWeights):
+        type(model)._initialize_weights(model, module, *arguments, **named)
+    elif not any(getattr(each, "_is_hf_initialized", False) for each in (module, *module.parameters())):
+        module.reset_parameters()
+
+
+def _holders(names: Iterable[str]) -> list[str]:
+    """Return the modules that hold others, by name, the network itself left out."""
+    return sorted({name[:end] for name in names for end in range(len(name)) if name[end] == "."})
 
 
 def _stay(module: nn.Module, *_: Any, **__: Any) -> nn.Module:

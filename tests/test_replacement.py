@@ -1,9 +1,12 @@
-"""Modules that hold dynamic layers stay as they are when a network is fused, and the others are fused as ever."""
+"""What modules that hold dynamic layers do when others fuse a network, or draw what a checkpoint has not of it."""
 
 from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kw_lightning.builder import convert
-from kw_lightning.nn import KWConv2d
+from kw_lightning.nn import KWConv2d, warehouses
 
 
 class ConvolutionNorm(nn.Module):
@@ -96,3 +99,77 @@ def test_a_copy_and_a_stored_network_leave_their_own_layers_alone(network: nn.Mo
         assert other[1].fuse() is other[1]
         assert other[1] is not network[1]
         assert other[3].reparameterize() is other[3]
+
+
+class Pretrained(nn.Module):
+    """A network that makes itself dynamic, and loads checkpoints in the way of transformers' models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = ConvolutionNorm(16)
+        convert(self, {"kw": 1, "name": "test", "warehouses": {"a": {"layers": ["body.conv"]}}})
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear) and not getattr(module.weight, "_is_hf_initialized", False):
+            nn.init.ones_(module.weight)
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        if not is_custom_code or list(module.parameters(recurse=False)):
+            self._init_weights(module)
+
+    @classmethod
+    def from_pretrained(cls, state: Mapping[str, Tensor]) -> Pretrained:
+        with torch.device("meta"):
+            model = cls()
+        model.to_empty(device="cpu")
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            tensor.data.copy_(state.get(name, torch.full_like(tensor, -7)))
+            if name in state:
+                tensor._is_hf_initialized = True
+        for module in reversed([*model.modules()]):
+            model._initialize_weights(module, is_custom_code=True)
+        return model
+
+
+@pytest.mark.parametrize("saved", ["dynamic", "static"])
+def test_a_checkpoint_gives_what_it_has_and_the_rest_is_drawn(saved: str) -> None:
+    network = Pretrained()
+    state = {name: tensor + 1 for name, tensor in network.state_dict().items()}
+    for warehouse in warehouses(network).values():
+        assert warehouse.temperature == 1
+    lacking = ("cells", "temperature", "attention") if saved == "static" else ()
+    state = {name: tensor for name, tensor in state.items() if not any(each in name for each in lacking)}
+    for name, tensor in Pretrained.from_pretrained(state).state_dict().items():
+        if name in state:
+            assert torch.equal(tensor, state[name])
+        elif name.endswith("cells"):
+            assert 0.1 < tensor.std() < 2
+            assert tensor.mean().abs() < 0.5
+        else:
+            assert torch.equal(tensor, network.state_dict()[name]) or "weight" in name
+            assert (tensor != -7).all()
+
+
+def test_a_static_checkpoint_of_transformers_leaves_fresh_cells(tmp_path: Path) -> None:
+    transformers: Any = pytest.importorskip("transformers")
+    sizes: Any = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    configuration = transformers.ResNetConfig(**sizes)
+    layers = ["resnet.encoder.stages.1.layers.0.layer.*.convolution"]
+    recipe = {"kw": 1, "name": "test", "warehouses": {"a": {"layers": layers, "attention": {"at_most": 20}}}}
+
+    class Dynamic(transformers.ResNetForImageClassification):  # type: ignore[misc]
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            convert(self, recipe)
+
+    static = transformers.ResNetForImageClassification(configuration).eval()
+    static.save_pretrained(tmp_path / "static")
+    (warehouse,) = warehouses(Dynamic.from_pretrained(tmp_path / "static")).values()
+    assert warehouse.temperature == 1
+    assert 0.05 < warehouse.cells.std() < 0.5
+
+    x = torch.randn(2, 3, 32, 32)
+    expected = static(x).logits
+    convert(static, recipe, warm_start=True).save_pretrained(tmp_path / "dynamic")
+    loaded = Dynamic.from_pretrained(tmp_path / "dynamic").eval()
+    torch.testing.assert_close(loaded(x).logits, expected)

@@ -131,6 +131,10 @@ class CellWeights(nn.Module):
         size = norm + SMALLEST_SIZE
         return (torch.relu(z) if self.function == "relu" else z[..., :-1]), size
 
+    def reset_parameters(self) -> None:
+        """Set the start values of what gives z."""
+        raise NotImplementedError
+
     def _start_z(self, z: Tensor) -> None:
         """Make z [mixtures, columns] what every sample gets."""
         raise NotImplementedError
