@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler, StochasticWeightAveraging
 
 from kw_lightning.callbacks.epoch_end import (
     MissedStep,
@@ -33,7 +33,8 @@ class ExactCheckpoint(Checkpoint):
     checkpoint holds. So nothing is written when training fails: the last exact file stays.
 
     The step that ReduceLROnPlateau takes at an epoch's end, and that a run which goes on would miss, is made up for
-    before the next epoch; one by steps (`interval: step`) is not.
+    before the next epoch; one by steps (`interval: step`) is not. What GradientAccumulationScheduler and
+    StochasticWeightAveraging set at an epoch's start, an epoch that is gone on with has too.
 
     With `fast_dev_run` nothing is written: the file may be that of a run.
 
@@ -94,11 +95,13 @@ class ExactCheckpoint(Checkpoint):
         """
         self._without_max_steps.give_back(trainer)
         before, self._processes = self._processes, None
-        if before not in (None, trainer.world_size) and inside_epoch(trainer):
-            raise RunError(
-                f"this checkpoint is from inside an epoch of {before} processes, whose batches are not those of "
-                f"{trainer.world_size}: go on with {before}, or from a checkpoint at an epoch's end"
-            )
+        if inside_epoch(trainer):
+            if before not in (None, trainer.world_size):
+                raise RunError(
+                    f"this checkpoint is from inside an epoch of {before} processes, whose batches are not those of "
+                    f"{trainer.world_size}: go on with {before}, or from a checkpoint at an epoch's end"
+                )
+            prepare_epoch(trainer)
         self._stop, self._step, self._written = 0, trainer.global_step, time.monotonic()
         self._signals.catch()
 
@@ -187,6 +190,13 @@ class ExactCheckpoint(Checkpoint):
             raise InterruptedRunError(
                 f"Interrupted after step {trainer.global_step}; its state is in {self.path}", self._stop
             )
+
+
+def prepare_epoch(trainer: Trainer) -> None:
+    """Let Lightning's callbacks prepare for an epoch that is gone on with: they do so only where one begins."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler | StochasticWeightAveraging):
+            callback.on_train_epoch_start(trainer, trainer.lightning_module)
 
 
 def agreed(trainer: Trainer, *values: int) -> tuple[int, ...]:

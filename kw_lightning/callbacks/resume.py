@@ -73,10 +73,11 @@ class ResumableDataLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         skip, self._skip = self._skip, 0
         self._epoch_start = self._order.get_state()
-        self._batches = skip
+        self._batches, end = skip, self._epoch_start
         for batch in self._from_batch(skip) if skip else super().__iter__():
-            self._batches += 1
+            self._batches, end = self._batches + 1, self._order.get_state()
             yield batch
+        self._order.set_state(end)  # that a sampler draws once more when it is asked for more than it has is forgotten
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the epoch stands: the number of batches handed out and what its order follows from."""

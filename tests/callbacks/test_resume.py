@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import pytest
 import torch
 from callback_networks import Classifier, dataset, dynamic_net, loader, trainer
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint, StochasticWeightAveraging
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DistributedSampler, IterableDataset, TensorDataset
 from torchmetrics import SumMetric
@@ -42,8 +42,10 @@ def batches(loader: ResumableDataLoader, epochs: int = 1) -> list[list[int]]:
     return [torch.as_tensor(batch).tolist() for _ in range(epochs) for batch in loader]
 
 
-@pytest.mark.parametrize("options", [{}, {"num_workers": 1}, {"batch_size": None, "shuffle": None}, {"shuffle": False}])
-@pytest.mark.parametrize("seen", [0, 2, 6, 8])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_workers": 1}, {"batch_size": None, "shuffle": None}, {"shuffle": False}, {"drop_last": True}]
+)
+@pytest.mark.parametrize("seen", [0, 2, 5, 6, 8])
 def test_the_rest_of_an_epoch(options: dict[str, Any], seen: int) -> None:
     whole = batches(numbered(**options), epochs=3)
     loader = numbered(**options)
@@ -320,6 +322,31 @@ def test_an_epoch_ends_once_where_a_run_is_counted_in_steps(tmp_path: Path, stop
             run.fit(Noting(until, asks=True), ResumableDataLoader(images, 8, True), loader(16), ckpt_path=ckpt_path)
     assert ends.found == [(5, True), (10, True), (15, True)]
     assert run.max_steps == 15
+
+
+@pytest.mark.parametrize(
+    "prepares",
+    [
+        lambda: GradientAccumulationScheduler({0: 1, 1: 2, 2: 3}),
+        lambda: StochasticWeightAveraging(0.01, swa_epoch_start=2, annealing_epochs=1),
+    ],
+)
+def test_what_is_set_at_the_start_of_an_epoch(tmp_path: Path, prepares: Callable[[], Callback]) -> None:
+    images = TensorDataset(*dataset().tensors, torch.arange(40))
+
+    def weights(stop: int | None = None, ckpt_path: Path | None = None) -> dict[str, torch.Tensor]:
+        torch.manual_seed(1)
+        callbacks = [RandomState(), ExactCheckpoint(tmp_path / "last.ckpt", steps=1), prepares()]
+        run = trainer(tmp_path, max_epochs=4, callbacks=callbacks, enable_checkpointing=True)
+        model = Noting(stop, asks=False)
+        with nullcontext() if stop is None else pytest.raises(InterruptedError):
+            run.fit(model, ResumableDataLoader(images, 8, True), ckpt_path=ckpt_path)
+        return model.state_dict()
+
+    whole = weights()
+    weights(stop=6)
+    rest = weights(ckpt_path=tmp_path / "last.ckpt")
+    assert all(torch.equal(rest[name], value) for name, value in whole.items())
 
 
 def test_a_plateau_before_a_checkpoint_is_not_taken_twice(tmp_path: Path) -> None:
