@@ -25,6 +25,8 @@ from kw_lightning.planning import plan
 
 OPSET = 18
 """The ONNX operator set: the first whose padding and reductions take free sizes."""
+SIDES = ("depth", "height", "width")
+"""What the sides of an input are called in ONNX, where they are free."""
 
 
 def write_program(saved: SavedNetwork, path: Path) -> str:
@@ -60,12 +62,14 @@ def write_onnx(saved: SavedNetwork, path: Path) -> str:
     except ImportError as error:
         raise RunError(needs("ONNX", "onnx and onnxscript", "onnx", error)) from None
     program, free = exported(saved)
+    sides = SIDES[len(SIDES) + 2 - sample_of(saved).dim() :]
     with writable(path) as partial, quiet_export():
         made = torch.onnx.export(
             program,
             (),
             input_names=["images"],
             output_names=["logits"],
+            dynamic_shapes=({0: "batch", **dict(enumerate(sides, start=2))},),
             opset_version=OPSET,
             dynamo=True,
             verbose=False,

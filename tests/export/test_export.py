@@ -65,6 +65,7 @@ def onnx_file(saved: SavedNetwork, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_onnx_takes_every_batch_and_size(saved: SavedNetwork, onnx_file: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     session = runtime.InferenceSession(str(onnx_file))
+    assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
     for batch, side in ((1, 12), (2, 15), (7, 12)):
         x = torch.randn(batch, 3, side, side)
         with torch.no_grad():
