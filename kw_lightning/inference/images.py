@@ -48,7 +48,7 @@ def find_images(names: str | Path | Iterable[str | Path]) -> list[Path]:
             else:
                 files = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
         except OSError as error:
-            faults.append(f"{path}: {error.strerror or error}")
+            faults.append(f"{error.filename or path}: {error.strerror or error}")
             continue
         if not files:
             there = "no image in this folder" if path.is_dir() else "no such file, and no file matches it"

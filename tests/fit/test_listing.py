@@ -1,6 +1,8 @@
 """Images of one's own in class folders and tables: what is taken, and every kind of mistake in a line."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from kw_lightning.fit.data.listing import (
     separator_of,
 )
 from kw_lightning.fit.data.sets import even_subset
+from kw_lightning.inference.images import find_images
 
 
 def picture(path: Path, colour: str = "red") -> Path:
@@ -215,6 +218,43 @@ def test_links_to_folders_are_followed_but_not_back_to_where_they_come_from(tmp_
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "data" / "a")
     (tmp_path / "data" / "a" / "again").symlink_to(tmp_path / "data")
     assert [Path(file).name for file in files_under(tmp_path / "data" / "a")] == ["1.png", "2.png"]
+
+
+@contextmanager
+def without_rights() -> Iterator[None]:
+    """Be a user who may not read everything, where the tests are run by root."""
+    user = os.geteuid()
+    os.seteuid(user or 65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.parametrize("folder", ["cat", "cat/more"])
+def test_a_folder_that_may_not_be_read_is_told_and_not_left_out(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cat/1.png", "cat/more/2.png", "dog/3.png", "eel/4.png"):
+        picture(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    tmp_path.chmod(0o755)
+    Path(folder).chmod(0)
+    try:
+        with without_rights(), pytest.raises(RunError, match=f"data: {folder}: Permission denied"):
+            list_folder(Path())
+        with without_rights(), pytest.raises(RunError, match=f"{folder}: Permission denied"):
+            find_images("cat")
+    finally:
+        Path(folder).chmod(0o755)
+
+
+def test_a_class_that_is_a_link_to_nowhere_is_told(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        picture(tmp_path / "data" / name / "1.png")
+    (tmp_path / "data" / "eel").symlink_to(tmp_path / "disk" / "eel")
+    with pytest.raises(RunError, match=r"data: .*/data/eel: No such file or directory"):
+        list_folder(tmp_path / "data")
 
 
 def test_a_class_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:

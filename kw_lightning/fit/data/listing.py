@@ -10,9 +10,11 @@ import csv
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from stat import S_ISDIR
+from typing import NamedTuple, NoReturn
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -101,7 +103,8 @@ def list_folder(root: Path, given: Mapping[str, str] | None = None, *, training:
         training: whether training images are needed; evaluation does without, if another part is there.
 
     Raises:
-        RunError: no such folder, no images in class folders, **or** a class whose name no file could hold.
+        RunError: no such folder, one that cannot be read, no images in class folders, **or** a class whose name no file
+            could hold.
     """
     given = given or {}
     folders: dict[str, str] = {}
@@ -118,7 +121,7 @@ def list_folder(root: Path, given: Mapping[str, str] | None = None, *, training:
     empty: list[str] = []
     passed_over: list[str] = []
     for part, name in folders.items():
-        found = list(_class_folders(root / name))
+        found = _class_folders(root / name)
         if not found and part == "test" and part not in given:  # without labels, as ImageNet's
             continue
         if not found:
@@ -127,7 +130,8 @@ def list_folder(root: Path, given: Mapping[str, str] | None = None, *, training:
         for folder in found:
             if not is_unicode(folder.name):
                 raise RunError(f"data: {folder}: found a class with a name that is no text in UTF-8; rename the folder")
-            files = files_under(folder)
+            with _readable():
+                files = files_under(folder)
             images = [file for file in files if file.lower().endswith(IMG_EXTENSIONS)]
             entries += [Entry(file, folder.name, part) for file in images]
             passed_over += [file for file in files if not file.lower().endswith(IMG_EXTENSIONS)]
@@ -263,25 +267,42 @@ def _part(name: str) -> str | None:
     return next((part for part, names in PARTS.items() if name in names), None if name else "")
 
 
-def _class_folders(folder: Path) -> Iterator[Path]:
-    """Yield the class folders in order; what systems and tools hide is none."""
+def _class_folders(folder: Path) -> list[Path]:
+    """Return the class folders in order; what systems and tools hide is none, and a link that leads nowhere is told."""
+    if not folder.is_dir():
+        return []
+    with _readable():
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        shown = [entry for entry in entries if not entry.name.startswith((".", "__"))]
+        return [folder / entry.name for entry in shown if S_ISDIR(entry.stat().st_mode)]
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Tell a folder that cannot be read: a class that is left out in silence is a network that does not know it."""
     try:
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-    except OSError:
-        return
-    yield from (folder / name for name in names if not name.startswith((".", "__")))
+        yield
+    except OSError as error:
+        raise RunError(f"data: {error.filename}: {error.strerror}") from None
 
 
 def files_under(folder: Path) -> list[str]:
     """Return the files under a folder, in the order of torchvision's ImageFolder, but for what is hidden.
 
     Links to folders are followed, but for those that lead back to one on the way to them.
+
+    Raises:
+        OSError: a folder that cannot be read.
     """
     found: list[tuple[str, list[str]]] = []
-    for base, folders, names in os.walk(folder, followlinks=True):
+    for base, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
         folders[:] = [name for name in folders if not (name.startswith(".") or _leads_back(Path(base, name)))]
         found.append((base, sorted(name for name in names if not name.startswith("."))))
     return [os.path.join(base, name) for base, names in sorted(found) for name in names]
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
 
 
 def _leads_back(folder: Path) -> bool:
