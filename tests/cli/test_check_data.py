@@ -90,7 +90,7 @@ def test_mistakes_of_the_recipe_come_first(pets: Path) -> None:
 def test_broken_images_are_left_out_where_the_recipe_says_so(pets: Path, workers: int) -> None:
     break_two(pets)
     where = [f"data.workers={workers}"]
-    with pytest.raises(RunError, match=r"pets/val/cat/0\.png: no image of a kind"):
+    with pytest.raises(RunError, match=r"pets/val/cat/0\.png: not an image of a known format"):
         fit("pets.yaml", where, output="refused")
     result = fit("pets.yaml", [*where, "data.broken=skip"], output="run")
     fifths = result.last["accuracy"] * 5  # five images are left to evaluate
