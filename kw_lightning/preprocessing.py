@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from kw_lightning.errors import shown
-from kw_lightning.recipe.types import Model, Recipe
+from kw_lightning.recipe.types import Data, Model, Recipe
 
 log = logging.getLogger(__name__)
 
@@ -186,10 +186,17 @@ def preprocessing(recipe: Recipe) -> Preprocessing | None:
         resize=options.get("resize"),
         crop="center" if crop.startswith("random") else crop,
         interpolation=options.get("interpolation", "bilinear"),
-        channels=own.channels if own is not None else None,
+        channels=own.channels if own is not None else _channels(recipe.data),
     )
     size = None if chosen.resize else SIZED.get(recipe.data.name)
     return replace(chosen, source=_source(recipe, chosen, own), size=chosen.size or size)
+
+
+def _channels(data: Data) -> int:
+    """Return the channels of a data set's images; files are read as RGB."""
+    if data.name == "fake" and "shape" in data.args:
+        return int(data.args["shape"][0])
+    return 1 if data.name in GREY else 3
 
 
 def contradictions(recipe: Recipe) -> list[str]:

@@ -177,6 +177,24 @@ def test_images_of_other_places_come_to_the_size_of_the_data_set(name: str, side
     assert steps(eval={"resize": 40}).size is None  # evaluation sees what the recipe says
 
 
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"name": "digits"}, 1),
+        ({"name": "cifar10"}, 3),
+        ({"name": "image_folder"}, 3),
+        ({"name": "fake"}, 3),
+        ({"name": "fake", "args": {"shape": [5, 8, 8]}}, 5),
+    ],
+)
+def test_a_network_that_says_nothing_of_its_input_takes_the_channels_of_the_data(
+    data: dict[str, Any], expected: int
+) -> None:
+    steps = preprocessing(load_recipe({"kw": 1, "model": {"backbone": "python:team.nets:small"}, "data": data}))
+    assert steps is not None
+    assert steps.channels == expected
+
+
 def test_it_travels_as_plain_data() -> None:
     steps = preprocessing(recipe_with("torchvision/efficientnet_b3"))
     assert steps is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,10 @@ def read_trained(
     network = build_network(planned, allow_python=allow_python)
     load_weights(network, _weights_of(state, path), path)
     check_layout(state, path, network)
-    steps = trained_preprocessing(state, path, overrides) or preprocessing(recipe)
+    meant = preprocessing(recipe)
+    steps = trained_preprocessing(state, path, overrides) or meant
+    if steps is not None and steps.channels is None and meant is not None:
+        steps = replace(steps, channels=meant.channels)
     names = state.get(CLASSES)
     outputs = class_names(network)
     if classes and len(classes) != len(outputs):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, overload
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from kw_lightning.errors import RunError, argument, mistake
+from kw_lightning.errors import RunError, argument, first_line, mistake
 from kw_lightning.fit.failures import readable_failures, silent
 from kw_lightning.inference import hub
 from kw_lightning.inference.card import model_card
@@ -136,12 +136,15 @@ class ImageClassifier(nn.Module):
             collate_fn=in_batches,
             worker_init_fn=silent,
         )
-        smaller = f"make {argument('batch_size')} or {argument('workers')} smaller"
-        with _evaluating(self.network), readable_failures(smaller, smaller):
+        with _evaluating(self.network), _enough_memory():
             for problems, batches in loader:
                 scores: dict[int, Tensor] = {}
                 for indices, batch in batches:
-                    scores.update(zip(indices, self._scores(batch), strict=True))
+                    found = self._scores(batch)
+                    if isinstance(found, str):
+                        problems |= dict.fromkeys(indices, found)
+                    else:
+                        scores.update(zip(indices, found, strict=True))
                 failed = (index for index, values in scores.items() if not values.isfinite().all())
                 problems |= dict.fromkeys(failed, "the network's answer is infinite or not a number")
                 done = sorted({*problems, *scores})
@@ -155,10 +158,17 @@ class ImageClassifier(nn.Module):
                 advance(len(done))
 
     @torch.no_grad()
-    def _scores(self, images: Tensor) -> Tensor:
-        """Return the scores [batch, classes] in float32 on the CPU."""
+    def _scores(self, images: Tensor) -> Tensor | str:
+        """Return the scores [batch, classes] in float32 on the CPU, or why the network does not take such images."""
         place = next(self.network.parameters(), torch.empty(0))
-        logits = self(images.to(place.device, place.dtype)).float()
+        try:
+            with _enough_memory():
+                logits = self(images.to(place.device, place.dtype)).float()
+        except RunError:  # memory that is too small is no fault of the images
+            raise
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            cure = "" if self.saved.preprocessing.channels else "; give model.input in its recipe"
+            return f"the network does not take an image of {list(images.shape[1:])}: {first_line(error)}{cure}"
         return (logits.sigmoid() if self.saved.several else logits.softmax(dim=1)).cpu()
 
     def _named(self, scores: Tensor, top: int, threshold: float) -> tuple[tuple[str, float], ...]:
@@ -225,6 +235,11 @@ class ImageClassifier(nn.Module):
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, metrics=metrics)
             return hub.push(Path(folder), repository, **options)
+
+
+def _enough_memory() -> AbstractContextManager[None]:
+    smaller = f"make {argument('batch_size')} or {argument('workers')} smaller"
+    return readable_failures(smaller, smaller)
 
 
 @contextmanager

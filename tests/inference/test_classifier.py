@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from kw_lightning.inference import ImageClassifier, Prediction, find_images
+from kw_lightning.preprocessing import Preprocessing
 
 
 def scores(predictions: list[Prediction]) -> dict[str | None, dict[str, float]]:
@@ -74,6 +76,20 @@ def test_an_answer_that_is_no_number_is_told(classifier: ImageClassifier, pictur
     good, bad = classifier.predict([pictures / "4.png", torch.full((3, 16, 16), torch.nan)])
     assert good.label in classifier.classes
     assert (bad.label, bad.problem) == (None, "the network's answer is infinite or not a number")
+
+
+def test_an_image_that_the_network_does_not_take_is_told_and_hurts_no_others(
+    classifier: ImageClassifier, pictures: Path
+) -> None:
+    own_size = replace(classifier.saved, preprocessing=Preprocessing(channels=3))
+    good, small = ImageClassifier(own_size).predict([pictures / "4.png", torch.zeros(3, 4, 4)])
+    assert good.label in classifier.classes
+    assert small.label is None
+    assert str(small.problem).startswith("the network does not take an image of [3, 4, 4]: ")
+    unknown = replace(classifier.saved, preprocessing=Preprocessing())
+    other = ImageClassifier(unknown).predict(torch.zeros(5, 18, 18))
+    assert str(other.problem).startswith("the network does not take an image of [5, 18, 18]: ")
+    assert str(other.problem).endswith("; give model.input in its recipe")
 
 
 ARRAY = np.zeros((16, 16, 3), dtype=np.uint8)
