@@ -30,10 +30,10 @@ from kw_lightning.preprocessing import CLASSES
 class KWCallback(Callback):
     """Makes the layers of a LightningModule dynamic, anneals their temperature and summarises their attention.
 
-    The layers are swapped before weights are loaded, before the strategy wraps the module and before optimizers are
-    made; those that `setup` or `configure_model` build too. A network that is dynamic already stays as it is. The
-    temperature is that of the recipe's section `temperature` (`TemperatureAnnealing`), the summaries those of
-    `log: {attention: …}` (`AttentionStatistics`); sections `model`, `data` and `train` are ignored.
+    Layers are swapped before weights are loaded, before the strategy wraps the module and before optimizers are made,
+    including layers that `setup` or `configure_model` build. A network that is dynamic already stays as it is. The
+    recipe's section `temperature` says how the temperature falls (`TemperatureAnnealing`), and `log: {attention: …}`
+    what is summarised (`AttentionStatistics`); its sections `model`, `data` and `train` are ignored.
 
     Callbacks that copy the network (`EMAWeightAveraging`, `StochasticWeightAveraging`) or look for its weights
     (`ModelPruning`) come after this one. Checkpoints hold the recipe, and

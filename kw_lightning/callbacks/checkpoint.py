@@ -59,7 +59,7 @@ def load_from_checkpoint(
         recipe: for a checkpoint without one (`save_weights_only`), or in the place of the one inside.
         module: path of the submodule that this recipe is for, as of KWCallback.
         **options: of `cls.load_from_checkpoint`, as `map_location`, `strict` and the arguments of `cls`; code in the
-            file is run with `weights_only=False` alone.
+            file is only run with `weights_only=False`.
 
     Raises:
         KWError: a checkpoint without a recipe, **or** whose warehouses are not those that the recipe gives.

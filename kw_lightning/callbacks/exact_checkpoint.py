@@ -26,23 +26,22 @@ KEY = "exact_checkpoint"
 
 
 class ExactCheckpoint(Checkpoint):
-    """Writes one file where a run that goes on from it has the bits of the run that was not stopped, and only there.
+    """Writes a checkpoint only at places from which a resumed run is bit for bit the run that was not stopped.
 
-    That is at the end of an epoch, and inside an epoch at the end of a batch with an optimizer step: in the middle of a
-    batch the optimizer may have changed half of the weights, between two steps gradients are accumulated that no
-    checkpoint holds. So nothing is written when training fails: the last exact file stays.
+    These are the end of an epoch and, inside one, the end of a batch with an optimizer step: in the middle of a batch
+    the optimizer may have changed half of the weights, and between two steps gradients are accumulated that no
+    checkpoint holds. So nothing is written when training fails, and the last exact file stays.
 
-    The step that ReduceLROnPlateau takes at an epoch's end, and that a run which goes on would miss, is made up for
-    before the next epoch; one by steps (`interval: step`) is not. What GradientAccumulationScheduler and
-    StochasticWeightAveraging set at an epoch's start, an epoch that is gone on with has too.
+    A resumed run would miss the step that ReduceLROnPlateau takes at an epoch's end; it is made up for before the next
+    epoch, but not where the scheduler goes by steps (`interval: step`). An epoch that is resumed also has what
+    GradientAccumulationScheduler and StochasticWeightAveraging set at an epoch's start.
 
     With `fast_dev_run` nothing is written: the file may be that of a run.
 
-    Ctrl-C, SIGTERM and SIGHUP (a terminal that is closed, but under nohup) stop training at the next such place, with a
-    checkpoint; the processes of a run agree on it at the end of each batch, so none waits for another. Evaluation
-    inside an epoch is finished first. A second Ctrl-C stops at once and keeps the file before. From the start of
-    training to its end Lightning's own handler of SIGTERM, which waits for the other processes in the middle of a
-    batch, has no part in it.
+    Ctrl-C, SIGTERM and SIGHUP (closing the terminal, except under nohup) stop training at the next such place, with a
+    checkpoint. The processes of a run agree on it at the end of each batch, so none waits for another. Evaluation
+    inside an epoch is finished first. A second Ctrl-C stops at once and keeps the previous file. During training this
+    replaces Lightning's own handler of SIGTERM, which waits for the other processes in the middle of a batch.
 
     Args:
         path: the file.

@@ -170,9 +170,8 @@ class RandomState(Callback):
 class RunningMetrics(Callback):
     """Keeps the metrics of an epoch so far in a checkpoint that is written inside it, those of every process.
 
-    Without it the mean of a resumed epoch covers only the rest, and another checkpoint can become the best. Meant are
-    the objects of torchmetrics that the module logs; what it logs as plain numbers Lightning itself averages, and
-    begins anew.
+    Without it the mean of a resumed epoch covers only the rest, and another checkpoint can become the best. It keeps
+    the torchmetrics objects that the module logs; plain numbers are averaged by Lightning, which begins anew.
     """
 
     def __init__(self) -> None:

@@ -23,9 +23,9 @@ SHARED = "layers in several places share the cells of a warehouse"
 def kw_fully_shard(model: nn.Module, mesh: DeviceMesh | None = None, **options: Any) -> nn.Module:
     """Shard a dynamic network with FSDP2: each warehouse with all its layers as one group, the rest as another.
 
-    `fully_shard` on the blocks of a network would gather the cells only while the block runs that owns them, and not
-    for the layers elsewhere that draw on them too. On every warehouse before, it gathers them at each layer's call, in
-    blocks too.
+    `fully_shard` on the blocks of a network alone would gather the cells only while the block that owns them runs, and
+    not for layers elsewhere that draw on them. If it is called on every warehouse before, it gathers them at each call
+    of a layer, in whatever block that is.
 
     Args:
         model: a dynamic network, on no strategy yet.

@@ -12,7 +12,7 @@ class Finding:
     Attributes:
         subject: what was looked at: a file, a device, a package.
         found: in a line.
-        amiss: whether it is not as it has to be.
+        amiss: whether something is wrong with it.
     """
 
     subject: str

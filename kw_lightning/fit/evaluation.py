@@ -85,10 +85,10 @@ def evaluate(
 
     Args:
         path: the file or folder; of `kw-fit`, **or** of a LightningModule with KWCallback that is a classifier.
-        overrides: changes to the recipe inside, as `data.root=/elsewhere`; of `data.eval`, images are prepared anew.
-            A recipe for KWCallback may name neither network nor data, which are given so.
-        split: "train", "val" or "test"; by default "test" where there is one, else "val". Images that validated are
-            those of the run.
+        overrides: changes to the recipe inside, as `data.root=/elsewhere`. Images are prepared as the checkpoint says
+            unless `data.eval` is changed. The recipe of a KWCallback may lack network and data; give them here.
+        split: "train", "val" or "test"; by default "test" where there is one, else "val". If validation images were
+            drawn, they are those of the run.
         allow_python: packages whose code the recipe may name.
         observers: callbacks that watch the pass.
 

@@ -72,7 +72,7 @@ class KWConvNd(KWLayer):
             [batch, out_channels, *output size].
 
         Raises:
-            RuntimeError: the layer has no warehouse yet; **or** x has not the layer's channels or type, **or** is
+            RuntimeError: the layer has no warehouse yet; **or** x does not have the layer's channels or type, **or** is
                 smaller than the kernel.
             ValueError: an engine that cannot compute the layer, see `kw_lightning.nn.engine`.
         """

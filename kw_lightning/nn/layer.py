@@ -162,7 +162,12 @@ class KWLayer(nn.Module):
         return kernels if self.output_scale is None else kernels * over_rows(self.output_scale, kernels.dim() - 1)
 
     def attend(self, x: Tensor, called: Warehouse | None = None) -> Tensor:
-        """Return α [batch, mixtures, cells] for the layer's input; `called` as in `_attend`."""
+        """Return α [batch, mixtures, cells] for the layer's input.
+
+        Args:
+            x: the layer's input.
+            called: the warehouse that was called; None if the layer's own was not.
+        """
         _, weights, _ = self._attend(x, called, alpha=True)
         return weights.alpha() if isinstance(weights, AttentionFactors) else weights
 

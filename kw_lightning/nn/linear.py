@@ -27,7 +27,7 @@ class KWLinear(KWLayer):
 
     Attributes:
         beside: name of a module nearby that works on [sequence, batch, channels]; None where there is none, or where
-            `batch_dim` was said. The first input of three dimensions then brings a warning.
+            `batch_dim` was given. With such a module, the first input of three dimensions brings a warning.
     """
 
     channels_last = True
@@ -61,7 +61,7 @@ class KWLinear(KWLayer):
             [batch, *tokens, out_features], the batch where it was.
 
         Raises:
-            RuntimeError: the layer has no warehouse yet; **or** x has not the layer's features or type.
+            RuntimeError: the layer has no warehouse yet; **or** x does not have the layer's features or type.
         """
         if isinstance(x, Proxy):
             return self._traced(x, x.tracer)  # type: ignore[no-any-return]

@@ -90,7 +90,19 @@ def attach_warehouse(
     dtype: torch.dtype | None = None,
     **attention: Any,
 ) -> Warehouse:
-    """Make one warehouse of a geometry already worked out; see `share_warehouse`, and for `attention` its module."""
+    """Make one warehouse of a geometry that is worked out already, and the layers' attentions.
+
+    Args:
+        layers: layers without a warehouse, in the network's order.
+        geometry: of these layers, see `kw_lightning.nn.partition.partition`.
+        name, softmax_annealing, device, dtype: see `share_warehouse`.
+        cell_start: how the cells are drawn, see `Warehouse.reset_parameters`.
+        **attention: `start`, `function`, `dynamic` and, of a dynamic warehouse, `reduction`, `norm`, `basis` and
+            `gates`; see `share_warehouse`.
+
+    Raises:
+        ValueError: a layer that has a warehouse already, **or** another `norm` or `function`.
+    """
     for layer in layers:
         if layer.warehouse is not None:
             raise ValueError(f'a layer draws on one warehouse: it has "{layer.warehouse.name}" already')

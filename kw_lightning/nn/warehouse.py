@@ -27,13 +27,13 @@ class Warehouse(nn.Module):
     """The n kernel cells of a group of layers, and the temperature of their attention.
 
     It is a submodule of the first layer that draws on it; the other layers refer to it without registering it. So each
-    cell is once in `parameters()` and once in `state_dict()`, however many layers share it. Where another
-    module takes the place of its first layer, it becomes a submodule of the next.
+    cell is once in `parameters()` and once in `state_dict()`, however many layers share it. If another module takes the
+    place of its first layer, it becomes a submodule of the next.
 
-    Averages of a network (`AveragedModel`, the EMA of timm, ultralytics …) are deep copies whose numbers are then
-    changed from outside, τ among them, and an average of past temperatures lags behind. So `set_temperature` also sets
-    τ of the deep copies whose cells have been changed since they were made, until their own temperature is set. A copy
-    that nobody changes keeps its own, as does one that is trained itself.
+    Averages of a network (`AveragedModel`, the EMA of timm, ultralytics …) are deep copies whose tensors are written
+    from outside, τ among them, and an average of past temperatures would lag behind. So `set_temperature` sets τ in
+    deep copies, too, if their cells have changed since they were made, until a copy's own temperature is set.
+    A copy that nobody changes keeps its temperature, and so does one that is trained itself.
 
     Args:
         name: the name in the recipe.
@@ -85,9 +85,8 @@ class Warehouse(nn.Module):
     def reset_parameters(self) -> None:
         """Set τ = 1 and T to its start, and draw the cells: normal, std = sqrt(2 / (cells of the layer · co · Πck)).
 
-        Cells that no layer starts from are drawn as if all the warehouse were one layer. Those that start as a
-        "projection" have std = 1 / sqrt(ci · Πkernel) instead, with which a kernel keeps the size of its input, and
-        those that start as "zeros" are that.
+        Cells that no layer starts from are drawn as if the whole warehouse were one layer. With the start "projection"
+        std is 1 / sqrt(ci · Πkernel), by which a kernel keeps the size of its input; with "zeros" all cells are 0.
         """
         self.temperature.fill_(1.0)
         if self.softmax_temperature is not None and self.softmax_annealing is not None:
@@ -236,7 +235,11 @@ def warehouses(model: nn.Module) -> dict[str, Warehouse]:
 
 
 def set_temperature(model: nn.Module, temperature: float) -> None:
-    """Set τ of every warehouse of a network; see `Warehouse.set_temperature`."""
+    """Set τ of every warehouse of a network; see `Warehouse.set_temperature`.
+
+    Raises:
+        ValueError: a temperature outside [0, 1].
+    """
     for warehouse in _every_warehouse(model):
         warehouse.set_temperature(temperature)
 

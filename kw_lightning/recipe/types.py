@@ -189,6 +189,8 @@ class Stages:
     Attributes:
         sharing: how far a warehouse reaches; None means a stage, divided where its attention would outweigh its cells.
         split: what keeps layers apart besides; kinds of layers are apart in either case.
+        handover: whether layers that lead into a stage belong to the stage before, as in the paper.
+        exclude: globs of layers that stay static.
     """
 
     sharing: Reach | None = None
