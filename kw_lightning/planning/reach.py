@@ -8,9 +8,10 @@ What is asked for is kept as it is: no group is divided, and no layer is left ou
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -58,17 +59,44 @@ def _blocks(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
     """Return the block of each layer that is in one, by name.
 
     A block is a module around several of the layers: the innermost that stands in a container, as the repeated units
-    of a network do, or else the outermost. So a whole block of GhostNet shares a warehouse, not each of its halves.
+    of a network do, or else the outermost that is no mere stage. So a whole block of GhostNet shares a warehouse, not
+    each of its halves.
     """
     modules = dict(model.named_modules())
     several = modules_around_several(model, layers)
     found: dict[str, str] = {}
     for layer in layers:
         around = [name for name in ancestors(layer.name) if name in several]
-        repeated = [name for name in around if isinstance(modules[name.rpartition(".")[0]], CONTAINERS)]
+        repeated = [name for name in around if isinstance(modules[_outer(name)], CONTAINERS)]
         if around:
-            found[layer.name] = repeated[0] if repeated else around[-1]
+            found[layer.name] = repeated[0] if repeated else _outermost(around, modules, several, layers)
     return found
+
+
+def _outermost(
+    around: Sequence[str], modules: Mapping[str, nn.Module], several: set[str], layers: Sequence[Layer]
+) -> str:
+    """Return the outermost module around a layer that is no stage: whose layers are not all in modules of one class.
+
+    Args:
+        around: the modules around the layer, the innermost first.
+        modules: of the network, by name.
+        several: names of those with at least two of the layers.
+        layers: of all blocks.
+    """
+    block = around[-1]
+    for outer, inner in itertools.pairwise(reversed(around)):
+        parts = {name for name in several if _outer(name) == outer}
+        within = [set(ancestors(layer.name)) for layer in layers if layer.name.startswith(f"{outer}.")]
+        if len({type(modules[name]) for name in parts}) > 1 or any(names.isdisjoint(parts) for names in within):
+            break
+        if len(parts) > 1:
+            block = inner
+    return block
+
+
+def _outer(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def modules_around_several(model: nn.Module, layers: Iterable[Layer]) -> set[str]:

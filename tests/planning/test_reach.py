@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from networks import TinyResNet, recipe
-from torch import nn
+from torch import Tensor, nn
 from torchvision import models
 
 from kw_lightning.errors import RecipeError
@@ -79,6 +79,55 @@ def test_blocks_are_what_stands_in_a_row() -> None:
     found = layout(plan(recipe(stages={"sharing": "block"}), model, input_shape=[3, 64, 64]))
     assert found["features-1-0-linear"] == ["features.1.0.block.3", "features.1.0.block.5"]
     assert found["features-1-0-depthwise"] == ["features.1.0.block.0"]
+
+
+class Stage(nn.Module):
+    """Units of one class as plain attributes, as in RegNets, with no more between them."""
+
+    def __init__(self, channels: int, units: int) -> None:
+        super().__init__()
+        self.names = [f"b{number}" for number in range(1, units + 1)]
+        for number, name in enumerate(self.names):
+            unit = models.resnet.BasicBlock(channels // 2, channels, 2, Shrinking(channels // 2, channels))
+            setattr(self, name, unit if number == 0 else models.resnet.BasicBlock(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [batch, channels / 2, height, width]."""
+        for name in self.names:
+            x = getattr(self, name)(x)
+        return x
+
+
+class Shrinking(nn.Module):
+    """A way past the first unit; its layer is no block by itself."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, channels, 1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [batch, in_channels, height, width]."""
+        return self.conv(x)
+
+
+class Staged(nn.Module):
+    """A network of such stages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.s1, self.s2 = nn.Conv2d(3, 16, 3, padding=1), Stage(32, 1), Stage(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [batch, 3, height, width]."""
+        return self.s2(self.s1(self.stem(x)))  # type: ignore[no-any-return]
+
+
+def test_a_stage_of_blocks_is_no_block_where_they_are_plain_attributes() -> None:
+    with torch.device("meta"):
+        model = Staged()
+    found = layout(plan(recipe(stages={"sharing": "block"}), model, input_shape=[3, 16, 16]))
+    assert list(found) == ["s1", "s2-b1", "s2-b2", "s2-b3"]
+    assert [len(layers) for layers in found.values()] == [3, 3, 2, 2]
 
 
 def test_kernels_of_unequal_sizes_are_kept_apart() -> None:
