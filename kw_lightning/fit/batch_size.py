@@ -12,7 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, seed_everything
 from lightning.pytorch.tuner.tuning import Tuner
 
-from kw_lightning.errors import RecipeError, first_line
+from kw_lightning.errors import Problem, RecipeError, first_line
 from kw_lightning.fit.data import data_module
 from kw_lightning.fit.module import Classifier
 from kw_lightning.fit.quiet import quiet
@@ -112,5 +112,5 @@ def _start_small(data: LightningDataModule) -> None:
         data.batch_size = 2
 
 
-def _problem(recipe: Recipe, message: str) -> Any:
+def _problem(recipe: Recipe, message: str) -> Problem:
     return recipe.document.problem("train.batch_size", f"auto {message}; give data.batch_size a number")

@@ -195,7 +195,7 @@ def measure(
 
 
 def _source(data: LightningDataModule, part: str) -> Any:
-    """Return what a Trainer takes for the images of a part."""
+    """Return what a Trainer takes for the images of a part: a loader, **or** a data module."""
     if isinstance(data, ImageData):
         return data.evaluation_loader(part)
     if part != "train":

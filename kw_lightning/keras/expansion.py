@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -270,7 +270,7 @@ class Expander:
             self._check_warehouses(kind, layer, report)
         return layer
 
-    def _check_warehouses(self, kind: type[Layer], layer: Layer, report: Any) -> None:
+    def _check_warehouses(self, kind: type[Layer], layer: Layer, report: Callable[[str, str], None]) -> None:
         if not self.warehouses:  # none is declared: the static network
             return
         for argument in kind.dynamic:

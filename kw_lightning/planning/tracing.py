@@ -6,7 +6,7 @@ import copy
 import inspect
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -149,7 +149,7 @@ def meta_copy(model: nn.Module, *, hooks: bool = False) -> nn.Module:
 
 @contextmanager
 def _recording(model: nn.Module, calls: dict[str, list[Call]], alive: list[Tensor]) -> Iterator[None]:
-    def record(name: str) -> Any:
+    def record(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             x = next(_tensors((*args, *kwargs.values())), None)
             y = next(_tensors((output,)), None)

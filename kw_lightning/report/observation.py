@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kw_lightning.fit.data.sets import file_of
@@ -199,7 +199,7 @@ class Observation(Callback):
             self._hook.remove()
         self._listening.stop()
 
-    def _keep_logits(self, module: Any, args: Any, output: Tensor) -> None:
+    def _keep_logits(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         self._logits = output
 
     def _count(self, logits: Tensor, targets: Tensor) -> None:

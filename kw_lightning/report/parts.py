@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from kw_lightning.callbacks.heat_map import MOST_PIXELS
 from kw_lightning.errors import times
@@ -25,7 +26,7 @@ from kw_lightning.report.charts import (
     histogram_chart,
     line_chart,
 )
-from kw_lightning.report.observation import Observed
+from kw_lightning.report.observation import Answer, Observed
 from kw_lightning.report.page import Gallery, Part, Picture, Table, Text, Tile
 from kw_lightning.report.pictures import Normalisation, data_address
 from kw_lightning.report.record import RunRecord
@@ -136,7 +137,7 @@ def answers(
     )
 
 
-def training_images(images: Sequence[Any], normalisation: Normalisation) -> Part:
+def training_images(images: Sequence[Tensor], normalisation: Normalisation) -> Part:
     """Return images as the network is trained with them."""
     found = [data_address(image, normalisation) for image in images]
     shown = [Picture(source, f"Training image {k + 1}", "") for k, source in enumerate(found) if source is not None]
@@ -324,7 +325,7 @@ def _confusions(confusion: Array, names: Sequence[str]) -> Table:
     return Table("Taken for another most often", ("class", "taken for", "images", "of its class"), rows, left=2)
 
 
-def _answer(answer: Any, names: Sequence[str], normalisation: Normalisation) -> Picture:
+def _answer(answer: Answer, names: Sequence[str], normalisation: Normalisation) -> Picture:
     def name(number: int) -> str:
         return names[number] if number < len(names) else str(number)
 

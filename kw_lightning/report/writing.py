@@ -118,7 +118,12 @@ def report(
 
 
 def report_of_run(
-    folder: RunFolder, planned: Plan, data: LightningDataModule, observation: Observation, part: str, classes: Any
+    folder: RunFolder,
+    planned: Plan,
+    data: LightningDataModule,
+    observation: Observation,
+    part: str,
+    classes: Sequence[ClassMetrics],
 ) -> Report:
     """Write the report at the end of a run, of the pass over the data that was watched then.
 

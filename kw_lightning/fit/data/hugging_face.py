@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -139,7 +139,7 @@ def _split(name: str, splits: dict[str, Any], part: str, given: str | None) -> A
     return next((splits[split] for split in wanted if split in splits), None)
 
 
-def _column(name: str, what: str, given: str | None, columns: dict[str, Any], fits: Any) -> str:
+def _column(name: str, what: str, given: str | None, columns: dict[str, Any], fits: Callable[[Any], bool]) -> str:
     """Return the column that is given, else the only one of the type, else the one that is called so."""
     if given is not None and given not in columns:
         raise RunError(f"data: {name}: " + mistake(given, columns, what="the unknown column"))
