@@ -31,7 +31,7 @@ _MAX_NUMBERS = 4
 
 _TEMPLATE = """\
 # yaml-language-server: $schema=recipe-1.schema.json
-# For completion in an editor: kw schema > recipe-1.schema.json. What comes of this recipe: kw plan {file}
+# For completion in an editor: kw schema > recipe-1.schema.json. To see what it makes of the network: kw plan {file}
 kw: 1
 name: {name}
 description: {title}, one warehouse for each stage.
@@ -104,8 +104,9 @@ def new(
         partial.write_text(text, encoding="utf-8")
     for line in own[0].lines() if own is not None else ():
         typer.echo(line, err=True)
-    more = f", look for damaged images: kw check {file} --data, train: kw-fit {file}" if own is not None else ""
-    typer.echo(f"Wrote {file}; see what comes of it: kw plan {file}{more}", err=True)
+    typer.echo(f"Wrote {file}. To see what it makes of the network: kw plan {file}", err=True)
+    if own is not None:
+        typer.echo(f"To look for damaged images: kw check {file} --data; to train: kw-fit {file}", err=True)
 
 
 def _look(data: Path | None) -> tuple[Look, Path] | None:

@@ -20,7 +20,7 @@ data:
 {root}{labels}{validation}  batch_size: {batch_size}
   workers: {workers}
   # Mean, std and interpolation, and in evaluation the crop, are those of the network's weights: `kw plan` shows them.
-  # flip takes left and right for the same: set it to false for text, digits or signs.
+  # flip mirrors images at random: set it to false for text, digits or signs.
   train: {{crop: random_resized, scale: [{scale}, 1], size: {size}, flip: true, rand_augment: {augment}}}
 
 train:
@@ -59,7 +59,7 @@ def training_for(images: int, *, pretrained: bool) -> Training:
 
 
 def size_for(found: Look, usual: int) -> int:
-    """Return the side at which images train from nothing: the network's usual one, less where they are smaller."""
+    """Return the side at which images train from scratch: the network's usual one, less where they are smaller."""
     side = math.ceil(found.shorter_side / MULTIPLE) * MULTIPLE
     return usual if side == 0 else min(usual, max(side, MULTIPLE))
 
@@ -90,7 +90,7 @@ def data_text(found: Look, given: Path, *, size: int, pretrained: bool) -> str:
         annealing=training.annealing,
         warmup=training.warmup,
         count=count,
-        start=", from pretrained weights" if pretrained else ", from nothing",
+        start=", from pretrained weights" if pretrained else ", from scratch",
         lr="1.0e-4" if pretrained else "1.0e-3",
         loss=("  label_smoothing: 0.1\n" if separator is None else "  loss: bce                 # or focal\n")
         + (UNEQUAL if found.unequal else ""),
