@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kw_lightning.errors import Problem, RecipeError, RunError, first_line, listed, mistake
 from kw_lightning.paths import user_path
 from kw_lightning.recipe.types import Recipe
+from kw_lightning.weights import read_weights
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +36,8 @@ def load_pretrained(recipe: Recipe, network: nn.Module) -> None:
         weights = _weights(recipe, network, problem)
     except RecipeError:
         raise
+    except RunError as error:
+        raise RunError(f"model.pretrained: {error}") from error
     except Exception as error:
         raise RunError(f"model.pretrained: {source}: cannot read the weights: {first_line(error)}") from error
     own = network.state_dict()
@@ -66,7 +67,7 @@ def _weights(recipe: Recipe, network: nn.Module, problem: Callable[[str], Proble
     library, _, name = (model.backbone or "").partition("/")
     path = _existing_file(recipe)
     if path is not None:
-        return _read_weights(path)
+        return read_weights(path, known=network.state_dict().keys())
     if isinstance(source, str) and Path(source).suffix in FILES:
         raise RecipeError(problem(f"there is no file {source}, neither here nor beside the recipe"))
     if library == "torchvision":
@@ -100,22 +101,6 @@ def _existing_file(recipe: Recipe) -> Path | None:
     path = user_path(source)
     candidates = (path, Path(recipe.document.source).parent / path)
     return next((candidate for candidate in candidates if candidate.is_file()), None)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return dict(load_file(path))
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise RunError(f"{path}: expected a state_dict of tensors")
-    prefixes = ("module.", "_orig_mod.", "model.")
-    for prefix in prefixes:
-        if content and all(key.startswith(prefix) for key in content):
-            content = {key.removeprefix(prefix): value for key, value in content.items()}
-    return dict(content)
 
 
 def _resized_classifier(network: nn.Module, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -12,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kw_lightning.errors import RunError, first_line, listed
+from kw_lightning.errors import RunError, listed
 from kw_lightning.nn import set_temperature
 from kw_lightning.paths import writable
 from kw_lightning.published.keys import CELLS, Entry, published_entries
+from kw_lightning.weights import read_weights
 
-WRAPPERS = ("model", "state_dict")
-PREFIXES = ("module.", "_orig_mod.")
+AVERAGED = "model_ema"
 BACKBONE = "backbone."
 """What the authors' detectors call the part that this package has."""
 HEADS = ("fc.", "classifier.", "head.", "norm.")
@@ -56,24 +54,7 @@ def read_published(path: Path, *, averaged: bool = False) -> dict[str, Tensor]:
     Raises:
         RunError: no such file, a damaged one, **or** one that holds no tensors.
     """
-    try:
-        # Their checkpoints carry the arguments of the command line, which are plain data.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        raise RunError(f"{path}: not a checkpoint, or a damaged one: {first_line(error)}") from error
-    wrappers = ("model_ema",) if averaged else WRAPPERS
-    inner = next((content[key] for key in wrappers if isinstance(content, Mapping) and key in content), None)
-    if averaged and inner is None:
-        raise RunError(f"{path}: found no averaged weights (model_ema)")
-    content = content if inner is None else inner
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise RunError(f"{path}: found no state_dict of tensors, neither by itself nor under {', '.join(WRAPPERS)}")
-    tensors = dict(content)
-    for prefix in PREFIXES:
-        if tensors and all(key.startswith(prefix) for key in tensors):
-            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    return tensors
+    return read_weights(path, part=AVERAGED if averaged else None)
 
 
 def backbone_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

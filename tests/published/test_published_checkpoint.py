@@ -102,7 +102,7 @@ def test_averaged_weights_are_read_when_asked_for(tmp_path: Path) -> None:
     torch.save({"model": {"fc.bias": torch.zeros(2)}, "model_ema": {"fc.bias": torch.ones(2)}}, tmp_path / "both.pth")
     torch.save({"model": {"fc.bias": torch.zeros(2)}}, tmp_path / "one.pth")
     assert read_published(tmp_path / "both.pth", averaged=True)["fc.bias"].sum() == 2
-    with pytest.raises(RunError, match="found no averaged weights"):
+    with pytest.raises(RunError, match="found no state_dict of tensors under model_ema"):
         read_published(tmp_path / "one.pth", averaged=True)
 
 
