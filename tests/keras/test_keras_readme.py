@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from kw_lightning.builder import build
 from kw_lightning.cli import application
 from kw_lightning.keras import LAYERS, read_network
-from kw_lightning.keras.reference import END, START, vocabulary_table
+from kw_lightning.keras.reference import END, START, updated, vocabulary_table
 from kw_lightning.planning import plan
 from kw_lightning.recipe import load_recipe
 
@@ -55,8 +55,9 @@ def test_the_table_of_shipped_networks_has_their_parameters() -> None:
 
 def test_table_of_layers_is_that_of_the_vocabulary() -> None:
     table = TEXT.partition(START)[2].partition(END)[0].strip()
-    assert table == vocabulary_table()
+    assert table == vocabulary_table(), "run: python -m kw_lightning.keras.reference"
     assert len(table.splitlines()) == len(LAYERS) + 2
+    assert updated(TEXT.replace(table, "an old table")) == TEXT
 
 
 def test_plan_prints_the_summary() -> None:
