@@ -70,7 +70,7 @@ class Activation(Elementwise):
 @register
 @dataclass(frozen=True)
 class ReLU(Elementwise):
-    """max(x, 0), with an upper bound, a slope below and a threshold if one likes; `max_value: 6` is ReLU6."""
+    """max(x, 0), with an optional upper bound, slope below and threshold; `max_value: 6` is ReLU6."""
 
     max_value: float | None = argument(optional(number(0)), None)
     negative_slope: float = argument(number(0), 0.0)
