@@ -6,11 +6,13 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from kw_lightning.errors import Problem, RecipeError, RunError, first_line, listed, mistake
 from kw_lightning.paths import user_path
+from kw_lightning.published import WORD
 from kw_lightning.recipe.types import Recipe
 from kw_lightning.weights import read_weights
 
@@ -33,7 +35,8 @@ def load_pretrained(recipe: Recipe, network: nn.Module) -> None:
     source = recipe.model.pretrained
     problem = partial(recipe.document.problem, "model.pretrained")
     try:
-        weights = _weights(recipe, network, problem)
+        path = _existing_file(recipe)
+        weights = dict(read_weights(path, known=network.state_dict().keys()) if path else _named(recipe)())
     except RecipeError:
         raise
     except RunError as error:
@@ -60,36 +63,76 @@ def load_pretrained(recipe: Recipe, network: nn.Module) -> None:
         log.warning("model.pretrained: the classifier has another size, so it starts anew: %s", ", ".join(fresh))
 
 
-def _weights(recipe: Recipe, network: nn.Module, problem: Callable[[str], Problem]) -> dict[str, Tensor]:
+def check_pretrained(recipe: Recipe, *, here: bool = True) -> None:
+    """Refuse weights that neither the backbone's library nor a file has; nothing is fetched or read.
+
+    Args:
+        recipe: its `model.backbone` and `model.pretrained` are looked at.
+        here: whether it is to be trained on this machine, which then has to have the file.
+
+    Raises:
+        RecipeError: no such weights.
+    """
+    if recipe.model is None or not recipe.model.pretrained or recipe.model.pretrained == WORD:
+        return
+    if _existing_file(recipe) is None and (here or not _names_a_file(recipe)):
+        _named(recipe)
+
+
+def _named(recipe: Recipe) -> Callable[[], Mapping[str, Tensor]]:
+    """Return what fetches the weights that a recipe names, of the library of its backbone.
+
+    Raises:
+        RecipeError: there are no such weights.
+    """
+    problem = partial(recipe.document.problem, "model.pretrained")
     model = recipe.model
     assert model is not None
     source = model.pretrained
     library, _, name = (model.backbone or "").partition("/")
-    path = _existing_file(recipe)
-    if path is not None:
-        return read_weights(path, known=network.state_dict().keys())
-    if isinstance(source, str) and Path(source).suffix in FILES:
+    if _names_a_file(recipe):
         raise RecipeError(problem(f"there is no file {source}, neither here nor beside the recipe"))
     if library == "torchvision":
-        import torchvision
-
-        try:
-            entry = torchvision.models.get_model_weights(name)["DEFAULT" if source is True else str(source)]
-        except KeyError:
-            names = [member.name for member in torchvision.models.get_model_weights(name)]
-            message = mistake(source, ["a file", *names], what="the unknown weights", names=names)
-            raise RecipeError(problem(message)) from None
-        return dict(entry.get_state_dict(progress=False, check_hash=True))
+        return partial(_torchvision_weights(name, source, problem).get_state_dict, progress=False, check_hash=True)
     if library == "timm":
-        import timm
-
-        tag = name if source is True else f"{name.partition('.')[0]}.{source}"
-        try:
-            return dict(timm.create_model(tag, pretrained=True).state_dict())
-        except RuntimeError as error:
-            raise RecipeError(problem(f'timm has no weights "{source}" for {name}: {first_line(error)}')) from error
+        return partial(_timm_weights, _timm_tag(name, source, problem))
     kind = "a python: network" if model.backbone else "a network of layers"
     raise RecipeError(problem(mistake(source, f"a file of weights, for {kind}")))
+
+
+def _torchvision_weights(name: str, source: str | bool, problem: Callable[[str], Problem]) -> Any:
+    import torchvision
+
+    weights = torchvision.models.get_model_weights(name)
+    try:
+        return weights["DEFAULT" if source is True else str(source)]
+    except KeyError:
+        names = [member.name for member in weights]
+        message = mistake(source, ["a file", *names], what="the unknown weights", names=names)
+        raise RecipeError(problem(message)) from None
+
+
+def _timm_tag(name: str, source: str | bool, problem: Callable[[str], Problem]) -> str:
+    import timm
+
+    base = name.partition(".")[0]
+    tag = name if source is True else f"{base}.{source}"
+    if timm.models.is_model_pretrained(tag):
+        return tag
+    names = [known.partition(".")[2] for known in timm.list_pretrained(f"{base}.*")]
+    raise RecipeError(problem(mistake(source, ["a file", *names], what="the unknown weights", names=names)))
+
+
+def _timm_weights(tag: str) -> Mapping[str, Tensor]:
+    import timm
+
+    return dict(timm.create_model(tag, pretrained=True).state_dict())
+
+
+def _names_a_file(recipe: Recipe) -> bool:
+    assert recipe.model is not None
+    source = recipe.model.pretrained
+    return isinstance(source, str) and Path(source).suffix in FILES
 
 
 def _existing_file(recipe: Recipe) -> Path | None:

@@ -14,6 +14,9 @@ from kw_lightning.recipe.types import Recipe
 LEVELS = 3
 """Steps of torchvision's scale of strength (0 to 30) in one of timm's (0 to 10)."""
 
+MOST = 10
+"""Strength at which timm's words end unless their `mmax` says another."""
+
 
 @dataclass(frozen=True)
 class TimmWords:
@@ -61,7 +64,8 @@ def difference(recipe: Recipe) -> str | None:
     if not isinstance(words, str) or words == "none":
         return None
     if has_timm():
-        return f"{words}, by timm"
+        cut = TimmWords.read(words).magnitude > MOST and "-mmax" not in words
+        return f"{words}, by timm" + (f", as m{MOST}: more needs a larger mmax, as -mmax30" if cut else "")
     own = TimmWords.read(words).for_torchvision()
     return (
         f"{words} by torchvision, since timm is not installed: strength {own['magnitude']} of 30, spread "

@@ -16,6 +16,7 @@ from networks import recipe
 from kw_lightning import backbones
 from kw_lightning.builder import build
 from kw_lightning.errors import KWError, RecipeError, RunError
+from kw_lightning.pretrained import check_pretrained
 from kw_lightning.recipe.types import Recipe
 
 
@@ -177,6 +178,26 @@ def test_weights_that_are_no_weights(tmp_path: Path) -> None:
     ):
         backbones.create(named("torchvision/resnet18", pretrained="IMAGENET1K_V3"))
     assert issubclass(RunError, KWError)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "weights", "message"),
+    [
+        ("timm/resnet18", "a1_in", r'unknown weights "a1_in", allowed: a file, a1_in1k, .*; did you mean "a1_in1k"\?$'),
+        ("timm/botnet50ts_256", True, r"found the unknown weights true, allowed: a file$"),
+        ("torchvision/resnet18", "IMAGENET1K_V3", r'did you mean "IMAGENET1K_V1"\?$'),
+        ("torchvision/resnet18", "nothing.pt", r"there is no file nothing\.pt, neither here nor beside the recipe$"),
+    ],
+)
+def test_weights_are_looked_up_without_being_fetched(backbone: str, weights: str | bool, message: str) -> None:
+    if backbone.startswith("timm/"):
+        pytest.importorskip("timm")
+    with pytest.raises(RecipeError, match=message):
+        check_pretrained(named(backbone, pretrained=weights))
+    for known in ("nothing.pt", "published", True, False, "IMAGENET1K_V1"):
+        check_pretrained(named("torchvision/resnet18", pretrained=known), here=False)
+    for known in ("a1_in1k", True):
+        check_pretrained(named("timm/resnet18", pretrained=known), here=False)
 
 
 def test_stochastic_depth_in_resnets() -> None:

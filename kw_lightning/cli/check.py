@@ -116,12 +116,16 @@ def _against_network(recipe: Recipe, allow_python: Sequence[str]) -> list[Proble
         return []
     # slow to import: torch
     from kw_lightning.planning import plan
+    from kw_lightning.pretrained import check_pretrained
     from kw_lightning.recipe.classes import USUAL, with_classes
 
     problems: list[Problem] = []
     planned = None
     with _collected(problems):
         planned = plan(with_classes(recipe, USUAL), allow_python=allow_python)  # it stays on the meta device
+    if planned is not None:  # else there may be no such network
+        with _collected(problems):
+            check_pretrained(recipe, here=False)
     if recipe.train is not None or recipe.trainer:
         # slow to import: lightning
         from kw_lightning.fit.run import check_layers, check_training

@@ -52,13 +52,16 @@ def fit(
     loaded = load_recipe(source, changes)  # its mistakes are told before what is slow to import: torch and lightning
     from kw_lightning.cli.output import console, warn
     from kw_lightning.fit.classes import resolved
+    from kw_lightning.fit.distillation import find_teacher
     from kw_lightning.fit.interruption import is_first_process
+    from kw_lightning.fit.optimization import warn_of_a_short_run
     from kw_lightning.fit.report import metrics_table
     from kw_lightning.fit.run import check_layers, check_training
     from kw_lightning.fit.run import fit as train
     from kw_lightning.planning import plan
     from kw_lightning.planning.table import PlanTable
     from kw_lightning.preprocessing import warn_of_contradictions
+    from kw_lightning.pretrained import check_pretrained
 
     screen = console()
     screen.quiet = not is_first_process()
@@ -71,7 +74,11 @@ def fit(
     if dry_run:
         check_training(loaded, here=False)
         check_layers(planned, allow_python=packages)
+        if init is None:
+            check_pretrained(loaded)
+        find_teacher(loaded, None, allow_python=packages)
         warn_of_contradictions(loaded)
+        warn_of_a_short_run(loaded)
         return
     result = train(planned, resume=resume, init=init, output=output, allow_python=packages, on_nan=on_nan.value)
     if result.columns:

@@ -66,7 +66,7 @@ def find_teacher(
 
     Args:
         recipe: the recipe.
-        data: its data module, whose classes the teacher has to know.
+        data: its data module, whose classes the teacher has to know; None where that is not to be seen.
         allow_python: packages whose code the teacher's recipe may name.
 
     Raises:
@@ -82,7 +82,8 @@ def find_teacher(
     try:
         saved = load(wanted.teacher, allow_python=allow_python).saved
     except RunError as error:
-        raise RunError(f"train.distill.teacher: {error}") from error
+        problem = recipe.document.problem("train.distill.teacher", str(error))
+        raise RunError(str(problem)) from error
     if saved.several != recipe.several:
         found = "several labels" if saved.several else "one label"
         own = "several, as data.labels says" if recipe.several else "one"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +14,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from kw_lightning.errors import RecipeError, first_line, mistake
 from kw_lightning.recipe.types import Recipe, Schedule, Train
+
+log = logging.getLogger(__name__)
+
+_ARGUMENTS = {"step": ("step_size", "gamma")}
+"""What `train.schedule.args` may give a schedule; the others are wholly told by their keys."""
 
 
 def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]]) -> Optimizer:
@@ -40,8 +46,12 @@ def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter] | Iterable
     args = {"lr": wanted.lr, "weight_decay": wanted.weight_decay, **wanted.args}
     if not wanted.weight_decay:
         args.pop("weight_decay")  # some optimizers do not have it
+    others = recipe.document.data.get("train", {}).get("optimizer", {}).get("args") or {}
     problems = [
-        recipe.document.problem(f"train.optimizer.{key}", mistake(key, allowed, what="the unknown argument"))
+        recipe.document.problem(
+            f"train.optimizer.{'args.' if key in others else ''}{key}",
+            mistake(key, allowed, what="the unknown argument"),
+        )
         for key in args
         if key not in allowed
     ]
@@ -65,20 +75,36 @@ def make_schedule(recipe: Recipe, optimizer: Optimizer, total_steps: int, steps_
         steps_per_epoch: optimizer steps of one epoch.
 
     Raises:
-        RecipeError: the schedule does not take an argument.
+        RecipeError: arguments that the schedule does not take.
     """
     wanted = (recipe.train or Train()).schedule
+    allowed = _ARGUMENTS.get(wanted.name, ())
+    problems = []
+    for key, value in wanted.args.items():
+        known = key in allowed
+        if not known or not isinstance(value, int | float):
+            message = mistake(value, "a number") if known else mistake(key, allowed, what="the unknown argument")
+            problems.append(recipe.document.problem(f"train.schedule.args.{key}", message))
+    if problems:
+        raise RecipeError(problems)
     warmup = min(round(wanted.warmup_epochs * steps_per_epoch), total_steps)
-    try:
-        after = _shape(wanted, optimizer, max(total_steps - warmup, 1), steps_per_epoch)
-    except TypeError as error:
-        raise RecipeError(
-            recipe.document.problem("train.schedule.args", f"{wanted.name}: {first_line(error)}")
-        ) from error
+    after = _shape(wanted, optimizer, max(total_steps - warmup, 1), steps_per_epoch)
     if warmup == 0:
         return after
     rise = lr_scheduler.LambdaLR(optimizer, lambda step: min(step / warmup, 1.0))
     return lr_scheduler.SequentialLR(optimizer, [rise, after], milestones=[warmup])
+
+
+def warn_of_a_short_run(recipe: Recipe) -> None:
+    """Log what of a training would begin, or end, after its last epoch."""
+    train = recipe.train or Train()
+    for path, epochs, what in (
+        ("train.schedule.warmup_epochs", train.schedule.warmup_epochs, "the learning rate is still rising"),
+        ("train.ema.start_epoch", train.ema.start_epoch + 1 if train.ema else 0, "nothing is averaged"),
+    ):
+        if epochs > train.epochs > 0:
+            epochs_of_run = f"{train.epochs} epoch{'s' if train.epochs > 1 else ''}"
+            log.warning("%s", recipe.document.problem(path, f"{what} when the run ends, after {epochs_of_run}"))
 
 
 def _shape(schedule: Schedule, optimizer: Optimizer, steps: int, steps_per_epoch: float) -> LRScheduler:

@@ -24,7 +24,7 @@ from kw_lightning.fit.folder import RECIPE_FILE, SPLIT_FILE, checkpoint_of, read
 from kw_lightning.fit.groups import parameter_groups
 from kw_lightning.fit.interruption import interruptible, is_first_process
 from kw_lightning.fit.module import Classifier
-from kw_lightning.fit.optimization import make_optimizer, make_schedule
+from kw_lightning.fit.optimization import make_optimizer, make_schedule, warn_of_a_short_run
 from kw_lightning.fit.own_callbacks import own_callbacks
 from kw_lightning.fit.quiet import quiet
 from kw_lightning.fit.report import json_text
@@ -32,8 +32,7 @@ from kw_lightning.fit.resuming import check_fits, prepare
 from kw_lightning.fit.shapes import check_shapes
 from kw_lightning.fit.starting import Restoring, Start, goes_on_from, start
 from kw_lightning.fit.trackers import check_installed, end_trackers
-from kw_lightning.fit.trainer import OnNan, check_settings, make_trainer, monitored
-from kw_lightning.fit.trainer_arguments import trainer_arguments
+from kw_lightning.fit.trainer import OnNan, check_names, check_settings, make_trainer, monitored
 from kw_lightning.fit.weighting import class_weights
 from kw_lightning.paths import user_path
 from kw_lightning.planning import Plan
@@ -93,6 +92,7 @@ def fit(
             recipe = planned.recipe if isinstance(planned, Plan) else planned
         module, data, own = make_parts(recipe, planned, pretrained=init is None, allow_python=allow_python)
     warn_of_contradictions(recipe)
+    warn_of_a_short_run(recipe)
     if init is not None and resume not in (None, "auto"):
         both = f"{argument('init')} begins a new run and {argument('resume')} goes on with one"
         raise RunError(f"{both}: give one of them")
@@ -219,10 +219,7 @@ def check_training(recipe: Recipe, *, here: bool = True) -> None:
         message = mistake(monitor, monitored(recipe), what="the unknown metric")
         problems.append(recipe.document.problem("train.monitor", message))
     try:
-        if here:
-            check_settings(recipe)
-        else:
-            trainer_arguments(recipe)
+        (check_settings if here else check_names)(recipe)
     except RecipeError as error:
         problems += error.problems
     if problems:

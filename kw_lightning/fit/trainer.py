@@ -10,6 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.strategies import StrategyRegistry
 
 from kw_lightning.builder import starts_published, starts_warm
 from kw_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
@@ -18,7 +19,7 @@ from kw_lightning.callbacks.exact_checkpoint import ExactCheckpoint
 from kw_lightning.callbacks.finite import FiniteLoss
 from kw_lightning.callbacks.method import method_callbacks
 from kw_lightning.callbacks.resume import RandomState, RunningMetrics
-from kw_lightning.errors import RecipeError, first_line
+from kw_lightning.errors import RecipeError, first_line, mistake
 from kw_lightning.fit.best_checkpoint import BestCheckpoint
 from kw_lightning.fit.early_stopping import StopsEarly
 from kw_lightning.fit.folder import RunFolder
@@ -89,9 +90,24 @@ def check_settings(recipe: Recipe) -> None:
     Raises:
         RecipeError: it does not, **or** a tracker does not.
     """
+    check_names(recipe)
     with quiet():
         plain_trainer(recipe, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     check_trackers(recipe)
+
+
+def check_names(recipe: Recipe) -> None:
+    """Check the names that a recipe gives Lightning, whatever this machine has.
+
+    Raises:
+        RecipeError: an argument that the Trainer does not have, that is given elsewhere, **or** an unknown strategy.
+    """
+    trainer_arguments(recipe)
+    strategy = (recipe.train or Train()).strategy
+    known = ["auto", *StrategyRegistry.available_strategies()]
+    if strategy not in known:
+        message = mistake(strategy, known, what="the unknown strategy")
+        raise RecipeError(recipe.document.problem("train.strategy", message))
 
 
 def plain_trainer(recipe: Recipe, **parts: Any) -> Trainer:

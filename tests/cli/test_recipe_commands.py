@@ -176,6 +176,23 @@ class TestCheck:
             assert line.endswith(f'did you mean "{hint}"?')
         assert check("stage2.*", stem="stam")[1][0].startswith(f'{file}:6:12: train.freeze[0]: found "stam"')
 
+    def test_names_of_weights_and_strategies_are_checked_and_a_teacher_where_it_is_needed(self, tmp_path: Path) -> None:
+        file = tmp_path / "r.yaml"
+        file.write_text("kw: 1\nextends: resnet18-kw-1x\nmodel: {pretrained: IMAGENET1K_V2}\ntrain: {strategy: dpp}\n")
+        done = kw("check", file)
+        weights, strategy = done.stdout.splitlines()
+        assert weights.startswith(
+            f'{file}:3:21: model.pretrained: found the unknown weights "IMAGENET1K_V2", allowed: a'
+        )
+        assert strategy.startswith(
+            f'{file}:4:19: train.strategy: found the unknown strategy "dpp", allowed: auto, ddp,'
+        )
+        file.write_text("kw: 1\nextends: digits-resnet\ntrain: {distill: {teacher: runs/none}}\n")
+        assert kw("check", file).exit_code == 0  # it may lie on another machine, or be trained before
+        done = kw("fit", file, "--dry-run")
+        assert done.exit_code == 1
+        assert done.stderr.startswith(f"{file}:3:28: train.distill.teacher: runs/none: no such file or folder; ")
+
     def test_code_that_a_recipe_names_is_not_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "evil_package.py").write_text("raise SystemExit('imported')\n")
         monkeypatch.syspath_prepend(tmp_path)

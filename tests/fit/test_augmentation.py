@@ -18,7 +18,7 @@ from kw_lightning.fit.data.augmentation import RandAugment, TimmRandAugment, ran
 from kw_lightning.fit.data.transforms import transform
 from kw_lightning.planning import plan
 from kw_lightning.planning.table import total_lines
-from kw_lightning.rand_augment import TimmWords
+from kw_lightning.rand_augment import TimmWords, difference
 
 WORDS = "rand-m9-mstd0.5-inc1"
 MEAN = (0.485, 0.456, 0.406)
@@ -89,6 +89,13 @@ def test_without_timm_it_is_torchvisions_and_the_plan_says_what_differs(monkeypa
     torch.manual_seed(0)
     untouched = sum(torch.equal(step(image), image) for _ in range(200))
     assert 25 < untouched < 100  # a quarter of the images draws no operation, and some operations change nothing
+
+
+@pytest.mark.parametrize(("words", "cut"), [("rand-m10", False), ("rand-m15", True), ("rand-m15-mmax30", False)])
+def test_strength_that_timm_cuts_is_told_by_the_plan(words: str, cut: bool) -> None:
+    pytest.importorskip("timm")
+    told = difference(load_recipe({"kw": 1, "data": {"name": "digits", "train": {"rand_augment": words}}}))
+    assert told == f"{words}, by timm" + (", as m10: more needs a larger mmax, as -mmax30" if cut else "")
 
 
 def test_words_are_read() -> None:

@@ -99,7 +99,9 @@ def test_a_run_learns_from_its_teacher_and_does_not_keep_it(
 
 
 def test_a_teacher_that_does_not_fit_is_told_before_a_folder_is_made(teaching: Result, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"^train\.distill\.teacher: .*nowhere: no such file or folder"):
+    with pytest.raises(
+        RunError, match=r"^<command line>:14:23: train\.distill\.teacher: .*nowhere: no such file or folder"
+    ):
         fit("digits-resnet", [*OPTIONS, "train.distill.teacher=nowhere"], output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     other: Any = SimpleNamespace(classes=("9", "cat", "0"), num_classes=3)

@@ -9,7 +9,7 @@ from torch import nn
 
 from kw_lightning import load_recipe
 from kw_lightning.errors import RecipeError
-from kw_lightning.fit.optimization import make_optimizer, make_schedule
+from kw_lightning.fit.optimization import make_optimizer, make_schedule, warn_of_a_short_run
 from kw_lightning.recipe.types import Recipe
 
 
@@ -50,7 +50,7 @@ def test_optimizer_gets_its_arguments() -> None:
         ),
         (
             {"name": "AdamW", "args": {"betaz": 1}},
-            r'^train\.optimizer\.betaz: found the unknown argument "betaz", allowed: lr, .*, fused; did you '
+            r'^train\.optimizer\.args\.betaz: found the unknown argument "betaz", allowed: lr, .*, fused; did you '
             r'mean "betas"\?$',
         ),
         ({"name": "SGD", "nesterov": True}, r"train\.optimizer: SGD: Nesterov momentum requires a momentum"),
@@ -59,6 +59,40 @@ def test_optimizer_gets_its_arguments() -> None:
 def test_mistakes_are_placed(optimizer: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         make_optimizer(recipe_with(optimizer=optimizer), [nn.Parameter(torch.zeros(1))])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ({"args": {"gamma": 1}}, r'^train\.schedule\.args\.gamma: found the unknown argument "gamma", allowed: none$'),
+        ({"name": "step", "args": {"gama": 1}}, r'"gama", allowed: step_size, gamma; did you mean "gamma"\?$'),
+        ({"name": "step", "args": {"gamma": "a"}}, r'^train\.schedule\.args\.gamma: found "a", allowed: a number$'),
+    ],
+)
+def test_arguments_that_a_schedule_does_not_take_are_placed(schedule: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        rates(recipe_with(schedule=schedule), 10, 10)
+
+
+@pytest.mark.parametrize(
+    ("train", "told"),
+    [
+        ({"epochs": 2, "schedule": {"warmup_epochs": 2}, "ema": {"start_epoch": 1}}, []),
+        (
+            {"epochs": 2, "schedule": {"warmup_epochs": 2.5}},
+            ["train.schedule.warmup_epochs: the learning rate is still rising when the run ends, after 2 epochs"],
+        ),
+        (
+            {"epochs": 1, "ema": {"start_epoch": 1}},
+            ["train.ema.start_epoch: nothing is averaged when the run ends, after 1 epoch"],
+        ),
+    ],
+)
+def test_what_the_run_is_too_short_for_is_told(
+    train: dict[str, Any], told: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_a_short_run(recipe_with(**train))
+    assert [record.message for record in caplog.records] == told
 
 
 def test_warm_up_then_cosine() -> None:
@@ -84,8 +118,3 @@ def test_step_counts_epochs() -> None:
 
 def test_a_constant_schedule_keeps_the_learning_rate() -> None:
     assert set(rates(recipe_with(optimizer={"lr": 0.5}, schedule={"name": "constant"}), 5, 5)) == {0.5}
-
-
-def test_unknown_argument_of_the_schedule() -> None:
-    with pytest.raises(RecipeError, match=r"train\.schedule\.args: step: .*gama"):
-        rates(recipe_with(schedule={"name": "step", "args": {"gama": 0.1}}), 5, 5)
