@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 from kw_lightning.bench import describe_machine
 from kw_lightning.builder import apply_plan, make_static
 from kw_lightning.nn import set_temperature
-from kw_lightning.nn.clock import elapsed
+from kw_lightning.nn.clock import captured, elapsed
 from kw_lightning.planning import plan
 from kw_lightning.recipe import load_recipe
 
@@ -105,19 +105,12 @@ def measure(step: Callable[[], object], repeats: int) -> Step:
     with profile(activities=[ProfilerActivity.CUDA]) as recorded:
         elapsed(step, GPU)
     operators = [event for event in recorded.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-    beside = torch.cuda.Stream()
-    beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):
-        step()
-    torch.cuda.current_stream().wait_stream(beside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    elapsed(graph.replay, GPU)
-    captured = statistics.median(elapsed(graph.replay, GPU) for _ in range(repeats))
-    milliseconds = (1e3 * statistics.median(times) for times in (whole, started))
+    replay = captured(step)
+    elapsed(replay, GPU)
+    replays = [elapsed(replay, GPU) for _ in range(repeats)]
+    of_whole, of_started, of_replays = (1e3 * statistics.median(times) for times in (whole, started, replays))
     busy = sum(event.device_time for event in operators) / 1e3
-    return Step(*milliseconds, busy, len(operators), 1e3 * captured)
+    return Step(of_whole, of_started, busy, len(operators), of_replays)
 
 
 def _timed(step: Callable[[], object]) -> tuple[float, float]:
