@@ -170,6 +170,7 @@ def test_shipped_recipes_are_right_and_name_the_schema() -> None:
     assert len(known) >= 15
     for name, source in known.items():
         assert load_recipe(name).description, f"{name} has no description for kw list"
+        assert load_recipe(source.path).document.data == load_recipe(name).document.data
         first = source.read().decode().splitlines()[0]
         start = "# yaml-language-server: $schema="
         assert first.startswith(start), f"{name} lacks the line for editors"
