@@ -112,6 +112,7 @@ def test_wheel_holds_what_is_read_at_run_time(wheel: Path) -> None:
     assert {
         "kw_lightning/py.typed",
         "kw_lightning/schemas/recipe-1.schema.json",
+        "kw_lightning/schemas/recipe-1.editor.schema.json",
         "kw_lightning/recipes/digits-resnet.yaml",
         "kw_lightning/fit/data/digits.npz",
         "kw_lightning/fit/data/digits.md",

@@ -166,6 +166,9 @@ def test_examples_of_the_readme_are_recipes(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_shipped_recipes_are_right_and_name_the_schema() -> None:
+    editor = Path(str(shipped("schemas"))) / "recipe-1.editor.schema.json"
+    assert json.loads(editor.read_text(encoding="utf-8")) == editor_schema(), f"it is old: kw schema > {editor}"
+    validator = Draft202012Validator(editor_schema())
     known = names()
     assert len(known) >= 15
     for name, source in known.items():
@@ -174,7 +177,9 @@ def test_shipped_recipes_are_right_and_name_the_schema() -> None:
         first = source.read().decode().splitlines()[0]
         start = "# yaml-language-server: $schema="
         assert first.startswith(start), f"{name} lacks the line for editors"
-        assert (source.path.parent / first.removeprefix(start)).resolve().name == "recipe-1.schema.json"
+        assert (source.path.parent / first.removeprefix(start)).resolve() == editor.resolve()
+        found = [error.message for error in validator.iter_errors(yaml.safe_load(source.read()))]
+        assert found == [], f"an editor that reads its first line marks {name}"
     assert len({source.path for source in known.values()}) == len(known), "two shipped recipes have one name"
 
 
