@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from kw_lightning.errors import Problem, RecipeError, RunError, first_line, listed, mistake
 from kw_lightning.paths import user_path
-from kw_lightning.published import WORD
 from kw_lightning.recipe.types import Recipe
 from kw_lightning.weights import read_weights
 
@@ -73,7 +72,7 @@ def check_pretrained(recipe: Recipe, *, here: bool = True) -> None:
     Raises:
         RecipeError: no such weights.
     """
-    if recipe.model is None or not recipe.model.pretrained or recipe.model.pretrained == WORD:
+    if recipe.model is None or not recipe.model.pretrained:
         return
     if _existing_file(recipe) is None and (here or not _names_a_file(recipe)):
         _named(recipe)

@@ -115,6 +115,7 @@ def _against_network(recipe: Recipe, allow_python: Sequence[str]) -> list[Proble
     if (model.backbone or "").startswith("python:") and not allow_python:
         return []
     # slow to import: torch
+    from kw_lightning.builder import starts_published
     from kw_lightning.planning import plan
     from kw_lightning.pretrained import check_pretrained
     from kw_lightning.recipe.classes import USUAL, with_classes
@@ -123,7 +124,7 @@ def _against_network(recipe: Recipe, allow_python: Sequence[str]) -> list[Proble
     planned = None
     with _collected(problems):
         planned = plan(with_classes(recipe, USUAL), allow_python=allow_python)  # it stays on the meta device
-    if planned is not None:  # else there may be no such network
+    if planned is not None and not starts_published(recipe):  # without a plan there may be no such network
         with _collected(problems):
             check_pretrained(recipe, here=False)
     if recipe.train is not None or recipe.trainer:

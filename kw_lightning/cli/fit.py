@@ -50,6 +50,7 @@ def fit(
 
     source, changes = recipe_and_overrides([recipe, *(overrides or ())])
     loaded = load_recipe(source, changes)  # its mistakes are told before what is slow to import: torch and lightning
+    from kw_lightning.builder import starts_published
     from kw_lightning.cli.output import console, warn
     from kw_lightning.fit.classes import resolved
     from kw_lightning.fit.distillation import find_teacher
@@ -74,7 +75,7 @@ def fit(
     if dry_run:
         check_training(loaded, here=False)
         check_layers(planned, allow_python=packages)
-        if init is None:
+        if init is None and not starts_published(loaded):
             check_pretrained(loaded)
         find_teacher(loaded, None, allow_python=packages)
         warn_of_contradictions(loaded)

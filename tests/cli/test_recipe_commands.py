@@ -187,6 +187,8 @@ class TestCheck:
         assert strategy.startswith(
             f'{file}:4:19: train.strategy: found the unknown strategy "dpp", allowed: auto, ddp,'
         )
+        file.write_text("kw: 1\nextends: resnet18-kw-1x\nmodel: {pretrained: published}\n")
+        assert kw("check", file).exit_code == 0
         file.write_text("kw: 1\nextends: digits-resnet\ntrain: {distill: {teacher: runs/none}}\n")
         assert kw("check", file).exit_code == 0  # it may lie on another machine, or be trained before
         done = kw("fit", file, "--dry-run")
