@@ -78,9 +78,7 @@ def problems_of_data(recipe: Recipe) -> list[Problem]:
         typer.echo(f"{recipe.name}: no images by name to open", err=True)
         return []
     # slow to import: torch
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from kw_lightning.cli.output import error_console
+    from kw_lightning.cli.output import counting
     from kw_lightning.fit.data.checking import check_images
     from kw_lightning.fit.data.sets import listing_of, open_source
 
@@ -93,11 +91,8 @@ def problems_of_data(recipe: Recipe) -> list[Problem]:
         count = len(source.parts["train"])  # type: ignore[arg-type]
         typer.echo(f"{recipe.name}: {count:,} training images, not in files", err=True)
         return []
-    screen = error_console()
-    columns = (TextColumn("opening"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
-        task = progress.add_task("", total=len(listing.entries))
-        checked = check_images(listing, lambda: progress.advance(task))
+    with counting("opening", len(listing.entries)) as advance:
+        checked = check_images(listing, lambda: advance(1))
     skips = recipe.data.broken == "skip"
     left_out = [f"{line}; left out, by data.broken: skip" for line in checked.broken] if skips else []
     for line in (*checked.odd, *left_out):

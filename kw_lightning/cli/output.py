@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import TextIOWrapper
 from typing import IO
 
@@ -27,6 +29,21 @@ def warn(message: str | None) -> None:
     """Print what the user should know on standard error, in one line; nothing where there is nothing to say."""
     if message is not None:
         error_console().print(f"warning: {message}", style="yellow", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def counting(action: str, total: int, *, bar: bool = True) -> Iterator[Callable[[int], None]]:
+    """Yield what is to be called with how many more are done; a terminal shows a bar where one is wanted."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    screen = error_console()
+    if not (bar and screen.is_terminal):  # rich before 14.3 ends a bar that it does not show with an empty line
+        yield lambda count: None
+        return
+    columns = (TextColumn(action), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=screen, transient=True) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda count: progress.advance(task, count)
 
 
 def write_any_text() -> None:

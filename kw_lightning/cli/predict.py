@@ -106,21 +106,11 @@ def _with_progress(
     classifier: ImageClassifier, paths: list[Path], top: int, threshold: float, batch_size: int, workers: int, bar: bool
 ) -> Iterator[Prediction]:
     """Yield the predictions, with a bar on a terminal where it is wanted."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from kw_lightning.cli.output import counting
 
-    from kw_lightning.cli.output import error_console
-
-    screen = error_console()
-    columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=screen, transient=True, disable=not (bar and screen.is_terminal)) as progress:
-        task = progress.add_task("", total=len(paths))
+    with counting("predicting", len(paths), bar=bar) as advance:
         yield from classifier.stream(
-            paths,
-            top=top,
-            threshold=threshold,
-            batch_size=batch_size,
-            workers=workers,
-            advance=lambda count: progress.advance(task, count),
+            paths, top=top, threshold=threshold, batch_size=batch_size, workers=workers, advance=advance
         )
 
 

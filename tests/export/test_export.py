@@ -86,7 +86,7 @@ def test_onnx_is_made_of_the_standards_own_operators(onnx_file: Path) -> None:
 def test_onnxruntime_prepares_the_file_for_its_quantization(
     saved: SavedNetwork, onnx_file: Path, tmp_path: Path
 ) -> None:
-    runtime = pytest.importorskip("onnxruntime")
+    runtime = pytest.importorskip("onnxruntime", minversion="1.31")
     preparing = pytest.importorskip("onnxruntime.quantization.shape_inference")
     prepared = tmp_path / "prepared.onnx"
     preparing.quant_pre_process(onnx_file, prepared, auto_merge=True)

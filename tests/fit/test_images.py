@@ -22,7 +22,10 @@ RAMP = np.arange(256, dtype=np.uint16).reshape(16, 16)
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
 def test_sixteen_bits_are_scaled_by_their_range(tmp_path: Path, name: str) -> None:
-    Image.fromarray(RAMP * 257).save(tmp_path / name)
+    if name == "a.pgm":  # which Pillow writes from version 11 on
+        (tmp_path / name).write_bytes(b"P5 16 16 65535\n" + (RAMP * 257).byteswap().tobytes())
+    else:
+        Image.fromarray(RAMP * 257).save(tmp_path / name)
     image = read_image(str(tmp_path / name))
     assert image.mode == "RGB"
     assert np.array_equal(np.asarray(image), np.repeat(RAMP[..., None], 3, axis=2))

@@ -76,7 +76,7 @@ def test_lines_leave_out_what_is_no_number_and_stay_short() -> None:
 @pytest.mark.parametrize("epochs", [1, 2, 300])
 def test_epochs_are_whole_numbers(epochs: int) -> None:
     chart = line_chart("Loss", [Series("train", list(range(1, epochs + 1)), [1.0] * epochs)])
-    under_it = chart.svg.partition(">epoch<")[0]
+    under_it = str(chart.svg).partition(">epoch<")[0]
     marked = re.findall(r"<text[^>]*>([^<]*)</text>", under_it)
     assert marked
     assert all(number.isdecimal() for number in marked)
