@@ -105,7 +105,9 @@ def test_empty_classes_and_other_files_are_listed(tmp_path: Path) -> None:
     assert listing.classes == ("cat",)
 
 
-@pytest.mark.parametrize(("name", "between"), [("a.csv", ","), ("a.csv", ";"), ("a.tsv", "\t")])
+@pytest.mark.parametrize(
+    ("name", "between"), [("a.csv", ","), ("a.csv", ";"), ("a.csv", "\t"), ("a.tsv", "\t"), ("a.tsv", ","), ("a", "\t")]
+)
 def test_a_table_names_images_labels_and_parts(tmp_path: Path, name: str, between: str) -> None:
     rows = ["\ufeffPath,label,Split", "cat/0.png,10,train", "cat/1.png,9,", " dog/0.png ,9,VAL", "dog/1.png,10,test"]
     file = table(tmp_path, "\n".join(rows).replace(",", between), name)
@@ -184,6 +186,8 @@ def test_several_labels_that_cannot_be_used_are_told(tmp_path: Path) -> None:
         (b"", ':1: the column "path" is missing: found an empty file'),
         (b"path,label\n", "no row names an image to train with"),
         (b"path,label\n\xff\xfe,cat\n", "this is no text in UTF-8"),
+        (b"path,label,Label\na.png,cat,dog\n", ':1: the column "label" stands there 2 times'),
+        (b"path,label\ncat\\0.png,cat\n", r":2: there is no file .*cat.0\.png; write / between folders"),
         (b'path,label\n"' + b"x" * 200_000 + b'",cat\n', "field larger than field limit"),
     ],
 )
@@ -218,6 +222,25 @@ def test_links_to_folders_are_followed_but_not_back_to_where_they_come_from(tmp_
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "data" / "a")
     (tmp_path / "data" / "a" / "again").symlink_to(tmp_path / "data")
     assert [Path(file).name for file in files_under(tmp_path / "data" / "a")] == ["1.png", "2.png"]
+
+
+def test_labels_that_are_measurements_are_refused_and_classes_that_are_numbers_are_not(tmp_path: Path) -> None:
+    images = [picture(tmp_path / f"{number}.png").name for number in range(8)]
+    file = tmp_path / "a.csv"
+
+    def write(labels: list[str]) -> Path:
+        rows = [f"{image},{label}\n" for image, label in zip(images, labels, strict=True)]
+        file.write_text("".join(["path,label\n", *rows]))
+        return file
+
+    with pytest.raises(
+        RunError, match=r"found 7 decimal numbers among the labels of 8 images: 0\.5, -1\.25, 3\.1e-1 and 4 m"
+    ):
+        list_images(write(["0.5", "-1.25", "3.1e-1", ".75", "2.0", "0.4", "1.7", "0.9"]))
+    for stars in (["0.5", "4.5"], ["1.0", "2.0"], ["1", "2"]):
+        assert list_images(write(stars * 4)).classes == tuple(stars)
+    years = [str(1990 + number) for number in range(8)]
+    assert list_images(write(years)).classes == tuple(years)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,12 +19,12 @@ from typing import NamedTuple, NoReturn
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from kw_lightning.errors import RunError, did_you_mean, mistake, sentence
+from kw_lightning.errors import RunError, did_you_mean, listed, mistake, sentence
 from kw_lightning.paths import shortened
 from kw_lightning.recipe.scalars import is_unicode
 
 TABLES = {".csv": ",", ".tsv": "\t"}
-"""Endings of tables, and what stands between their columns; a `;` is taken too where the first line has no comma."""
+"""Endings of tables, and what stands between their columns where it is in the first line; else it is found there."""
 PARTS = {
     "train": ("train", "training"),
     "validation": ("val", "valid", "validation", "eval", "evaluation", "dev"),
@@ -183,7 +184,8 @@ def list_table(table: Path, *, training: bool = True, separator: str | None = No
             faults.add(number, mistake(row["split"], allowed, what="the split", names=names))
         file = str(table.parent / os.path.expanduser(path))
         if not _is_file(file):
-            faults.add(number, f"there is no file {shortened(file, 300)}", "files that are not there")
+            cure = "; write / between folders" if "\\" in path else ""
+            faults.add(number, f"there is no file {shortened(file, 300)}{cure}", "files that are not there")
         before, other = first.setdefault(file, (number, label))
         if other != label:
             faults.add(number, f'{path} is "{label}" here and "{other}" in line {before}; an image has one {once}')
@@ -197,7 +199,24 @@ def list_table(table: Path, *, training: bool = True, separator: str | None = No
     found = Listing(table, tuple(entries), {part: part for part in PARTS if part in used}, separator=separator)
     if training and not found.classes:
         raise RunError(f"{table}: no image to train with has a label")
+    if training and separator is None:
+        _check_classes(table, found.counts("train"))
     return found
+
+
+def _check_classes(table: Path, counts: Counter[str]) -> None:
+    """Refuse labels that are measurements, which images do not share; decimal numbers as 4.5 stars are classes.
+
+    Raises:
+        RunError: they are.
+    """
+    measured = [label for label in counts if re.fullmatch(r"[+-]?\d*\.\d*[1-9]\d*(e[+-]?\d+)?", label, re.IGNORECASE)]
+    if 2 * len(counts) > counts.total() and 2 * len(measured) > len(counts):
+        found = (
+            f"{len(measured):,} decimal numbers among the labels of {counts.total():,} images: {listed(measured, 3)}"
+        )
+        hint = "no network is trained to give numbers here; name a range each, as low, middle and high"
+        raise RunError(f"{table}: {sentence(found, 'names of classes, of several images each', hint)}")
 
 
 class _Faults:
@@ -240,14 +259,16 @@ def rows_of(
         with table.open(newline="", encoding="utf-8-sig") as file:
             head = file.readline()
             file.seek(0)
-            delimiter = TABLES.get(table.suffix.lower(), ",")
-            reader = csv.DictReader(file, delimiter=";" if ";" in head and delimiter not in head else delimiter)
+            marks = (TABLES.get(table.suffix.lower(), ","), ",", ";", "\t")
+            reader = csv.DictReader(file, delimiter=next((mark for mark in marks if mark in head), ","))
             reader.fieldnames = names = [name.strip().lower() for name in reader.fieldnames or ()]
             for wanted in needed:
                 if wanted not in names:
                     hint = did_you_mean(wanted, names).replace("did you mean", "is it")
                     found = sentence(", ".join(names) or "an empty file", allowed, hint)
                     raise RunError(f'{table}:1: the column "{wanted}" is missing: {found}')
+                if names.count(wanted) > 1:
+                    raise RunError(f'{table}:1: the column "{wanted}" stands there {names.count(wanted)} times')
             for row in reader:
                 yield (
                     reader.line_num,

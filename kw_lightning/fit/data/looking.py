@@ -69,7 +69,7 @@ class Look:
             found.append(f'several labels an image, separated by "{listing.separator}": {several:.1f} on average')
         ordered = listing.counts("train").most_common()
         (most, highest), (least, lowest) = ordered[0], ordered[-1]
-        equal = f"classes: {highest:,} images of {most}, {lowest:,} of {least}"
+        equal = f"classes: {_number(highest, 'image')} of {most}, {lowest:,} of {least}"
         found.append(equal + (f": unequal, {highest / lowest:.1f} times" if self.unequal else ""))
         found += [f"no images in {folder}" for folder in listing.empty[:_NAMED]]
         found += [f"no image: {file}" for file in self.unread[:_NAMED]]
