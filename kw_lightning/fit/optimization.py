@@ -20,6 +20,12 @@ log = logging.getLogger(__name__)
 _ARGUMENTS = {"step": ("step_size", "gamma")}
 """What `train.schedule.args` may give a schedule; the others are wholly told by their keys."""
 
+_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+"""Optimizers that have a kernel for a whole step: on a CPU AdamW takes an eighth of the time by it."""
+_WAYS = {"fused", "foreach", "differentiable", "capturable"}
+"""Arguments by which a recipe says how to step."""
+_FUSED_DEVICES = ("cpu", "cuda")
+
 
 def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]]) -> Optimizer:
     """Return the recipe's optimizer.
@@ -57,12 +63,25 @@ def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter] | Iterable
     ]
     if problems:
         raise RecipeError(problems)
+    given: Any = list(parameters)
+    if chosen in _FUSED and not args.keys() & _WAYS and _can_be_fused(train, given):
+        args["fused"] = True
     try:
-        given: Any = list(parameters)
         optimizer: Optimizer = chosen(given, **args)
     except (TypeError, ValueError) as error:  # the optimizer's own checks of its values
         raise RecipeError(recipe.document.problem("train.optimizer", f"{wanted.name}: {first_line(error)}")) from error
     return optimizer
+
+
+def _can_be_fused(train: Train, parameters: list[Any]) -> bool:
+    """Return whether parameters, or groups of them, can be stepped by one kernel.
+
+    In mixed precision such optimizers unscale gradients by themselves, and Lightning refuses to clip these.
+    """
+    if train.precision == "16-mixed" or (train.precision.endswith("-mixed") and train.gradient_clip):
+        return False
+    groups = [one["params"] if isinstance(one, dict) else [one] for one in parameters]
+    return all(p.is_floating_point() and p.device.type in _FUSED_DEVICES for group in groups for p in group)
 
 
 def make_schedule(recipe: Recipe, optimizer: Optimizer, total_steps: int, steps_per_epoch: float) -> LRScheduler:

@@ -37,6 +37,34 @@ def test_optimizer_gets_its_arguments() -> None:
 
 
 @pytest.mark.parametrize(
+    ("train", "fused"),
+    [
+        ({"optimizer": {"name": "AdamW"}}, True),
+        ({"optimizer": {"name": "SGD", "lr": 0.1}, "precision": "bf16-true"}, True),
+        ({"optimizer": {"name": "Adam"}, "precision": "bf16-mixed"}, True),
+        ({"optimizer": {"name": "AdamW", "args": {"fused": False}}}, False),
+        ({"optimizer": {"name": "AdamW", "args": {"foreach": True}}}, None),
+        ({"optimizer": {"name": "AdamW"}, "precision": "bf16-mixed", "gradient_clip": 1.0}, None),
+        ({"optimizer": {"name": "AdamW"}, "precision": "16-mixed"}, None),
+    ],
+)
+def test_one_kernel_steps_all_parameters_where_lightning_can_clip_their_gradients(
+    train: dict[str, Any], fused: bool | None
+) -> None:
+    optimizer = make_optimizer(recipe_with(**train), [{"params": [nn.Parameter(torch.zeros(1))]}])
+    assert optimizer.defaults["fused"] is fused
+
+
+def test_optimizers_without_such_a_kernel_step_as_they_do() -> None:
+    assert (
+        "fused"
+        not in make_optimizer(recipe_with(optimizer={"name": "RMSprop"}), [nn.Parameter(torch.zeros(1))]).defaults
+    )
+    complex_numbers = nn.Parameter(torch.zeros(1, dtype=torch.complex64))
+    assert make_optimizer(recipe_with(optimizer={"name": "AdamW"}), [complex_numbers]).defaults["fused"] is None
+
+
+@pytest.mark.parametrize(
     ("optimizer", "message"),
     [
         (
