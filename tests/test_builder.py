@@ -44,6 +44,15 @@ def test_what_is_no_network_is_refused(model: Any, found: str) -> None:
             plan(recipe(BLOCKS), model)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_a_network_that_is_torchscript_is_refused_with_what_to_convert_instead() -> None:
+    scripted = torch.jit.trace(TinyResNet(), torch.randn(1, 1, 8, 8))
+    with pytest.raises(
+        TypeError, match=r"found a TorchScript module.*allowed: the torch\.nn\.Module that it was made of"
+    ):
+        convert(scripted, recipe(BLOCKS))
+
+
 def test_convert_changes_the_network_in_place() -> None:
     model = TinyResNet()
     assert convert(model, recipe(BLOCKS)) is model

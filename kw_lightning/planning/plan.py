@@ -72,6 +72,9 @@ def check_network(model: object) -> None:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(sentence(f"{kind(model)} in the place of the network", "a torch.nn.Module"))
+    if isinstance(model, torch.jit.ScriptModule):
+        found = "a TorchScript module, which is compiled already, in the place of the network"
+        raise TypeError(sentence(found, "the torch.nn.Module that it was made of"))
 
 
 def _plan(
