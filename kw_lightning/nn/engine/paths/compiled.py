@@ -47,7 +47,7 @@ class CompiledPath(Path):
         if self.precision(problem.dtype) != torch.float32 or not problem.on_cpu:
             where = f"{str(problem.dtype).removeprefix('torch.')} on {problem.device.type}"
             return f"it computes in float32 on a CPU, not in {where}"
-        return None if native.available() else "its compiled passes are not to be had here"
+        return None if native.available() else "no compiled passes are available here"
 
     def precision(self, dtype: torch.dtype) -> torch.dtype:
         """Return the type in which it computes on tensors of a type, which are converted for it."""
@@ -97,7 +97,7 @@ def dense_refusal(convolution: Convolution) -> str | None:
     """Return why a compiled pass for convolutions of all channels together cannot compute one, None where it can."""
     if convolution.groups > 1:
         return "its products take all input channels together and know no groups"
-    return None if math.prod(convolution.cell_shape[2:]) == 1 else "its cells span one kernel position"
+    return None if math.prod(convolution.cell_shape[2:]) == 1 else "it takes cells of one kernel position"
 
 
 def backward_form(x: Tensor, cells: Tensor, convolution: Convolution) -> native.Form:

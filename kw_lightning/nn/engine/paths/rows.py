@@ -45,7 +45,7 @@ class RowsPath(Path):
             return "its products take all input channels together and know no groups"
         whole = convolution.cell_shape[2:] == convolution.kernel_shape[2:]
         split = math.prod(convolution.cell_shape[2:]) == 1
-        return None if split or whole else "its cells span one kernel position or all of them"
+        return None if split or whole else "it takes cells of one kernel position or of all"
 
     def takes_any_layout(self, taps: Taps) -> bool:
         """Return whether maps of any memory format will do for these taps."""

@@ -23,9 +23,11 @@ class ByGroup(CompiledPath):
         if not 1 < convolution.groups < convolution.kernel_shape[0]:
             return "it is for convolutions in groups of several channels"
         if math.prod(convolution.cell_shape[2:]) > 1:
-            return "its cells span one kernel position"
+            return "it takes cells of one kernel position"
         channels, cell = convolution.kernel_shape[0] // convolution.groups, convolution.cell_shape[0]
-        return None if channels % cell == 0 or cell % channels == 0 else "its cells span whole groups, or parts of one"
+        return (
+            None if channels % cell == 0 or cell % channels == 0 else "it takes cells of whole groups or parts of one"
+        )
 
     def load(self, problem: Problem) -> Load:
         """Count the work of a forward pass."""

@@ -23,7 +23,7 @@ class Depthwise(CompiledPath):
         channels, inputs = convolution.kernel_shape[:2]
         if not channels == convolution.groups > 1 == inputs:
             return "it is for convolutions of every channel by itself"
-        return None if math.prod(convolution.cell_shape[2:]) == 1 else "its cells span one kernel position"
+        return None if math.prod(convolution.cell_shape[2:]) == 1 else "it takes cells of one kernel position"
 
     def load(self, problem: Problem) -> Load:
         """Count the work of a forward pass: lines of nothing but padding are left out, padding beside a line is not."""

@@ -37,11 +37,11 @@ class Pointwise(CompiledPath):
     def unsuited(self, problem: Problem) -> str | None:
         """Return why it is never the fastest for a problem, None where it may be."""
         if problem.backward:
-            return "backwards it is mix_kernels/compiled"
+            return "its backward pass is that of mix_kernels/compiled"
         convolution = problem.convolution
         far = problem.cells * math.prod(convolution.cell_shape) >= FAR_NUMBERS
         if far and native.mixes_few(problem.batch * convolution.grid[1] * convolution.grid[2], problem.cells):
-            return "it packs the cells, of which so few kernels are mixed sooner as they lie"
+            return "it packs the cells, which takes longer than it saves for so few kernels"
         return None
 
     def form_of(self, x: Tensor, cells: Tensor, convolution: Convolution, *, backward: bool = False) -> native.Form:

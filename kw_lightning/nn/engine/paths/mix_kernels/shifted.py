@@ -50,7 +50,7 @@ class Shifted(RowsPath):
         """Return why it is never the fastest for a problem, None where it may be."""
         pointwise = math.prod(problem.convolution.kernel_shape[2:]) == 1 and problem.dtype == torch.float32
         if problem.backward and pointwise and KernelsCompiled().refusal(problem) is None:
-            return "compiled passes take maps of kernels of one position as they lie, both gradients at once"
+            return "compiled passes copy no maps for kernels of one position, and compute both gradients at once"
         return None
 
     def takes_any_layout(self, taps: Taps) -> bool:

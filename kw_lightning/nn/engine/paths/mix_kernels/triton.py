@@ -39,10 +39,10 @@ class Triton(Path):
         if convolution.groups > 1 and not launches.is_depthwise(convolution):
             return "its products take all input channels together or each by itself"
         if not 1 <= convolution.dimensions <= DIMENSIONS:
-            return "it knows images of one or two dimensions"
+            return "it takes maps of one or two dimensions"
         whole = convolution.cell_shape[2:] == convolution.kernel_shape[2:]
         if not whole and math.prod(convolution.cell_shape[2:]) > 1:
-            return "its cells span one kernel position or all of them"
+            return "it takes cells of one kernel position or of all"
         if problem.device.type != launches.device_type():
             return "it is for GPUs"
         if problem.dtype not in (torch.float32, torch.bfloat16, torch.float16):

@@ -32,7 +32,7 @@ class WinogradAlongRank(AlongRank):
     def unsuited(self, problem: Problem) -> str | None:
         """Return why it is never the fastest at a problem, None where it may be."""
         if not problem.kept:
-            return "bases that are not kept are mixed anew for every few of its maps, which are larger"
+            return "where bases are not kept, its larger maps make it mix them more often"
         return super().unsuited(problem)
 
     def load(self, problem: Problem) -> Load:
