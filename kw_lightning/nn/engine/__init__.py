@@ -106,10 +106,11 @@ def dynamic_linear(
 
 
 def evaluates(engine: str, *tensors: object) -> bool:
-    """Return whether there is plain evaluation by an engine, in which an output may be finished where it is made.
+    """Return whether an engine evaluates plainly, so that its paths may apply an epilogue to the output they write.
 
-    Nothing follows it: no gradients, export, tracing or transform, and no mode or type of tensor of its own. While
-    torch.compile follows a network for a CPU, it is an operator of the graph; on GPUs compilers fuse what comes after.
+    That bypasses the operator, so nothing may observe it: no gradients, export, tracing or transform, no mode and no
+    subclass of tensors. While torch.compile traces a network for a CPU, the layer with its epilogue is one operator of
+    the graph; on GPUs compilers fuse what comes after.
     """
     if torch.is_grad_enabled() or engine == "reference" or _is_exporting():
         return False
@@ -126,7 +127,7 @@ def evaluates(engine: str, *tensors: object) -> bool:
 
 
 def needs_alpha(engine: str) -> bool:
-    """Return whether α itself is wanted: by the literal form, by an exported graph, **or** by transforms."""
+    """Return whether α itself is needed: by the literal form, by an exported graph, **or** by transforms."""
     return engine == "reference" or _taken_apart() or _is_exporting()
 
 
@@ -154,9 +155,9 @@ def _taken_apart() -> bool:
 
 
 def _is_exporting() -> bool:
-    """Return whether torch.export follows a network, or ONNX's exporter of before, by tracing.
+    """Return whether a network is being exported: by torch.export, **or** by ONNX's older exporter, which traces.
 
-    The flag is what `torch.compiler.is_exporting` reads: torch 2.11 lets its compiler take that for True.
+    The flag is the one that `torch.compiler.is_exporting` reads; torch 2.11's compiler takes that function for True.
     """
     if torch._C._get_tracing_state() is None:
         return torch.compiler._is_exporting_flag

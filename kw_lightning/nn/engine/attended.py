@@ -1,7 +1,7 @@
-"""A layer in plain evaluation as one operator, its attention and what becomes of its output included.
+"""A layer in plain evaluation as one operator: its attention, the convolution and the epilogue.
 
-`kw_lightning::attended_convolution` is for graphs that torch.compile makes. What a layer depends on are its arguments,
-so a graph holds no numbers of its own; where they lie tells the call in C that an earlier one was told.
+`kw_lightning::attended_convolution` is for graphs that torch.compile makes. All that a layer depends on are arguments,
+so a graph holds no values of its own; a call in C that was prepared before is found again by their addresses.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ SCHEMA = (
     "-> Tensor"
 )
 MOST_CALLS = 4096
-"""That are kept: of all layers, sizes, threads' numbers and settings."""
+"""Prepared calls that are kept, of all layers, sizes, numbers of threads and settings together."""
 
-# Of each, all that it goes by, to the call in C, None where there is none. It holds no tensor of a layer's.
+# Prepared calls in C by everything that they depend on, None where there is none. They hold no tensor of a layer.
 _calls: dict[tuple[Any, ...], evaluation.Evaluation | None] = {}
 
 _library = torch.library.Library("kw_lightning", "FRAGMENT")
@@ -44,11 +44,11 @@ def call(
     engine: str,
     activation: str | None,
 ) -> Tensor:
-    """Return what becomes of a layer's output for x, by the operator.
+    """Return a layer's output for x after its epilogue, by the operator.
 
     Args:
         x: [batch, in_channels, *size], of the type and device of `tensors`.
-        tensors: of the shapes and types that they are to have, which the operator does not look at every time.
+        tensors: of the right shapes and types, which the operator does not check at every call.
         added, activation: as of `Epilogue`.
         convolution: the geometry.
         epsilons: of the attention's norm, and of that behind the layer.
@@ -74,7 +74,7 @@ def _compute(
         x.shape,
         x.stride(),
         None if added is None else (added.shape, added.stride(), added.dtype),
-        # These two shapes, with the geometry, tell those of all.
+        # With the geometry, these two shapes determine all others.
         layer.cells.shape,
         layer.reduce.shape,
         *[None if tensor is None else tensor.data_ptr() for tensor in tensors],
@@ -96,7 +96,7 @@ def _compute(
         _calls[key] = found
         if found is not None:
             return found.run(x, added)
-    # By another path, or of a batch in which there is nothing.
+    # Another path is faster, or the batch is empty.
     hidden = _activate(x, layer, epsilons[0])
     factors = AttentionFactors(hidden, layer.weight, layer.bias, layer.tau, layer.initial, lasting=True)
     return factored.compute(x, factors, layer.cells, convolution, engine, epilogue)

@@ -1,4 +1,4 @@
-"""Timing the paths where they run, once a shape and machine: in memory, and in a file of the user's cache folder."""
+"""Times the paths on this machine, once for every shape; kept in memory and in a file of the user's cache folder."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def fastest(
     *,
     backward: bool,
 ) -> Path:
-    """Return the candidate that is fastest for these tensors, timed at first sight of their shapes.
+    """Return the candidate that is fastest for these tensors, timed the first time that their shapes are met.
 
     Args:
         candidates: paths, the one expected to be fastest first.
@@ -133,5 +133,5 @@ def _write(choices: dict[str, str]) -> None:
 
 @functools.lru_cache(maxsize=16)
 def _tell(reason: str) -> None:
-    """Say once why what was timed before is not read, or not kept."""
+    """Warn once that earlier timings are not read, or that new ones are not kept."""
     _logger.warning("%s: autotune times anew what it has timed before", reason)

@@ -1,8 +1,8 @@
-"""What this machine keeps from one process to the next: in a folder and in files that nobody else can have written.
+"""The files that are kept from one process to the next, in a folder that nobody else can write.
 
 Compiled code is loaded from here, so a folder or file that belongs to another user, or that others may write, is not
-used. A file is put there as a whole and written through to the disk; where a checksum lies beside it, as `sha256sum`
-writes it, damage is seen before the file is used.
+used. Files are written atomically and synced to the disk; a file with a checksum beside it, as `sha256sum` writes
+them, is checked before it is used.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LARGEST = 64 * 2**20
-"""Bytes of a file that is read: more than anything that is kept."""
+"""Bytes that are read of a file at most: more than any that is kept has."""
 
 OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
@@ -32,7 +32,7 @@ def cache_folder() -> Path:
         CacheError: there is no home folder.
     """
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not base.is_absolute():  # unset, or of no meaning to the XDG specification
+    if not base.is_absolute():  # unset, or relative, which the XDG specification ignores
         try:
             base = Path.home() / ".cache"
         except RuntimeError as error:
@@ -80,7 +80,7 @@ def read(path: Path) -> bytes | None:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file as a whole, and through to the disk: no other process sees half of it, nor does a crash leave it.
+    """Write a file atomically, and sync it to the disk: neither another process nor a crash sees half of it.
 
     Raises:
         CacheError: it cannot be written, as on a full disk.
@@ -141,7 +141,7 @@ def _checksum_line(path: Path, content: bytes) -> bytes:
 
 
 def _check_folder(folder: Path) -> None:
-    """Check the folder, and those it lies in, along every link: who can rename one of them can put another there."""
+    """Check the folder and its parents, along every link: whoever can rename one of them can put another there."""
     if os.name != "posix":
         return
     real = Path(os.path.realpath(folder))

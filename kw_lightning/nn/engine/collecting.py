@@ -1,8 +1,8 @@
-"""The gradient of a warehouse's cells, to which all its layers add in a backward pass, in place of one each.
+"""One gradient of a warehouse's cells that all its layers add to in a backward pass, in place of one for each layer.
 
-A layer's gradient of the cells is as large as they are, and autograd adds those of all layers up: where batches are
-small, making and adding them takes longer than computing them. So the first layer hands its gradient to autograd, which
-keeps it until it has been to all layers; while it does, the others add theirs to it, and hand over none.
+A layer's gradient of the cells is as large as they are, and autograd adds up those of all layers: with small batches,
+allocating and adding them takes longer than computing them. So the first layer hands its gradient to autograd, which
+keeps it until it has visited all layers; meanwhile the others add theirs to it, and return none.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kw_lightning.nn.engine.planner import choose
 from kw_lightning.nn.precision import is_recorded
 
 HELD_TWICE = 2
-"""Owners of a gradient that autograd alone keeps: autograd, and Python, which looks at it."""
+"""Uses of a gradient that only autograd keeps: one by autograd, one by the Python object that looks at it."""
 
 
 class _Collected(NamedTuple):
@@ -31,7 +31,7 @@ class _Collected(NamedTuple):
 
     Attributes:
         task: the number of the backward pass.
-        gradient: gone when autograd is done with it, has put another in its place, or has failed.
+        gradient: dead once autograd is done with it, has replaced it, or has failed.
     """
 
     task: int
@@ -39,7 +39,7 @@ class _Collected(NamedTuple):
 
 
 class _Running(threading.local):
-    """Backward passes of the calling thread by their cells, and gone with them."""
+    """The calling thread's backward passes by their cells; an entry goes when its cells do."""
 
     def __init__(self) -> None:
         self.collected: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -49,10 +49,10 @@ _running = _Running()
 
 
 def may_collect(cells: Tensor) -> bool:
-    """Return whether several layers may add to one gradient in this backward pass: autograd's, of a CPU's parameter.
+    """Return whether several layers may add to one gradient in this backward pass: autograd's, of a leaf on a CPU.
 
-    What is computed of a parameter, as its type under autocast, has a gradient for every layer; and who records or
-    watches operators is to see one that changes nothing in place.
+    A tensor computed from a parameter, such as its copy under autocast, has a gradient of its own for every layer; and
+    whatever records or watches operators must see one that changes nothing in place.
     """
     return (
         cells.is_leaf
@@ -73,7 +73,7 @@ def backward(
     engine: str,
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Return the gradients as `computing.backward` does, None for E's where it was added to that of other layers."""
+    """Return the gradients as `computing.backward` does, None for that of E if it was added to another layer's."""
     path = choose(x, attention, cells, convolution, engine, backward=True)
     collected = find(cells)
     *others, of_cells = computing.backward(gradient, x, attention, cells, convolution, path, needed, collected)
@@ -84,7 +84,7 @@ def backward(
 
 
 def hand_over(cells: Tensor, gradient: Tensor) -> None:
-    """Take note of the gradient that autograd gets of cells' first layer, for the others to add to."""
+    """Remember the gradient that the first layer of cells hands to autograd, for the others to add to."""
     _running.collected[cells] = _Collected(torch._C._current_graph_task_id(), weakref.ref(gradient))
 
 

@@ -1,4 +1,4 @@
-"""Computing by one path, and what all have in common: types, and problems in which there is nothing to compute."""
+"""Computes by one path, and does what all have in common: types, and problems with nothing to compute."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def forward(
 
 
 def _check_device(x: Tensor, attention: Tensor | AttentionFactors, cells: Tensor) -> None:
-    """Refuse tensors in another memory than a CPU's, where C would read what it is told of them."""
+    """Refuse weights on another device than an input on a CPU: C would read their addresses as a CPU's."""
     weights = (attention,) if isinstance(attention, Tensor) else attention.told
     elsewhere = next((tensor for tensor in (cells, *weights) if not tensor.is_cpu), None) if x.is_cpu else None
     if elsewhere is not None:
@@ -85,8 +85,8 @@ def backward(
     Args:
         gradient: of the output, [batch, out_channels, *output_size].
         x, attention, cells, path: as in `forward`.
-        needed: which of the gradients of (x, attention, E) are.
-        collected: E's gradient of other layers, in its type, to which this one's is added.
+        needed: which of the gradients of (x, attention, E) to compute.
+        collected: E's gradient from other layers, in its type, to which this one's is added.
     """
     of_x, of_attention, of_cells = needed
     dense = convolution.without_stride()
@@ -115,22 +115,22 @@ def backward(
 
 
 def _pick(x: Tensor, convolution: Convolution) -> Tensor:
-    """Return the positions of x that a convolution of one kernel position reads, channels last.
+    """Return the positions of x that a strided 1×1 convolution reads, channels last.
 
-    So they are copied once, and the pass that takes cells as they lie can be the one that computes.
+    They are copied once, and the pass that reads cells without packing them can then compute the gradients.
     """
     return x[convolution.read].movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def _spread(part: Tensor, x: Tensor, convolution: Convolution) -> Tensor:
-    """Return the gradient of x from that of the positions that a convolution of one kernel position reads."""
+    """Return the gradient of x from that of the positions that a strided 1×1 convolution reads."""
     whole = in_huge_pages(torch.empty_like(x)).zero_()
     whole[convolution.read] = part
     return whole
 
 
 def _in_single(collected: Tensor | None) -> Tensor | None:
-    """Return what compiled passes can add to."""
+    """Return a gradient if compiled passes can add to it: they compute in single precision."""
     return collected if collected is not None and collected.dtype == torch.float32 else None
 
 

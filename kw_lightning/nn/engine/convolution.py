@@ -58,7 +58,7 @@ class Convolution:
 
     @property
     def numbers(self) -> list[int]:
-        """Return the geometry but for the cells in one list, as an operator is called with it."""
+        """Return the geometry without the cells as one list, the form in which operators take it."""
         return [*self.kernel_shape, *self.stride, *self.padding, *self.dilation, self.groups]
 
     @classmethod
@@ -70,7 +70,7 @@ class Convolution:
         return cls((*numbers[:2], *kernel), tuple(cell_shape), stride, padding, dilation, numbers[-1])
 
     def without_stride(self) -> Convolution | None:
-        """Return the same of an input of `read` positions alone, None where it reads all or its kernel several."""
+        """Return a strided 1×1 convolution as one over its `read` positions alone; None for any other."""
         ones = (1,) * self.dimensions
         if self.kernel_shape[2:] != ones or any(self.padding) or self.stride == ones:
             return None
@@ -78,7 +78,7 @@ class Convolution:
 
     @property
     def read(self) -> tuple[slice, ...]:
-        """Return which positions of an input [batch, in_channels, *size] are read where the kernel has one."""
+        """Return the index of the positions of [batch, in_channels, *size] that a strided 1×1 convolution reads."""
         return (slice(None), slice(None), *(slice(None, None, stride) for stride in self.stride))
 
     def over_tokens(self) -> Convolution:

@@ -1,6 +1,6 @@
-"""What becomes of a layer's output before anything else sees it: a norm, a sum with another map, an activation.
+"""What is done to a layer's output before anything else reads it: a norm, the sum with another map, an activation.
 
-A compiled pass does it while it writes (native/epilogue.h); after another path the same is done by torch's operators.
+A compiled pass does it as it writes the output (native/epilogue.h); after other paths, torch's operators do.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from kw_lightning.nn.engine.layouts import channels_last
 
 ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6, "hardswish": F.hardswish, "silu": F.silu}
-"""By name, in the order of native/epilogue.h, where they are numbered from 1."""
+"""By name, in the order in which native/epilogue.h numbers them, from 1."""
 
 
 class Norm(NamedTuple):
-    """A batch norm by its running statistics; tensors [channels]."""
+    """A batch norm with running statistics; all tensors are [channels]."""
 
     mean: Tensor
     variance: Tensor
@@ -29,7 +29,7 @@ class Norm(NamedTuple):
 
 @dataclass(frozen=True)
 class Epilogue:
-    """act(norm(y · scale + bias) + added), each where it is there.
+    """act(norm(y · scale + bias) + added), of which any part may be missing.
 
     Attributes:
         scale, bias: [out_channels], the layer's own.
@@ -55,7 +55,7 @@ class Epilogue:
         return all(part is None for part in (self.scale, self.bias, self.norm, self.added, self.activation))
 
     def fits(self, y: Tensor) -> bool:
-        """Return whether a compiled pass that writes y can do it: all in single precision, laid out alike."""
+        """Return whether a compiled pass that writes y can apply it: all tensors are dense, of its type and device."""
         for factor in self.factors:
             if factor is None:
                 continue
@@ -67,7 +67,7 @@ class Epilogue:
         return _like(added, y) and added.shape == y.shape and (added.is_contiguous() or channels_last(added))
 
     def apply(self, y: Tensor) -> Tensor:
-        """Return what becomes of y [batch, out_channels, *output_size], which may be written over."""
+        """Apply it to y [batch, out_channels, *output_size], which may be overwritten, and return the result."""
         shape = (-1, *[1] * (y.dim() - 2))
         if self.scale is not None:
             y = y.mul_(self.scale.to(y.dtype).view(shape))

@@ -1,4 +1,4 @@
-"""The engine as one operator that takes the attention's factors: neither α nor a kernel is kept for the backward pass.
+"""The engine as one operator on the attention's factors: neither α nor any kernel is kept for the backward pass.
 
 `kw_lightning::factored_convolution` is the attention's last linear layer, the normalisation of α and the convolution;
 its backward pass is an operator as well. Second derivatives go through the literal form, as in `operators`.
@@ -24,7 +24,7 @@ from kw_lightning.nn.engine.planner import check_engine, choose
 from kw_lightning.nn.precision import PLAIN, is_recorded, plain
 
 NAME = "kw_lightning::factored_convolution"
-TENSORS = 5  # that may need a gradient: x, hidden, weight, bias, cells; they come first
+TENSORS = 5  # the arguments that may need a gradient come first: x, hidden, weight, bias, cells
 
 
 @torch.library.custom_op(NAME, mutates_args=())
@@ -54,7 +54,7 @@ def compute(
     engine: str,
     epilogue: Epilogue | None = None,
 ) -> Tensor:
-    """Return the convolution of every sample with its own mixture of cells, and what becomes of it; no gradients."""
+    """Return the convolution of every sample with its own mixture of cells, after the epilogue; without gradients."""
     if not factors.lasting:
         kept.forget(factors.weight)
     path = choose(x, factors, cells, convolution, engine, backward=False)
@@ -139,7 +139,7 @@ def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 def _find_gradients(
     gradient: Tensor, tensors: Sequence[Tensor], geometry: Sequence[int], engine: str, needed: Sequence[bool]
 ) -> Sequence[Tensor | None]:
-    """Return the gradients; of cells that others add to, past the operator, which changes nothing in place."""
+    """Return the gradients; by the operator unless that of the cells is collected, which is done in place."""
     x, hidden, weight, bias, cells, temperature, initial = tensors
     if not needed[4] or not collecting.may_collect(cells):
         plain = _is_plain((gradient, *tensors)) and not torch._C._are_functorch_transforms_active()
@@ -155,7 +155,7 @@ factored_convolution.register_autograd(_differentiate, setup_context=_save)
 
 
 class _Called(torch.autograd.Function):
-    """The operator without its dispatch, which takes longer than the work on few numbers."""
+    """The operator without its dispatch, which takes longer than the work of a small layer."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
@@ -170,7 +170,7 @@ class _Called(torch.autograd.Function):
 
 
 def call(*arguments: Any) -> Tensor:
-    """Return what the operator does: without it, where nothing records, watches or replaces operators."""
+    """Return the operator's output, without its dispatch where nothing records, watches or replaces operators."""
     if _is_plain(arguments[:TENSORS]):
         y: Tensor = _Called.apply(*arguments)
         return y
@@ -179,7 +179,7 @@ def call(*arguments: Any) -> Tensor:
 
 
 def _is_plain(tensors: Sequence[Tensor]) -> bool:
-    """Return whether nothing records, watches or replaces operators on tensors, those of a CPU or a GPU."""
+    """Return whether tensors are plain, on a CPU or GPU, and nothing records, watches or replaces operators."""
     if tensors[0].device.type not in ("cpu", "cuda") or not all(type(tensor) in PLAIN for tensor in tensors):
         return False
     return not is_recorded() and torch._C._len_torch_dispatch_stack() == 0
@@ -236,7 +236,7 @@ def _backward_operations(
     *,
     out_shape: Sequence[torch.Size],
 ) -> int:
-    """Return the floating-point operations; those of making z anew are left out, as of every kernel's second mixing."""
+    """Return the floating-point operations; recomputing z is left out, as is mixing the kernels again."""
     convolution = Convolution.of(cells[1:], geometry)
     positions = math.prod(x[2:]), math.prod(gradient[2:])
     attention = any(needed[1:4])

@@ -1,7 +1,7 @@
 """The attention of a batch by its factors: hidden activations and the last linear layer, from which α can be made.
 
-α [batch, mixtures, cells] is much larger than they are where there are many cells, and lies in a space as wide as the
-hidden layer: what is kept of a batch, and what kernels are mixed of, need not grow with the cells.
+With many cells α [batch, mixtures, cells] is much larger than its factors, and its rank is little more than the
+hidden layer's width: what is kept of a batch, and what kernels are mixed from, need not grow with the number of cells.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class AttentionFactors:
         bias: c, [mixtures · (cells + 1)].
         temperature: τ, a scalar; it takes no gradient.
         initial: β, [mixtures]: the cell that a mixture starts as, the number of cells for none.
-        lasting: weight, bias and cells stand still, as in evaluation: what is made of them may be kept.
+        lasting: weight, bias and cells do not change, as in evaluation: what is made of them may be kept.
     """
 
     hidden: Tensor
@@ -49,7 +49,7 @@ class AttentionFactors:
 
     @property
     def told(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return (hidden, weight, bias, initial, temperature), with which the steps in C are called."""
+        """Return (hidden, weight, bias, initial, temperature), the arguments of the steps in C."""
         return self.hidden, self.weight, self.bias, self.initial, self.temperature
 
     def alpha(self) -> Tensor:
@@ -85,8 +85,8 @@ def make_alpha(factors: AttentionFactors, dtype: torch.dtype | None = None, mult
 
     Args:
         factors: of the attention.
-        dtype: of α, rounded to from single precision; None for that of the factors.
-        multiple: of cells; zeros fill α up to it.
+        dtype: of α, rounded from single precision; None for that of the factors.
+        multiple: α is padded with zeros to a multiple of so many cells.
     """
     dtype = dtype or factors.hidden.dtype
     if native.weighs(factors.hidden):
@@ -127,7 +127,7 @@ def differentiate_alpha(factors: AttentionFactors, gradient: Tensor) -> FactorGr
 
 
 def _differentiate_weights(factors: AttentionFactors, z: Tensor, gradient: Tensor) -> Tensor:
-    """Return the gradient of z, which is lost, from that of α."""
+    """Return the gradient of z, whose memory is reused, from that of α."""
     size = torch.linalg.vector_norm(z, ord=1, dim=-1, keepdim=True) + SMALLEST_SIZE
     share = (1 - factors.temperature) / size
     of_z = z.new_empty(z.shape)
@@ -138,7 +138,7 @@ def _differentiate_weights(factors: AttentionFactors, z: Tensor, gradient: Tenso
 
 
 def make_sizes(factors: AttentionFactors) -> Tensor:
-    """Return Σ|z| + 1e-3 of every mixture, [batch, mixtures]; z exists for some samples at a time."""
+    """Return Σ|z| + 1e-3 of every mixture, [batch, mixtures]; z is made for a chunk of samples at a time."""
     if native.weighs(factors.hidden):
         return native.add_up(*factors.told)
     sizes = factors.hidden.new_empty(len(factors.hidden), factors.mixtures)
@@ -171,7 +171,7 @@ def _new_gradients(factors: AttentionFactors) -> FactorGradients:
 
 
 def _add(found: FactorGradients, factors: AttentionFactors, samples: slice, of_z: Tensor) -> None:
-    """Write the hidden activations' gradient of some samples from that of z, and the others', or add to them."""
+    """From the gradient of z of some samples, write that of their hidden activations, and add to the weights'."""
     rows = of_z.flatten(1)
     torch.mm(rows, factors.weight, out=found.hidden[samples])
     if samples.start == 0:

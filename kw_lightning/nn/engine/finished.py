@@ -1,7 +1,7 @@
-"""The engine as one operator of evaluation, with what becomes of the output: for graphs that torch.compile makes.
+"""The engine with an epilogue as one operator, for evaluation in graphs that torch.compile makes.
 
-`kw_lightning::finished_convolution` has no gradient. It is called once a layer, and is registered past
-`torch.library.custom_op`, whose checks of every call take longer than a small layer.
+`kw_lightning::finished_convolution` has no gradient. It is not registered by `torch.library.custom_op`, whose checks
+at every call take longer than a small layer.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def compute(
     engine: str,
     epilogue: Epilogue | None,
 ) -> Tensor:
-    """Return the convolution of every sample with its own mixture of cells, and what becomes of it; no gradients.
+    """Return the convolution of every sample with its own mixture of cells, after the epilogue; without gradients.
 
     Args:
         x: [batch, in_channels, *size].
@@ -60,7 +60,7 @@ def call(
     engine: str,
     epilogue: Epilogue,
 ) -> Tensor:
-    """Return what `compute` does, by the operator."""
+    """Return what `compute` returns, by the operator."""
     lasting = False
     if isinstance(attention, Tensor):
         tensors = [attention]

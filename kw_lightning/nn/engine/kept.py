@@ -1,7 +1,7 @@
-"""Mixed bases that are kept in evaluation, while the weights that they are made of stand still.
+"""Mixed bases that are kept in evaluation, as long as the weights that they are made of do not change.
 
-They are looked up by the attention's last weight, and gone with it. Before they are used, all that they are made of is
-compared with what it was: which tensors, their versions, and their numbers (contents.py).
+They are looked up by the attention's last weight, and dropped with it. Before they are used, everything that they are
+made of is compared with what it was: which tensors, their versions, and their values (contents.py).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from kw_lightning.nn.engine.memory import free_bytes
 from kw_lightning.nn.engine.native import Kept
 
 FREE_SHARE = 4
-"""Part of the free memory that all mixed bases of a process may take, where no other bound is set."""
+"""All mixed bases of a process may take one part in so many of the free memory, where no other bound is set."""
 UNKNOWN_BYTES = 2**30
-"""Instead, where the system does not tell what is free."""
+"""The bound where the system does not tell how much memory is free."""
 
 Use = Literal["auto", "always", "never"]
 
@@ -53,7 +53,7 @@ _lock = threading.Lock()
 
 @contextmanager
 def bases(use: Use = "auto", keep: int | None = None) -> Iterator[None]:
-    """Within the context, say when kernels are mixed along the attention's rank, and how much is kept of it.
+    """Within the context, set when kernels are mixed along the attention's rank, and how much memory is kept for it.
 
     Args:
         use: "auto" where it should be faster, "always" wherever an attention has factors, "never".
@@ -81,7 +81,7 @@ def use() -> Use:
 
 
 def settings() -> Any:
-    """Return what `bases` has set, to be compared."""
+    """Return what `bases` has set, an object that can be compared."""
     return _settings
 
 
@@ -94,8 +94,8 @@ def kept_bytes() -> int:
 def may_keep(factors: AttentionFactors, cells: Tensor) -> bool:
     """Return whether the mixed bases of an attention and cells may be kept.
 
-    They may in evaluation, of single precision on a CPU, where they find room beside those of other layers that save as
-    much a byte; those that save less make room.
+    They may in evaluation, in single precision on a CPU, if there is room beside those of other layers that save as
+    much per byte; those that save less make room.
     """
     if not factors.lasting or cells.dtype != torch.float32 or cells.device.type != "cpu":
         return False
@@ -110,10 +110,10 @@ def may_keep(factors: AttentionFactors, cells: Tensor) -> bool:
 
 
 def keep(factors: AttentionFactors, cells: Tensor, geometry: tuple[Any, ...]) -> Kept:
-    """Return the mixed bases of an attention and cells, not filled yet where there are none or they are others'.
+    """Return the mixed bases of an attention and cells; not filled yet where none are kept, or their weights changed.
 
     Args:
-        geometry: all that they depend on beside the tensors.
+        geometry: everything that they depend on beside the tensors.
     """
     tensors = factors.weight, factors.bias, cells
     state = (*geometry, float(factors.temperature), *(place(tensor) for tensor in tensors))
@@ -129,14 +129,14 @@ def keep(factors: AttentionFactors, cells: Tensor, geometry: tuple[Any, ...]) ->
 
 
 def forget(weight: Tensor) -> None:
-    """Drop the mixed bases of an attention with a last weight, which is trained now."""
+    """Drop the mixed bases that are kept for an attention's last weight, which is now being trained."""
     if len(_entries):
         with _lock:
             _entries.pop(weight, None)
 
 
 def _make_room(new: Tensor) -> None:
-    """Drop what saves least a byte until all is within the bound again, but not what is new."""
+    """Drop what saves least per byte until the rest is within the bound again, but never what is new."""
     least = sorted(((weight, entry) for weight, entry in _entries.items()), key=lambda item: item[1].gain)
     held = sum(entry.size for _, entry in least)
     for weight, entry in least:
@@ -156,10 +156,10 @@ def _free_share() -> int:
 
 
 def _gain(factors: AttentionFactors, cells: Tensor) -> float:
-    """Return the multiply-adds that kept bases save of a call for each of their numbers, to rank layers by.
+    """Return the multiply-adds that kept bases save in a call, per number kept, to rank layers by.
 
-    Of cells a sample takes cells / ranks for each of them; of bases mixed anew it takes 1, and the batch once n. What
-    bringing a number from the memory takes is the same for all.
+    For each such number, mixing from cells takes every sample cells / ranks multiply-adds; mixing from bases takes
+    every sample one, and making the bases takes the batch n. Loading a number takes all layers the same.
     """
     batch, width = factors.hidden.shape
     ranks = width + 1
@@ -167,5 +167,5 @@ def _gain(factors: AttentionFactors, cells: Tensor) -> float:
 
 
 def _size(factors: AttentionFactors, cells: Tensor) -> int:
-    """Return the bytes of the mixed bases, but for what their blocks are padded by."""
+    """Return the bytes of the mixed bases, without the padding of their blocks."""
     return 4 * factors.mixtures * (factors.hidden.shape[1] + 2) * math.prod(cells.shape[1:])

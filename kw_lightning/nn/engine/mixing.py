@@ -1,8 +1,8 @@
 """The linear mixtures themselves as matrix products: W = α·E, and the gradients dα = dW·Eᵀ and dE = αᵀ·dW.
 
 α of a chunk of samples is one matrix [samples · mixtures, cells], and a range of the cells' rows one matrix
-[cells, columns] without copying. Mixing has few terms a sum (n, often under 100): what bounds it is the traffic of W.
-So on the CPU it runs in blocks of columns whose kernels stay in the cache until they are used.
+[cells, columns] without copying. Its sums have few terms (n, often under 100), so mixing is bound by the memory traffic
+of W. On the CPU it therefore runs in blocks of columns that stay in the cache until they are used.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Columns a product on the CPU: measured best of 1,024 … 262,144 (135 GFLOP/s against 52 for one product of 262,144).
+# Columns per product on the CPU: measured best of 1,024 … 262,144 (135 GFLOP/s against 52 for one product of 262,144).
 BLOCK_COLUMNS = 16_384
 # Columns that one of the parallel products of dα takes.
 DOT_COLUMNS = 2_048
@@ -39,7 +39,7 @@ def attention_gradient(kernels: Tensor, cells: Tensor, total: Tensor) -> None:
     columns = cells.shape[1]
     step = DOT_COLUMNS if cells.device.type == "cpu" and columns >= 2 * DOT_COLUMNS else columns
     whole = columns - columns % step if step else 0
-    # Products are fastest where a row of the result fills whole registers: an odd number of cells goes the other way.
+    # Products are fastest if rows of the result fill whole registers; otherwise the transpose is computed.
     a, b, place = (cells, kernels, total.t()) if cells.shape[0] % 16 else (kernels, cells, total)
     if whole > step:
         left, right = (matrix[:, :whole].view(len(matrix), -1, step).transpose(0, 1) for matrix in (a, b))
@@ -51,7 +51,7 @@ def attention_gradient(kernels: Tensor, cells: Tensor, total: Tensor) -> None:
 
 
 def cells_gradient(attention: Tensor, kernels: Tensor, total: Tensor, *, first: bool) -> None:
-    """Write, the first time, or add αᵀ·dW to dE.
+    """Write αᵀ·dW to dE the first time, add it later.
 
     Args:
         attention: α [rows, cells].
@@ -70,7 +70,7 @@ def cells_gradient(attention: Tensor, kernels: Tensor, total: Tensor, *, first: 
 
 
 def put_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
-    """Write, the first time, or add the batched product to `total`, which may be of higher precision."""
+    """Write the batched product to `total` the first time, add it later; `total` may be of higher precision."""
     if total.dtype != a.dtype:
         product = torch.bmm(a, b)
         total.copy_(product) if first else total.add_(product)

@@ -1,4 +1,4 @@
-"""The engine as one operator of PyTorch, so that compilers, transforms and dispatch see it as they see a convolution.
+"""The engine as one operator of PyTorch, which compilers, transforms and dispatch treat as they do a convolution.
 
 `kw_lightning::dynamic_convolution` keeps its inputs for the backward pass and nothing else; the backward pass is an
 operator as well. Second derivatives go through the literal form, which is made of differentiable operators.
@@ -99,7 +99,7 @@ def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 def _find_gradients(
     gradient: Tensor, tensors: Sequence[Tensor], geometry: Sequence[int], engine: str, needed: Sequence[bool]
 ) -> Sequence[Tensor | None]:
-    """Return the gradients; of cells that others add to, past the operator, which changes nothing in place."""
+    """Return the gradients; by the operator unless that of the cells is collected, which is done in place."""
     x, attention, cells = tensors
     if needed[2] and collecting.may_collect(cells):
         convolution = Convolution.of(cells.shape[1:], geometry)

@@ -1,4 +1,4 @@
-"""Which path computes a problem: by counted work and seconds per unit of it, or by timing."""
+"""Chooses the path for a problem: by counted work and seconds per unit of it, or by timing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kw_lightning.nn.engine.problem import Problem
 ENGINES = ("auto", "autotune", *ORDERS, "reference")
 # The engines that may mix along the attention's rank.
 ALONG_RANK = ("auto", "autotune", "mix_kernels")
-# A device for which no path is compiled: what cannot compute there for its geometry's sake can nowhere.
+# Stands for any device: compiled paths refuse it, and those of torch's operators refuse a geometry alone.
 _ANYWHERE = torch.device("meta")
 
 
@@ -42,7 +42,7 @@ class Choice:
 
 
 def refusal(engine: str, convolution: Convolution) -> str | None:
-    """Return why an engine can compute a convolution nowhere, None where it can."""
+    """Return why an engine cannot compute a convolution on any device, None where it can on some."""
     problem = Problem(convolution, 1, convolution.kernel_shape[2:], 1, torch.float32, _ANYWHERE)
     reasons = [path.refusal(problem) for path in _candidates(engine) if not path.of_bases]
     return None if None in reasons else reasons[-1]
@@ -98,7 +98,7 @@ def ask(
     *,
     backward: bool,
 ) -> tuple[Problem, str]:
-    """Return the problem, and the engine that is to compute it where `bases` has its say; arguments as of `choose`."""
+    """Return the problem, and the engine for it under the setting of `bases`; arguments as in `choose`."""
     problem = Problem.of(x, attention, cells, convolution, backward=backward)
     if problem.width is not None and kept.use() == "never":
         return problem._replace(width=None), engine

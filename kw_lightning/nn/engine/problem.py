@@ -1,4 +1,4 @@
-"""What is to be computed: its shapes, by which a path is chosen, and its tensors."""
+"""What a path is asked to compute: the shapes by which it is chosen, and the tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kw_lightning.nn.partition import Shape
 
 
 class Problem(NamedTuple):
-    """All by which a way of computing is chosen: one layer's convolution of one batch, forward or backward.
+    """Everything by which a path is chosen: one layer's convolution of one batch, forward or backward.
 
     A tuple, since one is made and hashed at every call of a layer.
 
@@ -27,8 +27,8 @@ class Problem(NamedTuple):
         dtype: of the input, in which all is computed.
         device: of the input.
         backward: the gradients are to be computed instead of the output.
-        width: of the attention's hidden layer, where its factors are at hand; None where α alone is.
-        kept: bases that are mixed of the factors may be kept: the weights stand still, and there is room.
+        width: of the attention's hidden layer, where its factors are given; None where only α is.
+        kept: bases mixed from the factors may be kept: the weights do not change, and there is room.
     """
 
     convolution: Convolution
@@ -51,7 +51,7 @@ class Problem(NamedTuple):
         *,
         backward: bool = False,
     ) -> Problem:
-        """Return what is to be computed of tensors, by their shapes alone, **or** of an attention's factors."""
+        """Return the problem of these tensors, by their shapes alone; an attention may be given by its factors."""
         problem = cls(convolution, x.shape[0], tuple(x.shape[2:]), len(cells), x.dtype, x.device, backward)
         if isinstance(attention, Tensor):
             return problem
@@ -63,7 +63,7 @@ class Problem(NamedTuple):
         return self.device.type == "cpu"
 
     def handed_over(self) -> Problem:
-        """Return the problem that a path is given for this one: on a CPU backwards without what nothing reads."""
+        """Return the problem as a path gets it: backward on a CPU, without the positions that a strided 1×1 skips."""
         dense = self.convolution.without_stride() if self.backward and self.on_cpu else None
         if dense is None:
             return self
