@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,8 @@ def test_a_notebook_runs_and_shows_what_it_made(name: str, executed: dict[str, l
     if name != "own_module":  # trained by kw-fit, which tells a line an epoch
         assert [output for output in executed[name] if output.startswith("stdout: epoch 1/")]
         assert {"image/png", "text/html"} <= set(kinds)
+        accuracies = re.findall(r"epoch \d+/.*val/accuracy ([\d.]+)", "\n".join(executed[name]))
+        assert max(map(float, accuracies)) > 0.5  # of ten classes: it does not guess
     assert not [output for output in executed[name] if "it/s" in output]  # no bar, which a saved notebook would keep
 
 

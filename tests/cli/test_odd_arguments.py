@@ -135,7 +135,6 @@ def test_an_output_that_is_closed_or_full_is_no_traceback(tmp_path: Path, where:
         ("train.devices=0", "devices=0"),
         ("train.strategy=deepspeed", "DeepSpeed"),
         ("train.accelerator=tpu", "torch_xla"),
-        ("train.strategy=nosuch", "nosuch"),
     ],
 )
 def test_settings_that_this_machine_does_not_have(
