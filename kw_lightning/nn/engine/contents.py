@@ -1,9 +1,9 @@
-"""Whether tensors are what they were when something was made of them that is kept.
+"""Tells whether tensors still have the values that they had when something that is kept was computed from them.
 
-PyTorch counts changes in place, but not those that go through `parameter.data`, as averaged weights often do. So
-numbers are compared too. Those of small tensors at every call; of cells, which may be hundreds of megabytes that all
-layers of a warehouse read, a few at every call, and all of them as soon as a layer comes that has relied on the last
-reading before: once in a pass of a network.
+PyTorch counts changes in place, but not those made through `parameter.data`, as averaged weights often are. So values
+are compared too: those of small tensors at every call. Cells may be hundreds of megabytes that all layers of a
+warehouse read: a few of their values are compared at every call, and all of them as soon as a layer asks again that has
+already relied on the last reading, which is once in a pass of a network.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from kw_lightning.nn.engine.native import row_products
 
 SMALL = 2**18
-"""Numbers that are all read at every call."""
+"""Tensors of up to so many numbers are read whole at every call."""
 STEP = 4099
-"""Of more numbers, every so many-th is: a prime, so that lines and columns of all cells are met in turn."""
+"""Of larger tensors, every so many-th number is: a prime, so that all rows and columns of cells are sampled."""
 
 
 @dataclass(frozen=True)
 class _Reading:
-    """All numbers of a tensor as they were read, and by whom that has been relied on."""
+    """A reading of all numbers of a tensor, and the readers that have relied on it."""
 
     place: tuple[Any, ...]
     some: Tensor
@@ -40,19 +40,19 @@ _lock = threading.Lock()
 
 
 def place(tensor: Tensor) -> tuple[Any, ...]:
-    """Return which tensor it is and how often it was changed in place, as far as it counts that."""
+    """Return what identifies a tensor and its version, which inference tensors do not count."""
     version = 0 if tensor.is_inference() else tensor._version
     return tensor.data_ptr(), version, tuple(tensor.shape), tensor.dtype
 
 
 def contents_of(tensor: Tensor, reader: Tensor | None = None) -> Tensor:
-    """Return what tells a tensor's numbers from others: the products of its rows with a fixed vector.
+    """Return a fingerprint of a tensor's values: the products of its rows with a fixed vector.
 
     Args:
         tensor: [rows, ...], contiguous.
-        reader: stands for who asks, where others ask for the same tensor; a change of few numbers through
-            `tensor.data` is then seen by a reader's second call after it at the latest, and by the next pass of a
-            network. None reads all numbers.
+        reader: identifies the caller, where several ask for the same tensor. A change of few numbers through
+            `tensor.data` is then seen at a reader's second call after it at the latest, and in the next pass of a
+            network. None reads all numbers at every call.
     """
     if reader is None or tensor.numel() <= SMALL:
         return _read(tensor)

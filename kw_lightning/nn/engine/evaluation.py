@@ -1,4 +1,4 @@
-"""A layer in plain evaluation as one call in C, where the planner chooses one of the compiled passes."""
+"""A layer in plain evaluation as one call of C, if the planner chooses one of the compiled passes for it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ZERO = torch.zeros((), dtype=torch.float32, device="cpu")
 
 
 class LayerTensors(NamedTuple):
-    """All that a layer's output depends on beside its input: in single precision on a CPU, as C reads it.
+    """Everything that a layer's output depends on beside its input, in single precision on a CPU, as C reads it.
 
     Attributes:
         cells: E [cells, co, ci, *ck].
@@ -68,7 +68,7 @@ class LayerTensors(NamedTuple):
         return None if self.mean is None or self.variance is None else (self.mean, self.variance)
 
     def attention(self, epsilon: float) -> AttentionTensors:
-        """Return what α is made of.
+        """Return what α is computed from.
 
         Args:
             epsilon: of the attention's norm.
@@ -77,7 +77,7 @@ class LayerTensors(NamedTuple):
         return AttentionTensors(*reduction, self.given, epsilon, self.weight, self.bias, self.initial, self.tau)
 
     def epilogue(self, epsilon: float, added: Tensor | None, activation: str | None) -> Epilogue:
-        """Return what becomes of the output.
+        """Return the epilogue of the output.
 
         Args:
             epsilon: of the norm behind the layer.
@@ -90,12 +90,12 @@ class LayerTensors(NamedTuple):
 
 
 def setting() -> tuple[Any, ...]:
-    """Return all beside its arguments that `prepare` goes by."""
+    """Return the settings that `prepare` depends on beside its arguments."""
     return torch.get_num_threads(), workspace_bytes(_CPU), kept.settings()
 
 
 def takes(x: Tensor, convolution: Convolution, engine: str) -> bool:
-    """Return whether a layer's whole call may compute a convolution of x; arguments as of `prepare`.
+    """Return whether one call of C may compute a whole layer for x; arguments as in `prepare`.
 
     Raises:
         RuntimeError: x is smaller than the kernel.
@@ -113,14 +113,14 @@ def prepare(
     engine: str,
     epilogue: Epilogue,
 ) -> Evaluation | None:
-    """Return a layer's call, None where it is not to be computed so.
+    """Return a layer's call, None where another path is faster, **or** needed.
 
     Args:
-        x: [batch, in_channels, *size], for its size and layout alone.
-        of: what α is made of; all tensors contiguous, in single precision on a CPU.
+        x: [batch, in_channels, *size]; only its size and layout are read.
+        of: what α is computed from; all tensors contiguous, in single precision on a CPU.
         cells: E [cells, co, ci, *ck].
         engine: one of `ENGINES`.
-        epilogue: what becomes of the output.
+        epilogue: of the output.
 
     Raises:
         RuntimeError: x is smaller than the kernel.

@@ -1,4 +1,4 @@
-"""How much memory a process may still take: of the machine, and of the control group that bounds it in a container."""
+"""How much memory a process may still take: of the machine's, and within a container's control group."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ ROOT = Path("/")
 
 
 def free_bytes(root: Path = ROOT) -> int | None:
-    """Return the bytes that are free, caches that can be dropped among them; None where the system does not tell.
+    """Return the bytes that are free, including caches that can be dropped; None where the system does not tell.
 
     Args:
-        root: of the file system, below which Linux tells it.
+        root: of the file system in which Linux reports them.
     """
     return min(_told(root), default=None)
 

@@ -13,18 +13,18 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-# From 5 to 20 MiB were alike where tried from 0.6 to 40, beside a last-level cache of 32; under 2.5 was slower.
+# Of 0.6 to 40 MiB, 5 to 20 were equally fast, and under 2.5 slower, with a last-level cache of 32 MiB.
 CPU_BYTES = 6 * 2**20
-# On a GPU, chunks are for memory alone, as few as possible: at least so much, and a share of its memory.
+# On a GPU, chunks only bound memory, so they are few: at least so many bytes, or one part in so many of its memory.
 GPU_BYTES = 256 * 2**20
 GPU_SHARE = 32
-# Memory larger than this is given back after use.
+# Larger buffers are freed after use.
 KEPT_BYTES = 64 * 2**20
-# New memory from this size on is asked for in huge pages.
+# Huge pages are requested for new memory of this size or more.
 HUGE_BYTES = 4 * 2**20
-# Rows of α that one mixing product should have: with 9 it reaches 50 GFLOP/s, with 36 100, with 144 135.
+# Rows of α that a mixing product should have: 9 rows reach 50 GFLOP/s, 36 rows 100, 144 rows 135.
 MIXING_ROWS = 128
-# Rows of a cell under which nothing is won by cutting it further.
+# Cutting a cell into fewer rows than this gains nothing.
 CELL_ROWS = 16
 
 _bytes: int | None = None
@@ -55,17 +55,17 @@ _scratch = _Scratch()
 
 
 def scratch(purpose: str, shape: Sequence[int], like: Tensor) -> Tensor:
-    """Return uninitialised memory of the type and device of `like`, which the next call of the same purpose takes back.
+    """Return uninitialised memory of the type and device of `like`, valid until the next call with the same purpose.
 
-    On the CPU it is the same memory every time: fresh memory costs a page fault every 4 KiB, which at 2 GB/s takes
-    longer than the work on it. A GPU's allocator keeps memory by itself.
+    On the CPU it is the same memory every time: new memory costs a page fault every 4 KiB, which at 2 GB/s takes longer
+    than the work on it. A GPU's allocator reuses memory by itself.
     """
     size = math.prod(shape)
     return flat_scratch(purpose, size, like)[:size].view(tuple(shape))
 
 
 def flat_scratch(purpose: str, size: int, like: Tensor) -> Tensor:
-    """Return what `scratch` does, of so many numbers or more: for who needs no more than its place."""
+    """Return such memory for at least `size` numbers, flat: for callers that need only its address."""
     if like.device.type != "cpu" or size * like.element_size() > KEPT_BYTES:
         return in_huge_pages(like.new_empty(size))
     key = purpose, like.dtype
@@ -77,10 +77,10 @@ def flat_scratch(purpose: str, size: int, like: Tensor) -> Tensor:
 
 
 def in_huge_pages(tensor: Tensor) -> Tensor:
-    """Return the tensor, new and not yet written to, its memory to come in huge pages where the system has them.
+    """Return the tensor, new and not yet written to, after requesting huge pages for it where the system has them.
 
-    Memory of over 32 MiB, such as a large warehouse's gradient, is new to the process at every step: at 4 KiB a page
-    fault, zeroing it takes four times as long.
+    Memory of over 32 MiB, such as a large warehouse's gradient, is new to the process at every step; with a page fault
+    every 4 KiB, zeroing it takes four times as long.
     """
     size = tensor.numel() * tensor.element_size()
     advise = _advise_huge()
@@ -93,7 +93,7 @@ def in_huge_pages(tensor: Tensor) -> Tensor:
 
 @functools.cache
 def _advise_huge() -> Callable[[int, int], int] | None:
-    """Return a function that asks for huge pages for (address, bytes), None where there are none."""
+    """Return a function that requests huge pages for (address, bytes), None where there are none."""
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     try:
         madvise = ctypes.CDLL(None).madvise
@@ -109,7 +109,7 @@ def _advise_huge() -> Callable[[int, int], int] | None:
 def workspace(limit: int | None) -> Iterator[None]:
     """Within the context, bound the bytes of per-sample kernels; None is the default for the device.
 
-    A sample's kernel of one layer is always whole where the path needs it whole, however low the bound.
+    However low the bound, a path that needs a sample's whole kernel gets it.
     """
     global _bytes
     if limit is not None and limit < 1:
@@ -122,7 +122,7 @@ def workspace(limit: int | None) -> Iterator[None]:
 
 
 def sample_chunks(batch: int, sample_bytes: int, device: torch.device) -> list[slice]:
-    """Cut a batch into chunks of samples, equal but for one, that keep within the workspace."""
+    """Cut a batch into chunks of samples that keep within the workspace, equal but for the last."""
     most = max(1, workspace_bytes(device) // max(sample_bytes, 1))
     count = max(1, math.ceil(batch / most))
     size = math.ceil(batch / count)

@@ -1,7 +1,8 @@
-"""How the work of a compiled pass is cut so that what is used together stays in the cache; pass.h draws the loops.
+"""How the work of a compiled pass is cut so that what is used together stays in the cache; pass.h shows the loops.
 
-A number is 4 bytes. A block is `width` lanes by `depths` depths of every cell; from it the kernels of `mixed` samples
-are made, used and forgotten. All sizes come of the shapes and of the bounds here: nothing is measured at run time.
+A number has 4 bytes. A block is `width` lanes by `depths` depths of every cell; the kernels of `mixed` samples are
+mixed from it, used and overwritten. All sizes follow from the shapes and the bounds here: nothing is measured at run
+time. In the docstrings, "what `BYTES` hold of a · b" is the largest count of items of a · b numbers that fit in it.
 """
 
 from __future__ import annotations
@@ -12,75 +13,75 @@ from typing import NamedTuple
 NUMBER = 4
 """Bytes of a number."""
 BLOCK_BYTES = 160 * 1024
-"""Of one block of all cells, which shares the second-level cache with the kernels that are mixed from it.
+"""For one block of all cells, which shares the second-level cache with the kernels that are mixed from it.
 
-Half and twice of this and of the two below were alike on a processor with 0.5 MB of it and 8 MB of the third level."""
+Half and twice this bound and the two below were as fast with 0.5 MB of second-level cache and 8 MB of third-level."""
 TILE_BYTES = 16 * 1024
-"""Of a kernel that a tile of positions takes at a time, which stays in the first-level cache from tile to tile."""
+"""For the part of a kernel that a tile of positions reads at a time, and the next tile from the first-level cache."""
 KERNEL_BYTES = 192 * 1024
-"""Of the kernels that are mixed from one block and exist at once."""
+"""For the kernels that are mixed from one block and exist at once."""
 LINE_BYTES = 3 * 2**20
-"""Of the kernels of lines that are mixed as cells lie and exist at once; the second or third level streams them."""
+"""For the kernels that `block_lines` mixes and keeps at once; they stream from the second or third-level cache."""
 GATHERED_BYTES = 5 * 2**20
-"""Of the kernels that are mixed of all blocks before they are used."""
+"""For kernels that are mixed from all blocks before they are used."""
 PART_BYTES = 3 * 2**19
-"""Of the parts of kernels, and of those of the cells, that are mixed as these lie and exist at once."""
+"""For the parts of kernels, and of cells, that `block_rows` keeps at once."""
 LEAST_TERMS = 64
-"""Lines of all groups that are added to the input's gradient at a time, below which moving its sums is much of it."""
+"""Lines of all groups that are added to the input's gradient at a time; with fewer, moving its sums dominates."""
 SHARED_BYTES = 6 * 2**20
-"""Of the parts of kernels that all threads share, in the third-level cache."""
+"""For the parts of kernels that all threads share, in the third-level cache."""
 MOST_RUN = 512
-"""Numbers of a cell that are mixed at a time."""
+"""Most numbers of a cell that are mixed at a time."""
 OWN_LINES = 64
-"""Lines of a block, of all groups, from which on it lays out the source for itself: that is then little work.
+"""With so many lines, of all groups, a block lays out the source for itself, which is then little of the work.
 
-Not where the convolution strides, whose positions are picked one by one."""
+Not in strided convolutions, whose positions are picked one by one."""
 LEAST_LINES = 6
-"""Lines of a block, below which the products' registers stay empty."""
+"""Fewest lines of a block; with fewer, registers of the products stay empty."""
 MAP_BYTES = 4 * 2**20
-"""Of the maps that are read together, and stay in the third-level cache."""
+"""For the maps that are read together, and stay in the third-level cache."""
 MOST_MAPS = 8
-"""Times `MAP_BYTES` that are read together where packing the cells anew would cost more than a few hundredths."""
+"""Up to so many times `MAP_BYTES` are read together, if packing the cells again would cost more than a few percent."""
 PACKING = 500
-"""Multiply-adds that take as long as packing a number of a cell."""
+"""Multiply-adds that take as long as packing one number of a cell."""
 PACKED_AGAIN = 8
-"""Times that kernels could move while their blocks are packed once more."""
+"""How often kernels could be moved in the time in which their blocks are packed once more."""
 BRINGING = 250
-"""The same for bringing a number of a kept basis from the memory."""
+"""Multiply-adds that take as long as loading one number of a kept basis from memory."""
 TURNING = 5
-"""Cells that are packed in the time in which a kernel is mixed of cells as they lie, and turned."""
+"""Cells that are packed in the time in which one kernel is mixed from unpacked cells, and transposed."""
 TURNED = 4
-"""Lanes that are turned together."""
+"""Lanes that are transposed together."""
 PANEL_BYTES = 3 * 2**16
-"""Of the columns of kernels that are mixed as cells lie, then turned: the second-level cache holds them so long."""
+"""For columns of kernels that `block_rows` mixes, then transposes: the second-level cache holds them meanwhile."""
 LINE = 16
-"""Numbers in a line of the cache."""
+"""Numbers in a cache line."""
 NARROW = 16
 """Lanes of the narrowest vectors: processors with wider ones have larger caches."""
 LEAST_DEPTHS = 8
-"""Depths of a block backwards, below which its products are too short."""
+"""Fewest depths of a block backward; with fewer, its products are too short."""
 LEAST_BASES = 4
-"""Depths of a block of bases, which are many: below them the products' registers stay empty."""
+"""Fewest depths of a block of bases, which are many; with fewer, registers of the products stay empty."""
 IMBALANCE = 1.1
-"""How much longer the busiest thread may take than all of them on average."""
+"""How many times the threads' average the busiest thread may take."""
 
 
 class Extents(NamedTuple):
-    """How much there is to cut, in the words of pass.h.
+    """How much work there is to cut, in the terms of pass.h.
 
     Attributes:
         batch, rows, cells: samples, mixtures of a sample, n.
         groups, cell_groups: of the convolution itself, whose channels are side by side.
-        lanes, depths, lane_groups, depth_groups: the channel axes of a cell, and the cells along them.
-        source_positions, out_positions: that the pass reads and writes.
-        threads: that share the work.
+        lanes, depths, lane_groups, depth_groups: the channel axes of a cell, and the cells along each.
+        source_positions, out_positions: positions that the pass reads and writes.
+        threads: number of threads that share the work.
         width: lanes of a block.
-        limit: bytes of kernels that may exist at once, in all threads.
-        ranks: bases of a mixture, 0 where it is of the cells.
-        vectors: of a block's lanes, 1 or 2.
+        limit: bytes of kernels that may exist at once, in all threads together.
+        ranks: bases of a mixture, 0 if kernels are mixed from cells.
+        vectors: 1 or 2, that the lanes of a block fill.
         taps: through which a position reads.
         strips: of a sample, which threads may share.
-        kept: the bases are kept, and need not be mixed.
+        kept: the mixed bases are kept, and need not be mixed again.
     """
 
     batch: int
@@ -110,12 +111,12 @@ class Extents(NamedTuple):
 
     @property
     def uses(self) -> int:
-        """Return the positions at which a number of a kernel is used."""
+        """Return at how many positions each number of a kernel is used."""
         taps = max(self.rows // (self.groups * self.lane_groups * self.depth_groups), 1)
         return min(self.source_positions, self.out_positions) * self.taps // taps
 
     def scaled(self, bytes: int) -> int:
-        """Return the bytes of a cache's share on a processor with these vectors."""
+        """Return a bound in bytes, scaled to the caches of a processor with vectors of this width."""
         return bytes * (self.widest // NARROW)
 
 
@@ -125,13 +126,13 @@ class Blocking:
 
     Attributes:
         depths: of a block of cells.
-        mixed: samples whose kernels, of one block, exist at once in a thread.
+        mixed: samples whose kernels of one block exist at once in a thread.
         read: samples whose maps are read together.
-        parts: into which the samples are cut, so that threads have like shares.
-        direct: kernels are mixed of the cells as they lie, and `depths` are theirs.
-        tile: depths that a tile takes at a time, 0 for those of the block.
+        parts: number of parts that the samples are cut into, for equal shares among the threads.
+        direct: kernels are mixed from unpacked cells, and `depths` are the kernels'.
+        tile: depths that a tile takes at a time, 0 for all of the block's.
         lines: of a cell, whose kernels exist at once where cells are mixed line by line.
-        gathers: kernels are mixed of all blocks before they are used.
+        gathers: kernels are mixed from all blocks before they are used.
     """
 
     depths: int
@@ -147,9 +148,9 @@ class Blocking:
 def block_kernels(extents: Extents, *, backward: bool) -> Blocking:
     """Cut a pass that mixes kernels.
 
-    depths = what of `BLOCK_BYTES` (half of it backwards, where the block stands turned beside it) holds
-    cells · width numbers a depth: forward whole lines of the cache, since depths lie together in E.
-    mixed = what of `KERNEL_BYTES` holds rows · (depths + 1) · width numbers a sample.
+    depths = what `BLOCK_BYTES` (backward half of it: the transposed block takes the other half) hold of cells · width;
+    forward in whole cache lines, since depths are contiguous in E.
+    mixed = what `KERNEL_BYTES` hold of rows · (depths + 1) · width.
     """
     direct = None if backward else _block_lying(extents)
     if direct is not None:
@@ -168,12 +169,12 @@ def block_kernels(extents: Extents, *, backward: bool) -> Blocking:
 
 
 def _gathered(found: Blocking, extents: Extents, *, backward: bool) -> Blocking:
-    """Have the kernels of all blocks mixed before they are used, where that moves fewer numbers.
+    """Let the kernels of all blocks be mixed before they are used, if that moves fewer numbers.
 
-    Else a sample's outputs, out positions · width numbers, are read and written again with every block but the first;
-    here its kernels are, once, rows · depths · width; `PACKED_AGAIN` times that backwards, where blocks are packed once
-    more for the gradients. All samples that are read have theirs at once, in `GATHERED_BYTES`; where bases are kept, no
-    more are read.
+    Otherwise a sample's outputs, out positions · width numbers, are read and written again for every block but the
+    first. Here its kernels are instead, rows · depths · width numbers, once; backward that counts `PACKED_AGAIN` times,
+    since blocks are packed again for the gradients. The kernels of all samples that are read together must fit in
+    `GATHERED_BYTES`; where bases are kept, only as many samples are read as do.
     """
     e, blocks, read = extents, -(-extents.depths // found.depths), found.read
     held = min(e.scaled(GATHERED_BYTES), e.limit // e.threads) // (NUMBER * e.rows * (e.depths + 1) * e.width)
@@ -186,10 +187,10 @@ def _gathered(found: Blocking, extents: Extents, *, backward: bool) -> Blocking:
 
 
 def _block_lying(extents: Extents) -> Blocking | None:
-    """Cut a forward pass that mixes few kernels of cells as they lie; None where packing them is no more work.
+    """Cut a forward pass that mixes few kernels from unpacked cells; None where packing the cells is no more work.
 
-    The kernels of all samples exist at once, as many depths of them as `KERNEL_BYTES` holds of rows · (width + TURNED)
-    numbers a sample: cells are then read once, along their lines.
+    The kernels of all samples exist at once, with what `KERNEL_BYTES` hold of rows · (width + TURNED) · samples as
+    their depths: cells are then read once, along their lines.
     """
     e, parts = extents, share(extents)
     read = _read(e, parts)
@@ -208,11 +209,12 @@ def _block_lying(extents: Extents) -> Blocking | None:
 
 
 def block_lines(extents: Extents, *, backward: bool) -> Blocking:
-    """Cut a pass that mixes kernels line by line, as cells lie.
+    """Cut a pass that mixes kernels line by line, from unpacked cells.
 
-    depths = what of `BLOCK_BYTES` holds cells numbers a depth, in whole vectors. lines = what of `LINE_BYTES` holds
-    rows · depths of a cell numbers a line of a sample, at least `LEAST_LINES`: in blocks that go evenly among the
-    threads where those are so large, else in parts of the samples. mixed = what of `LINE_BYTES` holds such lines.
+    depths = what `BLOCK_BYTES` hold of cells, in whole vectors.
+    lines = what `LINE_BYTES` hold of rows · (depths of a cell) · samples, at least `LEAST_LINES`; as many blocks as go
+    evenly among the threads if each then has `LEAST_LINES`, otherwise threads share parts of the samples.
+    mixed = what `LINE_BYTES` hold of rows · (depths of a cell) · lines.
     """
     if backward:
         return _block_lines_backward(extents)
@@ -236,10 +238,10 @@ def block_lines(extents: Extents, *, backward: bool) -> Blocking:
 
 
 def _block_lines_backward(extents: Extents) -> Blocking:
-    """Cut its gradients, for which the kernels of some samples exist whole.
+    """Cut the gradients of `block_lines`, for which the whole kernels of some samples exist.
 
-    depths = `_run`, of numbers; mixed = what `SHARED_BYTES` holds of kernels, rows · lanes · depths numbers a sample;
-    read = what `MAP_BYTES` holds of both maps, which are read twice.
+    depths = `_run`, in numbers of a cell. mixed = what `SHARED_BYTES` hold of rows · lanes · depths, the kernels of a
+    sample. read = what `MAP_BYTES` hold of both maps of a sample, which are read twice.
     """
     e = extents
     kernels = min(e.scaled(SHARED_BYTES), e.limit) // (NUMBER * e.rows * e.lanes * e.depths)
@@ -249,14 +251,13 @@ def _block_lines_backward(extents: Extents) -> Blocking:
 
 
 def block_rows(extents: Extents, *, backward: bool) -> Blocking:
-    """Cut a pass that mixes kernels as cells lie, between maps whose channels are last.
+    """Cut a pass that mixes kernels from unpacked cells, between maps whose channels are last.
 
-    depths = what half of `BLOCK_BYTES` holds cells numbers each, of a run of all cells: the other half is for the next
-    run. Forward, a thread's lines are those of which `PART_BYTES` holds the batch's kernels, rows · depths numbers a
-    line and sample; mixed = what it holds of them; and a run is no more columns than `PANEL_BYTES` holds of their rows,
-    of a vector's lines. Backward, lines are those of all threads: of which `PART_BYTES` holds the cells, cells · lanes
-    numbers each, and no less than `LEAST_TERMS` of all groups; mixed = what `SHARED_BYTES` holds of their kernels, and
-    `MOST_MAPS` · `MAP_BYTES` of inputs.
+    depths = `_run`, in numbers of a cell.
+    Forward, lines = what `PART_BYTES` hold of rows · depths · samples, for each thread; mixed = what they hold of
+    rows · depths · lines; and depths is no more than `PANEL_BYTES` hold of rows · mixed · (lanes of two vectors).
+    Backward, lines = what `PART_BYTES` hold of cells · lanes, for all threads, at least `LEAST_TERMS` of all groups;
+    mixed = what `SHARED_BYTES` hold of rows · lanes · lines, and `MOST_MAPS` · `MAP_BYTES` of inputs.
     """
     e, wide = extents, extents.widest
     depths = _run(e)
@@ -279,7 +280,7 @@ def block_rows(extents: Extents, *, backward: bool) -> Blocking:
 
 
 def block_bases(extents: Extents, *, backward: bool) -> Blocking:
-    """Cut a pass that mixes kernels of bases, either way.
+    """Cut a pass that mixes kernels from bases, forward or backward.
 
     depths = `depths_of_bases`; mixed as in `block_kernels`.
     """
@@ -292,15 +293,15 @@ def block_bases(extents: Extents, *, backward: bool) -> Blocking:
 
 
 def depths_of_bases(bases: int, depths: int, bytes: int = BLOCK_BYTES // NARROW) -> int:
-    """Return the depths of a block of bases: what the bytes of a lane hold of the bases of all mixtures."""
+    """Return the depths of a block of bases: what `bytes`, for one lane, hold of the bases of all mixtures."""
     return _even(depths, _between(LEAST_BASES, bytes // (NUMBER * bases), depths), LEAST_BASES)
 
 
 def block_inputs(extents: Extents, *, backward: bool) -> Blocking:
     """Cut a pass that mixes inputs: a block is a whole cell, and a thread has cells of its own.
 
-    mixed = what of `KERNEL_BYTES` holds a sample's mixed inputs of one cell, rows · (channels + width) numbers.
-    read = what of `MOST_MAPS` · `MAP_BYTES` holds both maps, and of the one that is written a sum in every thread.
+    mixed = what `KERNEL_BYTES` hold of rows · (channels + width), a sample's mixed inputs for one cell.
+    read = what `MOST_MAPS` · `MAP_BYTES` hold of both maps, and of a sum in every thread of the one that is written.
     """
     e = extents
     channels, rows = e.depths, e.lane_groups * e.out_positions
@@ -314,12 +315,12 @@ def block_inputs(extents: Extents, *, backward: bool) -> Blocking:
 
 
 def block_channels(extents: Extents, *, backward: bool) -> Blocking:
-    """Cut a pass of a depthwise convolution, either way: a block has one depth, and a thread reads its own maps.
+    """Cut a pass of a depthwise convolution, forward or backward: blocks have one depth, and threads maps of their own.
 
-    lines = lanes of which `BLOCK_BYTES` (a third of it backwards, where they stand turned beside it, and their
-    gradients) holds cells numbers each, and `KERNEL_BYTES` rows numbers each, in whole blocks. Those are shared among
-    the threads where they go evenly, **or** there are too few strips to share instead. mixed = what of `KERNEL_BYTES`
-    holds rows · (lines + width) numbers a sample.
+    lines = lanes in whole blocks: what `BLOCK_BYTES` (backward a third of it, beside the transposed block and its
+    gradients) hold of cells, and `KERNEL_BYTES` of rows. Threads share the blocks if they go evenly among them, **or**
+    if there are too few strips to share instead.
+    mixed = what `KERNEL_BYTES` hold of rows · (lines + width).
     """
     e, wide = extents, extents.width
     most = min(e.scaled(BLOCK_BYTES) // ((3 if backward else 1) * e.cells), _kernel_bytes(e) // e.rows) // NUMBER
@@ -335,12 +336,12 @@ def block_channels(extents: Extents, *, backward: bool) -> Blocking:
 
 
 def mixes_few(kernels: int, cells: int) -> bool:
-    """Return whether so few kernels are mixed sooner of the cells as they lie than of packed ones."""
+    """Return whether so few kernels are mixed faster from unpacked cells than from packed ones."""
     return TURNING * kernels <= cells
 
 
 def share(extents: Extents) -> int:
-    """Return the fewest parts of the samples with which blocks of lanes · parts go evenly among the threads."""
+    """Return the fewest parts of the samples such that blocks of lanes · parts go evenly among the threads."""
     blocks = extents.cell_groups * -(-extents.lanes // extents.width)
     threads = extents.threads
     parts = next(n for n in range(1, threads + 1) if _imbalance(blocks * n, threads) <= IMBALANCE)
@@ -350,7 +351,7 @@ def share(extents: Extents) -> int:
 def _tile_depths(extents: Extents) -> int:
     """Return the depths that a tile of positions takes at a time, forward.
 
-    As many as `TILE_BYTES` hold of depth groups · taps · width numbers, in whole vectors.
+    They are what `TILE_BYTES` hold of depth groups · taps · width, in whole vectors.
     """
     e = extents
     most = e.scaled(TILE_BYTES) // (NUMBER * e.depth_groups * e.taps * e.width)
@@ -358,7 +359,7 @@ def _tile_depths(extents: Extents) -> int:
 
 
 def _run(extents: Extents) -> int:
-    """Return the numbers of a run of all cells, in whole vectors, of which half of `BLOCK_BYTES` holds one."""
+    """Return how many numbers of all cells, in whole vectors, half of `BLOCK_BYTES` holds; the next take the rest."""
     e, wide = extents, extents.widest
     return _between(wide, e.scaled(BLOCK_BYTES) // 2 // (NUMBER * e.cells) // wide * wide, MOST_RUN)
 
@@ -370,10 +371,10 @@ def _kernel_bytes(extents: Extents) -> int:
 def _read(extents: Extents, parts: int) -> int:
     """Return the samples that are read together.
 
-    As many as `MAP_BYTES` hold of source positions · channels numbers each; more, up to `MOST_MAPS` times as many, so
-    that packing the cells, which is done anew for them, is a few hundredths of the work: PACKING · cells / (rows ·
-    (cells + uses of a kernel)) samples. Bases are mixed anew with them, rows · ranks a cell; **or**, where they are
-    kept, brought from the memory, `BRINGING` each.
+    They are what `MAP_BYTES` hold of source positions · channels; or more, up to `MOST_MAPS` times as many, so that
+    packing the cells, which is done again for each such group of samples, is a few percent of the work:
+    PACKING · cells / (rows · (cells + uses of a kernel)) samples. Bases are mixed again with them, rows · ranks
+    multiply-adds per number of a cell; **or**, where they are kept, loaded from memory, `BRINGING` for each number.
     """
     e = extents
     held = NUMBER * e.source_positions * e.depths * e.depth_groups * e.groups * e.cell_groups
