@@ -36,7 +36,7 @@ def join_mixtures(mixed: Tensor, convolution: Convolution) -> Tensor:
 
 
 def split_kernels(kernels: Tensor, convolution: Convolution) -> Tensor:
-    """Return kernels [batch, *kernel_shape] as mixtures [batch, mixtures, co, ci, *ck]: `join_mixtures` backwards."""
+    """Return kernels [batch, *kernel_shape] as mixtures [batch, mixtures, co, ci, *ck]: inverts `join_mixtures`."""
     spatial, out_groups, in_groups = convolution.grid
     cell_out, cell_in, *cell_size = convolution.cell_shape
     sides = [side for pair in zip(spatial, cell_size, strict=True) for side in pair]
@@ -113,7 +113,7 @@ def activate(
         x: [batch, channels, positions], **or** its means [batch, channels].
         reduce, bias: of the linear layer, [width, channels] and [width].
         scale, shift: of the norm, [width].
-        given: the norm's mean and variance, None where they are the batch's, or the sample's.
+        given: the norm's mean and variance, None if it takes the batch's, or the sample's.
         epsilon: of the norm.
         by_sample: it normalises every sample by itself.
     """
@@ -126,10 +126,10 @@ def activate(
 
 
 def differentiates(gradient: Tensor) -> bool:
-    """Return whether the gradients are to be `differentiate`'s, from one of an output.
+    """Return whether an output's gradient must go through `differentiate`.
 
-    They are where they will be differentiated again, and where many are asked for at once, as by autograd's
-    `is_grads_batched`: no tensor of such a gradient lies anywhere.
+    It must if the results will be differentiated again, **or** if it is a batch of gradients, as by autograd's
+    `is_grads_batched`: such a tensor has no memory that C could read.
     """
     return torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(gradient)
 
@@ -137,15 +137,15 @@ def differentiates(gradient: Tensor) -> bool:
 def differentiate(
     function: Callable[..., Tensor], tensors: Sequence[Tensor | None], gradient: Tensor, needed: Sequence[bool]
 ) -> list[Tensor | None]:
-    """Return the gradients of what a literal form is made of, which can be differentiated again where that is asked.
+    """Return the gradients of a literal form's inputs, which can be differentiated again if gradients are enabled.
 
     Args:
-        function: the form, of these tensors in turn.
-        tensors: what its output is made of; some may be made of others, as the hidden activations are of x.
+        function: the form, a function of these tensors.
+        tensors: its inputs; some may depend on others, as the hidden activations do on x.
         gradient: of the output.
-        needed: for each tensor, whether its gradient is; None stands for the others.
+        needed: for each tensor, whether to compute its gradient; the others' are None.
     """
-    # Of views, no tensor of which is made of another: the ways from one to the next are not this form's to follow.
+    # Views, none of which depends on another: this form's gradients must not flow from one of its inputs to the next.
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         own = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]

@@ -1,4 +1,4 @@
-"""The engine in C, for single precision on a CPU: kernels that are mixed in the cache and never see the memory."""
+"""The engine in C, for single precision on a CPU: kernels are mixed in the cache and never written to memory."""
 
 from __future__ import annotations
 

@@ -14,26 +14,26 @@ from kw_lightning.nn.engine.native import layout
 from kw_lightning.nn.engine.native.library import library
 
 GIVEN, OF_BATCH, OF_SAMPLE = range(3)
-"""Whose mean and variance a norm takes: see attention.h."""
+"""Which mean and variance a norm takes: see attention.h."""
 
-# Multiply-adds that are worth a second thread.
+# Multiply-adds from which on more than one thread pays.
 SHARED = 2**18
 
 
 def weighs(x: Tensor) -> bool:
-    """Return whether the functions here take numbers as those of x."""
+    """Return whether the functions here take tensors of the type and device of x."""
     return x.dtype == torch.float32 and x.device.type == "cpu" and library() is not None
 
 
 @dataclass(frozen=True)
 class Activated:
-    """Hidden activations, and what their gradient is made of.
+    """Hidden activations, and what their gradient is computed from.
 
     Attributes:
         pooled: means over positions, [batch, channels].
         hidden: [batch, width].
         raw: before the norm, [batch, width].
-        mean, variance: the norm's, [width], or [batch] of each sample's numbers.
+        mean, variance: the norm's, [width], **or** [batch] if it normalises each sample by itself.
     """
 
     pooled: Tensor
@@ -62,9 +62,9 @@ def activate(
         reduce, bias: of the linear layer, [width, channels] and [width].
         scale, shift: of the norm, [width].
         running: the norm's mean and variance, [width], None where it keeps none.
-        momentum: by which they take note of a batch.
+        momentum: of the update of these by the batch.
         epsilon: of the norm.
-        statistics: whose mean and variance the norm takes.
+        statistics: which mean and variance the norm takes.
     """
     (width, channels), batch = reduce.shape, x.shape[0]
     raw, hidden = x.new_empty(batch, width), x.new_empty(batch, width)
@@ -100,10 +100,10 @@ def differentiate_activations(
 
     Args:
         gradient: [batch, width].
-        found: what `activate` found.
-        reduce, scale, epsilon, statistics: as there.
+        found: what `activate` returned.
+        reduce, scale, epsilon, statistics: as in `activate`.
         positions: of x.
-        needed: which of the first three gradients are; the others are None.
+        needed: which of the first three gradients to compute; the others are None.
     """
     (width, channels), batch = reduce.shape, gradient.shape[0]
     of_raw = gradient.clone(memory_format=torch.contiguous_format)
@@ -167,13 +167,13 @@ def _places_of_some(tensors: Iterable[Tensor | None]) -> list[int | None]:
 
 
 def _place_by_terms(tensor: Tensor) -> tuple[int | None, int | None]:
-    """Return the places of (α, sizes), of which the tensor is one."""
+    """Return the addresses of (α, sizes): the tensor is one of them, and the other None."""
     place = tensor.data_ptr()
     return (place, None) if tensor.dim() == 3 else (None, place)
 
 
 def _run(function: str, call: layout.Weighing, like: Tensor) -> None:
-    """Call a function, with memory of the type of `like`."""
+    """Call a function, with scratch memory of the type of `like`."""
     loaded, told = _library(), ctypes.byref(call)
     memory = like.new_empty(loaded.kw_weigh_memory(told))
     call.memory = memory.data_ptr()
@@ -181,7 +181,7 @@ def _run(function: str, call: layout.Weighing, like: Tensor) -> None:
 
 
 def threads_for(multiply_adds: int, pieces: int) -> int:
-    """Return how many threads share so much work, which can be cut into so many pieces."""
+    """Return how many threads share work of so many multiply-adds that can be cut into so many pieces."""
     return max(min(torch.get_num_threads(), pieces), 1) if multiply_adds > SHARED else 1
 
 

@@ -1,4 +1,4 @@
-"""Calls of the compiled passes: what they are told, and the gradients that they hand back."""
+"""Calls of the compiled passes: their arguments, and the gradients that they return."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def forward(
         cells: E [cells, co, ci, *ones], contiguous.
         y: [batch, out_channels, *output_size], overwritten.
         form: the pass.
-        epilogue: what becomes of y; one that fits it.
+        epilogue: of y; one that fits it.
     """
     prepare(x, attention, cells, convolution, y, form, epilogue).run()
 
@@ -53,7 +53,7 @@ def prepare(
     form: Form,
     epilogue: Epilogue | None = None,
 ) -> Call:
-    """Return the call of `forward`, told all that it needs."""
+    """Return the call of `forward`, with all of its arguments."""
     call = Call(x, attention, cells, convolution, form, backward=False)
     call.map("source", x)
     call.map("out", y)
@@ -86,7 +86,7 @@ def backward(
 def prepare_backward(
     gradient: Tensor, x: Tensor, attention: Tensor, cells: Tensor, convolution: Convolution, form: Form
 ) -> Call:
-    """Return the call of `backward`, told where all lies but what it writes, which lies as x does."""
+    """Return the call of `backward`, without the addresses of what it writes; the gradient of x is laid out as x."""
     call = Call(x, attention, cells, convolution, form, backward=True)
     call.map("source", gradient)
     call.map("out", x)
@@ -105,13 +105,13 @@ def forward_by_bases(
     kept: Kept | None,
     epilogue: Epilogue | None = None,
 ) -> None:
-    """Write the convolution of every sample with its own kernel, mixed of few bases a mixture.
+    """Write the convolution of every sample with its own kernel, mixed from a few bases per mixture.
 
     Args:
         weights: of the bases, [batch, mixtures, ranks], contiguous.
         bases: by cells, [mixtures, ranks, cells], contiguous.
         x, cells, y, form, epilogue: as in `forward`.
-        kept: memory for the mixed bases, which this pass fills where none did; None where they are not to be kept.
+        kept: memory for the mixed bases, which the first pass fills; None to keep none.
     """
     call = Call(x, weights, cells, convolution, form, backward=False, bases=bases, kept=kept)
     call.map("source", x)
@@ -186,7 +186,7 @@ class Call:
             p.kept = self.blocks.data_ptr()
 
     def _find_blocks(self, kept: Kept) -> Tensor:
-        """Return the blocks of mixed bases, or memory for them, and tell the pass which."""
+        """Return the blocks of mixed bases, or memory for them, and tell the pass whether they are filled."""
         p, blocks = self.arguments, kept.blocks
         lanes = p.cell_groups * _padded(p.lanes)  # no fewer than those of the blocks
         numbers = lanes * -(-p.depths // p.block_depths) * p.block_depths * p.rows * p.ranks
@@ -197,11 +197,11 @@ class Call:
             return torch.empty(numbers, dtype=self.cells.dtype, device="cpu")
 
     def map(self, name: str, tensor: Tensor, *, touch: bool = True) -> None:
-        """Tell the pass where one of its maps lies; only its size if it is not to be touched."""
+        """Tell the pass the address and layout of one of its maps; only the layout if it must not touch it."""
         setattr(self.arguments, name, map_of(tensor, touch=touch))
 
     def finish(self, epilogue: Epilogue | None) -> None:
-        """Tell the pass what becomes of its output."""
+        """Tell the pass the epilogue of its output."""
         if epilogue is None:
             return
         factors = [None if factor is None else factor.data_ptr() for factor in epilogue.factors]
@@ -211,7 +211,7 @@ class Call:
         self.arguments.epilogue = layout.Epilogue(*factors, added, epsilon, activation, True)
 
     def run(self, wanted: Gradients | None = None) -> Tensor | None:
-        """Call the pass, and hand out the gradients of α and E; return that of the bases."""
+        """Call the pass, and put the gradients of α and E into `wanted`; return that of the bases."""
         p = self.arguments
         attention_gradient = cells_gradient = None
         terms = p.ranks or p.cells
@@ -245,7 +245,7 @@ class Call:
         return self._put_back_bases(found[numbers:]) if p.ranks else None
 
     def _fits(self, total: Tensor, terms: int) -> bool:
-        """Return whether the pass may add to the gradient of α itself: one thread does, and to numbers as they lie."""
+        """Return whether the pass may add to the gradient of α itself: one thread, all positions live, no padding."""
         p = self.arguments
         as_told = p.rows == total.shape[1] and p.ranks == 0
         return p.threads == 1 and as_told and _padded(terms) == terms and total.is_contiguous()
@@ -278,7 +278,7 @@ class Call:
 
 
 def map_of(tensor: Tensor, *, touch: bool = True) -> Map:
-    """Return where a map [batch, channels, *size] lies, channels first or last."""
+    """Return the address and layout of a map [batch, channels, *size], channels first or last."""
     flat = tensor.view(*tensor.shape[:2], -1)
     return Map(flat.data_ptr() if touch else None, *flat.stride(), flat.shape[2])
 

@@ -1,4 +1,4 @@
-"""A layer in evaluation as one call in C, which is told once all but where its maps lie: see evaluation.h."""
+"""A layer in evaluation as one call of C, prepared but for the addresses of its maps: see evaluation.h."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from kw_lightning.nn.engine.native.positions import Reads
 from kw_lightning.nn.engine.workspace import flat_scratch, in_huge_pages
 
 METHODS = ("kw_mix_kernels", "kw_mix_inputs", "kw_mix_depthwise", "kw_mix_lines", "kw_mix_rows")
-"""By which a kernel is mixed, numbered as in evaluation.h."""
+"""The functions that compute the convolution, numbered as in evaluation.h."""
 
 
 @dataclass(frozen=True)
 class AttentionTensors:
-    """What α is made of; see `native.activate` and `native.weigh`.
+    """What α is computed from; see `native.activate` and `native.weigh`.
 
     Attributes:
         given: the norm's mean and variance, None where they are a sample's.
@@ -45,14 +45,14 @@ class AttentionTensors:
 class Evaluation:
     """A call of a layer, for maps of the same sizes and layouts; threads may share it.
 
-    Tensors that it reads are told by their places: whoever calls sees to it that they are there still.
+    It knows the tensors that it reads by their addresses: the caller must keep them alive.
 
     Attributes:
         function: of the library.
-        told: what it is told.
-        numbers: of the memory that it takes.
+        told: its arguments.
+        numbers: the size of its scratch memory.
         size, stride: of the output.
-        positions: whose tables it reads, kept alive.
+        positions: the tables that it reads, kept alive.
     """
 
     function: Callable[..., None]
@@ -63,13 +63,13 @@ class Evaluation:
     positions: Reads
 
     def run(self, x: Tensor, added: Tensor | None) -> Tensor:
-        """Return what becomes of the layer's output for x, to which `added` is added."""
+        """Return the layer's output for x, after the epilogue, with `added` as the map to add."""
         y = in_huge_pages(x.new_empty_strided(self.size, self.stride))
         self._call(x, x.data_ptr(), None if added is None else added.data_ptr(), y.data_ptr())
         return y
 
     def attend(self, x: Tensor, *, alone: bool = False) -> None:
-        """Make α of x and no more, to be timed; `alone`: do nothing at all but call C."""
+        """Compute only α of x, for timing; with `alone` only call C, which then does nothing."""
         self._call(x, None if alone else x.data_ptr(), None, None)
 
     def _call(self, like: Tensor, x: int | None, added: int | None, y: int | None) -> None:
@@ -89,12 +89,12 @@ def prepare_evaluation(
     """Return the call of a layer, all in single precision on a CPU.
 
     Args:
-        x: [batch, in_channels, *size], channels first or last in memory; as y for its layout alone.
+        x: [batch, in_channels, *size], channels first or last in memory; only its layout is read, as that of y.
         of: contiguous tensors.
         cells: E [cells, co, ci, *ones], contiguous.
         y: [batch, out_channels, *output_size].
         form: the pass.
-        epilogue: what becomes of y; one that fits it.
+        epilogue: of y; one that fits it.
     """
     alpha = x.new_empty(len(x), len(of.initial), len(cells))
     call = prepare(x, alpha, cells, convolution, y, form, epilogue)
@@ -129,7 +129,7 @@ def extents(x: Tensor, of: AttentionTensors, cells: Tensor, statistics: int) -> 
 
 
 def tell(call: Call, method: int, hidden: layout.Hidden, weighing: layout.Weighing) -> layout.Evaluation:
-    """Return what a layer's call is told: of the pass, by its number in a direction, and of the attention's steps."""
+    """Return the arguments of a layer's call: those of the pass, its number, and those of the attention's steps."""
     live = call.positions.selection
     place, numbers = None if live is None else live.data_ptr(), call.cells.numel()
     return layout.Evaluation(hidden, weighing, call.arguments, method, call.positions.kernel_positions, place, numbers)

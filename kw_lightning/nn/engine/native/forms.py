@@ -1,4 +1,4 @@
-"""The compiled passes, and what each is told of a problem: numbers and tables, but no tensor's place."""
+"""The compiled passes, and the arguments of each for a problem: numbers and tables, but no tensor's address."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from kw_lightning.nn.engine.taps import find_taps
 from kw_lightning.nn.partition import Shape
 
 
-@dataclass(frozen=True, eq=False)  # one of those below, by identity: it is looked up at every call
+@dataclass(frozen=True, eq=False)  # compared by identity, which is fast: it is looked up at every call
 class Form:
     """One of the compiled passes.
 
@@ -37,9 +37,9 @@ class Form:
         functions: of the library, forward and backward.
         block: how its work is cut.
         winograd: it computes between transformed maps.
-        walks: every channel by itself, along lines; else, backwards, the lanes are input channels.
-        narrows: its blocks may be of one vector, where cells have few lanes.
-        rereads: backwards it needs the input for every gradient, not for those of α and E alone.
+        walks: it computes every channel by itself, along lines; for the others the lanes are input channels backward.
+        narrows: its blocks may have one vector, where cells have few lanes.
+        rereads: backward it needs the input for every gradient, not only for those of α and E.
     """
 
     functions: tuple[str, str]
@@ -67,14 +67,14 @@ def lanes() -> int:
 
 
 def opened() -> ctypes.CDLL:
-    """Return the library, for a pass that was chosen because it is there."""
+    """Return the library; passes are chosen only if there is one."""
     loaded = library()
     assert loaded is not None
     return loaded
 
 
 def live(convolution: Convolution, size: Shape, form: Form) -> Shape:
-    """Return the kernel positions whose kernels a pass between inputs and outputs mixes."""
+    """Return the kernel positions that a pass mixes: those that read anything, and all for Winograd's form."""
     if form.winograd:
         return tuple(range(math.prod(convolution.kernel_shape[2:])))
     return find_taps(convolution, size).live
@@ -93,13 +93,13 @@ def describe(
     limit: int,
     kept: bool = False,
 ) -> tuple[Reads, Pass]:
-    """Return which position of a pass reads which, and what it is told but for the places of tensors.
+    """Return which position of a pass reads which, and its arguments without the addresses of tensors.
 
     Args:
         size: of the convolution's input.
         cells: n.
-        ranks: bases of a mixture, 0 where it is of the cells.
-        limit: bytes of the kernels that are mixed at once.
+        ranks: bases of a mixture, 0 if kernels are mixed from cells.
+        limit: bytes of the kernels that may exist at once.
         kept: the bases are kept.
     """
     p = Pass(batch=batch, cells=cells, ranks=ranks, threads=threads, groups=1, cell_groups=1)

@@ -1,7 +1,7 @@
-"""The structures that Python hands to the compiled passes: their fields are told in pass.h, one by one.
+"""The structures that Python passes to C; pass.h describes their fields.
 
-Nothing but the order of bytes ties the two declarations, and a field too many on one side would be silent damage to
-memory: so the library says where its fields lie, and is not used where that is elsewhere.
+Only the order of bytes ties the two declarations together, and a field too many on one side would silently corrupt
+memory. So the library reports where its fields lie, and is not used if the two disagree.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class _Field(ctypes.Structure):
 
 
 def difference(loaded: ctypes.CDLL) -> str | None:
-    """Return how a library's structures differ from these, None where they are the same."""
+    """Return the first difference between a library's structures and these, None if there is none."""
     found = ctypes.POINTER(_Field)()
     loaded.kw_layout.restype = ctypes.c_int64
     count = loaded.kw_layout(ctypes.byref(found))
@@ -150,7 +150,7 @@ def difference(loaded: ctypes.CDLL) -> str | None:
 
 
 def _places(structure: type[ctypes.Structure]) -> list[tuple[str, tuple[int, int]]]:
-    """Return (offset, bytes) of every field by name, and of the whole, which is told last: fields say more."""
+    """Return (offset, bytes) of every field by name, and last of the whole, since a field says more of a difference."""
     fields = [getattr(structure, name) for name, *_ in structure._fields_]
     named = zip((f"{structure.__name__}.{name}" for name, *_ in structure._fields_), fields, strict=True)
     places = [(name, (field.offset, field.size)) for name, field in named]

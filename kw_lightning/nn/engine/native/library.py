@@ -1,7 +1,7 @@
-"""The C library of this folder: compiled once a machine, when the first layer runs, by the machine's own compiler.
+"""The C library of this folder: compiled once per machine, when the first layer runs, by the machine's own compiler.
 
-It is for single precision on a CPU. Where no compiler is found, or `KW_NATIVE=0` is set, the engine goes on with the
-paths made of PyTorch's products, and says so once. The library uses the pool of threads that PyTorch uses.
+It computes in single precision on a CPU. Without a compiler, or with `KW_NATIVE=0`, the engine uses the paths made of
+PyTorch's products, and warns once. The library shares PyTorch's pool of threads.
 """
 
 from __future__ import annotations
@@ -87,14 +87,14 @@ PASSES = (
     "kw_train_backward",
     "kw_row_products",
 )
-# Loops of products fill two lines of decoded instructions: across three they took up to a tenth more time.
+# The loops of products fit in two lines of decoded instructions; spread over three they took up to 10 % more time.
 FLAGS = ("-O3", "-fPIC", "-fopenmp", "-falign-loops=64")
-# For this processor, as the compiler calls it; those for another kind of machine take neither.
+# The options for this processor: which of the two exists depends on the machine, and some compilers have neither.
 PROCESSORS = (("-march=native",), ("-mcpu=native",), ())
 SWITCH = "KW_NATIVE"
 COMPILERS = ("cc", "gcc", "clang")
-# PyTorch has loaded an OpenMP already: left to it, the library's threads are the same. The second is for a PyTorch
-# that keeps its OpenMP to itself.
+# PyTorch has loaded an OpenMP already; not linking another shares its threads. The second is for a PyTorch that hides
+# its own.
 LINKS = ((), ("-fopenmp",))
 
 _logger = logging.getLogger(__name__)
@@ -106,9 +106,9 @@ class Status:
     """Whether the compiled passes are in use in this process.
 
     Attributes:
-        library: None where there is none to be had.
+        library: the opened library, None if there is none.
         reason: why there is none.
-        compiler: what it calls itself, with its version.
+        compiler: the first line of its `--version`.
     """
 
     library: ctypes.CDLL | None
@@ -124,7 +124,7 @@ class LibraryError(Exception):
 
 
 def library() -> ctypes.CDLL | None:
-    """Return the library, compiled if need be; None where there is none to be had."""
+    """Return the library, compiled if need be; None if that fails or is switched off."""
     return status().library
 
 
@@ -135,7 +135,7 @@ def status() -> Status:
 
 
 def find_compiler() -> tuple[list[str], str]:
-    """Return the command of a compiler, `$CC`, else the first that is found, and what it says of its version.
+    """Return the command of a compiler, `$CC` or the first that is found, and the output of its `--version`.
 
     Raises:
         LibraryError: there is none, **or** it does not run.
@@ -154,7 +154,7 @@ def find_compiler() -> tuple[list[str], str]:
 
 @functools.cache
 def find() -> Status:
-    """Look for the library, once a process; say so where there is none."""
+    """Look for the library, once per process; warn if there is none."""
     try:
         return _find()
     except (LibraryError, CacheError, OSError) as error:
@@ -214,7 +214,7 @@ def _build(sources: Path, compiler: list[str], place: Path, target: Path | None)
     def compile_file(source: Path) -> None:
         _run([*compiler, *processor, *FLAGS, "-c", str(source), "-o", str(objects[source])], 300, place)
 
-    with ThreadPoolExecutor() as pool:  # someone waits for their first step
+    with ThreadPoolExecutor() as pool:  # in parallel: a user is waiting for the first step
         list(pool.map(compile_file, objects))
     failure = None
     for number, link in enumerate(LINKS):
@@ -279,7 +279,7 @@ def _open(path: Path) -> ctypes.CDLL:
 
 
 def _fingerprint(sources: Path, compiler: list[str], version: str) -> str:
-    """Return what tells one build from another: homes are shared by machines of different processors."""
+    """Return what a build depends on, hashed, the processor included: machines may share a home folder."""
     digest = hashlib.sha256()
     for source in SOURCES:
         digest.update((sources / source).read_bytes())
@@ -296,7 +296,7 @@ def _processor() -> str:
 
 
 def _run(command: Sequence[str], seconds: float, place: Path | None = None) -> str:
-    """Run a command of the compiler, its own temporary files in the folder `place`, and return what it prints."""
+    """Run a command of the compiler, with its temporary files in the folder `place`, and return what it prints."""
     environment = {**os.environ, "LC_ALL": "C", **({} if place is None else {"TMPDIR": str(place)})}
     try:
         done = subprocess.run(
@@ -312,6 +312,6 @@ def _run(command: Sequence[str], seconds: float, place: Path | None = None) -> s
 
 
 def _tell(message: str) -> None:
-    # Once a machine, not by each of the processes that train together.
+    # Once per machine, not by each of the processes that train together.
     level = logging.INFO if os.environ.get("LOCAL_RANK", "0") != "0" else logging.WARNING
     _logger.log(level, "%s", printable(message))

@@ -1,8 +1,8 @@
-"""What the compiled passes need to know of a convolution: which positions read which, in tiles, spans and windows.
+"""Which positions of a convolution read which, for the compiled passes: in tiles, spans and windows.
 
 Winograd's form (F(2, 3) in every dimension; Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks",
-https://arxiv.org/abs/1509.09308) turns a convolution of 3×3 into 16 products a window of 2×2 outputs, where there were
-36: between sums of input positions, V = Bᵀ·x, and of kernel positions, U = G·w; sums of the products are the outputs.
+https://arxiv.org/abs/1509.09308) computes a 3×3 convolution with 16 products per window of 2×2 outputs instead of 36:
+products of sums of input positions, V = Bᵀ·x, and of kernel positions, U = G·w; their sums are the outputs.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from kw_lightning.nn.engine.native import layout
 from kw_lightning.nn.engine.taps import Tap, Taps, find_taps
 from kw_lightning.nn.partition import Shape
 
-# Output positions that one span of the kernels' gradient takes: what fits the first-level cache.
+# Output positions in a span of the kernels' gradient: as many as fit in the first-level cache.
 SPAN_POSITIONS = 192
 
 
 @dataclass(frozen=True)
 class Windows:
-    """How Winograd's windows lie on a map, each two positions behind the one before: see winograd.h.
+    """How Winograd's windows lie on a map, each two positions after the one before: see winograd.h.
 
     Attributes:
-        reach: positions of a window a dimension.
+        reach: positions of a window per dimension.
         size: of the map.
-        count: windows a dimension.
-        first: the position at which the first begins.
+        count: windows per dimension.
+        first: the position at which the first window begins.
     """
 
     reach: int
@@ -43,7 +43,7 @@ class Windows:
     first: Shape
 
     def told(self) -> layout.Windows:
-        """Return it as the pass is told."""
+        """Return it as an argument of a pass."""
         sides = ((ctypes.c_int32 * 3)(*side) for side in (self.size, self.count, self.first))
         return layout.Windows(len(self.size), self.reach, *sides)
 
@@ -54,7 +54,7 @@ class Direction:
 
     Attributes:
         tile_start, tile: see pass.h, int32.
-        source, out: of Winograd's form, on the maps that are read and written; else None.
+        source, out: the windows of the maps that are read and written in Winograd's form; else None.
     """
 
     tile_start: Tensor
@@ -65,12 +65,12 @@ class Direction:
 
 @dataclass(frozen=True)
 class Reads:
-    """A convolution at one input size, as all passes are told it.
+    """A convolution at one input size: what all passes need of it.
 
     Attributes:
-        live: the kernel positions that read anything at all: of direct forms, the taps.
+        live: the kernel positions that read anything but padding.
         kernel_positions: of the kernel.
-        taps: through which the passes read; of Winograd's form the transformed positions of a kernel.
+        taps: through which the passes read: as many as `live`, or Winograd's transformed kernel positions.
         inputs, outputs: positions between which the passes compute.
     """
 
@@ -82,7 +82,7 @@ class Reads:
 
     @functools.cached_property
     def selection(self) -> Tensor | None:
-        """Return the live positions, int32; None where all are."""
+        """Return the live positions, int32; None if all are."""
         if len(self.live) == self.kernel_positions:
             return None
         with torch.inference_mode(False):
@@ -107,7 +107,7 @@ class Positions(Reads):
 
 
 def allows_winograd(convolution: Convolution) -> bool:
-    """Return whether a convolution has Winograd's form: dense, three kernel positions a dimension, nothing strided."""
+    """Return whether Winograd's form computes a convolution: dense, kernels of size 3, stride and dilation 1."""
     plain = convolution.stride == convolution.dilation == (1,) * convolution.dimensions
     return plain and convolution.groups == 1 and convolution.kernel_shape[2:] == (3,) * convolution.dimensions
 
@@ -117,8 +117,8 @@ def find_positions(convolution: Convolution, size: Shape, rows: int, *, winograd
     """Return which position reads which for inputs of a spatial size.
 
     Args:
-        rows: most output positions of a tile.
-        winograd: in Winograd's form, which the convolution allows.
+        rows: most output positions in a tile.
+        winograd: in Winograd's form, if `allows_winograd`.
     """
     with torch.inference_mode(False), torch.device("cpu"):
         return _winograd(convolution, size, rows) if winograd else _direct(convolution, size, rows)
@@ -158,7 +158,7 @@ def _tiles(reads: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """
     live, kind = torch.unique(reads >= 0, dim=1, return_inverse=True)
     counts = torch.bincount(kind, minlength=live.shape[1])
-    # Tiles of one position leave the processor waiting for its own sums: rare kinds are taken together.
+    # In tiles of few positions every sum waits for the one before, so rare kinds share tiles.
     few = counts * 2 < rows
     kinds = [(kind == index).nonzero().flatten() for index in (~few).nonzero().flatten().tolist()]
     kinds.append(few[kind].nonzero().flatten())
@@ -186,7 +186,7 @@ def _tiles(reads: Tensor, rows: int) -> tuple[Tensor, Tensor]:
 
 
 def _spans(taps: Taps) -> tuple[Tensor, Tensor]:
-    """Return the runs of positions that every tap's gradient sums over, in spans of few positions, taps in turn."""
+    """Return the runs of positions that each tap's gradient sums over, in short spans, each for all taps in turn."""
     spans: list[tuple[int, int, int, int]] = []
     runs: list[tuple[int, int, int, int]] = []
     lines = list(itertools.product(*map(range, taps.output_size[:-1])))
@@ -204,7 +204,7 @@ def _spans(taps: Taps) -> tuple[Tensor, Tensor]:
 
 
 def _add_run(runs: list[tuple[int, int, int, int]], first: int, taps: Taps, tap: Tap, line: Shape) -> None:
-    """Add what one line of outputs reads through a tap; to the run before, where that goes on."""
+    """Add the run that one line of outputs reads through a tap, joined to the last run if it continues that."""
     if not all(target.start <= place < target.stop for place, target in zip(line, tap.target[:-1], strict=True)):
         return
     target, source = tap.target[-1], tap.source[-1]

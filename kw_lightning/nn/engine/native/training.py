@@ -1,4 +1,4 @@
-"""A layer in training as one call in C a direction, told once all but where its tensors lie: see training.h."""
+"""A layer in training as one call of C forward and one backward, prepared but for addresses: see training.h."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ BACKWARD_METHODS = (
     "kw_mix_lines_backward",
     "kw_mix_rows_backward",
 )
-"""By which kernels and their gradients are computed, numbered as in training.c."""
+"""The functions that compute gradients, numbered as in training.c."""
 
 
 class Learnt(NamedTuple):
-    """What a layer learns, **or** the gradients of that: in single precision on a CPU, contiguous.
+    """A layer's parameters, **or** their gradients: in single precision on a CPU, contiguous.
 
     Attributes:
         cells: E [cells, co, ci, *ck].
@@ -49,7 +49,7 @@ class Learnt(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What it is given beside, likewise.
+    """A layer's buffers, likewise in single precision on a CPU, contiguous.
 
     Attributes:
         temperature: τ, a scalar.
@@ -64,7 +64,7 @@ class Given(NamedTuple):
 
 
 class _Told(NamedTuple):
-    """A direction of a step: what it is told, numbers of its memory, and whose tables it reads, kept alive."""
+    """One direction of a step: its arguments, the size of its memory, and the tables that it reads, kept alive."""
 
     call: layout.Evaluation
     memory: int
@@ -77,12 +77,12 @@ class Step:
 
     Attributes:
         convolution: the geometry.
-        form: the pass backwards.
-        statistics: whose mean and variance the attention's norm takes.
+        form: the pass of the backward direction.
+        statistics: which mean and variance the attention's norm takes.
         size, stride: of the output.
-        forward: what it is told.
-        kept: numbers that go from forward to backward.
-        backward: what it is told, by the strides of the output's gradient.
+        forward: the forward call.
+        kept: how many numbers the forward call keeps for the backward call.
+        backward: the backward calls, by the strides of the output's gradient.
     """
 
     convolution: Convolution
@@ -95,10 +95,10 @@ class Step:
     backward: dict[tuple[int, ...], _Told] = field(default_factory=dict)
 
     def run(self, x: Tensor, learnt: Learnt, given: Given, momentum: float) -> tuple[Tensor, Tensor]:
-        """Return the output without the layer's bias, and what the gradients are made of.
+        """Return the output without the layer's bias, and what is kept for the gradients.
 
         Args:
-            momentum: by which the attention's norm takes note of a batch.
+            momentum: of the update of the attention's running statistics.
         """
         y, kept = in_huge_pages(x.new_empty_strided(self.size, self.stride)), x.new_empty(self.kept)
         self._forward(x, x.data_ptr(), y.data_ptr(), kept, learnt, given, momentum)
@@ -122,21 +122,21 @@ class Step:
 
         Args:
             gradient: of the output, channels first or last in memory.
-            x, learnt, given: as of `run`.
-            kept: what it returned.
-            of_x: lies as x; None if it is not wanted.
-            wanted: of `learnt`; None for cells if it is not wanted.
-            adds: the cells' is added to.
+            x, learnt, given: as in `run`.
+            kept: what `run` returned.
+            of_x: the gradient of x, laid out as x; None if it is not needed.
+            wanted: the gradients of `learnt`; None for that of the cells if it is not needed.
+            adds: add to the gradient of the cells instead of overwriting it.
         """
         told = self._told(gradient, x, learnt)
         self._backward(told, x, x.data_ptr(), gradient.data_ptr(), kept, learnt, given, of_x, wanted, adds=adds)
 
     def attend(self, x: Tensor, learnt: Learnt, given: Given, of_x: Tensor, wanted: Learnt, *, alone: bool) -> None:
-        """Make α of x and the gradients of the attention, of none of the output, to be timed.
+        """Compute α of x and the attention's gradients, but no convolution; for timing.
 
         Args:
-            x, learnt, given, of_x, wanted: as of `differentiate`.
-            alone: do nothing at all but call C.
+            x, learnt, given, of_x, wanted: as in `differentiate`.
+            alone: only call C, which then does nothing.
         """
         kept, place = x.new_empty(self.kept), None if alone else x.data_ptr()
         told = self._told(x.new_empty_strided(self.size, self.stride), x, learnt)
@@ -172,7 +172,7 @@ class Step:
         opened().kw_train_backward(ctypes.byref(told.call), ctypes.byref(tensors))
 
     def _told(self, gradient: Tensor, x: Tensor, learnt: Learnt) -> _Told:
-        """Return what the backward call is told, for a gradient that lies so."""
+        """Return the backward call for a gradient with these strides, prepared the first time."""
         told = self.backward.get(gradient.stride())
         if told is None:
             assert learnt.cells is not None
@@ -199,12 +199,12 @@ def prepare_step(
     """Return the step of a layer, all in single precision on a CPU.
 
     Args:
-        x: [batch, in_channels, *size], channels first or last in memory; as y for its layout alone.
-        of: contiguous tensors, for their sizes.
-        cells: E [cells, co, ci, *ones], contiguous; likewise.
+        x: [batch, in_channels, *size], channels first or last in memory; of all tensors only the layouts are read.
+        of: what α is computed from, contiguous.
+        cells: E [cells, co, ci, *ones], contiguous.
         y: [batch, out_channels, *output_size].
-        forms: the passes forward and backwards.
-        statistics: whose mean and variance the attention's norm takes.
+        forms: the passes forward and backward.
+        statistics: which mean and variance the attention's norm takes.
     """
     alpha = x.new_empty(len(x), len(of.initial), len(cells))
     call = prepare(x, alpha, cells, convolution, y, forms[0])

@@ -1,8 +1,8 @@
-"""How the pass of depthwise convolutions goes over maps: line by line, in strips that stay in the nearest caches.
+"""How the pass of depthwise convolutions walks over maps: line by line, in strips that stay in the nearest caches.
 
-A line is a map's last dimension, and a kernel's. Through a line of the kernel a line of the output reads one line of
-the source or none; along it the taps are evenly spaced, and zeros around the line stand for the padding. Backwards
-the input's gradient goes the other way: with a stride, each of the positions' phases reads taps of its own.
+A line is the last dimension of a map, or of a kernel. Through one line of the kernel, a line of the output reads one
+line of the source or none; its taps are evenly spaced, and zeros around the line stand for the padding. The gradient of
+the input goes the other way: with a stride, the positions of each phase read taps of their own.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from kw_lightning.nn.engine.native.positions import Reads
 from kw_lightning.nn.partition import Shape
 
 STRIP_BYTES = 64 * 1024
-"""Of the lines of one block of lanes that a strip reads and writes, a part of the second-level cache."""
+"""For the lines that a strip reads and writes, of one block of lanes: a part of the second-level cache."""
 
 
 class Phase(NamedTuple):
-    """Positions of a line that read alike: see pass.h."""
+    """The positions of a line that read through the same taps: see pass.h."""
 
     first: int
     step: int
@@ -41,7 +41,7 @@ class Phase(NamedTuple):
 
 @dataclass(frozen=True)
 class Walk:
-    """From the lines of one map to those of another, see pass.h: tables are int32."""
+    """A walk from the lines of one map to those of another, see pass.h; tables are int32."""
 
     out: int
     source: int
@@ -56,7 +56,7 @@ class Walk:
     phase: Tensor
 
     def told(self) -> layout.Walk:
-        """Return it as the pass is told."""
+        """Return it as an argument of a pass."""
         numbers = self.out, self.source, self.lines, self.before, self.room, self.strip, self.held, self.taps
         tables = self.reads, self.range, self.phase
         return layout.Walk(*numbers, len(self.phase), *(table.data_ptr() for table in tables))
@@ -93,7 +93,7 @@ def find_walks(convolution: Convolution, size: Shape, strip: int) -> Walks:
     """Return the walks over inputs of a spatial size.
 
     Args:
-        strip: positions that a strip reads and writes, about.
+        strip: about how many positions a strip reads and writes.
     """
     with torch.inference_mode(False), torch.device("cpu"):
         return _find(convolution, size, strip)
@@ -132,7 +132,7 @@ def _side(taps: int, size: int, output_size: int, stride: int, padding: int, dil
 
 
 def _join(sides: Sequence[Tensor], size: Shape) -> Tensor:
-    """Return the line that each line reads through each of the kernel, from dimensions' tables; one where none are."""
+    """Return the line that each line reads through each line of the kernel, from the tables of the other dimensions."""
     lines = torch.zeros(1, 1, dtype=torch.long)
     for side, positions in zip(sides, size, strict=False):
         before, here = lines[:, None, :, None], side[None, :, None, :]
@@ -153,7 +153,7 @@ def _phase(size: int, phase: int, taps: range, stride: int, padding: int, dilati
 
 
 def _walk(reads: Tensor, size: Shape, source_size: Shape, taps: int, phases: Sequence[Phase], strip: int) -> Walk:
-    """Make room for what the phases read outside of a line, and cut the lines into strips."""
+    """Return the walk: with room for what the phases read outside of a line, and the lines cut into strips."""
     ends = [(f.read, f.read + (f.taps - 1) * f.tap_read) for f in phases if f.taps]
     last = [(f.positions - 1) * f.read_step for f in phases if f.taps]
     before = max(0, *(-min(end) for end in ends))
@@ -182,7 +182,7 @@ def _walk(reads: Tensor, size: Shape, source_size: Shape, taps: int, phases: Seq
 
 
 def _ranges(reads: Tensor, strip: int) -> Tensor:
-    """Return of each strip of lines the first line of the source that it reads, and how many; (0, 0) for none."""
+    """Return for each strip the first line of the source that it reads, and the number of lines; (0, 0) for none."""
     strips = -(-reads.shape[1] // strip)
     none = reads.new_full((len(reads), strips * strip - reads.shape[1]), -1)
     parts = torch.cat([reads, none], 1).view(len(reads), strips, strip).transpose(0, 1).flatten(1)
