@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kw_lightning.errors import RunError, printable
+from kw_lightning.errors import RunError, kind, printable, sentence
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """Errors of a disk that is full, or of a quota that is reached."""
@@ -21,7 +21,10 @@ def user_path(given: str | Path) -> Path:
     Raises:
         RunError: `~NAME` of nobody, a name that is too long or holds a null character, **or** a folder on the way that
             may not be searched.
+        TypeError: no path.
     """
+    if not isinstance(given, str | os.PathLike):
+        raise TypeError(sentence(f"{kind(given)} in the place of a path", "a string or a Path"))
     try:
         path = Path(given).expanduser()
     except RuntimeError:

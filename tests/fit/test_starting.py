@@ -7,15 +7,17 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import kw_lightning
 from kw_lightning import load_recipe
 from kw_lightning.errors import RunError
-from kw_lightning.fit import fit
+from kw_lightning.fit import evaluate, fit
 from kw_lightning.fit.folder import RunFolder
 from kw_lightning.fit.module import Classifier
 from kw_lightning.fit.starting import last_good, start
@@ -42,6 +44,25 @@ def test_a_requeued_job_starts_anew_before_its_first_checkpoint(tmp_path: Path) 
     with pytest.raises(RunError, match="another process"):
         start(RECIPE, "auto", tmp_path / "run")
     found.folder.release()
+
+
+@pytest.mark.parametrize(
+    ("call", "found"),
+    [
+        (lambda: fit(RECIPE, resume=True), "bool"),  # type: ignore[arg-type]
+        (lambda: fit(RECIPE, init=True), "bool"),  # type: ignore[arg-type]
+        (lambda: fit(RECIPE, output=3), "int"),  # type: ignore[arg-type]
+        (lambda: evaluate(None), "NoneType"),  # type: ignore[arg-type]
+        (lambda: kw_lightning.load(3), "int"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_no_path_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[[], object], found: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TypeError, match=f"^found an object of {found} in the place of a path, allowed: a string or a"):
+        call()
+    assert list(tmp_path.rglob("*.ckpt")) == []
 
 
 def test_a_folder_of_another_recipe_or_with_other_files_is_left_alone(tmp_path: Path) -> None:
