@@ -1,4 +1,4 @@
-"""What a path costs: its load, counted from shapes alone, times seconds per unit of it.
+"""The time that a path takes: its load, counted from shapes alone, times seconds per unit of it.
 
 On a CPU the seconds are fitted (non-negative least squares on relative errors) to the times of every path on 105 dense
 convolutions: of ResNet18 and 50, MobileNetV2 and ConvNeXt, maps of 56² to 1², batches of 1 to 64, budgets 1/4 to 4; two
@@ -24,22 +24,22 @@ from typing import NamedTuple
 
 import torch
 
-# How much longer a GPU takes for a multiply-add in float32, without its tensor cores, than in the types of two bytes
-# that its units are of: by published bounds, not measured.
+# How many times as long a multiply-add takes a GPU in float32, without tensor cores, as in the 16-bit types that the
+# units are fitted to: by published bounds, not measured.
 FULL_PRECISION = 15.0
 
 
 @dataclass(frozen=True)
 class Load:
-    """What one forward pass by a path asks of the machine; a backward pass asks two to three times that.
+    """The work of one forward pass by a path; that of a backward pass is two to three times as much.
 
     Attributes:
         mixing: multiply-adds of the linear mixtures.
         products: multiply-adds of the convolution or of the dense products.
         elements: numbers moved; on a CPU those between maps, kernels and buffers outside of products, whose operands
-            stay in the cache, on a GPU every operand and every result.
-        calls: of the library's products and copies; on a GPU launches of operators.
-        slower: how much longer the multiply-adds of `mixing` and of `products` take than those of wide products.
+            stay in the cache; on a GPU every operand and every result.
+        calls: of PyTorch's products and copies; on a GPU launches of operators.
+        slower: how many times as long multiply-adds of `mixing` and of `products` take as those of wide products.
     """
 
     mixing: float
@@ -50,7 +50,7 @@ class Load:
 
 
 class Units(NamedTuple):
-    """Seconds per unit of a load, in its order, and seconds that a pass takes beside them."""
+    """Seconds per unit of a load, in its order, and seconds that each pass takes in addition."""
 
     mixing: float
     products: float
@@ -67,7 +67,7 @@ class Fitted(NamedTuple):
 
 
 def amounts(load: Load) -> Units:
-    """Return what a pass takes of each unit: its seconds are the sum of these times the units."""
+    """Return how much of each unit a pass takes: its seconds are the sum of these times the units."""
     mixing, products = load.slower
     return Units(load.mixing * mixing, load.products * products, load.elements, load.calls, 1.0)
 
@@ -78,7 +78,7 @@ def cpu_seconds(load: Load, fitted: Fitted, *, backward: bool) -> float:
 
 
 def gpu_seconds(load: Load, fitted: Fitted, dtype: torch.dtype, *, backward: bool) -> float:
-    """Return about how long a pass takes on a GPU; its units are of types of two bytes."""
+    """Return about how long a pass takes on a GPU; its units are those of 16-bit types."""
     found = amounts(load)
     if dtype.itemsize > 2:
         found = Units(
@@ -96,5 +96,5 @@ def _seconds(found: Units, units: Units) -> float:
 
 
 def narrow(*sides: float) -> float:
-    """Return how much longer products with narrow operands take than their multiply-adds say."""
+    """Return how many times as long products with narrow operands take as those with wide ones."""
     return math.prod(1 + 16 / max(side, 1) for side in sides)

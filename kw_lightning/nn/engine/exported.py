@@ -42,9 +42,9 @@ def convolve(x: Tensor, attention: Tensor, cells: Tensor, convolution: Convoluti
 
 
 def _join(mixed: Tensor, convolution: Convolution) -> Tensor:
-    """Return mixtures [batch, mixtures, co · ci · Πck] as kernels, in their order, by few dimensions at a time.
+    """Return mixtures [batch, mixtures, co · ci · Πck] as kernels, by permutations of few dimensions at a time.
 
-    Runtimes for phones have a limit: XNNPACK takes six.
+    Runtimes for phones limit those: XNNPACK takes six.
     """
     (spatial, out_groups, in_groups), (cell_out, cell_in, *cell_size) = convolution.grid, convolution.cell_shape
     positions, inside = math.prod(spatial), math.prod(cell_size)
@@ -76,5 +76,5 @@ def _copies(x: Tensor, convolution: Convolution) -> tuple[Tensor, list[int]]:
 
 
 def _only(taken: Sequence[int], numbers: Sequence[int], neutral: int) -> list[int]:
-    """Return the numbers of the dimensions that are taken, and a neutral one for the others."""
+    """Return the numbers of the dimensions that are taken, and the neutral one for the others."""
     return [number if dimension in taken else neutral for dimension, number in enumerate(numbers)]

@@ -1,4 +1,4 @@
-"""Where the backward passes of the paths put their results."""
+"""Memory for the results of the paths' backward passes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kw_lightning.nn.engine.workspace import HUGE_BYTES, in_huge_pages
 from kw_lightning.nn.precision import PLAIN
 
 FREE = 2
-"""Owners of a storage that nobody uses: the tensor that is kept here, and Python, which looks at it."""
+"""Uses of a storage that nobody else has: one by the tensor kept here, one by the object that looks at it."""
 
 _last: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 _lock = threading.Lock()
@@ -49,7 +49,7 @@ def new_gradients(
 ) -> Gradients:
     """Make the tensors for the gradients needed of (x, α, E).
 
-    α and E collect over chunks, so they are at least in single precision. With `collected`, that is E's, and added to.
+    Those of α and E are summed over chunks, so they are of at least single precision. `collected`, if given, is E's.
     """
     exact = torch.promote_types(x.dtype, torch.float32)
     of_cells = collected
@@ -64,10 +64,10 @@ def new_gradients(
 
 
 def gradient_of(cells: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return memory for a gradient of cells: that of their last one, once nothing else has it.
+    """Return memory for a gradient of cells: that of their last one, if nothing else uses it any more.
 
-    Memory so large is new to the process at every step where it is asked for anew, and bringing in its pages, which may
-    be small ones, takes up to several times as long as writing the gradient.
+    If it were allocated again at every step, memory this large would be new to the process, and page faults, which may
+    be of small pages, would take up to several times as long as writing the gradient.
     """
     numbers = cells.numel()
     large = numbers * dtype.itemsize >= HUGE_BYTES and cells.device.type == "cpu"
@@ -87,7 +87,7 @@ def _is_free(memory: Tensor, numbers: int) -> bool:
 
 
 def imagine_gradients(tensors: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor]:
-    """Return what a backward operator does in shape, type and layout: x's gradient lies as x, the others in order."""
+    """Return tensors like a backward operator's: the gradient of x has its layout, the others are contiguous."""
     formats = torch.preserve_format, *[torch.contiguous_format] * (len(tensors) - 1)
     return [
         torch.empty_like(tensor, memory_format=format) if need else tensor.new_empty(0)

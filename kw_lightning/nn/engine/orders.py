@@ -1,13 +1,13 @@
-"""The orders of contraction, and the multiply-adds of each: the one arithmetic of plan, planner, benchmarks, counters.
+"""The orders of contraction and their multiply-adds, by which plans, planner, benchmarks and FLOP counters count.
 
 Three orders give the same output; for one sample, with m mixtures of n cells:
 
 - `mix_kernels`: the kernel is mixed out of the cells (m·n·|cell|), and the input convolved with it;
-- `mix_outputs`: the input is convolved with all cells, and at every position of it the results are mixed;
-- `mix_inputs`: at every position of the output what the mixtures read is mixed for each cell, then convolved with it.
+- `mix_outputs`: the input is convolved with all cells, and the results are mixed at each of its positions;
+- `mix_inputs`: at each position of the output, what the mixtures read is mixed for each cell, then convolved with it.
 
-Counted as torch counts its own convolutions: positions in the padding are, biases are not. What a path saves or wastes
-beside that, its `load` says.
+They are counted as PyTorch counts its own convolutions: with positions in the padding, without biases. What a path
+saves or wastes beyond that is counted by its `load`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ORDERS = ("mix_kernels", "mix_outputs", "mix_inputs")
 
 
 class MultiplyAdds(NamedTuple):
-    """What one order takes for a sample: the linear mixture, and the convolution or products beside it."""
+    """Multiply-adds of one order for a sample: of the linear mixture, and of the convolution or products."""
 
     mixing: int
     products: int
@@ -33,7 +33,7 @@ def count(order: str, convolution: Convolution, cells: int, inputs: int, outputs
 
     Args:
         order: one of `ORDERS`.
-        convolution: the geometry; stride, padding and dilation say nothing here.
+        convolution: the geometry; stride, padding and dilation do not matter here.
         cells: n.
         inputs, outputs: positions, or tokens, of the input and of the output.
     """
@@ -53,7 +53,7 @@ def count(order: str, convolution: Convolution, cells: int, inputs: int, outputs
 def count_along_rank(
     convolution: Convolution, cells: int, outputs: int, *, batch: int, ranks: int, needed: Sequence[bool] | None = None
 ) -> int:
-    """Return the multiply-adds of a pass for a batch whose kernels are mixed of bases, made once for all samples.
+    """Return the multiply-adds of a pass for a batch whose kernels are mixed from bases, made once for all samples.
 
     Args:
         convolution, cells, outputs: as of `count`.
@@ -72,7 +72,7 @@ def count_along_rank(
 
 
 def count_backward(order: str, forward: MultiplyAdds, x: bool, attention: bool, cells: bool) -> int:
-    """Return the multiply-adds of a backward pass: what the forward pass mixed is mixed anew.
+    """Return the multiply-adds of a backward pass, which mixes again what the forward pass mixed.
 
     Args:
         order: one of `ORDERS`.
@@ -80,12 +80,12 @@ def count_backward(order: str, forward: MultiplyAdds, x: bool, attention: bool, 
         x, attention, cells: which gradients are needed.
     """
     if order == "mix_kernels":
-        mixing = x + attention + cells  # for the gradient of x anew
+        mixing = x + attention + cells  # again for the gradient of x
         products = x + (attention or cells)
     elif order == "mix_outputs":
         mixing = attention + (x or cells)
-        products = attention + x + cells  # for the gradient of α anew
+        products = attention + x + cells  # again for the gradient of α
     else:
-        mixing = x + attention + cells  # for the gradient of the cells anew
+        mixing = x + attention + cells  # again for the gradient of the cells
         products = cells + (x or attention)
     return mixing * forward.mixing + products * forward.products

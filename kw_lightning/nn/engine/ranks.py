@@ -1,8 +1,8 @@
-"""Mixing along the attention's rank: kernels of a mixture's own bases, as many as the hidden layer is wide.
+"""Mixing along the attention's rank: kernels are mixed from bases of their own, as many as the hidden layer is wide.
 
 A mixture's α of any sample is share · (V·h + c) + τ·β, so its block of the kernel is a mixture of the bases
-B_k = Σ_j V_jk·E_j, of C = Σ_j c_j·E_j and of the cell that it starts as: exact, whatever the number of cells. The bases
-are made once for a batch; then a sample costs the width of the hidden layer, and not the number of cells.
+B_k = Σ_j V_jk·E_j, of C = Σ_j c_j·E_j and of the cell that it starts as: exactly, for any number of cells. The bases
+are mixed once for a batch; a sample's cost then depends on the width of the hidden layer, not on the number of cells.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Ranked:
 
 
 def count(width: int) -> int:
-    """Return the bases of a mixture that grow with the hidden layer's width: one of its own, and the constant."""
+    """Return the number of a mixture's bases: one for each hidden activation, and the constant."""
     return width + 1
 
 
@@ -55,7 +55,7 @@ def rank(factors: AttentionFactors) -> Ranked:
     columns = factors.weight.view(mixtures, -1, hidden.shape[1])[:, :-1]
     constants = factors.bias.view(mixtures, 1, -1)[..., :-1]
     bases = torch.cat([constants, columns.mT], 1)
-    if float(factors.temperature) > 0:  # else the start is no part of the mixture
+    if float(factors.temperature) > 0:  # otherwise the initial cell has no part in the mixture
         begin = factors.begin(bases.shape[-1])
         weights = torch.cat([weights, weights.new_ones(*weights.shape[:2], 1)], 2)
         bases = torch.cat([bases, begin.unsqueeze(1)], 1)
@@ -76,7 +76,7 @@ def differentiate(ranked: Ranked, of_weights: Tensor, of_bases: Tensor) -> Facto
 
 
 def forward(x: Tensor, weights: Tensor, bases: Tensor, cells: Tensor, convolution: Convolution, y: Tensor) -> None:
-    """Write the convolution of every sample with its own kernel, by torch's products: to check compiled passes by.
+    """Write the convolution of every sample with its own kernel, by PyTorch's products, to test compiled passes.
 
     Args:
         x: [batch, in_channels, *size], not empty.

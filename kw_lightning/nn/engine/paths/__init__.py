@@ -40,7 +40,7 @@ PATHS: tuple[Path, ...] = (
     Grouped(),
     PerSample(),
 )
-"""The only list. Where no seconds are known, as of grouped convolutions, the first that can is taken."""
+"""The only list. Where no times are known, as for grouped convolutions, the first path that can compute is taken."""
 
 _BY_NAME = {path.name: path for path in PATHS}
 

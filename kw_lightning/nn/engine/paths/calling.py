@@ -1,7 +1,7 @@
-"""What the paths have in common that mix whole kernels and hand them to the library's own convolution.
+"""What paths that mix whole kernels and pass them to the library's own convolution have in common.
 
-On large maps a dense convolution of a single sample is as fast as one of a batch, and only its kernel must be mixed
-first. Depthwise and grouped convolutions are one grouped call: the literal form, in chunks.
+On large maps a dense convolution of a single sample is as efficient as one of a batch, once its kernel is mixed.
+Depthwise and grouped convolutions are one grouped call: the literal form, in chunks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kw_lightning.nn.engine.problem import Operands, Problem
 from kw_lightning.nn.engine.reference import join_mixtures, split_kernels
 from kw_lightning.nn.engine.workspace import sample_chunks, scratch
 
-# How much longer a multiply-add takes on a GPU in a convolution with groups.
+# How many times as long a multiply-add of a grouped convolution takes on a GPU.
 GROUPED = 4.0
 
 
@@ -32,7 +32,7 @@ class CallingPath(Path):
     """A path by the library's convolution.
 
     Attributes:
-        grouped: one grouped convolution a chunk of samples, instead of one convolution a sample.
+        grouped: one grouped convolution per chunk of samples, instead of one convolution per sample.
     """
 
     grouped: ClassVar[bool]

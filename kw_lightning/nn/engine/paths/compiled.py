@@ -1,4 +1,4 @@
-"""What the compiled paths have in common: what they can compute, their layouts, and vectors that narrow cells waste."""
+"""What the compiled paths have in common: what they can compute, layouts, and lanes that narrow cells waste."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from kw_lightning.nn.engine.layouts import channels_last, first_or_last
 from kw_lightning.nn.engine.paths.path import Path
 from kw_lightning.nn.engine.problem import Operands, Problem
 
-# Numbers that a compiled pass takes side by side, where vectors are narrowest.
+# Lanes of a compiled pass where vectors are narrowest.
 LANES = 16
-# Positions from which on the products of the pass between rows, forward, make up for all other work.
+# Positions from which on, forward, the faster products of native/mix_rows.c outweigh its other work.
 LARGE_MAP = 1024
-# Kernels of a batch up to which it is the faster backward: of more, it reads all cells several times.
+# Kernels of a batch up to which it is also faster backward: with more, it reads all cells several times.
 MOST_KERNELS = 48
-# Times the numbers of both maps that cells have, from which on maps whose channels come first are sooner turned.
+# Ratio of the numbers of cells to those of both maps from which on transposing maps with channels first pays.
 MANY_NUMBERS = 1.5
-# Positions from which on they lie along the vectors, backward, and leave few lanes of those empty.
+# Positions from which on, backward, vectors of positions leave few lanes empty.
 MANY_POSITIONS = 128
 
 
 class CompiledPath(Path):
-    """A path by a pass in C, on a CPU in float32, to which types of two bytes are converted.
+    """A path by a pass in C, on a CPU in float32, to which 16-bit types are converted.
 
-    Without units for them, products in these take the library several times as long as in float32.
+    On processors without 16-bit units, PyTorch's products take several times as long in these types as in float32.
 
     Attributes:
         form: the pass.
@@ -58,7 +58,7 @@ class CompiledPath(Path):
         return dense_refusal(convolution)
 
     def form_of(self, x: Tensor, cells: Tensor, convolution: Convolution, *, backward: bool = False) -> native.Form:
-        """Return the pass of an input [batch, in_channels, *size] as it lies in memory."""
+        """Return the pass for the memory layout of an input [batch, in_channels, *size]."""
         return self.form
 
     def forward(self, operands: Operands, y: Tensor) -> None:
@@ -68,7 +68,7 @@ class CompiledPath(Path):
         native.forward(x, attention, cells, convolution, y, self.form_of(x, cells, convolution))
 
     def forward_finished(self, operands: Operands, y: Tensor, epilogue: Epilogue) -> Tensor:
-        """Return what becomes of the convolution: the pass does it while it writes."""
+        """Return the convolution after the epilogue, which the pass applies as it writes."""
         if not epilogue.fits(y):
             return super().forward_finished(operands, y, epilogue)
         x, attention, cells, convolution, *_ = operands
@@ -94,14 +94,14 @@ class CompiledPath(Path):
 
 
 def dense_refusal(convolution: Convolution) -> str | None:
-    """Return why a compiled pass for convolutions of all channels together cannot compute one, None where it can."""
+    """Return why a compiled pass for dense convolutions cannot compute this one, None where it can."""
     if convolution.groups > 1:
         return "its products take all input channels together and know no groups"
     return None if math.prod(convolution.cell_shape[2:]) == 1 else "it takes cells of one kernel position"
 
 
 def backward_form(x: Tensor, cells: Tensor, convolution: Convolution) -> native.Form:
-    """Return the pass for the gradients of a dense convolution of x as it lies."""
+    """Return the pass for the gradients of a dense convolution of x, given its memory layout."""
     if suits_rows(x, cells, convolution, backward=True):
         return native.MIX_ROWS
     positions, whole = math.prod(x.shape[2:]), math.prod(convolution.cell_shape) % native.lanes() == 0
@@ -111,12 +111,12 @@ def backward_form(x: Tensor, cells: Tensor, convolution: Convolution) -> native.
 
 
 def suits_rows(x: Tensor, cells: Tensor, convolution: Convolution, *, backward: bool) -> bool:
-    """Return whether the pass of native/mix_rows.c can compute a dense convolution of x as it lies, and is the faster.
+    """Return whether the pass of native/mix_rows.c can compute a dense convolution of x in its layout, and is faster.
 
-    It reads cells as they lie, and turns kernels instead, forward: that pays where those are the fewer, **or** it is
-    little work beside the products of large maps. Backward it turns nothing, but folds gradients that lie far apart,
-    which pays for few kernels; there it takes maps whose channels come first, too, and turns those: that pays where
-    cells have more numbers.
+    Forward it transposes kernels instead of packing cells: that pays if there are fewer kernels than cells, **or** if
+    it is little work beside the products of large maps. Backward it transposes neither, but adds up gradients that are
+    far apart in memory, which pays for few kernels. There it also takes maps with channels first and transposes them,
+    which pays if cells have many more numbers.
     """
     if not _is_product(convolution) or convolution.cell_shape[1] % native.lanes():
         return False
@@ -127,22 +127,22 @@ def suits_rows(x: Tensor, cells: Tensor, convolution: Convolution, *, backward: 
 
 
 def _is_product(convolution: Convolution) -> bool:
-    """Return whether every position of the output reads its own of the input, and no other."""
+    """Return whether every position of the output reads the same position of the input, and no other."""
     strided = math.prod(convolution.stride) > 1 or any(convolution.padding)
     return math.prod(convolution.kernel_shape[2:]) == 1 and not strided
 
 
 def _many_numbers(x: Tensor, cells: Tensor, convolution: Convolution) -> bool:
-    """Return whether cells have many more numbers than both maps, of one size."""
+    """Return whether cells have many more numbers than both maps, which are of the same size."""
     return cells.numel() >= MANY_NUMBERS * len(x) * math.prod(x.shape[2:]) * sum(convolution.kernel_shape[:2])
 
 
 def padded_cell(convolution: Convolution, groups: int = 1) -> int:
-    """Return the numbers of a cell in a compiled pass: where it has few channels, lanes of its vectors stay empty.
+    """Return the numbers of a cell in a compiled pass, with the lanes that stay empty if it has few channels.
 
     Args:
-        convolution: whose cell.
-        groups: of the convolution that a cell spans, each with lanes of its own.
+        convolution: of the cell.
+        groups: how many of the convolution's groups a cell spans, each in lanes of its own.
     """
     co, ci = convolution.cell_shape[:2]
     return groups * -(-co // (groups * LANES)) * LANES * ci
@@ -158,9 +158,9 @@ def moved(problem: Problem) -> int:
 
 
 def spared(problem: Problem, taps: int) -> float:
-    """Return how many of those elements less a forward pass takes that packs no cells: half of theirs.
+    """Return how many elements fewer than `moved` a forward pass moves if it packs no cells: half of the cells'.
 
-    It reads the cells that few kernels are mixed of as they lie.
+    It packs none if few kernels are mixed from them.
     """
     mixtures = problem.batch * taps * problem.convolution.grid[1] * problem.convolution.grid[2]
     if problem.backward or not native.mixes_few(mixtures, problem.cells):

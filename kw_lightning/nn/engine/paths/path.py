@@ -17,10 +17,10 @@ class Path(Protocol):
     """One way to compute a dynamic convolution.
 
     Attributes:
-        name: its order and its method, which is its file in this folder as well: "mix_kernels/compiled".
+        name: its order and its method, also its file in this folder: "mix_kernels/compiled".
         fitted, fitted_gpu: seconds per unit of its load on a CPU and on a GPU; None where it has not been timed.
-        of_bases: it mixes bases, which are made of the attention's factors, instead of cells.
-        multiple: of which it takes numbers of cells: where α is made for it, zeros fill it up.
+        of_bases: it mixes bases, which the attention's factors give, instead of cells.
+        multiple: α that is made for it is padded with zeros to a multiple of so many cells.
     """
 
     name: ClassVar[str]
@@ -38,7 +38,7 @@ class Path(Protocol):
         return None
 
     def precision(self, dtype: torch.dtype) -> torch.dtype:
-        """Return the type in which it computes on tensors of a type, which are converted for it."""
+        """Return the type in which it computes on tensors of a type; they are converted to it first."""
         return dtype
 
     def load(self, problem: Problem) -> Load:
@@ -49,13 +49,13 @@ class Path(Protocol):
         """Write the convolution of every sample with its own kernel.
 
         Args:
-            operands: of a problem that it can compute, and in which something is read.
+            operands: of a problem that it can compute, in which something besides padding is read.
             y: [batch, out_channels, *output_size] in the memory format of x, overwritten.
         """
         ...
 
     def forward_finished(self, operands: Operands, y: Tensor, epilogue: Epilogue) -> Tensor:
-        """Return what becomes of the convolution, y or another tensor; arguments are as in `forward`."""
+        """Return the convolution after the epilogue, in y or another tensor; arguments are as in `forward`."""
         self.forward(operands, y)
         return epilogue.apply(y)
 
@@ -65,7 +65,8 @@ class Path(Protocol):
         Args:
             gradient: of the output, [batch, out_channels, *output_size], in any memory format.
             operands: as in `forward`.
-            needed: which of the gradients of (x, α, E) are; of bases' weights and bases for α where it mixes those.
+            needed: which of the gradients of (x, α, E) to compute; where it mixes bases, those of the bases and their
+                weights in place of α's.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""What the paths have in common that are made of matrix products on channels-last rows."""
+"""What the paths made of matrix products on channels-last rows have in common."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kw_lightning.nn.engine.taps import Taps, find_taps, identity, put, take
 
 
 class Rows(NamedTuple):
-    """The tensors of a convolution as these paths take them: channels last, one kernel position a cell, live taps only.
+    """The tensors of a convolution as these paths take them: channels last, one kernel position per cell, live taps.
 
     Attributes:
         x: [batch, *size, in_channels].
@@ -33,7 +33,7 @@ class Rows(NamedTuple):
 
 
 class RowsPath(Path):
-    """A path of matrix products: it computes between rows, `Rows`, which are made of the operands here."""
+    """A path of matrix products: it computes on `Rows`, which this class makes from the operands."""
 
     def refusal(self, problem: Problem) -> str | None:
         """Return why it cannot compute a problem, None where it can.
@@ -48,7 +48,7 @@ class RowsPath(Path):
         return None if split or whole else "it takes cells of one kernel position or of all"
 
     def takes_any_layout(self, taps: Taps) -> bool:
-        """Return whether maps of any memory format will do for these taps."""
+        """Return whether the path takes maps of any memory format for these taps."""
         return False
 
     def forward_rows(self, form: Rows, y: Tensor) -> None:
@@ -99,12 +99,12 @@ class RowSizes(NamedTuple):
     """The sizes of the products of a problem.
 
     Attributes:
-        live: kernel positions that read anything; 1 where cells span the kernel.
+        live: kernel positions that read anything but padding; 1 where cells span the kernel.
         inputs, outputs: positions between which there are products.
-        phase: positions of one of the images of which a stride reads one a tap.
+        phase: positions of a phase image, of which each tap reads one: see taps.py.
         co, ci: of a cell, all its kernel positions among ci.
         out_groups, in_groups: cells along the kernel.
-        maps: elements of input and output of a sample.
+        maps: elements of a sample's input and output.
         patches: elements of a sample's wide pixels where cells span the kernel, else none.
         stored: elements of E.
     """
@@ -141,7 +141,7 @@ def row_sizes(problem: Problem) -> RowSizes:
 
 
 def multiply_adds(path: Path, problem: Problem, inputs: int, outputs: int) -> tuple[float, float]:
-    """Return the multiply-adds of (mixing, products) of the batch, kernel positions that read nothing left out.
+    """Return the multiply-adds of (mixing, products) of the batch, without kernel positions that read only padding.
 
     Args:
         inputs, outputs: positions between which the path computes.
@@ -154,15 +154,15 @@ def multiply_adds(path: Path, problem: Problem, inputs: int, outputs: int) -> tu
 
 
 class _Layout:
-    """The operands as rows, and the way back.
+    """The operands as rows, and their gradients back as the operands are.
 
     Where cells span the whole kernel, every output position's patch of the input becomes one wide pixel of a 1×1
     convolution.
 
     Attributes:
         form: the operands.
-        live: the kernel positions of the form's taps among all.
-        direct: the form's x is the caller's memory, whatever its format: the path needs no copies.
+        live: which of all kernel positions the form's taps are.
+        direct: the form's x is the caller's memory, in any format: the path needs no copy.
     """
 
     def __init__(self, operands: Operands, path: RowsPath) -> None:

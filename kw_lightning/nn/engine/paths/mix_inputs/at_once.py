@@ -1,6 +1,6 @@
-"""Mix inputs as `by_cell` does, but for all cells in single products: few launches, as a GPU wants it.
+"""Mix inputs as `by_cell` does, but for all cells in one product: few launches, which suits a GPU.
 
-The mixed inputs of a position stand side by side, U [rows, cells · ci], so that y = U·Eᵀ is one product over all cells.
+The mixed inputs of a position are side by side, U [rows, cells · ci], so that y = U·Eᵀ is one product over all cells.
 For it, E is copied once to [co, cells · ci].
 """
 

@@ -1,4 +1,4 @@
-"""Mix inputs in the cache, a cell at a time, which is read as it lies."""
+"""Mix inputs in the cache, one cell at a time, without packing it."""
 
 from __future__ import annotations
 

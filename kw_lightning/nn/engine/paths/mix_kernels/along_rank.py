@@ -1,4 +1,4 @@
-"""Mix kernels as `compiled` does, but of few bases, which are mixed of the cells once for all samples: see ranks.py."""
+"""Mix kernels as `compiled` does, but from few bases, mixed from the cells once for all samples: see ranks.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kw_lightning.nn.engine.paths.compiled import CompiledPath, moved, padded_ce
 from kw_lightning.nn.engine.paths.mix_kernels.compiled import KernelsCompiled
 from kw_lightning.nn.engine.problem import Operands, Problem
 
-# Layers that share cells, which one of them reads to see whether kept bases are still theirs: see contents.py.
+# Layers that share the cells, of which one reads them to check whether kept bases are still valid: see contents.py.
 READERS = 4
 # Bytes of maps for which bases are mixed once, see native/blocking.py.
 MAPS_BYTES = 32 * 2**20
@@ -28,7 +28,7 @@ def _mixtures(problem: Problem) -> int:
 
 
 class AlongRank(CompiledPath):
-    """The pass of native/mix_kernels.c with bases; elsewhere torch's products, to check it by."""
+    """The pass of native/mix_kernels.c with bases; elsewhere PyTorch's products, to test it against."""
 
     name = "mix_kernels/along_rank"
     # Fitted beside `KernelsCompiled`, whose units stood still: 229 problems with and without kept bases, with AVX2 and
@@ -48,8 +48,8 @@ class AlongRank(CompiledPath):
     def load(self, problem: Problem) -> Load:
         """Count the work of a forward pass, as `KernelsCompiled.load` does; bases are mixed once for all samples.
 
-        Those that may be kept are counted as kept already, and brought from the memory in place of the cells. A block
-        has few depths of the bases of many mixtures, and products are as short.
+        Bases that may be kept count as kept already, and are loaded in place of the cells. With the bases of many
+        mixtures a block has few depths, so its products are short.
         """
         plain, count = KernelsCompiled().load(problem), ranks.count(problem.width or 0)
         kernel = plain.mixing / max(problem.batch * problem.cells, 1)  # numbers of a sample's
@@ -74,7 +74,7 @@ class AlongRank(CompiledPath):
             ranks.forward(x, weights, ranked.bases.to(x.dtype), cells, convolution, y)
 
     def forward_finished(self, operands: Operands, y: Tensor, epilogue: Epilogue) -> Tensor:
-        """Return what becomes of the convolution: the pass does it while it writes."""
+        """Return the convolution after the epilogue, which the pass applies as it writes."""
         if self._is_compiled(operands) and epilogue.fits(y):
             self._forward(operands, y, epilogue)
             return y

@@ -1,4 +1,4 @@
-"""Mix kernels block by block in the cache, use them there and forget them: no sample's kernel is ever whole."""
+"""Mix kernels block by block in the cache and use them there: no sample's whole kernel ever exists."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class KernelsCompiled(CompiledPath):
     form = native.MIX_KERNELS
 
     def form_of(self, x: Tensor, cells: Tensor, convolution: Convolution, *, backward: bool = False) -> native.Form:
-        """Return the pass of an input: backwards those of `Pointwise`, where they suit it."""
+        """Return the pass for an input: backward those of `Pointwise`, where they are faster."""
         return backward_form(x, cells, convolution) if backward else self.form
 
     def load(self, problem: Problem) -> Load:

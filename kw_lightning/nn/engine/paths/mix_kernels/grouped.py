@@ -1,4 +1,4 @@
-"""Mix whole kernels, then call the library's grouped convolution once a chunk of samples: the published form."""
+"""Mix whole kernels, then call the library's grouped convolution once per chunk of samples: the published form."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from kw_lightning.nn.engine.paths.calling import CallingPath
 
 
 class Grouped(CallingPath):
-    """One grouped convolution a chunk of samples."""
+    """One grouped convolution per chunk of samples."""
 
     name = "mix_kernels/grouped"
     fitted_gpu = Fitted(

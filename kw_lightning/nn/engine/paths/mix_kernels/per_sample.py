@@ -1,4 +1,4 @@
-"""Mix whole kernels, then call the library's convolution once a sample."""
+"""Mix whole kernels, then call the library's convolution once per sample."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from kw_lightning.nn.engine.paths.calling import CallingPath
 
 
 class PerSample(CallingPath):
-    """One convolution a sample."""
+    """One convolution per sample."""
 
     name = "mix_kernels/per_sample"
     fitted = Fitted(

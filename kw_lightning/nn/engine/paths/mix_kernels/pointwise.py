@@ -1,4 +1,4 @@
-"""Mix the kernels of a convolution with one kernel position as its cells lie, and use them between maps as they lie."""
+"""Mix the kernels of a 1×1 convolution and use them, in the memory layouts of its cells and maps."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from kw_lightning.nn.engine.layouts import channels_last
 from kw_lightning.nn.engine.paths.compiled import CompiledPath, backward_form, dense_refusal, suits_rows
 from kw_lightning.nn.engine.problem import Problem
 
-# Numbers of cells that leave the second-level cache: from there on packing them for few samples is most of the work.
+# Numbers of cells that exceed the second-level cache: from then on packing them for few samples is most of the work.
 FAR_NUMBERS = 2**18
-# Positions that a vector takes.
+# Positions in a vector.
 POSITIONS = 8
 
 
@@ -45,7 +45,7 @@ class Pointwise(CompiledPath):
         return None
 
     def form_of(self, x: Tensor, cells: Tensor, convolution: Convolution, *, backward: bool = False) -> native.Form:
-        """Return the pass of an input [batch, in_channels, *size] as it lies in memory."""
+        """Return the pass for the memory layout of an input [batch, in_channels, *size]."""
         if backward:
             return backward_form(x, cells, convolution)
         if suits_rows(x, cells, convolution, backward=False):

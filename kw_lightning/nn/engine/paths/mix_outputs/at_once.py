@@ -1,6 +1,6 @@
-"""Mix outputs as `by_cell` does, but for all cells in single products: few launches, as a GPU wants it.
+"""Mix outputs as `by_cell` does, but for all cells in one product: few launches, which suits a GPU.
 
-What all cells give at a position stands side by side, Z [rows, cells · co] = x·Eᵀ, one product with E as it lies.
+The outputs of all cells at a position are side by side, Z [rows, cells · co] = x·Eᵀ: one product with E, not copied.
 """
 
 from __future__ import annotations
