@@ -152,12 +152,15 @@ def _timm(name: str, problem: Callable[[str], Problem]) -> Builder:
         import timm
     except ImportError as error:
         raise RecipeError(problem(needs(f'"timm/{name}"', "timm", "timm", error))) from None
-    base = name.partition(".")[0]
+    base, _, tag = name.partition(".")
     if not timm.is_model(base):
         hint = did_you_mean(base, timm.list_models())
         raise RecipeError(
             problem(mistake(name, "the names of timm.list_models()", what="the unknown network", hint=hint))
         )
+    tags = [known.partition(".")[2] for known in timm.models.get_arch_pretrained_cfgs(base)]
+    if tag and tag not in tags:
+        raise RecipeError(problem(mistake(tag, tags, what=f"the unknown weights of timm/{base}", names=tags)))
     return partial(timm.create_model, name)
 
 
@@ -210,7 +213,7 @@ def _refused(name: str, builder: Builder, args: Mapping[str, Any], error: Except
     try:
         parameters = inspect.signature(builder).parameters
         known = [key for key in parameters if key not in {*FETCHING, "progress", "kwargs"}] + ["num_classes"]
-        unknown = [key for key in args if key not in parameters]
+        unknown = [key for key in args if key not in known]
         hint = next((f"; {hint}" for hint in (did_you_mean(key, known) for key in unknown) if hint), "")
     except (TypeError, ValueError):
         pass

@@ -45,6 +45,11 @@ def named(backbone: str, **model: Any) -> Recipe:
             {"num_clases": 3},
             "unexpected keyword argument 'num_clases'; did you mean \"num_classes\"?",
         ),
+        (
+            "timm/resnet18.a1_in",
+            {"num_classes": 3},
+            'model.backbone: found the unknown weights of timm/resnet18 "a1_in", allowed: ',
+        ),
         ("torchvision/resnet18", {"num_classes": "many"}, 'model.args: "torchvision/resnet18" does not take these'),
         (
             "torchvision/resnet18",
@@ -178,6 +183,12 @@ def test_weights_that_are_no_weights(tmp_path: Path) -> None:
     ):
         backbones.create(named("torchvision/resnet18", pretrained="IMAGENET1K_V3"))
     assert issubclass(RunError, KWError)
+
+
+def test_an_argument_that_is_known_is_not_proposed() -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(RecipeError, match=r"unexpected keyword argument 'nothing'$"):
+        backbones.create(named("timm/mobilenetv3_small_050", args={"num_classes": 3, "nothing": 1}), device="meta")
 
 
 @pytest.mark.parametrize(

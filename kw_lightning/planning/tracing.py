@@ -95,7 +95,7 @@ def _trace(model: nn.Module, input_shape: Sequence[int], batch: int, training: b
                 shadow(*samples)
     except Exception as error:  # anything that a stranger's forward pass can raise
         if _is_about_values(error) and calls:
-            message = f"values decide which way the forward pass goes: {first_line(error)}"
+            message = f"values decide which way the forward pass goes: {first_line(error).partition('. ')[0]}"
             seen = {name: tuple(found) for name, found in calls.items()}
             return Trace(seen, failure=message, reads=frozenset(watch.reads))
         return Trace(failure=f"the network does not run on one input of {list(input_shape)}: {first_line(error)}")
