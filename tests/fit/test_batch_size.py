@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +67,15 @@ def test_the_found_batch_is_locked_and_trains_as_if_it_had_been_given(runs: tupl
 
 
 def test_a_resume_keeps_what_was_found(
-    runs: tuple[Result, Result, str], quick: list[str], monkeypatch: pytest.MonkeyPatch
+    runs: tuple[Result, Result, str], tmp_path: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("searched again")
 
     monkeypatch.setattr("kw_lightning.fit.batch_size._found", refuse)
     options = [*quick, *OPTIONS, "train.epochs=2", "train.batch_size=auto"]
-    result = fit("digits-resnet", options, resume=runs[0].folder)
+    folder = shutil.copytree(runs[0].folder, tmp_path / "found")  # the other test looks at it as it was
+    result = fit("digits-resnet", options, resume=folder)
     assert torch.load(result.folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 8
     assert yaml.safe_load((result.folder / "recipe.lock.yaml").read_text())["data"]["batch_size"] == FITS
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,8 +145,9 @@ def test_the_table_is_printed_without_running(folder: Path, outcome: tuple[Outco
 
 
 def test_a_grown_grid_is_said_and_a_failed_run_does_not_end_the_others(
-    folder: Path, outcome: tuple[Outcome, InProcess, list[str]]
+    folder: Path, outcome: tuple[Outcome, InProcess, list[str]], tmp_path: Path
 ) -> None:
+    folder = shutil.copytree(folder, tmp_path / folder.name)  # other tests look at it as it was
     launcher, lines = InProcess(fails="budget=3-4"), list[str]()
     grown = grid("warehouses.*.budget=3/4,1/2")
     found = sweep(grown, output=folder, begin=launcher, tell=lines.append)
