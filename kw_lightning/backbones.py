@@ -160,7 +160,8 @@ def _timm(name: str, problem: Callable[[str], Problem]) -> Builder:
         )
     tags = [known.partition(".")[2] for known in timm.models.get_arch_pretrained_cfgs(base)]
     if tag and tag not in tags:
-        raise RecipeError(problem(mistake(tag, tags, what=f"the unknown weights of timm/{base}", names=tags)))
+        allowed = [each for each in tags if each] or "none"
+        raise RecipeError(problem(mistake(tag, allowed, what=f"the unknown weights of timm/{base}", names=tags)))
     return partial(timm.create_model, name)
 
 

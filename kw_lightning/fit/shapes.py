@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from kw_lightning.errors import RecipeError, RunError, first_line
+from kw_lightning.errors import KWError, RecipeError, first_line
 from kw_lightning.fit.data import ImageData
 from kw_lightning.fit.failures import readable_failures
 from kw_lightning.fit.interruption import is_first_process
@@ -24,7 +24,8 @@ def check_shapes(recipe: Recipe, module: Classifier, data: LightningDataModule) 
     A network that ends in a softmax brings a warning: the loss takes one itself, and after two training is slow.
 
     Raises:
-        RecipeError: the network does not take such images, **or** has other outputs than the data has classes.
+        RecipeError: the network does not take such images, gives no tensor, **or** has other outputs than the data has
+            classes.
         RunError: the memory is too small for one image.
     """
     if not isinstance(data, ImageData):
@@ -34,7 +35,7 @@ def check_shapes(recipe: Recipe, module: Classifier, data: LightningDataModule) 
     try:
         with readable_failures(), torch.inference_mode():
             logits = module.eval()(image.unsqueeze(0))
-    except RunError:  # memory that is too small is no fault of the images
+    except KWError:  # memory that is too small, or an output of another kind, is no fault of the images
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         message = f"the network does not take the images of the data, {shape}: {first_line(error)}"

@@ -234,6 +234,15 @@ def test_a_network_that_does_not_fit_the_data(tmp_path: Path, quick: list[str], 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_network_for_another_task_is_told_by_its_output(tmp_path: Path) -> None:
+    data = {"name": "fake", "args": {"shape": [3, 64, 64], "classes": 3}, "workers": 0}
+    model = {"backbone": "torchvision/lraspp_mobilenet_v3_large", "input": [3, 64, 64], "args": {"num_classes": 3}}
+    with pytest.raises(RecipeError) as caught:
+        fit({"kw": 1, "name": "segments", "model": model, "data": data}, output=tmp_path / "run")
+    (problem,) = caught.value.problems
+    assert problem.message == ("found an output of type OrderedDict in evaluation, allowed: a tensor [batch, classes]")
+
+
 class Answers(NamedTuple):
     logits: torch.Tensor
     aux_logits: torch.Tensor
