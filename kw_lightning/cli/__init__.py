@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from kw_lightning.cli.output import error_console, forget_output, write_any_text
-from kw_lightning.errors import KWError, RunError, in_options
+from kw_lightning.errors import KWError, RunError, in_options, printable
 from kw_lightning.paths import FULL
 from kw_lightning.versions import OWN, version_of
 
@@ -62,10 +62,13 @@ def command(name: str) -> Callable[..., Any]:
             forget_output()
             raise typer.Exit(UNREAD) from None
         except OSError as error:
-            if error.errno not in FULL:
+            told = f"{error.filename}: {error.strerror}" if error.filename is not None else ""
+            if error.errno in FULL:
+                forget_output()
+                told = "the output cannot be written: its disk is full, or a quota is reached"
+            if not told:
                 raise
-            forget_output()
-            error_console().print("the output cannot be written: its disk is full, or a quota is reached", style="red")
+            error_console().print(printable(told), style="red", highlight=False, soft_wrap=True)
             raise typer.Exit(RunError.exit_code) from None
         except KeyboardInterrupt as interruption:
             said = str(interruption) or "Interrupted."

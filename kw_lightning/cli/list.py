@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kw_lightning.cli.output import console
-from kw_lightning.errors import RecipeError, first_line, shown
+from kw_lightning.errors import RecipeError, did_you_mean, first_line, shown
 from kw_lightning.recipe.reading import read_yaml
 from kw_lightning.recipe.sources import NotFoundError, Source, names
 
@@ -28,6 +28,10 @@ def list(
     ]
     if json:
         typer.echo(json_module.dumps(rows, indent=2))
+        return
+    if pattern is not None and not rows:
+        hint = did_you_mean(pattern, names())
+        typer.echo(f"no name contains {shown(pattern)}{f'; {hint}' if hint else ''}", err=True)
         return
     out = console()
     table = Table(box=box.SIMPLE_HEAD if out.is_terminal else None, pad_edge=False, header_style="bold")

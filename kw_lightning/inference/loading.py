@@ -56,8 +56,10 @@ def load(
         path = user_path(source)
         if not path.is_file() and (path / LAST).is_file():
             path = path / LAST
-        if not path.is_file() or path.suffix.lower() == ".onnx":
+        if path.suffix.lower() == ".onnx" or path.is_dir() or str(source).startswith(hub.PREFIX):
             raise RunError(f"{source}: changes and names of classes are for checkpoints; what is saved has its own")
+        if not path.is_file():
+            raise RunError(f"{path}: no such file or folder; a run or a checkpoint is needed")
         return load_trained(path, overrides=overrides, classes=classes, allow_python=allow_python)
     if str(source).startswith(hub.PREFIX):
         return ImageClassifier.from_pretrained(str(source), allow_python=allow_python, **options)

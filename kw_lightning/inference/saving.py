@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -82,6 +83,7 @@ def write_folder(saved: SavedNetwork, folder: Path, card: str, *, eight_bits: bo
             tensors = _tensors(saved.network)
             save_file(packed(tensors) if eight_bits else tensors, place / WEIGHTS, metadata={"format": "pt"})
             (place / RECIPE).write_text(lock_text(saved.recipe), encoding="utf-8")
+            shutil.copymode(place / RECIPE, place / WEIGHTS)  # safetensors lets the owner alone read its files
             _write_json(place / PREPROCESSING, saved.preprocessing.to_dict())
             _write_json(place / CLASSES, list(saved.classes))
             (place / CARD).write_text(card, encoding="utf-8")

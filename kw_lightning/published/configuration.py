@@ -69,7 +69,9 @@ def read_configuration(path: Path) -> tuple[dict[str, Any], list[str]]:
         if path.stat().st_size > MAX_BYTES:
             raise RunError(f"{path}: larger than {MAX_BYTES:,} bytes; a configuration is a few lines of JSON")
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise RunError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path}: not a configuration in JSON: {first_line(error)}") from error
     if not isinstance(content, dict):
         raise RunError(f"{path}: {mistake(content, 'a map with the key model')}")

@@ -1,5 +1,6 @@
 """Names, encodings and pipes that a shell can hand to a command: a line at most, and never a traceback."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -64,6 +65,25 @@ def test_odd_names_are_one_line(tmp_path: Path, arguments: list[str | bytes], me
 def test_odd_names_of_runs_are_one_line(tmp_path: Path, arguments: list[str]) -> None:
     result = run(tmp_path, "kw", *arguments)
     assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (1, "", 1)
+
+
+def without_rights() -> None:
+    """Let a program of root be refused what others are: drop the capabilities to read and write everything."""
+    drop, override, search = 24, 1, 2  # <linux/prctl.h>, <linux/capability.h>
+    libc = ctypes.CDLL(None)
+    for capability in (override, search):
+        libc.prctl(drop, capability)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="drops capabilities of Linux")
+def test_a_folder_that_may_not_be_read_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "runs/locked").mkdir(parents=True)
+    (tmp_path / "runs/locked").chmod(0)
+    command = [sys.executable, "-c", "from kw_lightning.cli import main; main()", "report", "runs"]
+    result = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=False, preexec_fn=without_rights
+    )
+    assert (result.returncode, result.stderr) == (1, "runs/locked/metrics.csv: Permission denied\n")
 
 
 def test_names_in_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,6 +50,8 @@ class TestList:
         rows = json.loads(kw("list", "resnet50", "--json").output)
         assert {row["name"] for row in rows} == {name for name in names() if "resnet50" in name}
         assert rows[0]["file"].startswith("recipes/")
+        none = kw("list", "resnet18-wk-1x")
+        assert (none.stdout, none.stderr) == ("", 'no name contains "resnet18-wk-1x"; did you mean "resnet18-kw-1x"?\n')
 
 
 class TestShow:

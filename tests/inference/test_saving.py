@@ -56,6 +56,9 @@ def test_files_are_those_that_others_can_open(classifier: ImageClassifier, folde
         "preprocess.json",
         "recipe.lock.yaml",
     ]
+    assert (
+        len({file.stat().st_mode for file in folder.iterdir()}) == 1
+    )  # as this user's files are: others may read them
     assert json.loads((folder / "classes.json").read_text()) == list(classifier.classes)
     assert json.loads((folder / "preprocess.json").read_text())["size"] == 16
     with safe_open(folder / "model.safetensors", "pt") as file:
@@ -136,6 +139,8 @@ def test_a_missing_file_is_named(folder: Path) -> None:
 def test_nothing_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no such file or folder"):
         kw_lightning.load(tmp_path / "nope")
+    with pytest.raises(RunError, match=r"nowhere\.ckpt: no such file or folder; a run or a checkpoint is needed"):
+        kw_lightning.load(tmp_path / "nowhere.ckpt", overrides=["data.eval.size=8"])
 
 
 @pytest.mark.parametrize("option", ["override", "map_location"])
