@@ -208,21 +208,28 @@ def _geometries(
             message = sentence("attention.gates with dynamic: false", "either; gates follow the sample")
             problems.append(recipe.document.problem(warehouse.path, message))
         mixtures += geometry.mixtures
-        budget = warehouse.budget
-        cells = budget.cells or geometry.cells_at(budget.ratio or Fraction(1))
-        if budget.cells is not None and budget.cells < 1:
-            problems.append(recipe.document.problem(f"{warehouse.path}.budget", "a warehouse needs at least one cell"))
-        elif budget.ratio is not None and budget.ratio <= 0:
-            problems.append(recipe.document.problem(f"{warehouse.path}.budget", "a budget is greater than 0"))
-        elif cells * math.prod(geometry.cell_shape) > MAX_PARAMETERS:
-            message = f"{cells:,} cells of {times(geometry.cell_shape)} are more than {MAX_PARAMETERS:,} parameters"
-            problems.append(recipe.document.problem(f"{warehouse.path}.budget", message))
+        mistake = _mistake_of_budget(warehouse, geometry)
+        if mistake is not None:
+            problems.append(recipe.document.problem(f"{warehouse.path}.budget", mistake))
     if mixtures > MAX_MIXTURES:
         largest = max(geometries, key=lambda geometry: geometry.mixtures)
         cell = f"cells of {times(largest.cell_shape)} and so {mixtures:,} mixtures"
         message = sentence(cell, f"at most {MAX_MIXTURES:,}", without_it(largest.spec, largest.choices))
         raise TooLargeError([*problems, recipe.document.problem(largest.spec.path, message)])
     return geometries, problems
+
+
+def _mistake_of_budget(warehouse: Warehouse, geometry: Geometry) -> str | None:
+    """Return why so many cells cannot be, None where they can."""
+    budget = warehouse.budget
+    if budget.cells is not None and budget.cells < 1:
+        return "a warehouse needs at least one cell"
+    if budget.ratio is not None and budget.ratio <= 0:
+        return "a budget is greater than 0"
+    cells = budget.cells or geometry.cells_at(budget.ratio or Fraction(1))
+    if cells * math.prod(geometry.cell_shape) > MAX_PARAMETERS:
+        return f"{cells:,} cells of {times(geometry.cell_shape)} are more than {MAX_PARAMETERS:,} parameters"
+    return None
 
 
 def _sizes_differ(warehouse: Warehouse, choices: Sequence[Choice]) -> bool:
