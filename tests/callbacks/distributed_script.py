@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from callback_networks import RECIPE, Classifier, Net, dataset, trainer
 from lightning.pytorch import Callback
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -37,6 +37,13 @@ class Recomputing(Net):
         x = F.relu(self.stem(x))
         x = checkpoint(lambda y: F.relu(self.conv2(F.relu(self.conv1(y)))), x, use_reentrant=False)
         return self.head(x.mean(dim=(2, 3)))
+
+
+class LeavingOut(Net):
+    """Does not use its first dynamic layer, on whose warehouse another draws too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.conv2(F.relu(self.stem(x)))).mean(dim=(2, 3)))
 
 
 class Sharded(Classifier):
@@ -85,6 +92,12 @@ class ShardedBefore(Sharded):
             torch.distributed.fsdp.fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
 
 
+IN_SINGLE: dict[str, tuple[type[Net], dict[str, bool]]] = {  # in the precision of the compiled passes
+    "unused": (LeavingOut, {"find_unused_parameters": True}),
+    "static graph": (Net, {"static_graph": True, "gradient_as_bucket_view": True}),
+}
+
+
 class Gradients(Callback):
     """Keeps the gradients of the first step, as the optimizer sees them."""
 
@@ -95,12 +108,12 @@ class Gradients(Callback):
         if not self.found:
             self.found = {name: p.grad.clone() for name, p in pl_module.named_parameters() if p.grad is not None}
             missing = [name for name, p in pl_module.named_parameters() if p.grad is None]
-            assert not missing, missing
+            assert not missing or isinstance(pl_module.net, LeavingOut), missing
 
 
-def data() -> TensorDataset:
+def data(dtype: torch.dtype = torch.float64) -> TensorDataset:
     images, labels = dataset(48).tensors
-    return TensorDataset(images.double(), labels)
+    return TensorDataset(images.to(dtype), labels)
 
 
 def fit(folder: Path, model: Classifier, *, processes: int, **options: Any) -> dict[str, Any]:
@@ -108,9 +121,10 @@ def fit(folder: Path, model: Classifier, *, processes: int, **options: Any) -> d
     callback, gradients = KWCallback(STATISTICS), Gradients()
     run = trainer(folder, callbacks=[callback, gradients, RandomState()], devices=processes, **options)
     # Lightning's own sampler would shuffle; this one deals the samples of each global batch out.
-    sampler = DistributedSampler(data(), processes, int(os.environ.get("RANK", "0")), shuffle=False)
-    batches = DataLoader(data(), batch_size=BATCH // processes, sampler=sampler)
-    run.fit(model, batches, DataLoader(data(), batch_size=BATCH // processes))
+    samples = data(next((parameter.dtype for parameter in model.parameters()), torch.float64))
+    sampler = DistributedSampler(samples, processes, int(os.environ.get("RANK", "0")), shuffle=False)
+    batches = DataLoader(samples, batch_size=BATCH // processes, sampler=sampler)
+    run.fit(model, batches, DataLoader(samples, batch_size=BATCH // processes))
     run.save_checkpoint(folder / "full.ckpt")
     run.strategy.barrier()
     saved = torch.load(folder / "full.ckpt")
@@ -174,6 +188,9 @@ def main(folder: Path) -> None:
         "ddp": fit(folder / "ddp", classifier(Net), processes=2, strategy="ddp"),
         "recomputing": fit(folder / "recomputing", classifier(Recomputing), processes=2, strategy="ddp"),
     }
+    for name, (kind, options) in IN_SINGLE.items():
+        model = classifier(kind).float()
+        results[name] = fit(folder / name, model, processes=2, strategy=DDPStrategy(**options))
     for name, model in (("fsdp2", Sharded()), ("fsdp2 apart", ShardedApart())):
         sharded = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False)
         results[name] = fit(folder / name, model, processes=2, strategy=sharded)

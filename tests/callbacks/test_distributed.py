@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 import torch
 from callback_networks import RECIPE, Classifier, Net, dynamic_net, loader, trainer
-from distributed_script import Recomputing, classifier, fit
+from distributed_script import IN_SINGLE, Recomputing, classifier, fit
 from lightning.pytorch.plugins import TorchSyncBatchNorm
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import nn
@@ -74,6 +74,14 @@ def test_gradients_and_weights_are_those_of_one_process(two: Any, one: Any, kind
     assert all(gradient.abs().max() > 0 for gradient in one["gradients"].values())
     same(two[kind]["gradients"], one["gradients"])
     same(two[kind]["weights"], one["weights"])
+
+
+@pytest.mark.parametrize("kind", IN_SINGLE)
+def test_ways_of_ddp_in_single_precision(two: Any, tmp_path: Path, kind: str) -> None:
+    with mock.patch.dict(os.environ, _unseeded(), clear=True):
+        expected = fit(tmp_path, classifier(IN_SINGLE[kind][0]).float(), processes=1)
+    same({name: two[kind]["gradients"][name] for name in expected["gradients"]}, expected["gradients"])
+    same(two[kind]["weights"], expected["weights"])
 
 
 def test_recomputing_in_one_process(one: Any, tmp_path: Path) -> None:
