@@ -22,6 +22,9 @@ _logger = logging.getLogger(__name__)
 
 # Bytes of shared memory that a program of the smaller GPUs may have.
 SHARED = 99 * 1024
+# Those from which on 4 warps take a tile of 128 by 128. Hopper's tensor cores read operands from shared memory; earlier
+# ones read them from registers, of which 4 warps would then have too few.
+HOPPER = 200 * 1024
 # Positions of the maps that are one tile: the gradient of their kernels is one product for every kernel position.
 ONE_TILE = 64
 
@@ -170,8 +173,8 @@ def convolving_tiles(positions: int, outputs: int, inputs: int, itemsize: int = 
         shared: bytes of memory that a program has for its operands.
     """
     m, stages = (128, 3) if positions > ONE_TILE else (64, 4)
-    tiles = Tiles(m, _power(outputs, 16, 128), _power(inputs, 16, 64), 4, stages)
-    return _fit(tiles, "inputs", itemsize, shared)
+    n = _power(outputs, 16, 128)
+    return _fit(Tiles(m, n, _power(inputs, 16, 64), _warps(m, n, shared), stages), "inputs", itemsize, shared)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -179,9 +182,13 @@ def correlating_tiles(positions: int, outputs: int, inputs: int, itemsize: int =
     """Return the tiles of a gradient of kernels, whose sums go over the positions; as `convolving_tiles`."""
     n, k = _power(outputs, 16, 128), _power(inputs, 16, 128)
     if positions > ONE_TILE:
-        return _fit(Tiles(32, n, k, 4, 5), "positions", itemsize, shared)
+        return _fit(Tiles(32, n, k, _warps(n, k, shared), 5), "positions", itemsize, shared)
     m = _power(positions, 16, ONE_TILE)
     return _fit(Tiles(m, n, k, 8 if n * k > 128 * 64 else 4, 3), "positions", itemsize, shared)
+
+
+def _warps(rows: int, columns: int, shared: int) -> int:
+    return 8 if rows * columns > 128 * 64 and shared < HOPPER else 4
 
 
 def depthwise_tiles(channels: int) -> Tiles:

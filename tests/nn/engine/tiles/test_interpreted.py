@@ -41,7 +41,7 @@ def test_output_and_gradients_equal_the_literal_forms() -> None:
         assert all(error < TOLERANCE[dtype] for error in errors.values()), (case, errors)
 
 
-HOPPER = 227 * 1024
+HOPPER, AMPERE = 227 * 1024, 163 * 1024
 
 
 def test_without_a_compiler_other_paths_compute_and_it_is_said_once(
@@ -89,7 +89,7 @@ def test_a_kernel_is_launched_on_the_device_of_its_tensors(monkeypatch: pytest.M
     assert devices == [0]
 
 
-@pytest.mark.parametrize("shared", [launches.SHARED, 163 * 1024, HOPPER])
+@pytest.mark.parametrize("shared", [launches.SHARED, AMPERE, HOPPER])
 @pytest.mark.parametrize("itemsize", [2, 4])
 @pytest.mark.parametrize("positions", [1, 49, 196, 3136])
 def test_tiles_fit_in_the_memory_of_a_program(positions: int, itemsize: int, shared: int) -> None:
@@ -111,21 +111,26 @@ def test_tiles_fit_in_the_memory_of_a_program(positions: int, itemsize: int, sha
         *("depthwise convolve", "depthwise correlate"),
     ],
 )
-def test_they_compile_for_hopper_to_wide_copies_without_spilling_registers(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("capability", "memory", "product"), [(90, HOPPER, "wgmma.mma_async"), (80, AMPERE, "mma.sync")], ids=["90", "80"]
+)
+def test_they_compile_to_wide_copies_without_spilling_registers(
+    name: str, capability: int, memory: int, product: str, tmp_path: Path
+) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.backends.nvidia.compiler import get_ptxas
     from triton.compiler import ASTSource
 
     from kw_lightning.nn.engine.tiles import depthwise, kernels
 
-    ptxas = Path(get_ptxas(90).path)  # the one that Triton writes for: it brings several, of unequal versions
+    ptxas = Path(get_ptxas(capability).path)  # the one that Triton writes for: it brings several, of unequal versions
     if not ptxas.exists():
         pytest.skip("this Triton brings no assembler")
     module = depthwise if "depthwise" in name else kernels
     kernel = module.correlate if "correlate" in name else module.convolve
     choose = launches.correlating_tiles if "correlate" in name else launches.convolving_tiles
     positions = 49 if "whole" in name else 3136
-    tiles = launches.depthwise_tiles(64) if module is depthwise else choose(positions, 256, 256, 2, HOPPER)
+    tiles = launches.depthwise_tiles(64) if module is depthwise else choose(positions, 256, 256, 2, memory)
     fixed: dict[str, Any] = {
         "TURNED": name == "convolve turned",
         "WHOLE": name == "correlate whole",
@@ -160,16 +165,16 @@ def test_they_compile_for_hopper_to_wide_copies_without_spilling_registers(name:
     aligned = {(index,): sixteen for index, arg in enumerate(kernel.arg_names) if arg in types or arg.startswith(read)}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     options = {"num_warps": tiles.warps, "num_stages": tiles.stages}
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     if module is kernels:
-        assert "wgmma.mma_async" in compiled.asm["ptx"]
+        assert product in compiled.asm["ptx"]
         assert "cp.async.cg" in compiled.asm["ptx"]  # copies of 16 bytes
         assert "cp.async.ca" not in compiled.asm["ptx"]  # of less
         assert not re.search(r"ld\.global(?!\.v4)", compiled.asm["ptx"])
     else:
         assert "ld.global.v4.b32" in compiled.asm["ptx"]  # as wide
     assert spills(compiled, ptxas, tmp_path) == [("0", "0")]
-    assert int(compiled.metadata.shared) <= HOPPER
+    assert int(compiled.metadata.shared) <= memory
 
 
 def spills(compiled: Any, ptxas: Path, folder: Path) -> list[tuple[str, str]]:
