@@ -112,7 +112,9 @@ def test_tiles_fit_in_the_memory_of_a_program(positions: int, itemsize: int, sha
     ],
 )
 @pytest.mark.parametrize(
-    ("capability", "memory", "product"), [(90, HOPPER, "wgmma.mma_async"), (80, AMPERE, "mma.sync")], ids=["90", "80"]
+    ("capability", "memory", "product"),
+    [(80, AMPERE, "mma.sync"), (90, HOPPER, "wgmma.mma_async"), (100, HOPPER, "tcgen05.mma")],
+    ids=["80", "90", "100"],
 )
 def test_they_compile_to_wide_copies_without_spilling_registers(
     name: str, capability: int, memory: int, product: str, tmp_path: Path
