@@ -20,6 +20,11 @@ LAST = Path("checkpoints", "last.ckpt")
 """The newest checkpoint inside a run folder, for messages."""
 ARGUMENTS = ("overrides", "classes", "allow_python")
 """Of `load`, wherever a network is; for messages."""
+READ = (".onnx", ".xml")
+"""Files of `kw export` that can be loaded."""
+ELSEWHERE = {".pt2": "torch.export.load", ".pte": "ExecuTorch's runtime"}
+"""Files of `kw export` that others run."""
+LOADED = "a run, a checkpoint, a saved network, an ONNX or OpenVINO file or hf://… can be loaded"
 
 
 def load(
@@ -56,7 +61,8 @@ def load(
         path = user_path(source)
         if not path.is_file() and (path / LAST).is_file():
             path = path / LAST
-        if path.suffix.lower() == ".onnx" or path.is_dir() or str(source).startswith(hub.PREFIX):
+        exported = path.suffix.lower() in (*READ, *ELSEWHERE)
+        if exported or path.is_dir() or str(source).startswith(hub.PREFIX):
             raise RunError(f"{source}: changes and names of classes are for checkpoints; what is saved has its own")
         if not path.is_file():
             raise RunError(f"{path}: no such file or folder; a run or a checkpoint is needed")
@@ -75,8 +81,10 @@ def load(
         from kw_lightning.export.openvino import read_openvino  # slow to import: openvino
 
         return ImageClassifier(read_openvino(path))
+    if path.suffix.lower() in ELSEWHERE and path.is_file():
+        raise RunError(f"{path}: a file for {ELSEWHERE[path.suffix.lower()]}; {LOADED}")
     checkpoint = path if path.is_file() else RunFolder(path).chosen
     if not checkpoint.is_file():
         there = "no such file or folder" if not path.exists() else f"neither a saved network nor {LAST} in this folder"
-        raise RunError(f"{path}: {there}; a run, a checkpoint, a saved network or hf://… can be loaded")
+        raise RunError(f"{path}: {there}; {LOADED}")
     return load_trained(checkpoint, allow_python=allow_python)

@@ -143,6 +143,17 @@ def test_nothing_there_is_said(tmp_path: Path) -> None:
         kw_lightning.load(tmp_path / "nowhere.ckpt", overrides=["data.eval.size=8"])
 
 
+def test_a_program_for_others_is_said_to_be_one(tmp_path: Path) -> None:
+    program = torch.export.export(torch.nn.Linear(2, 3), (torch.zeros(1, 2),))
+    torch.export.save(program, tmp_path / "program.pt2")
+    for given in ({}, {"classes": ["a", "b", "c"]}):
+        message = (
+            "changes and names of classes" if given else r"program\.pt2: a file for torch\.export\.load; a run, a check"
+        )
+        with pytest.raises(RunError, match=message):
+            kw_lightning.load(tmp_path / "program.pt2", **given)
+
+
 @pytest.mark.parametrize("option", ["override", "map_location"])
 def test_an_unknown_argument_is_refused(folder: Path, option: str) -> None:
     message = f'found the unknown argument "{option}", allowed: overrides, classes, allow_python'
