@@ -1,23 +1,23 @@
-/* The attention: one pass over a map, and then few numbers, which small operators would take longer to hand about than
-   to compute. */
+/* The attention: one pass over a map, then so few numbers that separate operators would take longer to call than to
+   compute. */
 
 #include "attention.h"
 
 #include <math.h>
 
-/* As published, and as in weighing.py. */
+/* What is added to the sum of |z|, as published and as in weighing.py. */
 #define SMALLEST_SIZE 1e-3f
 /* Numbers that are added up in single precision, before their sum is added in double precision. */
 #define RUN 512
 /* Channels that are averaged at once. */
 #define TOGETHER 256
-/* Channels whose positions lie together, and positions whose channels do, that are added up beside one another. */
+/* What is added up side by side: channels, where positions are contiguous, or positions, where channels are. */
 #define LINES 4
 #define ROWS_ADDED 8
-/* Numbers of z of one mixture that are kept at once, backwards. */
+/* Backwards, numbers of z of one mixture that exist at once. */
 #define KEPT 65536
 
-/* Four rows of a matrix times a vector: one sum alone would wait for itself. */
+/* Four rows of a matrix times a vector: a single sum would wait for each of its additions. */
 static void four_rows(const float *row, index_t length, const float *x, float *y) {
     const float *second = row + length, *third = second + length, *fourth = third + length;
     float a = 0, b = 0, c = 0, d = 0;
@@ -51,8 +51,9 @@ static void find_statistics(const float *x, index_t count, index_t step, float *
     *mean = middle, *variance = squares / count;
 }
 
-/* The sums of LINES channels, `step` from one to the next, whose positions lie together: beside one another, since one
-   alone would wait for itself. `rest` is set in the last of WIDTH numbers that are no part of a whole vector. */
+/* Add up the positions, which are contiguous, of LINES channels, `step` from one to the next; side by side, since a
+   single sum would wait for each of its additions. `rest` masks those of the last WIDTH positions that are in no whole
+   vector. */
 static void add_positions(const float *x, index_t step, index_t positions, vector_int rest, double *total) {
     for (index_t first = 0; first < positions; first += RUN) {
         index_t i = first, last = smaller(first + RUN, positions);
@@ -62,7 +63,7 @@ static void add_positions(const float *x, index_t step, index_t positions, vecto
             sum[0] += LOAD(a + i), sum[1] += LOAD(b + i);
             sum[2] += LOAD(c + i), sum[3] += LOAD(d + i);
         }
-        if (i < last) { /* at the end, where as many lie before it */
+        if (i < last) { /* the last WIDTH positions, of which `rest` are not added yet */
             i = last - WIDTH;
             sum[0] += CHOOSE(rest, LOAD(a + i), (vector){0}), sum[1] += CHOOSE(rest, LOAD(b + i), (vector){0});
             sum[2] += CHOOSE(rest, LOAD(c + i), (vector){0}), sum[3] += CHOOSE(rest, LOAD(d + i), (vector){0});
@@ -79,7 +80,7 @@ static void add_positions(const float *x, index_t step, index_t positions, vecto
     }
 }
 
-/* The means of some channels whose positions lie together. */
+/* The means of some channels, `step` from one to the next, whose positions are contiguous. */
 static void average_lines(const float *x, index_t step, index_t positions, index_t channels, float *mean) {
     vector_int rest;
     for (index_t l = 0; l < WIDTH; l++) rest[l] = l < WIDTH - positions % WIDTH ? 0 : -1;
@@ -96,7 +97,7 @@ static void average_lines(const float *x, index_t step, index_t positions, index
     }
 }
 
-/* The means of some channels that lie together, `step` from one position to the next. */
+/* The means of some contiguous channels, `step` from one position to the next. */
 static void average_channels(const float *x, index_t step, index_t positions, index_t channels, float *mean) {
     double total[TOGETHER] = {0};
     for (index_t first = 0; first < positions; first += RUN) {
@@ -132,7 +133,7 @@ static void pool(const Hidden *p) {
     }
 }
 
-/* The running statistics go a part of the way to the batch's, of whose variance they take the unbiased estimate. */
+/* Move the running statistics towards the batch's by `momentum`, with the unbiased estimate of its variance. */
 static void take_note(const Hidden *p) {
     float part = p->momentum, unbiased = (float)p->batch / (p->batch - 1);
     for (index_t k = 0; k < p->width; k++) {
@@ -159,12 +160,13 @@ void kw_hidden(const Hidden *p) {
             index_t i = b * width + k, s = p->statistics == OF_SAMPLE ? b : k;
             float slope = p->scale[k] / sqrtf(p->variance[s] + p->epsilon);
             float y = (p->raw[i] - p->mean[s]) * slope + p->shift[k];
-            p->hidden[i] = y < 0 ? 0 : y; /* what is no number stays so */
+            p->hidden[i] = y < 0 ? 0 : y; /* NaN stays NaN */
         }
 }
 
-/* The gradient of numbers that were normalised together, `step` apart in both, from that of what they became times
-   `scale`, which is one number if scale_step is 0. */
+/* Turn the gradient of `count` normalised numbers times `scale` into that of these numbers, `raw`. They were normalised
+   together, and are `step` apart in both; `scale` is one number if scale_step is 0. If `given`, mean and variance are
+   constants. */
 static void differentiate_group(const float *raw, float *gradient, const float *scale, index_t scale_step,
                                 index_t count, index_t step, float mean, float inverse, int given) {
     double sum = 0, product = 0;
@@ -179,8 +181,7 @@ static void differentiate_group(const float *raw, float *gradient, const float *
     }
 }
 
-/* c = aᵀ b, or a b, of some of b's columns: a product of rows that lie as they are, for less than a block one by one.
- */
+/* c[r] = sum over k of a[r, k] * b[k] for some of b's columns; fewer than LANES are not copied into a block first. */
 static void multiply_columns(index_t rows, index_t length, const float *a, index_t a_row, index_t a_step,
                              const float *b, float *c, index_t row, index_t columns) {
     if (columns == LANES) {
@@ -196,7 +197,7 @@ static void multiply_columns(index_t rows, index_t length, const float *a, index
     }
 }
 
-/* The gradients of the linear layer and of what it reads, from that of what it gives. A thread takes some channels. */
+/* The gradients of the linear layer and of its input, from that of its output. A thread takes some channels. */
 static void differentiate_linear(const Hidden *p) {
     index_t channels = p->channels, width = p->width, batch = p->batch;
     float share = 1.0f / p->x.positions;
@@ -244,7 +245,7 @@ void kw_hidden_backward(const Hidden *p) {
     differentiate_linear(p);
 }
 
-/* Memory of one thread; the last two backwards. */
+/* The memory of one thread; the block and hidden_gradient backwards only. */
 typedef struct {
     float *turned;          /* [width, LANES]: some columns' weights */
     float *z;               /* [samples, padded columns] */
@@ -320,10 +321,10 @@ static void weigh_mixture(const Weighing *p, index_t mixture, const Memory *m) {
     }
 }
 
-/* The gradient of |z| times that of z; 0 where z is. */
+/* The gradient of z from that of |z|; 0 where z is 0. */
 INLINE float turn(float gradient, float z) { return z > 0 ? gradient : z < 0 ? -gradient : 0; }
 
-/* z becomes its own gradient, from that of its size. */
+/* Replace z by its gradient, from that of its size. */
 static void differentiate_size(const Weighing *p, float gradient, float *z) {
 #pragma omp simd
     for (index_t j = 0; j <= p->cells; j++) z[j] = turn(gradient, z[j]);
@@ -389,7 +390,7 @@ static void each_mixture(const Weighing *p, void (*work)(const Weighing *, index
 
 void kw_weigh(const Weighing *p) { each_mixture(p, weigh_mixture); }
 
-/* The hidden activations' gradient, of all threads' parts. */
+/* Add up all threads' parts of the hidden activations' gradient. */
 static void add_parts(const Weighing *p) {
     index_t size = lay_out(p, NULL, &(Memory){0}), row = padded(p->width);
     for (index_t thread = 0; thread < p->threads; thread++) {

@@ -1,20 +1,20 @@
-/* What the attention's two steps are told; layout.py declares the same, see pass.h. */
+/* The arguments of the attention's two steps; layout.py declares the same fields, see pass.h. */
 
 #ifndef KW_ATTENTION_H
 #define KW_ATTENTION_H
 
 #include "pass.h"
 
-/* Whose the norm's mean and variance are. */
+/* Where the norm's mean and variance are from: given, of the whole batch, or of each sample. */
 enum { GIVEN, OF_BATCH, OF_SAMPLE };
 
-/* From a map to the hidden activations: mean, reduce, norm, ReLU; and backwards, but for spreading the means' gradient
-   over the map. */
+/* From a map to the hidden activations: mean, reduce, norm, ReLU. Backwards up to the gradient of the means, which is
+   not yet spread over the map. */
 typedef struct {
     index_t batch, channels, width, threads;
     index_t statistics;     /* see above */
     double epsilon;         /* of the norm */
-    double momentum;        /* by which running statistics take note of the batch */
+    double momentum;        /* how far running statistics move towards the batch's */
     Map x;                  /* of `channels` channels, not empty; its data NULL where `pooled` is given */
     float *pooled;          /* [batch, channels]; written forward unless given */
     const float *reduce;    /* [width, channels] */
@@ -34,9 +34,10 @@ typedef struct {
 
 /* From the hidden activations to alpha, or to sizes alone, and backwards.
 
-   z = weight hidden + bias, and alpha[j] = temperature * (j == initial) + share * z[j] for j < cells, where
-   share = (1 - temperature) / size and size is the sum of |z| over all cells + 1 columns, the last of which is the zero
-   cell's, and a little. */
+       z = weight hidden + bias,  alpha[j] = temperature * (j == initial) + share * z[j] for j < cells,
+       share = (1 - temperature) / size,  size = 0.001 + sum of |z| over all cells + 1 columns.
+
+   The last column is the zero cell's. */
 typedef struct {
     index_t batch, mixtures, cells, width, threads;
     const float *hidden;      /* [batch, width] */

@@ -1,5 +1,5 @@
-/* What becomes of an output where it is written, while it is in the nearest cache: the layer's own factor and bias,
-   the batch norm behind the layer, a sum with another map, an activation. */
+/* What is done to an output as it is written, while it is in the first-level cache: the layer's own factor and bias,
+   the batch norm after the layer, a sum with another map, an activation. */
 
 #ifndef KW_EPILOGUE_H
 #define KW_EPILOGUE_H
@@ -10,20 +10,20 @@
 
 /* A tensor [batch, channels, positions] in single precision, where it lies; steps in numbers. */
 typedef struct {
-    float *data;       /* NULL: not to be touched, only its size is known */
+    float *data;       /* NULL: only the sizes are used */
     index_t batch;     /* step from one sample to the next */
-    index_t channel;   /* step from one channel to the next; this or the next is 1 */
+    index_t channel;   /* step from one channel to the next; this or `position` is 1 */
     index_t position;  /* step from one position to the next */
     index_t positions; /* of a channel */
 } Map;
 
-/* With factors by output channel, each NULL where there is none:
+/* Factors are per output channel, NULL where there are none:
 
        act(((y scale + bias) - mean) / sqrt(variance + epsilon) weight + shift + added). */
 typedef struct {
     const float *scale, *bias;                     /* the layer's own */
-    const float *mean, *variance, *weight, *shift; /* the norm's; mean and variance, or neither */
-    Map added;                                     /* of the output's sizes; data NULL: nothing is added */
+    const float *mean, *variance, *weight, *shift; /* the norm's; mean and variance both, or neither */
+    Map added;                                     /* of the output's sizes; its data NULL if nothing is added */
     float epsilon;                                 /* the norm's */
     int32_t activation;                            /* as numbered below */
     index_t present;                               /* whether there is anything to do */
@@ -36,12 +36,12 @@ enum { IDENTITY, RELU, RELU6, HARDSWISH, SILU };
 
 typedef int32_t vector_int __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 #define ALL(value) ((value) - (vector){0})
-/* a where the mask is set, else b; what is no number stays none, since it compares as false. */
+/* a where the mask is set, else b. The bounds keep NaN, which compares as false. */
 #define CHOOSE(mask, a, b) ((vector)(((vector_int)(a) & (mask)) | ((vector_int)(b) & ~(mask))))
 #define AT_LEAST(v, bound) CHOOSE((v) < (bound), ALL(bound), v)
 #define AT_MOST(v, bound) CHOOSE((v) > (bound), ALL(bound), v)
 
-/* v / (1 + e^-v). e^u is 2^n e^r with |r| <= ln(2) / 2, and e^r its Taylor series to the seventh power: 1e-7. */
+/* v / (1 + e^-v). e^u = 2^n e^r with |r| <= ln(2) / 2, and e^r by its Taylor series to the seventh power: to 1e-7. */
 #define SILU_OF(v, to)                                                                               \
     do {                                                                                             \
         vector u = AT_MOST(AT_LEAST(-(v), -87.0f), 87.0f), n = u * 1.44269504f, r;                   \
@@ -54,7 +54,7 @@ typedef int32_t vector_int __attribute__((vector_size(4 * WIDTH), aligned(4), ma
         (to) = (v) / (1.0f + e * (vector)power);                                                     \
     } while (0)
 
-/* Rows of `width` channels: rows = act(rows scale + shift + added), `added` laid out alike or NULL. */
+/* to = act(from scale + shift + added), in rows of `width` channels; `added` is laid out alike, or NULL. */
 INLINE void finish_rows(const int activation, index_t count, index_t width, const float *from, const float *scale,
                         const float *shift, const float *added, float *to) {
     for (index_t half = 0; half < width; half += WIDTH) {
@@ -83,7 +83,8 @@ static inline void finish(const Epilogue *e, index_t count, index_t width, const
     }
 }
 
-/* One factor and one term by lane, for channels from `channel` on; the norm's as torch computes them. */
+/* Join the layer's own factor and bias and the norm into one factor and one term for each lane, for channels from
+   `channel` on. The norm's are as torch computes them. */
 static inline void join_factors(const Epilogue *e, index_t channel, index_t channels, float *scale, float *shift) {
     memset(scale, 0, LANES * sizeof(float)), memset(shift, 0, LANES * sizeof(float));
     for (index_t l = 0, c = channel; l < channels; l++, c++) {
@@ -94,8 +95,8 @@ static inline void join_factors(const Epilogue *e, index_t channel, index_t chan
     }
 }
 
-/* Write rows [positions, width] into some channels of a sample's map, from position `start` on, finished where there is
-   an epilogue. */
+/* Write rows [positions, width] into some channels of a sample's map, from position `start` on, through the epilogue if
+   there is one. */
 static inline void write_rows(const Map *map, const Epilogue *e, index_t sample, index_t channel, index_t channels,
                               index_t width, index_t start, index_t positions, const float *from) {
     float scale[LANES], shift[LANES], finished[STRIP * LANES], read[STRIP * LANES];
@@ -121,8 +122,8 @@ static inline void write_rows(const Map *map, const Epilogue *e, index_t sample,
     }
 }
 
-/* Rows [channels, positions] where they lie, from position `start` of the map on: a row of one channel is rows of
-   vectors that share their factors. */
+/* Apply the epilogue in place to rows [channels, positions], from position `start` of the map on. WIDTH positions of a
+   channel are taken as a row of WIDTH channels that have the same factors. */
 static inline void finish_lines(const Epilogue *e, index_t sample, index_t channel, index_t channels, index_t start,
                                 index_t positions, float *rows, index_t row) {
     float scales[LANES], shifts[LANES], read[STRIP * WIDTH], rest[WIDTH], rest_added[WIDTH];

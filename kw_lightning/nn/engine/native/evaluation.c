@@ -1,4 +1,4 @@
-/* The attention and the pass behind it, with all that they hand over in one piece of memory. */
+/* The attention, then the pass, with all that they hand over in one piece of memory. */
 
 #include "evaluation.h"
 

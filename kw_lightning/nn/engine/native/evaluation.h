@@ -1,27 +1,28 @@
-/* A layer as one call, from its input to what becomes of its output; layout.py declares the same. */
+/* A layer in evaluation as one call: attention, convolution and epilogue; layout.py declares the same fields. */
 
 #ifndef KW_EVALUATION_H
 #define KW_EVALUATION_H
 
 #include "attention.h"
 
-/* What a call needs but for the maps' places, which are told beside it: many calls, and threads, share one. */
+/* What a call needs but the addresses of the maps, which are arguments: so many calls, and threads, share one. In
+   training it serves one direction, and has no tensor's address at all (training.h). */
 typedef struct {
-    Hidden hidden;     /* without x's data, and what is written, but in training */
+    Hidden hidden;     /* without x's data, and, but in training, without what is written */
     Weighing weighing; /* without hidden and alpha */
     Pass pass;         /* without the maps' data, alpha and memory */
     index_t method;    /* which pass, as numbered below */
 
-    index_t positions;   /* of the kernel, of which alpha is made, [positions, groups of mixtures, cells] */
-    const int32_t *live; /* those that read anything, of which the pass takes it; NULL where all do */
+    index_t positions;   /* kernel positions for which alpha is made, [positions, groups of mixtures, cells] */
+    const int32_t *live; /* those that read anything, whose alpha the pass takes; NULL if all do */
 
-    index_t stored; /* numbers of all cells; of a backward pass alone */
+    index_t stored; /* numbers of E; for a backward pass only */
 } Evaluation;
 
-/* From x to out; to be timed, out NULL: to alpha only, and x NULL: nothing but the call. */
+/* From x to out. For timing: if out is NULL, only to alpha; if x is NULL, nothing but the call. */
 void kw_evaluate(const Evaluation *e, float *x, float *added, float *out, float *memory);
 
-/* What the pass takes: alpha of the positions that read anything. */
+/* Copy what the pass takes: alpha of the kernel positions that read anything. */
 void take_live(const Evaluation *e, const float *alpha, float *live);
 
 #endif

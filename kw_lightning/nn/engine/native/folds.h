@@ -1,26 +1,26 @@
-/* Parts of the kernels of some samples by runs of all cells, each of which is read once: the kernels are mixed, and
-   their gradient is folded into those of alpha and of E. Cells are taken as they lie. */
+/* Mix parts of the kernels of some samples, or fold their gradient into those of alpha and E, by runs of all cells
+   (runs.h): every run is read once, as it lies. */
 
 #ifndef KW_FOLDS_H
 #define KW_FOLDS_H
 
 #include "runs.h"
 
-/* Of the gradient of alpha: mixtures and cells whose sums stay in registers. */
+/* For alpha's gradient: mixtures and cells of which all products are summed in registers at once. */
 #define DOT_ROWS 4
 #define DOT_CELLS 3
 
-/* Some lines of the kernels of some samples, of which so many columns of a cell are one. */
+/* Some lines of the kernels of some samples; a line is `columns` numbers of a cell. */
 typedef struct {
     index_t first, samples;
     index_t line, lines, columns;
-    index_t step;       /* from mixture to mixture, of the kernels and of their gradient, which has lines as E has */
+    index_t step;       /* from mixture to mixture, of the kernels and of their gradient, whose lines lie as in E */
     index_t line_step;  /* from line to line of the kernels */
-    index_t panel_step; /* and from LANES of its columns to the next */
+    index_t panel_step; /* of the kernels, from LANES columns to the next */
     float *kernels, *gradient;
 } Part;
 
-/* From mixture to mixture of the sums of dot products, of which each lane is added up at last. */
+/* Step from mixture to mixture of the sums of dot products; a sum is a vector, whose lanes are added up at the end. */
 static inline index_t sums_row(const Pass *p) { return pieces(p->cells, DOT_CELLS) * DOT_CELLS * WIDTH; }
 static inline index_t sums_size(const Pass *p) {
     return p->alpha_gradient ? pieces(p->mixed_samples * p->rows, DOT_ROWS) * DOT_ROWS * sums_row(p) : 0;
@@ -37,7 +37,7 @@ static inline void clear_sums(const Pass *p, float *folds) {
         memset(sums_of(p, folds, thread), 0, sums_size(p) * sizeof(float));
 }
 
-/* sums[r][j] += a[r] * b[j], number by number, for some mixtures and cells. */
+/* sums[r][j] += a[r] * b[j] lane by lane, for DOT_ROWS mixtures and DOT_CELLS cells. */
 static inline void dot(index_t numbers, const float *const *a, const float *const *b, float *sums, index_t row) {
     vector sum[DOT_ROWS][DOT_CELLS];
     const float *a0 = a[0], *a1 = a[1], *a2 = a[2], *a3 = a[3], *b0 = b[0], *b1 = b[1], *b2 = b[2];
@@ -64,7 +64,7 @@ static inline void dot(index_t numbers, const float *const *a, const float *cons
         }
 }
 
-/* Where the gradient of a few cells is brought from, line by line of the cache, before it is added to. */
+/* What of a few cells' gradient is prefetched next, one line of the cache at a time, before it is added to. */
 typedef struct {
     const float *at, *end;
     index_t numbers, step;
@@ -78,8 +78,8 @@ static inline void bring(Bringing *b, index_t lines) {
     }
 }
 
-/* From the gradient of a run of numbers of kernels, its part of that of alpha by a few cells; meanwhile comes theirs.
- */
+/* Add what a run contributes to the gradient of alpha for a few cells; meanwhile these cells' own gradient, `to`, is
+   prefetched. */
 static inline void fold_into_alpha(const Pass *p, const Part *k, index_t numbers, index_t rows, const float *gradient,
                                    const float *block, index_t cells, float *sums, float *to) {
     Bringing bringing = {to, to + numbers, numbers, p->cell_step};
@@ -96,7 +96,7 @@ static inline void fold_into_alpha(const Pass *p, const Part *k, index_t numbers
         }
 }
 
-/* A run of the kernels' gradient, folded into that of alpha and that of E, a few cells at a time. */
+/* Fold a run of the kernels' gradient into those of alpha and E, a few cells at a time. */
 static inline void fold_run(const Pass *p, const Part *k, Span run, const float *block, float *sums, int add) {
     index_t rows = k->samples * p->rows, numbers = run.end - run.place;
     const float *gradient = k->gradient + run.place - k->line * k->columns;
@@ -111,7 +111,7 @@ static inline void fold_run(const Pass *p, const Part *k, Span run, const float 
     }
 }
 
-/* By a run of all cells at a time: mix the kernels, or fold their gradient, or both. */
+/* Mix the kernels, fold their gradient, or both, one run of all cells after the other. */
 static inline void each_run(const Pass *p, const Part *k, float *folds, int mixes, int differentiates, int add) {
     index_t numbers = k->lines * k->columns, start = k->line * k->columns, count = pieces(numbers, p->block_depths);
 #pragma omp parallel for schedule(static) num_threads(p->threads)
@@ -144,8 +144,8 @@ static inline void add_up_sums(const Pass *p, const Part *k, float *folds) {
             }
 }
 
-/* c[r] = or += sum over groups g and k of a[g, r, k] * b[g, k], for rows of one or two vectors: product_rows of some
-   groups, whose sums are read and written once for all of them. */
+/* c[r] = or += sum over groups g and k of a[g, r, k] * b[g, k], for rows of one or two vectors: product_rows over
+   several groups, whose sums are loaded and stored once. */
 INLINE void group_rows(const int rows, const int vectors, index_t groups, index_t length, const float *a, index_t a_row,
                        index_t a_step, index_t a_group, const float *b, index_t b_group, float *c, index_t c_row,
                        int add) {

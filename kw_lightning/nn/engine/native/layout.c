@@ -1,4 +1,4 @@
-/* Where the fields of the structures lie, to be compared with what native/layout.py hands over. */
+/* Where the fields of the structures lie, to be compared with what native/layout.py declares. */
 
 #include <stddef.h>
 

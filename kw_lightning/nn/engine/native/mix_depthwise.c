@@ -3,26 +3,26 @@
    As mix_kernels.c, but lanes are the one channel axis of a cell: maps are read LANES channels at a time, and positions
    are multiplied lane by lane. A cell has one kernel position, so W[b, (t, g)][l] = sum over j of alpha[b, t, g, j] *
    E[j][l] is a single product for all samples, taps t and groups g of lanes. The kernels of `lines` lanes exist at
-   once, side by side in a row of each mixture.
+   once; a mixture's are side by side in a row.
 
-   A sample is walked in strips of lines, all its lanes in turn, so that memory is read and written in its order. The
-   lines that a strip reads are copied into the nearest caches with zeros around, and a tile of a line's positions takes
-   the kernel's taps line by line: no position is looked up, and none asks whether it reads. Maps whose channels are
-   last could be taken as they lie, but that takes 1.2 to 2 times as long: their positions are far apart. Those whose
-   channels come first are, where lines are long enough, walked a channel at a time, by planes.h. */
+   A sample is computed strip by strip, all its lanes in turn, so that memory is read and written in order. A strip is
+   some lines. Those that it reads are copied into the near caches with zeros around, so that a tile of a line's
+   positions goes through the kernel's taps without looking up or testing what a position reads. Maps whose channels
+   come last could be read in place, but this takes 1.2 to 2 times as long, since their positions are far apart. Where
+   channels come first and lines are long enough, one channel is taken at a time: planes.h. */
 
 #include "planes.h"
 
-/* Blocks of lanes that are read together where channels lie side by side, which memory gives sooner than one alone. */
+/* Blocks of lanes that are read together where channels come last: long runs of memory are read faster. */
 #define BUNDLE 8
 
 /* The memory of one thread. */
 typedef struct {
     float *block, *turned, *gradient, *kernels, *source, *other, *factor, *out;
-    int32_t *place; /* of lines, where a channel is taken at a time */
+    int32_t *place; /* where lines are stored; by planes only */
 } Memory;
 
-/* Numbers between rows of kernels: an odd number of blocks, so that the taps of one share no set of the cache. */
+/* Numbers from row to row of kernels: an odd number of blocks, so that one's taps do not share a set of the cache. */
 static index_t row_step(const Pass *p) { return (p->lines / LANES | 1) * LANES; }
 
 /* Blocks that are read together at most. */
@@ -57,12 +57,13 @@ static index_t lay_out(const Pass *p, float *at, Memory *m) {
 
 index_t kw_mix_depthwise_memory(const Pass *p) { return p->threads * lay_out(p, NULL, &(Memory){0}); }
 
-/* What is walked at once: a strip of some channels of a sample, lines of out from `line` on and the lines that those
-   read, and the kernels of its first group, by steps from one tap to the next and from one line of taps. */
+/* What is computed at once: a strip of some channels of one sample. It is `lines` lines of out from `line` on, and they
+   read `reads` lines of the source from `first_read` on. `kernels` are those of the first group; `tap` and `tap_line`
+   are the steps to the next tap and to the next line of taps. */
 typedef struct {
     index_t sample, channel, channels;
     index_t line, lines, first_read, reads;
-    index_t block, blocks; /* its first block, of which a group has so many */
+    index_t block, blocks; /* its first block of lanes; how many a group has */
     float *kernels;
     index_t tap, tap_line;
     int add; /* whether a strip of the same maps came before */
@@ -103,7 +104,7 @@ static void read_lines(const Map *map, index_t positions, index_t before, index_
     }
 }
 
-/* The zeros around all lines of some blocks that a strip may read. */
+/* Clear the zeros around all lines that a strip may read, of some blocks. */
 static void clear_sides(const Walk *w, index_t blocks, float *to) {
     index_t after = w->room - w->before - w->source;
     for (index_t line = 0; line < blocks * w->held; line++, to += w->room * LANES) {
@@ -112,7 +113,7 @@ static void clear_sides(const Walk *w, index_t blocks, float *to) {
     }
 }
 
-/* One tile of a line's positions; `read_step` is the compiler's where it is 1 or 2. */
+/* One tile of a line's positions; a `read_step` of 1 or 2 is a constant to the compiler. */
 INLINE void walk_rows(const int rows, const index_t read_step, const Pass *p, const Part *s, const Phase *f,
                       const int32_t *reads, const float *source, const float *kernels, float *out, index_t out_step,
                       index_t ahead) {
@@ -157,7 +158,7 @@ static void walk_tile(const Pass *p, const Part *s, const Phase *f, index_t rows
     }
 }
 
-/* The lines of a strip, each cut evenly into tiles; `position` numbers lie between positions of out. */
+/* The lines of a strip, each cut evenly into tiles; `position` is the step from one position of out to the next. */
 static void walk_strip(const Pass *p, const Part *s, const float *source, const float *kernels, float *out,
                        index_t position) {
     const Walk *w = &p->walk;
@@ -170,7 +171,7 @@ static void walk_strip(const Pass *p, const Part *s, const float *source, const 
             }
 }
 
-/* Write the out of a part. */
+/* Compute and write a part of out. */
 static void convolve(const Pass *p, const Part *s, const Memory *m) {
     const Map *map = &p->out;
     const Walk *w = &p->walk;
@@ -190,7 +191,8 @@ static void convolve(const Pass *p, const Part *s, const Memory *m) {
     }
 }
 
-/* The gradient of neighbouring taps of one line of the kernel: sums over a strip, of `turns` positions at a time. */
+/* The gradient of neighbouring taps of one line of the kernel, summed over a strip; `turns` positions at a time have
+   sums of their own. */
 INLINE void inner_rows(const int rows, const int turns, const Walk *w, const Part *s, const int32_t *reads,
                        const float *factor, const float *other, float *c, index_t c_row, int add) {
     const Phase *f = w->phase;
@@ -230,7 +232,7 @@ INLINE void inner_rows(const int rows, const int turns, const Walk *w, const Par
     }
 }
 
-/* The gradient of the kernels of a part: what its gradient of the output adds to it. */
+/* Write, or add to, the gradient of a part's kernels, from the output's gradient there. */
 static void differentiate(const Pass *p, const Part *s, const Memory *m) {
     const Walk *w = &p->kernel_walk;
     const Phase *f = w->phase;
@@ -255,7 +257,7 @@ static void differentiate(const Pass *p, const Part *s, const Memory *m) {
             }
 }
 
-/* Write the out of a part, a channel at a time. */
+/* Compute and write a part of out, a channel at a time. */
 static void convolve_planes(const Pass *p, const Part *s, const Memory *m) {
     const Walk *w = &p->walk;
     Plane k = plane_of(w, &p->source);
@@ -290,7 +292,7 @@ static void differentiate_planes(const Pass *p, const Part *s, const Memory *m) 
     }
 }
 
-/* The strip of a part from its line on, and, where a channel is taken at a time, as many of the next ones as fit. */
+/* Find the strip at a part's line. By planes, `k`, as many of the next strips as fit are joined to it. */
 static void find_strip(const Walk *w, const Plane *k, index_t to, Part *s) {
     const int32_t *range = w->range + s->line / w->strip * 2;
     index_t end = range[0] + range[1];
@@ -307,7 +309,7 @@ static void find_strip(const Walk *w, const Plane *k, index_t to, Part *s) {
     }
 }
 
-/* Where a part of all samples' strips begins, counted from those of `sample` on; parts of a sample are whole strips. */
+/* The strip where a part of all samples' strips begins, counted from the first of `sample`. */
 static index_t begin(const Pass *p, const Walk *w, index_t part, index_t sample) {
     index_t strips = pieces(w->lines, w->strip);
     return p->batch * strips * part / p->parts - sample * strips;
@@ -321,14 +323,15 @@ static index_t end_sample(const Pass *p, const Walk *w, index_t part) {
     return pieces(begin(p, w, part + 1, 0), pieces(w->lines, w->strip));
 }
 
-/* Some lanes of a part of one sample: strip by strip, in all groups, as many blocks together as lie side by side; `k`
-   where a channel is taken at a time. Return whether any strip of it is of the part. */
+/* Call `use` for some lanes of the strips that a part has of one sample: strip by strip, in all groups, with as many
+   blocks at a time as lie side by side, up to a bundle. `k` is NULL unless by planes. Return whether the part has any
+   strip of the sample. */
 static int walk(const Pass *p, const Walk *w, const Plane *k, const Map *map, index_t part, index_t sample,
                 index_t lane, index_t lanes, float *kernels, const Memory *m,
                 void (*use)(const Pass *, const Part *, const Memory *)) {
     index_t from = larger(begin(p, w, part, sample), 0) * w->strip;
     index_t to = smaller(begin(p, w, part + 1, sample) * w->strip, w->lines);
-    /* Blocks of a group, and of those that lie side by side: of all groups, where no other lanes are between them. */
+    /* Blocks of a group, and groups whose blocks lie side by side: all, if no other lanes are between them. */
     index_t blocks = pieces(lanes, LANES), joined = lanes == p->lanes && lanes % LANES == 0 ? p->lane_groups : 1;
     index_t bundles = pieces(joined * blocks, map->channel == 1 ? bundle(p) : 1);
     Part s = {.sample = sample, .tap = p->row_tap * row_step(p), .blocks = blocks};
@@ -347,7 +350,7 @@ static int walk(const Pass *p, const Walk *w, const Plane *k, const Map *map, in
     return from < to;
 }
 
-/* Some lanes of a part of all samples' strips. */
+/* Some lanes, for a part of all samples' strips. */
 static void run_lanes(const Pass *p, index_t lane, index_t lanes, index_t part, const Memory *m, float *alpha_gradient,
                       float *cell_gradient, int add) {
     index_t first = first_sample(p, &p->walk, part), last = end_sample(p, &p->walk, part);

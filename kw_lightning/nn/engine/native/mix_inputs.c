@@ -1,25 +1,26 @@
 /* Mix inputs: U[j] = sum over mixtures of alpha[mixture, j] * what the mixture reads, then one dense product over all
-   cells, out = sum over j of E[j] * U[j]. No kernel is made, and all samples share the products: fewer sums on maps of
-   few positions. A row is an output position of one sample and one group of output channels.
+   cells, out = sum over j of E[j] * U[j]. No kernel is made, and all samples share the products, which takes fewer
+   multiply-adds on maps of few positions. A row is an output position of one sample and one group of output channels.
 
-   Backwards dU[j] = E[j]' * dy gives the gradients of alpha and of the input, and U, made anew, that of E.
+   Backwards dU[j] = E[j]' * dy gives the gradients of alpha and of the input, and U, made again, that of E.
 
-   A thread has cells of its own and takes them as they lie, one after the other: cells are by far the most numbers
-   here, and read, and their gradient written, once for `mixed_samples`. What it adds to the output, or to the input's
-   gradient, is added up over the threads in the end. */
+   A thread has cells of its own and reads them as they lie, one after the other. E is by far the largest tensor here:
+   it is read, and its gradient written, once for every `mixed_samples`. The threads' parts of the output, or of the
+   input's gradient, are added up at the end. */
 
 #include "pass.h"
 
-/* Lines of a cell that are used together, from the second-level cache, and numbers of them from the first. */
+/* Lines of a cell that are used together, which stay in the second-level cache, and numbers of each, which stay in the
+   first. */
 #define LINES 32
 #define RUN 256
-/* Lines of a cell that are used together backwards, LANES numbers of each, from the first-level cache. */
+/* Backwards, lines of a cell that are used together, LANES numbers of each, which stay in the first-level cache. */
 #define TOGETHER 64
 
-/* The inputs and outputs of the convolution, of which a pass reads and writes the one or the other. */
+/* The inputs or the outputs of the convolution; a pass reads one and writes the other. */
 typedef struct {
     index_t groups, channels, positions;
-    index_t row;  /* of alpha, from one group to the next */
+    index_t row;  /* rows of alpha from one group to the next */
     index_t size; /* numbers of a sample's map, [groups, positions, padded channels] */
 } Side;
 
@@ -42,13 +43,13 @@ static Sides backward_sides(const Pass *p) {
 }
 
 static index_t rows_of(const Sides *s, index_t samples) { return samples * s->out.groups * s->out.positions; }
-/* Rows of the samples whose mixed inputs exist at once, and how often there are so many. */
+/* Rows of the samples whose mixed inputs exist at once, and how many such chunks of samples there are. */
 static index_t rows_at_once(const Pass *p, const Sides *s) { return padded(rows_of(s, p->mixed_samples)); }
 static index_t chunks(const Pass *p) { return pieces(p->read_samples, p->mixed_samples); }
-/* Numbers of a row of U and dU; no power of two, so that rows share no set of the cache. */
+/* Numbers of a row of U and dU; no power of two, so that rows do not share a set of the cache. */
 static index_t mixed_step(const Sides *s) { return padded(s->in.channels) + LANES; }
 
-/* What each position of a map holds, [sample, group, position, channel], zero beyond the channels. */
+/* Lay out a map as [sample, group, position, channel], zero beyond the channels. */
 static void read_maps(const Pass *p, const Map *map, const Side *s, index_t first, index_t samples, float *to) {
     index_t count = samples * s->groups, width = padded(s->channels);
 #pragma omp parallel for schedule(static) num_threads(p->threads)
@@ -57,7 +58,7 @@ static void read_maps(const Pass *p, const Map *map, const Side *s, index_t firs
                  to + i * s->positions * width);
 }
 
-/* The mixtures that a row of a sample takes, and where in the sample's map each reads; how many. */
+/* Find the mixtures that a row of a sample takes, and where in the sample's map each reads; return how many. */
 static index_t find_reads(const Pass *p, const Sides *s, index_t row, index_t *mixture, index_t *place) {
     index_t group = row / s->out.positions, position = row % s->out.positions, count = 0;
     for (index_t t = 0; t < p->taps; t++) {
@@ -70,8 +71,8 @@ static index_t find_reads(const Pass *p, const Sides *s, index_t row, index_t *m
     return count;
 }
 
-/* U of one cell, of samples from `first` of the batch on, whose maps are `maps`, by steps from row to row and from one
-   panel of LANES channels to the next. */
+/* U of one cell for some samples, from `first` of the batch on, from their `maps`. The steps are from row to row of U,
+   and from one panel of LANES channels to the next. */
 static void mix_inputs(const Pass *p, const Sides *s, index_t cell, index_t first, index_t samples, const float *maps,
                        float *mixed, index_t row_step, index_t panel_step) {
     index_t mixture[p->taps * s->in.groups], place[p->taps * s->in.groups], rows = rows_of(s, 1);
@@ -93,14 +94,14 @@ static void mix_inputs(const Pass *p, const Sides *s, index_t cell, index_t firs
     }
 }
 
-/* Some numbers of a cell's lines, or of its gradient's, that are to be fetched. */
+/* Some numbers of a cell's lines, or of its gradient's, that are to be prefetched. */
 typedef struct {
     const float *from;
     index_t step, lines, numbers;
 } Ahead;
 
-/* What comes after so many numbers of some lines, from `at` on: the lines' next ones, or the next lines' first, which
-   may be the next cell's. */
+/* What is used after the `numbers` from `at` on of some lines: the next ones of these lines, or the first ones of the
+   next lines, which may be the next cell's. */
 static Ahead come_next(const float *cell, index_t step, index_t line, index_t lines, index_t at, index_t numbers,
                        index_t length) {
     at += numbers;
@@ -108,7 +109,7 @@ static Ahead come_next(const float *cell, index_t step, index_t line, index_t li
     return (Ahead){cell + line * step + at, step, lines, smaller(numbers, length - at)};
 }
 
-/* Take one of so many parts of what is to be fetched. */
+/* Take one of `parts` equal parts off what is to be prefetched. */
 static Ahead take_part(Ahead *all, index_t parts) {
     Ahead part = *all;
     part.lines /= parts;
@@ -116,8 +117,8 @@ static Ahead take_part(Ahead *all, index_t parts) {
     return part;
 }
 
-/* The product, which fetches as much before each of its tiles: a burst of prefetches fills the queue of misses, behind
-   which the product's own reads wait. */
+/* The product, which prefetches an equal part before each of its tiles: all at once would fill the queue of cache
+   misses, in which the product's own reads then wait. */
 static inline void product_fetching(index_t rows, int vectors, index_t length, const float *a, index_t a_row,
                                     index_t a_step, const float *b, index_t b_step, float *c, index_t c_row, int add,
                                     Ahead ahead) {
@@ -154,7 +155,7 @@ index_t kw_mix_inputs_memory(const Pass *p) {
     return p->read_samples * s.in.size + p->threads * lay_out_forward(p, &s, NULL, &(Forward){0});
 }
 
-/* Add the product of one cell and its mixed inputs, of samples that fit the cache together. */
+/* Add the product of one cell and its mixed inputs to `out`, for samples that fit the cache together. */
 static void add_product(const Pass *p, const Sides *s, index_t cell, index_t first, index_t samples, const float *maps,
                         const Forward *m, float *out) {
     index_t rows = rows_of(s, samples), panels = pieces(rows, LANES);
@@ -174,7 +175,7 @@ static void add_product(const Pass *p, const Sides *s, index_t cell, index_t fir
         }
 }
 
-/* Write the map of some output channels of one sample, added up over the threads, of which m is the first's memory. */
+/* Write some output channels of one sample, added up over the threads, whose memory begins at `own`. */
 static void write_sum(const Pass *p, const Sides *s, index_t first, index_t b, index_t group, index_t lane,
                       const float *own, index_t memory, float *written) {
     Forward m;
@@ -234,7 +235,7 @@ typedef struct {
     float *written;
 } Backward;
 
-/* Numbers of a panel; no power of two, so that panels share no set of the cache. */
+/* Numbers of a panel; no power of two, so that panels do not share a set of the cache. */
 static index_t panel_step(const Pass *p, const Sides *s) { return (rows_at_once(p, s) + 1) * LANES; }
 
 static index_t lay_out_backward(const Pass *p, const Sides *s, float *at, Backward *m) {
@@ -251,8 +252,8 @@ static index_t chunk_size(const Pass *p, const Sides *s) {
     return pieces(p->depths, TOGETHER) * TOGETHER * rows_at_once(p, s);
 }
 
-/* Numbers of what all threads share: the input; and the output's gradient, as it is read; by lines that are used
-   together, [chunk][TOGETHER channels][row][channel]; and turned, [chunk][channel][row]. */
+/* Numbers of what all threads share: the input, and the output's gradient, in three layouts: as read_maps makes it; by
+   TOGETHER channels, [chunk][panel of TOGETHER channels][row][channel]; and transposed, [chunk][channel][row]. */
 static index_t shared(const Pass *p, const Sides *s) {
     return p->read_samples * (s->in.size + s->out.size) + 2 * chunks(p) * chunk_size(p, s);
 }
@@ -262,7 +263,7 @@ index_t kw_mix_inputs_backward_memory(const Pass *p) {
     return shared(p, &s) + p->threads * lay_out_backward(p, &s, NULL, &(Backward){0});
 }
 
-/* From dU of a cell the gradients of alpha and of the input. */
+/* Add what dU of one cell contributes to the gradients of alpha and of the input. */
 static void differentiate_inputs(const Pass *p, const Sides *s, index_t cell, index_t first, index_t samples,
                                  const float *maps, const float *mixed, float *in, float *alpha_gradient) {
     index_t mixture[p->taps * s->in.groups], place[p->taps * s->in.groups], rows = rows_of(s, 1);
@@ -289,7 +290,7 @@ static void differentiate_inputs(const Pass *p, const Sides *s, index_t cell, in
     }
 }
 
-/* Copy some numbers of a cell's lines; few where a line ends, which lanes of zeros fill. */
+/* Copy `lanes` numbers of each of some lines of a cell into rows of LANES, filled up with zeros. */
 static void take_lines(const float *from, index_t step, index_t lines, index_t lanes, float *to) {
     if (lanes < LANES) {
         memset(to, 0, lines * LANES * sizeof(float));
@@ -302,7 +303,7 @@ static void take_lines(const float *from, index_t step, index_t lines, index_t l
     }
 }
 
-/* dU of one cell, of so many rows; `source` are the rows' gradients by lines that are used together. */
+/* dU of one cell for some rows; `source` is the rows' part of the output's gradient, by TOGETHER channels. */
 static void differentiate_mixed(const Pass *p, const Sides *s, const float *cell, index_t rows, const float *source,
                                 const Backward *m) {
     for (index_t line = 0; line < p->depths; line += TOGETHER)
@@ -315,7 +316,7 @@ static void differentiate_mixed(const Pass *p, const Sides *s, const float *cell
         }
 }
 
-/* Write the gradient of one cell, or add to it; `turned` are the rows' gradients turned. */
+/* Write the gradient of one cell, or add to it; `turned` is the rows' part of the output's gradient, transposed. */
 static void differentiate_cell(const Pass *p, const Sides *s, float *cell, index_t rows, const float *turned,
                                const Backward *m, int add) {
     index_t step = rows_at_once(p, s);
@@ -335,8 +336,8 @@ static void differentiate_cell(const Pass *p, const Sides *s, float *cell, index
         }
 }
 
-/* One cell, and samples whose mixed inputs fit the cache together: `source` are their rows by lines that are used
-   together, `turned` the same turned, `maps` their inputs, `in` the gradient of those. */
+/* All gradients for one cell and samples whose mixed inputs fit the cache together. `source` and `turned` are their
+   output's gradient, by TOGETHER channels and transposed; `maps` are their inputs, `in` the gradient of these. */
 static void differentiate(const Pass *p, const Sides *s, index_t cell, index_t first, index_t samples,
                           const float *source, const float *turned, const float *maps, float *in, const Backward *m,
                           float *alpha_gradient, int add) {

@@ -10,30 +10,30 @@
 
    Lanes l and depths d are the two channel axes of a cell: output and input channels in the forward pass, input and
    output channels for the gradient of the input. A block is some lanes, which fill one or two vectors, by some depths
-   of every cell. It is packed once; from it the kernels of all samples are mixed and applied, and, backwards, replaced
-   by their gradient, which is folded into those of alpha and E at once. Where a map is more than kernels, those are
-   mixed of all blocks before they are applied, so that no part of an output goes to the memory and back.
+   of every cell. It is packed once; from it the kernels of all samples are mixed and applied. Backwards they are
+   replaced by their gradient, which is folded into those of alpha and E at once. If a map is larger than the kernels,
+   kernels of all depths are mixed before any is applied, so that no partial output goes to memory and back.
 
-   Where few kernels are wanted of many cells, packing the cells would be most of the work: kernels are mixed of the
-   cells as they lie, and turned into blocks instead of the cells.
+   For few kernels of many cells, packing the cells would be most of the work. Then kernels are mixed from the cells as
+   they lie, and the kernels are transposed into blocks instead of the cells (`direct`).
 
-   Winograd's form of a 3x3 convolution is the same pass between other positions, the transformed ones of windows of the
-   maps (winograd.h): a sample's kernel is transformed before it is applied, and its gradient before it is folded.
+   Winograd's form of a 3x3 convolution is the same pass between the transformed positions of windows of the maps
+   (winograd.h): a sample's kernel is transformed before it is applied, and its gradient before it is folded.
 
-   Along the attention's rank, a mixture is of few bases of its own, which are mixtures of the cells:
+   Along the attention's rank, a mixture is made of a few bases of its own, which are mixtures of the cells:
 
        W[b, r] = sum over k of alpha[b, r, k] * B[r, k],  B[r, k] = sum over j of base[r, k, j] * E[j].
 
-   The bases of a block are mixed before the kernels, once for all samples, and never see the memory either, unless they
-   are to be kept; backwards, their gradient is collected over the samples, then folded into those of base and E. */
+   The bases of a block are mixed before the kernels, once for all samples, and are not written to memory either, unless
+   they are to be kept. Backwards, their gradient is summed over the samples, then folded into those of base and E. */
 
 #include "pass.h"
 
-/* Cells whose lanes stay in the first-level cache while all bases are mixed of them. */
+/* Cells whose lanes stay in the first-level cache while all bases are mixed from them. */
 #define CELLS 128
 
-/* Of kernels mixed of cells as they lie: lanes that are turned together, cells that are added at once, and numbers of
-   the sums that the first-level cache keeps beside them. */
+/* For kernels mixed from cells as they lie: lanes that are transposed together, cells that are added at once, and
+   numbers of the sums of all mixtures, which stay in the first-level cache beside these cells. */
 #define TURNED 4
 #define LYING_CELLS 8
 #define LYING_SUMS 4096
@@ -44,7 +44,7 @@ typedef struct {
     float *base, *base_turned, *base_gradient, *lying;
 } Memory;
 
-/* Numbers of a mixture; no power of two, so that mixtures share no set of the cache. */
+/* Numbers from mixture to mixture; no power of two, so that mixtures do not share a set of the cache. */
 static index_t kernel_step(const Pass *p) { return (p->kernel_depths + 1) * block_lanes(p); }
 
 /* Numbers of a sample's transformed kernels. */
@@ -52,7 +52,7 @@ static index_t transformed_size(const Pass *p) {
     return p->source_windows.dimensions ? p->taps * p->row_tap * kernel_step(p) : 0;
 }
 
-/* Groups of lanes of which one block of a cell mixes kernels, in all groups of the convolution. */
+/* Groups of lanes whose kernels are mixed from the same block, in all groups of the convolution that it serves. */
 static index_t lane_groups(const Pass *p) { return p->groups * p->lane_groups; }
 
 /* Numbers of a group's source in one sample. */
@@ -61,10 +61,10 @@ static index_t group_size(const Pass *p) { return p->source_positions * group_de
 /* Numbers of a basis in a block. */
 static index_t base_step(const Pass *p) { return p->block_depths * block_lanes(p); }
 
-/* Numbers of a few lanes of a mixture, as they lie; no power of two either. */
+/* Numbers from mixture to mixture of TURNED lanes as they lie; no power of two either. */
 static index_t lying_step(const Pass *p) { return TURNED * p->block_depths + LANES; }
 
-/* Whether kernels have all depths: an output is then whole when it has been through them, and is written. */
+/* Whether kernels have all depths: applying them once completes an output, which is then written. */
 static int whole(const Pass *p) { return p->kernel_depths == p->depths; }
 
 static index_t lay_out(const Pass *p, float *at, Memory *m) {
@@ -111,7 +111,7 @@ INLINE void gather_rows(const int rows, const int vectors, const Pass *p, const 
             const float *a[NARROW_ROWS], *from = source + h * p->source_positions * p->depths;
             const float *b = kernels + (tap[0] * p->row_tap + h * p->row_depth) * kernel_step(p);
             EACH_ROW(rows) a[r] = tap[1 + r] < 0 ? zeros : from + (index_t)tap[1 + r] * depths;
-            /* In Winograd's form the next tile reads the rows behind these, of maps too large for near caches. */
+            /* In Winograd's form the next tile reads the rows after these, and maps are too large for near caches. */
             if (p->source_windows.dimensions) fetch(a[0] + rows * depths, rows * depths);
             for (index_t d = 0; d < depths; d++, b += lanes) {
                 vector b0 = LOAD(b), b1 = vectors > 1 ? LOAD(b + WIDTH) : b0;
@@ -195,17 +195,17 @@ static void outer(index_t vectors, const int32_t *run, const int32_t *end, const
     }
 }
 
-/* One block of the cells, its kernels mixed for samples of the batch. */
+/* One block of the cells, and the samples for which its kernels are mixed. */
 typedef struct {
     index_t group, lane, lanes, depth, depths;
-    index_t first;       /* of the samples, in the batch */
+    index_t first;       /* of these samples, in the batch */
     const float *source; /* of that sample */
     float *out, *other;  /* of that sample */
 } Block;
 
-/* Write, or add to, a block's part of E's gradient, where it lies: the sum over rows of a[row, cell] * b[row, d, l].
-   Lines of neighbouring cells may share a set of the cache, so all lines of a few cells are taken in turn, and each is
-   fetched while the one before is computed. */
+/* Write a block's part of E's gradient in place, or add to it: the sum over rows of a[row, cell] * b[row, d, l]. Lines
+   of neighbouring cells may share a set of the cache, so few cells are taken at a time, line by line, and their next
+   lines are prefetched meanwhile. */
 static void fold_into_gradient(const Pass *p, const Block *k, index_t rows, const float *a, const float *b,
                                index_t b_step, const Memory *m, float *cell_gradient, int add) {
     index_t lanes = block_lanes(p), place = k->group * p->group_step + k->depth * p->depth_step + k->lane;
@@ -229,7 +229,7 @@ static void fold_into_gradient(const Pass *p, const Block *k, index_t rows, cons
     }
 }
 
-/* Mix the bases of a block, by so many cells at a time that they stay in the first-level cache. */
+/* Mix the bases of a block, from CELLS cells at a time, which stay in the first-level cache. */
 static void mix_bases(const Pass *p, index_t depths, const Memory *m) {
     index_t lanes = block_lanes(p);
     for (index_t d = 0; d < depths; d++)
@@ -252,7 +252,7 @@ static void turn_bases(const Pass *p, index_t depths, const Memory *m) {
         }
 }
 
-/* From the bases' gradient of a block, its part of those of base, and of E. */
+/* Fold a block's gradient of the bases into those of base and E. */
 static void fold_bases(const Pass *p, const Block *k, const Memory *m, float *base_gradient, float *cell_gradient,
                        int add) {
     index_t width = padded(p->cells), size = k->depths * block_lanes(p);
@@ -263,9 +263,9 @@ static void fold_bases(const Pass *p, const Block *k, const Memory *m, float *ba
         fold_into_gradient(p, k, bases(p), p->base, m->base_gradient, base_step(p), m, cell_gradient, add);
 }
 
-/* kernels[r][d][l] = sum over j of alpha[r][j] * E[j][l][d], of cells as they lie: read once, along their lines. */
+/* kernels[r][d][l] = sum over j of alpha[r][j] * E[j][l][d], from cells as they lie, each read once, line by line. */
 static void mix_lying(const Pass *p, const Block *k, index_t rows, const float *alpha, const Memory *m) {
-    /* Lines go on from lane to lane where a block has all depths. */
+    /* If a block has all depths, TURNED lanes are one contiguous line. */
     index_t lanes = block_lanes(p), joined = k->depths == p->lane_step ? TURNED : 1, line = joined * k->depths;
     index_t run = larger(LYING_SUMS / rows / LANES, 1) * LANES;
     if (k->lanes < lanes) memset(m->kernels, 0, rows * kernel_step(p) * sizeof(float));
@@ -276,7 +276,7 @@ static void mix_lying(const Pass *p, const Block *k, index_t rows, const float *
             for (index_t j = 0; j < p->cells; j += LYING_CELLS) {
                 index_t count = smaller(LYING_CELLS, p->cells - j), next = j + count < p->cells ? j + count : 0;
                 for (index_t at = first; at < smaller(first + run, line); at += LANES) {
-                    /* Runs are short and cells far apart: no hardware foresees the next ones. */
+                    /* Runs are short and cells far apart: the hardware does not prefetch the next ones. */
                     const float *ahead = cell + next * p->cell_step + at + (next ? 0 : run);
                     for (index_t c = 0; c < smaller(LYING_CELLS, p->cells - next); c++)
                         fetch(ahead + c * p->cell_step, LANES);
@@ -290,8 +290,8 @@ static void mix_lying(const Pass *p, const Block *k, index_t rows, const float *
     }
 }
 
-/* Depth d of mixture r of some samples, of bases. Kept ones come from the memory: as much of the next block is fetched
-   with every few samples. */
+/* Mix depth d of mixture r of some samples from its bases. Kept bases are read from memory: with every tile of samples
+   an equal part of the next block is prefetched. */
 static void mix_of_bases(const Pass *p, const Block *k, index_t d, index_t r, index_t samples, const float *alpha,
                          float *kernels, const Memory *m) {
     index_t step = kernel_step(p), row = p->rows * p->ranks, lanes = block_lanes(p), tile = MOST_ROWS(p->vectors);
@@ -306,7 +306,7 @@ static void mix_of_bases(const Pass *p, const Block *k, index_t d, index_t r, in
     }
 }
 
-/* Mix a block's part of the kernels of some samples, which begin with depth `from`. */
+/* Mix a block's part of the kernels of some samples; the kernels in `m` begin at depth `from`. */
 static void mix(const Pass *p, const Block *k, index_t from, index_t samples, const Memory *m) {
     index_t step = kernel_step(p), lanes = block_lanes(p);
     float *kernels = m->kernels + (k->depth - from) * lanes;
@@ -323,7 +323,7 @@ static void mix(const Pass *p, const Block *k, index_t from, index_t samples, co
             for (index_t r = 0; r < p->rows; r++) mix_of_bases(p, k, d, r, samples, alpha, kernels, m);
 }
 
-/* Transform the kernels of sample b of those that are mixed; back, turn the gradient into theirs. */
+/* Transform the kernels of sample b of the mixed ones; with `back`, turn the transformed ones' gradient into theirs. */
 static void transform(const Pass *p, const Block *k, index_t b, int back, const Memory *m) {
     index_t step = kernel_step(p), tap = p->row_tap * step;
     for (index_t r = 0; r < p->row_tap; r++)
@@ -336,17 +336,17 @@ static float *kernels_of(const Pass *p, index_t b, const Memory *m) {
     return transformed_size(p) ? m->transformed : m->kernels + b * p->rows * kernel_step(p);
 }
 
-/* The source of sample b and of group q, of those that the block has. */
+/* The source of sample b, in the q-th of the block's groups. */
 static const float *source_of(const Pass *p, const Block *k, index_t b, index_t q) {
     return k->source + b * sample_size(p) + q * p->cell_groups * group_size(p);
 }
 
-/* Where the channels of a group of lanes begin, of the groups of the convolution of which a block has part. */
+/* The first channel of the i-th group of lanes for which a block mixes kernels; the block is of `group` in a cell. */
 static index_t channel_of(const Pass *p, index_t group, index_t i) {
     return ((i / p->lane_groups * p->cell_groups + group) * p->lane_groups + i % p->lane_groups) * p->lanes;
 }
 
-/* Write the map of a sample and group of lanes. */
+/* Write the map of a sample, in the i-th group of lanes. */
 static void write_out(const Pass *p, const Block *k, index_t sample, index_t i, const Memory *m, const float *out) {
     write_map(p, sample, channel_of(p, k->group, i) + k->lane, k->lanes, m->mapped, out);
 }
@@ -363,7 +363,7 @@ static void apply(const Pass *p, const Block *k, index_t samples, const Memory *
             for (index_t d = 0; d < k->depths; d += p->tile_depths) {
                 index_t depths = smaller(p->tile_depths, k->depths - d);
                 const float *from = source + (k->depth + d) * p->source_positions, *next = from + sample_size(p);
-                /* Of the next sample's, as much with every tile; Winograd's tiles fetch what they read themselves. */
+                /* Each tile prefetches an equal part of the next sample's source; Winograd's prefetch their own. */
                 index_t numbers = p->source_windows.dimensions ? 0 : p->source_positions * depths;
                 for (index_t t = 0; t < p->tiles; t++) {
                     fetch(next + numbers * t / p->tiles, numbers / p->tiles);
@@ -376,7 +376,7 @@ static void apply(const Pass *p, const Block *k, index_t samples, const Memory *
     }
 }
 
-/* A block's part of the gradient of the kernels of some samples, folded into those of alpha and of the cells. */
+/* Fold a block's part of the gradient of some samples' kernels into those of alpha and of the cells. */
 static void fold_into_cells(const Pass *p, const Block *k, index_t samples, const float *kernels, const Memory *m,
                             float *alpha_gradient, float *cell_gradient, int add) {
     index_t step = kernel_step(p), rows = samples * p->rows, width = padded(p->cells),
@@ -404,7 +404,7 @@ static void fold_into_bases(const Pass *p, const Block *k, index_t samples, cons
     }
 }
 
-/* The kernels of some samples, replaced by their gradient. */
+/* Replace the kernels of some samples by their gradient. */
 static void differentiate(const Pass *p, const Block *k, index_t samples, const Memory *m) {
     index_t step = kernel_step(p), lanes = block_lanes(p);
     for (index_t b = 0; b < samples; b++) {
@@ -424,8 +424,8 @@ static void differentiate(const Pass *p, const Block *k, index_t samples, const 
     }
 }
 
-/* A block's part of that gradient, of kernels that begin with depth `from`, folded. `begun` says whether earlier
-   samples have been folded into the gradient of the bases, `ends` whether these are the last. */
+/* Fold a block's part of that gradient; the kernels in `m` begin at depth `from`. `begun` says whether earlier samples
+   of this block have been folded, `ends` whether these are the last. */
 static void fold(const Pass *p, const Block *k, index_t from, index_t samples, const Memory *m, float *alpha_gradient,
                  float *cell_gradient, int add, int begun, int ends) {
     const float *kernels = m->kernels + (k->depth - from) * block_lanes(p);
@@ -444,7 +444,7 @@ static float *kept_base(const Pass *p, const Block *k) {
            (block * pieces(p->depths, p->block_depths) + k->depth / p->block_depths) * bases(p) * base_step(p);
 }
 
-/* Make a block of the cells ready, or of bases. */
+/* Pack a block of the cells, and mix its bases; transpose both where alpha's gradient is wanted. */
 static void prepare(const Pass *p, const Block *k, Memory *m, const float *alpha_gradient) {
     index_t lanes = block_lanes(p);
     if (p->kept) m->base = kept_base(p, k);
@@ -456,7 +456,7 @@ static void prepare(const Pass *p, const Block *k, Memory *m, const float *alpha
     if (p->ranks) turn_bases(p, k->depths, m);
 }
 
-/* All depths of some lanes, for samples first to last of the batch; source holds theirs. */
+/* All depths of a block's lanes, for samples `first` to `last` of the batch, whose source is `source`. */
 static void run_lanes(const Pass *p, index_t group, index_t lane, index_t first, index_t last, const float *source,
                       float *memory, float *alpha_gradient, float *cell_gradient, int add) {
     Memory own, *m = &own;
@@ -498,7 +498,7 @@ static void run_lanes(const Pass *p, index_t group, index_t lane, index_t first,
     }
 }
 
-/* Mix the bases that are to be kept: each block by one thread, where several may need it afterwards. */
+/* Mix the bases that are to be kept: each block by one thread, before several read it. */
 static void mix_kept_bases(const Pass *p, index_t memory) {
     index_t width = block_lanes(p), blocks = pieces(p->lanes, width), items = p->cell_groups * blocks;
     float *own = p->memory + p->read_samples * sample_size(p);

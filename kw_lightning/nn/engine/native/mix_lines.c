@@ -1,21 +1,21 @@
-/* Mix kernels of convolutions with one kernel position as their cells lie, and use them so: nothing is turned.
+/* Kernels of one position, mixed and used as their cells lie: nothing is transposed.
 
-   For every sample b and output channel (g, l), group and lane of a cell,
+   For every sample b and output channel (g, l), lane l of lane group g,
 
-       out[b, g, l, p] = sum over groups h of depths and depths d of W[b, (g, h)][l, d] * source[b, h, d, p],
+       out[b, g, l, p] = sum over groups h of depths and depths d of W[b, (g, h)][l, d] * source[b, h, d, p].
 
-   where positions p lie along the vectors, as in maps whose channels come first, and the kernel's numbers are scalars,
-   which may lie in any order: so a line of a cell, [depths], is mixed as it is in memory. Some lines of the kernels of
-   all samples exist at once, whole in their depths: every output is written once.
+   Positions p lie along the vectors, as in maps whose channels come first. The kernel's numbers are scalars, which may
+   lie in any order, so a line of a cell, [depths], is mixed as it is in memory. Some lines of the kernels of
+   `mixed_samples` exist at once, with all depths: every output is written once.
 
-   The source is laid out in panels of LANES positions: some at a time where few blocks of lines take them, or once for
-   all threads (read_samples). */
+   The source is laid out in panels of LANES positions: for all threads, `read_samples` at a time, or, where few blocks
+   of lines use it, some panels at a time by each thread (`read_samples` is 0). */
 
 #include "pass.h"
 
 /* Depths that a tile takes at a time: its panel stays in the first-level cache from tile to tile. */
 #define TILE_DEPTHS 256
-/* Panels of so many depths, which the second level holds beside the lines. */
+/* Panels of so many depths that the second-level cache holds beside the lines. */
 #define TILE_PANELS 4
 
 /* The memory of one thread. */
@@ -23,8 +23,8 @@ typedef struct {
     float *block, *kernels, *out, *tail, *panels;
 } Memory;
 
-/* Numbers between the cells of a packed block, and between lines and mixtures: vectors are whole, and neighbours share
-   no set of the cache. */
+/* Numbers from cell to cell of a packed block, from line to line, and from mixture to mixture: whole vectors, padded so
+   that neighbours do not share a set of the cache. */
 static index_t block_step(const Pass *p) { return padded(p->block_depths) + LANES; }
 static index_t line_step(const Pass *p) { return padded(p->depths); }
 static index_t kernel_step(const Pass *p) { return p->lines * line_step(p) + LANES; }
@@ -67,7 +67,7 @@ static void read_panels(const Pass *p, index_t sample, index_t channel, index_t 
             const float *line = data + reads[0], *last = end - LANES;
             float *at = panel;
             for (index_t c = 0; c < channels; c++, line += map->channel, at += LANES) {
-                if (line > last) { /* short of a panel to the end of the map */
+                if (line > last) { /* less than a panel before the map's end */
                     memcpy(at, line, count * sizeof(float));
                     continue;
                 }
@@ -114,9 +114,9 @@ static void mix(const Pass *p, index_t line, index_t lines, index_t first, index
         }
 }
 
-/* What a tile of lines takes: some depths of some groups, of kernels and of a panel. */
+/* What a tile of lines sums over: some depths of some groups, of kernels and of a panel. */
 typedef struct {
-    index_t groups, depths; /* how many */
+    index_t groups, depths; /* how many of each; then the steps from group to group */
     index_t kernel_group, source_group;
     int add;
 } Visit;
@@ -169,8 +169,8 @@ static void tile_lines(int vectors, index_t lines, const Visit *v, const float *
     }
 }
 
-/* Lines of all groups of one sample: their kernels on its source, by some depths and panels at a time; of the last
-   panel, if it is not whole, into `tail`. */
+/* Apply the kernels of some lines of all groups to one sample, some depths and panels at a time. The last panel, if it
+   is not whole, is written to `tail`. */
 static void apply(const Pass *p, index_t lines, index_t sample, const float *source, const float *kernels, float *out,
                   index_t out_group, index_t out_row, float *tail, const Memory *m) {
     index_t groups = larger(TILE_DEPTHS / p->depths, 1), most = TILE_PANELS * LANES;
@@ -199,7 +199,7 @@ static void apply(const Pass *p, index_t lines, index_t sample, const float *sou
             }
 }
 
-/* Write some lines of one sample's map, finished where there is an epilogue. */
+/* Write some lines of one sample's map, through the epilogue if there is one. */
 static void write_lines(const Pass *p, index_t sample, index_t channel, index_t lines, float *out, index_t out_row,
                         const float *tail) {
     const Map *map = &p->out;
@@ -212,7 +212,7 @@ static void write_lines(const Pass *p, index_t sample, index_t channel, index_t 
                 p->out_positions, lines);
 }
 
-/* Some lines of a cell, for samples first to last of the batch, whose panels are in `source` if they are shared. */
+/* Some lines of a cell, for samples `first` to `last` of the batch; their panels are in `source` if they are shared. */
 static void run_lines(const Pass *p, index_t line, index_t lines, index_t first, index_t last, const float *source,
                       const Memory *m) {
     const Map *map = &p->out;

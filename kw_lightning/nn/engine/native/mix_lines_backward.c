@@ -1,14 +1,14 @@
-/* The gradients of mix_lines.c, of kernels that exist whole; maps may lie either way.
+/* The gradients of mix_lines.c. Kernels exist whole, for `mixed_samples` at once; maps may have channels first or last.
 
-   Kernels are mixed as cells lie, a cell being one line. Then both gradients are products, of so many samples at a time
-   that their maps stay near. That of the kernels is a sum over positions: columns, the input's channels, are turned to
-   lie along the vectors, by so few positions that these never leave the nearest cache. For that of the input positions
-   lie along the vectors, as they do in maps whose channels come first, and every number is written once. At last the
-   kernels' gradient is folded into those of alpha and E. */
+   Kernels are mixed as cells lie, a cell being one line. Then both gradients are products, for `read_samples` at a
+   time, whose maps stay in the cache. That of the kernels is a sum over positions: columns, the input's channels, are
+   transposed to lie along the vectors, so few positions at a time that these stay in the first-level cache. For that of
+   the input, positions lie along the vectors, as in maps whose channels come first, and every number is written once.
+   At last the kernels' gradient is folded into those of alpha and E. */
 
 #include "folds.h"
 
-/* About the positions over which kernels' gradients are summed at a time. */
+/* About how many positions the kernels' gradient is summed over at a time. */
 #define SPAN 192
 /* Output channels whose panel of positions stays in the first-level cache. */
 #define TILE_LINES 256
@@ -22,7 +22,7 @@ static index_t columns(const Pass *p) { return p->lane_groups * p->lanes; }
 static index_t lines(const Pass *p) { return p->depth_groups * p->depths; }
 static index_t part_step(const Pass *p) { return p->depths * p->lanes + LANES; }
 
-/* Sums of all lines beside a panel of positions, or those of all columns beside a panel of lines. */
+/* A panel of positions with the sums of all lines, or a panel of lines with the sums of all columns. */
 static index_t own_size(const Pass *p) { return LANES * (lines(p) + larger(2 * SPAN, padded(columns(p)))); }
 
 static index_t lay_out_shared(const Pass *p, float *at, Shared *m) {
@@ -37,7 +37,7 @@ static index_t lay_out_shared(const Pass *p, float *at, Shared *m) {
 
 index_t kw_mix_lines_backward_memory(const Pass *p) { return lay_out_shared(p, NULL, &(Shared){0}); }
 
-/* Some columns of the gradient of a sample's kernels, [line][column], to where cells have them. */
+/* Copy a panel of columns of the gradient of a sample's kernels, [line][column], to where cells have them. */
 static void spread(const Pass *p, index_t column, const float *sums, float *gradient) {
     index_t end = smaller(column + LANES, columns(p));
     for (index_t c = column, next; c < end; c = next) {
@@ -50,7 +50,7 @@ static void spread(const Pass *p, index_t column, const float *sums, float *grad
     }
 }
 
-/* A panel of columns of the gradient of one sample's kernels, by some positions at a time. */
+/* The gradient of one sample's kernels at a panel of columns, summed over some positions at a time. */
 static void differentiate(const Pass *p, index_t sample, index_t column, float *own, float *gradient) {
     const float *source = p->source.data + sample * p->source.batch;
     const float *other = p->other.data + sample * p->other.batch + column * p->other.channel;
@@ -67,7 +67,7 @@ static void differentiate(const Pass *p, index_t sample, index_t column, float *
     spread(p, column, sums, gradient);
 }
 
-/* Of samples from number s of the part on. */
+/* The same for all columns of some samples, from number s of the part on. */
 static void differentiate_all(const Pass *p, const Part *k, index_t s, index_t samples, const Shared *m) {
     index_t panels = pieces(columns(p), LANES), items = samples * panels;
 #pragma omp parallel for schedule(static) num_threads(p->threads)
@@ -77,8 +77,8 @@ static void differentiate_all(const Pass *p, const Part *k, index_t s, index_t s
                           k->gradient + (s + i / panels) * p->rows * k->step);
 }
 
-/* The gradient of the input of one sample at no more than LANES positions, by some lines at a time: in its place, or,
-   short of a panel and where channels come last, beside it first. */
+/* The gradient of one sample's input at LANES positions or fewer, some lines at a time. It is written in place, or, if
+   positions are fewer or channels come last, by way of `sums`. */
 static void write_input(const Pass *p, const Part *k, index_t sample, index_t from, float *own, const float *kernels) {
     const Map *map = &p->out, *source = &p->source;
     index_t count = smaller(LANES, p->out_positions - from), groups = larger(TILE_LINES / p->depths, 1);

@@ -1,17 +1,18 @@
-/* Mix kernels of convolutions with one kernel position as their cells lie, between maps whose channels lie together.
+/* Kernels of one position, mixed as their cells lie, between maps whose channels come last.
 
-   For every sample b, position p and output channel (g, l), group and line of a cell,
+   For every sample b, position p and output channel (g, l), line l of lane group g,
 
        out[b, p, g, l] = sum over groups h of columns and columns d of source[b, p, h, d] * W[b, (g, h)][l, d],
 
-   W[b, r] = sum over j of alpha[b, r, j] * E[j], where columns, the input channels, lie together in E as in maps. So
-   cells are read as they lie, in long runs, once for some samples; no cell is turned, but the kernels are. A thread has
-   lines of its own, so many that their kernels of some samples stay near. Backwards: mix_rows_backward.c. */
+   W[b, r] = sum over j of alpha[b, r, j] * E[j]. Columns, the input channels, are contiguous in E as in maps. So cells
+   are read as they lie, in long runs, once for `mixed_samples`; kernels are transposed instead of cells. A thread has
+   lines of its own, `lines` at a time, so few that their kernels of these samples stay in the cache. Backwards:
+   mix_rows_backward.c. */
 
 #include "runs.h"
 
-/* Positions, and depths of a panel of kernels, that a product takes at a time: the first level holds the panel, the
-   second the positions. */
+/* Positions, and depths of a panel of kernels, that a product takes at a time: the first-level cache holds the panel,
+   the second the positions. */
 #define POSITIONS 96
 #define PANEL_DEPTHS 256
 
@@ -39,12 +40,12 @@ static index_t lay_out(const Pass *p, float *at, Memory *m) {
 
 index_t kw_mix_rows_memory(const Pass *p) { return p->threads * lay_out(p, NULL, &(Memory){0}); }
 
-/* Some lines of a cell, from `line` on, of samples. */
+/* Some lines of a cell, from `line` on, for samples `first` to `last`. */
 typedef struct {
     index_t line, lines, first, last;
 } Item;
 
-/* Of the lines of an item by LANES, and of those by a run's columns, line after line: the run number i. */
+/* Run i of an item: LANES lines at a time, of these the columns of a run at a time, and of those line after line. */
 static Span run_of(const Pass *p, const Item *item, index_t i) {
     index_t cuts = pieces(p->depths, p->block_depths), panel = i / (cuts * LANES) * LANES;
     index_t lines = smaller(LANES, item->lines - panel), rest = i - panel * cuts;
@@ -53,8 +54,8 @@ static Span run_of(const Pass *p, const Item *item, index_t i) {
     return (Span){place + column, place + smaller(column + p->block_depths, p->depths)};
 }
 
-/* Mix the kernels of some samples, and turn them, by so few columns that all lines of a panel are near. Then comes
-   another item, if any. */
+/* Mix the kernels of some samples, and transpose them, by so few columns that all lines of a panel stay in the cache.
+   At the end the first run of the item `then` is read, if it has any. */
 static void mix_panels(const Pass *p, const Item *item, const Item *then, index_t first, index_t samples, Memory *m) {
     index_t runs = item->lines * pieces(p->depths, p->block_depths);
     if (item->lines % LANES) memset(m->kernels, 0, samples * p->lane_groups * kernel_step(p) * sizeof(float));
@@ -75,7 +76,7 @@ static void mix_panels(const Pass *p, const Item *item, const Item *then, index_
     }
 }
 
-/* The kernels of some lines of one sample on its source. */
+/* Apply the kernels of some lines of one sample to its source. */
 static void apply(const Pass *p, index_t line, index_t lines, index_t sample, const float *kernels, const Memory *m) {
     const Map *map = &p->source;
     index_t blocks = pieces(p->out_positions, POSITIONS), cuts = pieces(channels(p), PANEL_DEPTHS);
@@ -97,7 +98,7 @@ static void apply(const Pass *p, index_t line, index_t lines, index_t sample, co
     }
 }
 
-/* Its samples one by one, those mixed together whose kernels stay near. */
+/* All samples of an item: the kernels of mixed_samples, which stay in the cache, then these one by one. */
 static void run_item(const Pass *p, const Item *item, const Item *then, Memory *m) {
     for (index_t b = item->first; b < item->last; b += p->mixed_samples) {
         index_t samples = smaller(p->mixed_samples, item->last - b);

@@ -1,26 +1,28 @@
 /* The gradients of mix_rows.c: lanes are its columns, input channels, and depths its lines, output channels.
 
-   All threads share some lines at a time: their kernels' gradient is made of panels of both maps; then, by one run of
-   all cells at a time, the kernels are mixed and their gradient is folded into those of alpha and E, which are taken as
-   they lie, too; and at last the kernels add to the input's gradient. Maps whose channels come first are turned as they
-   are read; the gradient of such an input is summed up channels last, and turned at the end. */
+   All threads work on the same `lines` lines at a time. First the gradient of their kernels is made from panels of both
+   maps. Then, one run of all cells after the other, the kernels are mixed, and their gradient is folded into those of
+   alpha and E, as these lie. Last the kernels add to the input's gradient. Maps whose channels come first are
+   transposed as they are read; the gradient of such an input is summed up with channels last, and transposed at the
+   end. */
 
 #include "folds.h"
 
-/* Positions that add to the input's gradient at a time, and lines of all groups, whose sums are moved once. */
+/* Positions of the input's gradient that are added to at a time, and lines, of several groups, that are summed in
+   registers before that. */
 #define POSITIONS 96
 #define TERMS 64
-/* About the positions over which kernels' gradients are summed at a time. */
+/* About how many positions the kernels' gradient is summed over at a time. */
 #define SPAN 192
-/* Columns that are turned together. */
+/* Columns that are transposed together. */
 #define TURNED 64
-/* The memory that all threads share, and, from `folds` on, that of each. `out` is for the input's gradient where it is
-   not summed up in its place. */
+/* The memory that all threads share, and, from `folds` on, that of each. `out` is the input's gradient with channels
+   last, if its map has them first. */
 typedef struct {
     float *kernels, *gradient, *source, *other, *out, *folds;
 } Shared;
 
-/* From mixture to mixture of a part, and from position to position of the panels of its lines. */
+/* Numbers from mixture to mixture of a part, and from position to position of its lines. */
 static index_t part_step(const Pass *p) { return p->lines * p->lanes + LANES; }
 static index_t source_step(const Pass *p) { return (pieces(p->lines, 16) | 1) * 16; }
 
@@ -95,7 +97,8 @@ static void add_to_input(const Pass *p, const Part *k, index_t s, index_t from, 
                                   kernel_group, out + from * step + h * p->lanes + d, step, k->line > 0 || g > 0);
 }
 
-/* The gradient of one sample's kernels at some panels of columns: some positions at a time, which stay near. */
+/* The gradient of one sample's kernels at some panels of columns, summed over SPAN positions at a time, which stay
+   near. */
 static void differentiate(const Pass *p, const Part *k, index_t s, index_t panel, index_t end, const Shared *m) {
     const float *source = m->source + s * source_size(p), *other = m->other + s * other_size(p);
     float *gradient = m->gradient + s * p->rows * part_step(p);
@@ -121,7 +124,7 @@ static void add_all_to_input(const Pass *p, const Part *k, const Shared *m) {
     }
 }
 
-/* The gradient of the input, [sample][position][column], to where channels come first. */
+/* Transpose the input's gradient, [sample][position][column], into a map whose channels come first. */
 static void write_columns(const Pass *p, const Part *k, const Shared *m) {
     index_t blocks = pieces(columns(p), TURNED), items = k->samples * blocks;
 #pragma omp parallel for schedule(static) num_threads(p->threads)

@@ -1,35 +1,36 @@
-/* A depthwise convolution of maps whose channels come first: positions along the vectors, a channel at a time.
+/* A depthwise convolution of maps whose channels come first: one channel at a time, with positions along the vectors.
 
-   Some lines of a channel are copied into the nearest caches with zeros around, and a line of zeros behind them for
-   what reads none; with a stride of 2 each line as its even positions, then its odd ones. A tile is several lines by
-   several vectors of them, PLANE_SUMS in all: as many sums hide how long one takes, and they share each number of the
-   kernel. */
+   Some lines of a channel are copied into the near caches, with zeros around each, and followed by a line of zeros for
+   kernel lines that read nothing. With a stride of 2, a line is stored as its even positions, then its odd ones. A tile
+   is several lines by several vectors, PLANE_SUMS sums at most: so many hide the latency of one, and all use each
+   number of the kernel that is loaded. */
 
 #ifndef KW_PLANES_H
 #define KW_PLANES_H
 
 #include "pass.h"
 
-/* Sums of a tile: the lines and vectors, or the taps, that make no more. */
+/* Sums of a tile at most: lines by vectors or, for the kernel's gradient, lines by taps. */
 #define PLANE_SUMS 8
 #define EACH_LINE(CASE) CASE(1, 1) CASE(1, 2) CASE(1, 3) CASE(1, 4) CASE(1, 5) CASE(1, 6) CASE(1, 7) CASE(1, 8)
 #define EACH_LINES(CASE) CASE(2, 1) CASE(2, 2) CASE(2, 3) CASE(2, 4) CASE(4, 1) CASE(4, 2) CASE(8, 1)
 #define EACH_TAPS(CASE, S) CASE(1, S) CASE(2, S) CASE(3, S) CASE(4, S) CASE(5, S) CASE(6, S) CASE(7, S) CASE(8, S)
-/* Numbers of a channel's lines that are read together, and of those that are written; single lines may have more. */
+/* Numbers of a channel's lines that are read together, and of those that are written; lines of a single strip may have
+   more. */
 #define PLANE 16384
-/* Positions of a line from which on this is faster than channels side by side, and those for kernels of more than
-   SHORT_LINE taps a line. */
+/* Positions of a line from which on this is faster than channels side by side: LEAST_POSITIONS, but LONG_LINE_POSITIONS
+   for kernels of more than SHORT_LINE taps a line. */
 #define LEAST_POSITIONS (3 * WIDTH)
 #define SHORT_LINE 5
 #define LONG_LINE_POSITIONS 48
 
-/* How a channel's lines lie in the caches. */
+/* How copies of a channel's lines are laid out. */
 typedef struct {
-    index_t split;      /* the stride: runs of a line, each of every so many-th position */
+    index_t split;      /* the stride, 1 or 2: a line is so many runs, each of every split-th position */
     index_t half, line; /* numbers of such a run, and of a line */
-    index_t held;       /* lines that are read together at most */
-    index_t out;        /* numbers of a line that is written, or of the gradient, in whole vectors */
-    index_t most;       /* of which so many at most */
+    index_t held;       /* the most lines that are read together */
+    index_t out;        /* numbers of a line of the output or of its gradient, in whole vectors */
+    index_t most;       /* the most such lines together */
 } Plane;
 
 static inline Plane plane_of(const Walk *w, const Map *from) {
@@ -41,7 +42,7 @@ static inline Plane plane_of(const Walk *w, const Map *from) {
     return k;
 }
 
-/* Whether a walk is of this kind: both strides at most 2, lines long enough. */
+/* Whether a walk is computed by planes: positions contiguous, both strides at most 2, lines long enough. */
 static inline int by_planes(const Walk *w, const Map *from, const Map *to) {
     if (from->position != 1 || to->position != 1 || w->phases > 2) return 0;
     if (smaller(w->out, w->source) < (w->taps > SHORT_LINE ? LONG_LINE_POSITIONS : LEAST_POSITIONS)) return 0;
@@ -50,10 +51,10 @@ static inline int by_planes(const Walk *w, const Map *from, const Map *to) {
     return 1;
 }
 
-/* Numbers of the lines that are read, that of zeros with them. */
+/* Numbers of the lines that are read, including that of zeros. */
 static inline index_t plane_size(const Plane *k) { return (k->held + 1) * k->line; }
 
-/* A copy of a vector or more, the last numbers again with some of those before. */
+/* Copy WIDTH numbers or more; the last vector overlaps the one before. */
 INLINE void copy_line(const float *from, float *to, index_t count) {
     for (index_t i = 0; i + WIDTH <= count; i += WIDTH) STORE(to + i, LOAD(from + i));
     STORE(to + count - WIDTH, LOAD(from + count - WIDTH));
@@ -65,26 +66,27 @@ static inline void split_line(const float *from, index_t count, index_t run, flo
     if (count % 2) to[count / 2] = from[count - 1];
 }
 
-/* Lines of one channel, behind the zeros before each; both lie one behind the other. */
+/* Copy contiguous lines of one channel, each behind its zeros. */
 static inline void read_plane(const Walk *w, const Plane *k, const float *from, index_t lines, float *to) {
     for (to += w->before / k->split; lines > 0; lines--, from += w->source, to += k->line) {
         if (k->split == 1)
             copy_line(from, to, w->source);
         else if (w->before % 2 == 0)
             split_line(from, w->source, k->half, to);
-        else { /* the first position ends the run of odd ones, and the others begin further on */
+        else { /* the first position is an odd one, behind an odd number of zeros; the next begins a pair */
             to[k->half] = from[0];
             split_line(from + 1, w->source - 1, k->half, to + 1);
         }
     }
 }
 
-/* Where position `read` of a line lies. */
+/* Where position `read` of a line, zeros included, is stored. */
 INLINE index_t place_of(const int split, const Plane *k, index_t read) {
     return split == 1 ? read : (read & 1) * k->half + (read >> 1);
 }
 
-/* Where the lines lie that lines of out read through each line of the kernel: those of zeros where there is none. */
+/* For each line of the kernel, where the lines are stored that lines of out read through it: the line of zeros if they
+   read none. */
 static inline void place_lines(const Walk *w, const Plane *k, index_t kernel_lines, index_t line, index_t lines,
                                index_t first, int32_t *place) {
     for (index_t t = 0; t < kernel_lines; t++, place += k->most)
@@ -94,7 +96,8 @@ static inline void place_lines(const Walk *w, const Plane *k, index_t kernel_lin
         }
 }
 
-/* One tile of some lines of out: `kernel` is of its first tap, `tap` and `tap_line` lie between two of them. */
+/* One tile of out. `kernel` is the kernel's first tap; `tap` and `tap_line` are the steps to the next tap and to the
+   next line of taps. */
 INLINE void plane_tile(const int lines, const int vectors, const int split, index_t kernel_lines, const Phase *f,
                        const Plane *k, const int32_t *place, const float *source, const float *kernel, index_t tap,
                        index_t tap_line, float *out, index_t out_line) {
@@ -113,7 +116,7 @@ INLINE void plane_tile(const int lines, const int vectors, const int split, inde
     EACH_ROW(lines * vectors) STORE(out + r / vectors * out_line + r % vectors * WIDTH, sum[r]);
 }
 
-/* Some vectors of all lines of a phase. */
+/* All lines of out, at the same few vectors of a phase. */
 static inline void plane_column(index_t vectors, index_t kernel_lines, const Phase *f, const Plane *k,
                                 const int32_t *place, index_t lines, const float *source, const float *kernel,
                                 index_t tap, index_t tap_line, float *out, index_t out_line) {
@@ -134,7 +137,8 @@ static inline void plane_column(index_t vectors, index_t kernel_lines, const Pha
     }
 }
 
-/* Some lines of one channel's out: into the map, or, where phases take turns, by a copy in `own`. */
+/* Compute some lines of one channel of out: straight into the map or, if two phases alternate along a line, into `own`,
+   from which they are interleaved. */
 static inline void convolve_plane(const Pass *p, const Plane *k, const int32_t *place, index_t lines,
                                   const float *source, const float *kernel, index_t tap, index_t tap_line, float *own,
                                   float *to) {
@@ -149,7 +153,7 @@ static inline void convolve_plane(const Pass *p, const Plane *k, const int32_t *
             plane_column(vectors, kernel_lines, f, k, place, lines, source + x * WIDTH, kernel, tap, tap_line,
                          rows + x * WIDTH, step);
         }
-        if (rest) /* again from some of those before */
+        if (rest) /* the last vector, which overlaps the one before */
             plane_column(1, kernel_lines, f, k, place, lines, source + f->positions - WIDTH, kernel, tap, tap_line,
                          rows + f->positions - WIDTH, step);
     }
@@ -159,7 +163,7 @@ static inline void convolve_plane(const Pass *p, const Plane *k, const int32_t *
     }
 }
 
-/* What the numbers of a vector add up to. */
+/* The sum of a vector's numbers. */
 INLINE float total_of(const vector *v) {
     const float *at = (const float *)v;
     four sum = FOUR((float *)at);
@@ -167,7 +171,8 @@ INLINE float total_of(const vector *v) {
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-/* The gradient of neighbouring taps of one line of the kernel: sums over lines, of which `turns` go together. */
+/* The gradient of neighbouring taps of one line of the kernel, summed over lines; `turns` lines at a time have sums of
+   their own. */
 INLINE void plane_sums(const int taps, const int turns, const int split, const Phase *f, const Plane *k,
                        const int32_t *place, index_t lines, const float *other, const float *factor, index_t tap,
                        float *c, index_t c_tap, int add) {
@@ -186,7 +191,8 @@ INLINE void plane_sums(const int taps, const int turns, const int split, const P
     EACH_ROW(taps) c[r * c_tap] = total_of(&sum[r]) + (add ? c[r * c_tap] : 0);
 }
 
-/* The gradient of all taps of one channel's kernel, from some lines of `other` and of the gradient in `factor`. */
+/* The gradient of all taps of one channel's kernel, from some lines of the input, `other`, and of the output's
+   gradient, `factor`. */
 static inline void differentiate_plane(const Pass *p, const Plane *k, const int32_t *place, index_t lines,
                                        const float *other, const float *factor, float *kernel, index_t tap,
                                        index_t tap_line, int add) {

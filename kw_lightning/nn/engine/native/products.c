@@ -1,7 +1,6 @@
-/* Products of many rows with one vector: cells are read by it to see whether they are what they were,
-   engine/contents.py.
+/* Dot products of many rows with one vector, by which engine/contents.py sees whether cells have changed.
 
-   It is as fast as they come from the memory, to which several sums a row and all threads are needed. */
+   They are as fast as memory is read; this takes several sums a row, and all threads. */
 
 #include "tiles.h"
 
@@ -19,7 +18,7 @@ static float row_product(const float *row, const float *other, index_t length) {
     return total;
 }
 
-/* products[i] = the sum over k of rows[i, k] * other[k]. */
+/* products[i] = sum over k of rows[i, k] * other[k]. */
 void kw_row_products(const float *rows, index_t count, index_t length, const float *other, float *products,
                      index_t threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)

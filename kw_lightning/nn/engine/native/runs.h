@@ -1,35 +1,37 @@
-/* Runs of numbers of all cells, as they lie in E: one is near and in use while the next is read.
+/* A run is the same range of numbers of every cell, copied as they lie in E: one is used from the cache while the next
+   is read.
 
-   Cells are far apart, so no hardware foresees the next one's run, and a burst of prefetches fills the queue of misses,
-   behind which the products' own reads wait. So from within products a run is read a few numbers at a time, and
-   prefetched some cells before: memory and arithmetic are then at work together. */
+   Cells are far apart, so the hardware does not prefetch the next one's numbers, and many prefetches at once would fill
+   the queue of cache misses, in which the products' own reads then wait. So the products read the next run, a few
+   numbers at a time, and prefetch a few cells ahead: memory and arithmetic are at work together. */
 
 #ifndef KW_RUNS_H
 #define KW_RUNS_H
 
 #include "pass.h"
 
-/* Some numbers of every cell: those of a cell from `place` to `end`. */
+/* The numbers of every cell from `place` to `end`. */
 typedef struct {
     index_t place, end;
 } Span;
 
 /* The run in use, and memory for the next. */
 typedef struct {
-    float *block, *spare; /* [cell][number], by block_step */
+    float *block, *spare; /* [cell][number], block_step numbers from cell to cell */
     Span held;            /* what `block` holds */
 } Runs;
 
-/* How far a run has been read: numbers of `cell`, to `block`, before `at`; `cells` are left, this one among them. */
+/* How far a run has been read: of `cell`, the numbers before `at` are in `block`; `cells` are left, with this one. */
 typedef struct {
     const float *cell;
     float *block;
     index_t at, numbers, cells;
     index_t cell_step, block_step;
-    index_t ahead, behind, behind_cells; /* from here to what is prefetched, the latter of the last cells */
+    /* Numbers from what is read to what is prefetched: `ahead`, which becomes `behind` in the last `behind_cells`. */
+    index_t ahead, behind, behind_cells;
 } Reading;
 
-/* Numbers between the cells of a block; neighbours share no set of the cache. */
+/* Numbers from cell to cell of a block; padded, so that neighbours do not share a set of the cache. */
 static inline index_t block_step(const Pass *p) { return p->block_depths + LANES; }
 static inline index_t runs_size(const Pass *p) { return 2 * p->cells * block_step(p); }
 static inline Runs runs_in(const Pass *p, float *memory) {
@@ -43,7 +45,8 @@ static inline Span first_run(const Pass *p, Span numbers) {
     return (Span){numbers.place, smaller(numbers.place + p->block_depths, numbers.end)};
 }
 
-/* A run to be read; `following` numbers after it begins the one that probably comes then. */
+/* Start to read a run into `to`. The one after it probably begins `following` numbers further on: while the last cells
+   are read, its first are prefetched. */
 static inline Reading start_reading(const Pass *p, Span run, float *to, index_t following) {
     index_t numbers = run.end - run.place, most = smaller(AHEAD, p->cells);
     return (Reading){.cell = p->cell + run.place,
@@ -64,7 +67,7 @@ static __attribute__((noinline)) void go_on(Reading *r) {
     r->cell += r->cell_step, r->block += r->block_step, r->at = 0;
 }
 
-/* Read some numbers more, if any are left. */
+/* Read the next LANES numbers, if any are left. */
 INLINE void read_on(Reading *r) {
     if (r->at == r->numbers) go_on(r);
     if (r->at == r->numbers) return;
@@ -81,7 +84,7 @@ static inline void finish_reading(Reading *r) {
     while (r->cells > 1 || r->at < r->numbers) read_on(r);
 }
 
-/* Have a run in `block`, and read it where it is not the one that was read before. */
+/* Make `block` hold a run: read it, unless it does already. */
 static inline void take_run(const Pass *p, Runs *runs, Span run) {
     if (runs->held.place == run.place && runs->held.end == run.end) return;
     Reading reading = start_reading(p, run, runs->block, 0);
@@ -89,7 +92,7 @@ static inline void take_run(const Pass *p, Runs *runs, Span run) {
     runs->held = run;
 }
 
-/* Read what is left, and go on to it; stay where there is no next run. */
+/* Read what is left of the next run, and make it the one in use; stay if there is none. */
 static inline void end_reading(Runs *runs, Reading *reading, Span next) {
     finish_reading(reading);
     if (!any(next)) return;
@@ -97,7 +100,7 @@ static inline void end_reading(Runs *runs, Reading *reading, Span next) {
     runs->block = runs->spare, runs->spare = block, runs->held = next;
 }
 
-/* product_rows of two vectors, which reads on after every few of its sums' terms. */
+/* product_rows of two vectors, which reads LANES numbers of the next run after every `terms` terms of its sums. */
 INLINE void reading_rows(const int rows, index_t length, const float *a, index_t a_row, const float *b, index_t b_step,
                          float *c, index_t c_row, index_t next, index_t terms, Reading *reading) {
     vector sum[ROWS][2];
@@ -123,8 +126,8 @@ INLINE void reading_rows(const int rows, index_t length, const float *a, index_t
     }
 }
 
-/* c[r] = sum over cells j of alpha[r, j] * block[j] for rows of two vectors, while as much of the next run is read;
-   the next rows will go to c + next. */
+/* c[r] = sum over cells j of alpha[r, j] * block[j], for rows of two vectors, while as much of the next run is read.
+   The next call's place, c + next, is prefetched. */
 static inline void mix_reading(const Pass *p, index_t rows, const float *alpha, const float *block, float *c,
                                index_t c_row, index_t next, Reading *reading) {
     index_t tiles = pieces(rows, ROWS);
@@ -144,8 +147,8 @@ static inline void mix_reading(const Pass *p, index_t rows, const float *alpha, 
     }
 }
 
-/* Mix the run of numbers of the kernels of samples, of which so many columns are a line, while the next one is read:
-   number d of line l to to[l to_line + d / LANES to_panel + d % LANES]. */
+/* Mix the run in use into the kernels of some samples, while the next one is read. A line is `columns` numbers; number
+   d of line l, counted from `line`, goes to to[l to_line + d / LANES to_panel + d % LANES]. */
 static inline void mix_run(const Pass *p, const Runs *runs, index_t line, index_t columns, index_t first,
                            index_t samples, float *to, index_t to_row, index_t to_line, index_t to_panel,
                            Reading *reading) {

@@ -1,8 +1,8 @@
-/* What both passes are made of: one small product in registers, and copies that turn blocks of tensors.
+/* What all passes are made of: a small product of matrices in registers, and copies that transpose blocks.
 
-   WIDTH numbers make a vector; a block has LANES = 2 WIDTH columns; a product takes at most ROWS rows of scalars
-   against two vectors, or NARROW_ROWS against one, so that all its sums stay in registers; and LONG_ROWS against two
-   where rows are no scalars, which take a register, but vectors as they lie. */
+   A vector has WIDTH numbers, a block LANES = 2 WIDTH columns. All sums of a product stay in registers: it takes at
+   most ROWS rows of scalars against two vectors, or NARROW_ROWS against one; or LONG_ROWS against two if the rows are
+   no scalars, which take a register, but vectors read from memory. */
 
 #ifndef KW_TILES_H
 #define KW_TILES_H
@@ -18,7 +18,7 @@
 #endif
 #endif
 #define LANES (2 * WIDTH)
-/* The bodies of products are made once for each number of rows, which the compiler must know. */
+/* A product is compiled once for each number of rows: its sums are only in registers if this number is a constant. */
 #if WIDTH == 16
 #define ROWS 12
 #define NARROW_ROWS 12
@@ -46,12 +46,12 @@ typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
 #define INLINE static inline __attribute__((always_inline))
 #define EACH_ROW(rows) _Pragma("GCC unroll 12") for (int r = 0; r < (rows); r++)
 
-/* Macros where a function would do: a vector type wider than the machine's must not cross a call. */
+/* Macros, not functions: a vector type wider than the machine's must not cross a call. */
 #define LOAD(from) (*(const vector *)(from))
 #define FOUR(at) (*(four *)(at))
 #define STORE(to, value) (*(vector *)(to) = (value))
 
-/* Keep a vector in its register: compilers would load it anew for every product that takes it. */
+/* Keep a vector in its register: compilers would load it again for every product. */
 #if defined(__AVX512F__) && WIDTH == 16
 #define KEEP(v) __asm__("" : "+v"(v))
 #elif defined(__AVX__) && WIDTH == 8
@@ -65,7 +65,7 @@ INLINE index_t larger(index_t a, index_t b) { return a > b ? a : b; }
 INLINE index_t pieces(index_t n, index_t size) { return (n + size - 1) / size; }
 INLINE index_t padded(index_t n) { return pieces(n, LANES) * LANES; }
 
-/* Fetch some numbers that lie together. */
+/* Prefetch contiguous numbers, 16 a line of the cache. */
 INLINE void fetch(const float *from, index_t numbers) {
     for (index_t i = 0; i < numbers; i += 16) __builtin_prefetch(from + i);
 }
@@ -80,7 +80,7 @@ INLINE void product_rows(const int rows, const int vectors, index_t length, cons
     }
     for (index_t k = 0; k < length; k++, a += a_step, b += b_step) {
         vector b0 = LOAD(b), b1 = vectors > 1 ? LOAD(b + WIDTH) : b0;
-        if (rows < ROWS) { /* those of all rows compilers keep */
+        if (rows < ROWS) { /* with all rows, compilers keep them */
             KEEP(b0);
             KEEP(b1);
         }
@@ -95,7 +95,7 @@ INLINE void product_rows(const int rows, const int vectors, index_t length, cons
     }
 }
 
-/* The same for any number of rows, cut evenly. */
+/* The same for any number of rows, cut evenly into tiles. */
 static inline void product(index_t rows, int vectors, index_t length, const float *a, index_t a_row, index_t a_step,
                            const float *b, index_t b_step, float *c, index_t c_row, int add) {
     for (index_t tiles = pieces(rows, MOST_ROWS(vectors)), first = 0; tiles > 0; tiles--) {
@@ -139,8 +139,8 @@ INLINE void turn_four(const float *from, index_t from_row, float *to, index_t to
 }
 
 #if defined(__AVX512F__) && WIDTH == 16
-/* Squares of whole vectors, whose halves, quarters and so on change places: for this, processors with AVX-512 alone
-   have one instruction. Bit b of a column is exchanged with that of its row. */
+/* Transpose a square of whole vectors: step b exchanges bit b of each number's column with bit b of its row, that is,
+   halves, quarters and so on change places. Only AVX-512 does one step of two vectors in two instructions. */
 #define SIDE 16
 #define FIRST(b, c) ((c) >> (b) & 1 ? 16 + ((c) ^ 1 << (b)) : (c))
 #define SECOND(b, c) ((c) >> (b) & 1 ? 16 + (c) : (c) ^ 1 << (b))
@@ -176,7 +176,7 @@ INLINE void turn_square(const float *from, index_t from_row, float *to, index_t 
 #define turn_square turn_four
 #endif
 
-/* Numbers from which on the library's copy is sooner called than a few vectors are taken. */
+/* From so many numbers on, the library's memcpy is faster than vectors here. */
 #define CALLED 128
 
 INLINE void copy(const float *from, float *to, index_t count) {
@@ -209,8 +209,8 @@ static inline void arrange(const float *from, index_t from_i, index_t from_j, fl
             for (index_t j = 0; j < columns; j++) to[i * to_row + j] = from[i * from_i + j * from_j];
         return;
     }
-    /* By squares, in which neither side leaves the first-level cache nor needs many pages at once. The last ones of
-       either side are turned together, whichever of them have been. */
+    /* By squares of SQUARE numbers a side, so that both sides stay in the first-level cache and touch few pages. The
+       last `side` rows and columns are always transposed together, some of them for the second time. */
     const index_t side = rows < SIDE || columns < SIDE ? 4 : SIDE;
     for (index_t top = 0; top < rows; top += SQUARE)
         for (index_t left = 0; left < columns; left += SQUARE)

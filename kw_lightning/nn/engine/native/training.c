@@ -1,4 +1,4 @@
-/* The attention and the pass behind it forward, and backwards the pass, the attention and the means' gradient. */
+/* Forward the attention, then the pass; backwards the pass, the attention, and the means' gradient over the map. */
 
 #include "training.h"
 
@@ -26,7 +26,7 @@ static index_t (*const memory_of[])(const Pass *) = {kw_mix_kernels_memory, kw_m
 static void (*const run[])(const Pass *) = {kw_mix_kernels, kw_mix_inputs_backward, kw_mix_depthwise,
                                             kw_mix_lines_backward, kw_mix_rows_backward};
 
-/* What the backward pass needs of the attention, in `kept`; returns its numbers. */
+/* Lay out in `kept` what the backward pass needs of the attention; return how many numbers. */
 static index_t keep(Hidden *p, float *at) {
     float *start = at;
     index_t groups = padded(p->statistics == OF_SAMPLE ? p->batch : p->width);
@@ -65,7 +65,7 @@ static Weighing tell_weighing(const Evaluation *e, const Tensors *t) {
 
 index_t kw_train_memory(const Evaluation *e) { return kw_evaluate_memory(e); }
 
-/* From x to y; to be timed, y NULL: to alpha only, and x NULL: nothing but the call. */
+/* From x to y. For timing: if y is NULL, only to alpha; if x is NULL, nothing but the call. */
 void kw_train(const Evaluation *e, const Tensors *t) {
     Evaluation told = *e;
     told.hidden = tell_hidden(e, t), told.weighing = tell_weighing(e, t);
@@ -75,7 +75,7 @@ void kw_train(const Evaluation *e, const Tensors *t) {
 
 typedef struct {
     float *alpha, *live;  /* as in kw_evaluate */
-    float *row_gradients; /* each thread's, of alpha as the pass takes it, with padded rows */
+    float *row_gradients; /* each thread's, of alpha as the pass takes it, rows padded */
     float *alpha_gradient;
     float *hidden_gradient; /* becomes that of raw */
     float *means_gradient;
@@ -95,7 +95,7 @@ static index_t lay_out(const Evaluation *e, float *at, Memory *m) {
     m->means_gradient = at, at += padded(weighing.batch * e->hidden.channels);
     m->cell_gradients = at, at += pass.parts > 1 ? padded(pass.parts * e->stored) : 0;
     m->rest = at;
-    /* What is wanted, by which the memory goes: all. */
+    /* The memory depends on which gradients are wanted: count all of them. */
     float there;
     index_t forward = kw_weigh_memory(&weighing);
     weighing.weight_gradient = pass.alpha_gradient = pass.cell_gradient = &there;
@@ -105,7 +105,7 @@ static index_t lay_out(const Evaluation *e, float *at, Memory *m) {
 
 index_t kw_train_backward_memory(const Evaluation *e) { return lay_out(e, NULL, &(Memory){0}); }
 
-/* The gradients of the maps and of the cells, and all threads' of alpha. */
+/* The gradients of the map and of the cells, and each thread's part of alpha's. */
 static void differentiate(const Evaluation *e, const Tensors *t, const Memory *m) {
     Pass pass = e->pass;
     pass.source.data = t->gradient, pass.other.data = t->x, pass.out.data = t->x_gradient;
@@ -129,7 +129,7 @@ static void differentiate(const Evaluation *e, const Tensors *t, const Memory *m
     }
 }
 
-/* The gradient of alpha as the attention makes it, of all threads'; 0 at positions that read nothing. */
+/* Add up the threads' parts of alpha's gradient, laid out as by the attention: 0 at positions that read nothing. */
 static void gather(const Evaluation *e, const Memory *m) {
     const Pass *p = &e->pass;
     index_t row = padded(p->cells), each = p->batch * p->rows * row, mixtures = e->weighing.mixtures;
@@ -167,7 +167,7 @@ static void spread(const Evaluation *e, const float *means, float *gradient) {
     }
 }
 
-/* From the gradient of y to all others; to be timed, gradient NULL: those of the attention only, and x NULL: none. */
+/* From the gradient of y to all others. For timing: if gradient is NULL, only the attention's; if x is NULL, none. */
 void kw_train_backward(const Evaluation *e, const Tensors *t) {
     Memory m;
     if (!t->x) return;

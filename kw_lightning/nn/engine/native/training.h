@@ -1,11 +1,12 @@
-/* A layer in training, as one call forward and one backwards; layout.py declares the same. */
+/* A layer in training as one call forward and one backwards; layout.py declares the same fields. */
 
 #ifndef KW_TRAINING_H
 #define KW_TRAINING_H
 
 #include "evaluation.h"
 
-/* Where a layer's tensors lie, beside the `Evaluation` of a direction, which knows no place and which threads share. */
+/* The addresses of a layer's tensors. The `Evaluation` of a direction, which is passed beside them, has none, so that
+   threads can share it. */
 typedef struct {
     float *x;            /* the input */
     float *y;            /* forward: the output, written */

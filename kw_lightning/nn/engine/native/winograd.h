@@ -1,5 +1,5 @@
-/* Winograd's form F(2, 3) of a convolution of three kernel positions a dimension: what goes from a map, or a kernel, to
-   the transformed positions of its windows and back. See native/positions.py for what it is. */
+/* Winograd's form F(2, 3) of convolutions with three kernel positions a dimension: the transforms of a map's windows
+   and of kernels, and back. native/positions.py explains the form. */
 
 #ifndef KW_WINOGRAD_H
 #define KW_WINOGRAD_H
@@ -7,19 +7,20 @@
 #include "tiles.h"
 
 #define MOST_DIMENSIONS 3
-#define WINDOW 64 /* transformed positions of a window of all dimensions: four in each */
-#define KERNEL 3  /* positions of a kernel in a dimension: its reach */
+#define WINDOW 64 /* transformed positions of a window: four in each of MOST_DIMENSIONS */
+#define KERNEL 3  /* positions of a kernel in each dimension */
 
-/* How windows lie on a map, each two positions behind the one before. */
+/* How windows lie on a map: each begins two positions after the one before. */
 typedef struct {
-    int32_t dimensions;             /* of the map; 0 where there are no windows, and positions are taken as they are */
+    int32_t dimensions;             /* of the map; 0 for no windows: positions are not transformed */
     int32_t reach;                  /* positions of a window in a dimension: 4 of an input, 2 of an output */
     int32_t size[MOST_DIMENSIONS];  /* of the map */
     int32_t count[MOST_DIMENSIONS]; /* windows along each dimension */
-    int32_t first[MOST_DIMENSIONS]; /* the position at which the first begins: where there is padding before the map */
+    int32_t first[MOST_DIMENSIONS]; /* where the first window begins; negative where the map is padded */
 } Windows;
 
-/* One window: the position of the map at which it begins, and which of its places in each dimension lie on the map. */
+/* One window: the position of the map where it begins, and the range of its places in each dimension that lie on the
+   map. */
 typedef struct {
     index_t base;
     int from[MOST_DIMENSIONS], to[MOST_DIMENSIONS];
@@ -55,7 +56,7 @@ INLINE int within(const int dimensions, const int e, const int d, const int end,
     return found;
 }
 
-/* Whether a window's position e lies on the map, and how far behind the window's first. */
+/* Whether a window's position e lies on the map, and how many positions after the window's first. */
 INLINE int on_map(const int dimensions, const Windows *w, const Window *window, const int e, index_t *behind) {
     int found = 1;
     *behind = 0;
@@ -67,8 +68,8 @@ INLINE int on_map(const int dimensions, const Windows *w, const Window *window, 
     return found;
 }
 
-/* One dimension in place, values lying `step` apart: the transformed ones of four inputs, V = Bt x, of a kernel, U = G
-   w, or, of the gradient of two outputs, A y. */
+/* Transform one dimension in place, values being `step` apart: by `reach`, 4 inputs, V = Bt x; a kernel, U = G w; or
+   the gradient of 2 outputs, A y. */
 INLINE void transform_side(const int reach, const int step, vector *v) {
     vector a = v[0], b = v[step];
     if (reach == 2) {
@@ -85,8 +86,8 @@ INLINE void transform_side(const int reach, const int step, vector *v) {
     v[0] = a - c, v[step] = b + c, v[2 * step] = c - b, v[3 * step] = b - d;
 }
 
-/* Transposed: two outputs of the products, y = At m, a window's part of the gradient of four inputs, B m, or the
-   gradient of a kernel, Gt u. */
+/* The transposes: by `reach`, 2 outputs from the products, y = At m; the gradient of a kernel, Gt u; or a window's part
+   of the gradient of 4 inputs, B m. */
 INLINE void transform_side_back(const int reach, const int step, vector *v) {
     vector a = v[0], b = v[step], c = v[2 * step], d = v[3 * step];
     if (reach == 2) {
@@ -125,7 +126,7 @@ INLINE void read_windows_of(const int dimensions, const int reach, const Windows
             from[e] = moves[e] ? map + (window.base + behind) * width : none;
         }
         for (index_t first = 0; first < width; first += WIDTH) {
-            /* What does not fill a vector is taken with some that is written twice. */
+            /* The last vector may overlap the one before. */
             index_t column = smaller(first, larger(width - WIDTH, 0));
             vector v[WINDOW];
             _Pragma("GCC unroll 64") for (int e = 0; e < 1 << 2 * dimensions; e++) {
@@ -147,11 +148,11 @@ INLINE void read_windows_of(const int dimensions, const int reach, const Windows
     }
 }
 
-/* Here a position's numbers fill whole vectors. */
+/* And back; here the width is whole vectors. */
 INLINE void write_windows_of(const int dimensions, const int reach, const Windows *w, const float *from, index_t width,
                              float *map) {
     const index_t count = window_count(w), next = count * width;
-    if (reach > 2) { /* windows share positions */
+    if (reach > 2) { /* windows of inputs overlap: they are added up */
         index_t positions = 1;
         for (int d = 0; d < dimensions; d++) positions *= w->size[d];
         memset(map, 0, positions * width * sizeof(float));
@@ -175,7 +176,7 @@ INLINE void write_windows_of(const int dimensions, const int reach, const Window
     }
 }
 
-/* The place of a window's position e among those of a kernel. */
+/* The kernel position that a window's position e holds before it is transformed. */
 INLINE int kernel_place(const int dimensions, const int e) {
     int place = 0;
     for (int d = 0; d < dimensions; d++) place = place * KERNEL + PLACE(dimensions, e, d);
@@ -203,8 +204,8 @@ INLINE void transform_kernel_of(const int dimensions, const int back, float *ker
     }
 }
 
-/* transformed[e][i], the transformed positions of kernel[t][i]; back, the gradient of the kernel from that of those.
-   Numbers i fill whole vectors. */
+/* Make transformed[e][i], the transformed positions of kernel[t][i]; with `back`, the gradient of kernel from that of
+   transformed. There are whole vectors of numbers i. */
 static void transform_kernel(int dimensions, int back, float *kernel, index_t kernel_step, float *transformed,
                              index_t transformed_step, index_t numbers) {
     switch (2 * dimensions + back) {
@@ -231,7 +232,7 @@ static void read_windows(const Windows *w, const float *map, index_t width, floa
     }
 }
 
-/* The transposed: the positions of a map from transformed ones. */
+/* The transpose: the positions of a map from transformed ones. */
 static void write_windows(const Windows *w, const float *from, index_t width, float *map) {
     switch (8 * w->dimensions + w->reach) {
 #define CASE(D, R)                                   \
