@@ -1,5 +1,7 @@
 """Transforms of whole batches: the same as of single images where nothing is random, the same in kind where it is."""
 
+import pickle
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import pytest
@@ -108,7 +110,7 @@ def test_what_has_no_form_for_batches_is_drawn_for_each_image() -> None:
     assert torch.equal(apply(step, batch), cropped)
 
 
-def read(train: dict[str, Any], workers: int = 0, epochs: int = 1, skip: int = 0, **data: Any) -> list[Tensor]:
+def training_loader(train: dict[str, Any], workers: int = 0, **data: Any) -> Any:
     recipe = load_recipe(
         {
             "kw": 1,
@@ -118,7 +120,11 @@ def read(train: dict[str, Any], workers: int = 0, epochs: int = 1, skip: int = 0
     )
     module = data_module(recipe)
     assert isinstance(module, ImageData)
-    loader: Any = module.train_dataloader()
+    return module.train_dataloader()
+
+
+def read(train: dict[str, Any], workers: int = 0, epochs: int = 1, skip: int = 0, **data: Any) -> list[Tensor]:
+    loader = training_loader(train, workers, **data)
     batches = []
     for epoch in range(epochs):
         loader.sampler.set_epoch(epoch)
@@ -141,6 +147,13 @@ def test_augmentation_is_the_same_with_any_number_of_workers(train: dict[str, An
     torch.rand(7)
     assert same(alone, read(train, workers=2, epochs=2))
     assert not same(alone, read(train, epochs=1))
+
+
+@pytest.mark.parametrize("train", [{}, ALL])
+def test_a_worker_that_is_not_forked_gets_the_same_data(train: dict[str, Any]) -> None:
+    loader = training_loader(train)
+    there, _ = pickle.loads(ForkingPickler.dumps((loader.dataset, loader.collate_fn)))
+    assert torch.equal(there.__getitems__([3, 5, 8])[0], loader.dataset.__getitems__([3, 5, 8])[0])
 
 
 def test_the_rest_of_an_epoch_has_the_augmentation_of_the_whole_one() -> None:

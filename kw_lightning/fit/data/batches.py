@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,10 +35,12 @@ def batchwise(steps: v2.Compose) -> list[BatchStep]:
 
 
 def _batchwise(step: v2.Transform) -> BatchStep:
-    if type(step) in ALIKE:
-        return lambda images, draws, number: step(images)
-    batched = BATCHED.get(type(step), _one_by_one)  # a subclass may do anything
-    return lambda images, draws, number: batched(step, images, draws, number)
+    # No closure, because workers that are not forked get it pickled; a subclass may do anything.
+    return partial(_alike if type(step) in ALIKE else BATCHED.get(type(step), _one_by_one), step)
+
+
+def _alike(step: v2.Transform, images: Tensor, draws: Draws, number: int) -> Tensor:
+    return step(images)
 
 
 def _one_by_one(step: v2.Transform, images: Tensor, draws: Draws, number: int) -> Tensor:
