@@ -83,14 +83,14 @@ def open_source(source: str | Path) -> Source:
         raise NotFoundError(f"found no recipe {error}") from None
     if path.is_file():
         return Source(str(source), path, path.parent.resolve())
+    if isinstance(source, str) and (named := find_named(source)) is not None:  # a run's folder may have that name, too
+        return named
     if path.is_dir():
         inside = sorted(child.name for child in path.iterdir() if child.suffix in SUFFIXES)
         hint = f"it has {', '.join(inside[:5])}" if inside else ""
         raise NotFoundError(sentence(f'the folder "{source}"', "a recipe file", hint))
     if path.exists():
         raise NotFoundError(f'"{source}" is no ordinary file')
-    if isinstance(source, str) and (named := find_named(source)) is not None:
-        return named
     name = Path(source).name.removesuffix(".yaml").removesuffix(".yml")
     hint = did_you_mean(str(source), names()) or did_you_mean(name, names())
     allowed = "a file, or a name that `kw list` shows"

@@ -122,6 +122,14 @@ def test_shipped_recipe_is_extended_by_name() -> None:
     assert float(recipe.warehouses[0].budget.ratio or 0) == 1 / 8
 
 
+def test_a_folder_with_the_name_of_a_shipped_recipe_does_not_hide_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("digits-resnet").mkdir()  # as of kw-fit digits-resnet --output digits-resnet
+    assert load_recipe("digits-resnet").name == "digits-resnet"
+
+
 def test_package_is_extended_without_importing_it(write: Write, package: Path) -> None:
     folder = write(
         leaf="kw: 1\nextends: package://team_recipes/base.yaml\n",
