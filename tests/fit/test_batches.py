@@ -149,9 +149,9 @@ def test_augmentation_is_the_same_with_any_number_of_workers(train: dict[str, An
     assert not same(alone, read(train, epochs=1))
 
 
-@pytest.mark.parametrize("train", [{}, ALL])
-def test_a_worker_that_is_not_forked_gets_the_same_data(train: dict[str, Any]) -> None:
-    loader = training_loader(train)
+@pytest.mark.parametrize(("train", "data"), [({}, {}), (ALL, {}), ({}, {"sampling": "balanced"})])
+def test_a_worker_that_is_not_forked_gets_the_same_data(train: dict[str, Any], data: dict[str, Any]) -> None:
+    loader = training_loader(train, **data)
     there, _ = pickle.loads(ForkingPickler.dumps((loader.dataset, loader.collate_fn)))
     assert torch.equal(there.__getitems__([3, 5, 8])[0], loader.dataset.__getitems__([3, 5, 8])[0])
 

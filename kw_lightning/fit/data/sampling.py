@@ -7,7 +7,6 @@ Order, processes, workers and the place where a run is resumed have no part in i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Sized
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -30,11 +29,13 @@ class BalancedPlaces:
     def __init__(self, targets: Tensor, seed: int) -> None:
         self.seed = seed
         self.chances = 1 / torch.bincount(targets).double()[targets]
-        self._drawn = lru_cache(maxsize=1)(self._draw)
+        self._drawn: tuple[int, list[int]] = (-1, [])  # the last epoch
 
     def at(self, epoch: int, places: Sequence[int]) -> list[int]:
         """Return the indices of the images at some places of an epoch."""
-        drawn = self._drawn(epoch)
+        if self._drawn[0] != epoch:
+            self._drawn = epoch, self._draw(epoch)
+        drawn = self._drawn[1]
         return [drawn[place] for place in places]
 
     def _draw(self, epoch: int) -> list[int]:
