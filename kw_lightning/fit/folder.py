@@ -21,6 +21,9 @@ from kw_lightning.versions import package_versions
 RUNS = Path("runs")
 RECIPE_FILE = "recipe.lock.yaml"
 SPLIT_FILE = "split.json"
+EXPORTED = (".onnx", ".xml", ".pt2", ".pte", ".safetensors")
+"""How files end that hold a network for others, in lower case."""
+_NEEDED = "a run folder or a checkpoint file is needed"
 OWN = {
     ".lock",
     RECIPE_FILE,
@@ -187,12 +190,14 @@ def checkpoint_of(path: Path, *, chosen: bool = False) -> Path:
         RunError: there is none.
     """
     if path.is_file():
+        if path.suffix.lower() in EXPORTED:
+            raise RunError(f"{path}: an exported network, without recipe and data; {_NEEDED}")
         return path
     found = RunFolder(path).chosen if chosen else RunFolder(path).last
     if found.is_file():
         return found
     there = "no such file or folder" if not path.exists() else "no checkpoints/last.ckpt in this folder"
-    raise RunError(f"{path}: {there}; a run folder or a checkpoint file is needed")
+    raise RunError(f"{path}: {there}; {_NEEDED}")
 
 
 def folder_of(checkpoint: Path) -> RunFolder:

@@ -116,6 +116,10 @@ def test_checkpoint_of_a_folder_and_of_a_file(tmp_path: Path) -> None:
     folder.best.touch()
     assert checkpoint_of(tmp_path) == folder.last
     assert checkpoint_of(folder.best) == folder.best
+    exported = tmp_path / "digits.ONNX"
+    exported.touch()
+    with pytest.raises(RunError, match=r"digits\.ONNX: an exported network, .*; a run folder or a checkpoint file is"):
+        checkpoint_of(exported)
     assert folder_of(folder.best).path == tmp_path
 
 
