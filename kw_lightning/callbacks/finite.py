@@ -153,7 +153,16 @@ def _fails(value: Tensor) -> bool:
 @contextmanager
 def _unchanged(module: LightningModule) -> Iterator[None]:
     """Take back what computing a batch changes besides gradients: buffers, metrics, random numbers, what is logged."""
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    buffers = [
+        (child, name, buffer) for child in module.modules() for name, buffer in child.named_buffers(recurse=False)
+    ]
+    copies = {buffer: buffer.clone() for _, _, buffer in buffers}
+    for (
+        child,
+        name,
+        buffer,
+    ) in buffers:  # changed in place, they would be of no use to the backward pass that is to come
+        setattr(child, name, copies[buffer])
     metrics = [child for child in module.modules() if isinstance(child, Metric)]
     states = [deepcopy(dict(metric.metric_state)) for metric in metrics]
     vars(module).update(log=lambda *_, **__: None, log_dict=lambda *_, **__: None)
@@ -161,8 +170,8 @@ def _unchanged(module: LightningModule) -> Iterator[None]:
         with torch.random.fork_rng(devices=[module.device] if module.device.type == "cuda" else []):
             yield
     finally:
-        for name, buffer in module.named_buffers():
-            buffer.copy_(buffers[name])
+        for child, name, buffer in buffers:
+            setattr(child, name, buffer)
         for metric, state in zip(metrics, states, strict=True):
             vars(metric).update(state)
         for name in ("log", "log_dict"):

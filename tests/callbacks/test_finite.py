@@ -62,11 +62,13 @@ def test_weights_that_fail_are_named_and_not_saved(tmp_path: Path) -> None:
 
 def test_a_warning_is_given_once_and_training_goes_on(tmp_path: Path) -> None:
     net = Net()
-    net.head = nn.Sequential(Failing(3), net.head)
+    norm = nn.BatchNorm1d(16)  # computing the batch again changes its statistics, which the backward pass needs
+    net.head = nn.Sequential(norm, Failing(3), net.head)
     with pytest.warns(UserWarning, match="the loss is nan in step 3") as caught:
         fitted(tmp_path, Classifier(net), on_nan="warn")
     assert len([warning for warning in caught if "the loss is" in str(warning.message)]) == 1
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 5
+    assert norm.num_batches_tracked == 5
     with pytest.raises(ValueError, match='"stop" or "warn": found "ignore"'):
         FiniteLoss("ignore")  # type: ignore[arg-type]
 
