@@ -120,9 +120,9 @@ def _line(prediction: Prediction, threshold: float) -> str:
 
 
 def _summary(predictions: list[Prediction], images: int, output: Path | None) -> str:
-    unread = sum(prediction.problem is not None for prediction in predictions)
-    told = f"{len(predictions) - unread} of {images} images" + (f" -> {output}" if output and predictions else "")
-    return told + (f"; {unread} cannot be read, see their rows" if unread else "")
+    failed = sum(prediction.problem is not None for prediction in predictions)
+    told = f"{len(predictions) - failed} of {images} images" + (f" -> {output}" if output and predictions else "")
+    return told + (f"; {failed} failed, see their rows" if failed else "")
 
 
 def _names(file: Path | None) -> list[str]:
