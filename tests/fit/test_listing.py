@@ -87,12 +87,15 @@ def test_a_class_that_training_has_not_is_refused(tmp_path: Path) -> None:
         data_of("image_folder", tmp_path)
 
 
-def test_a_folder_that_is_named_and_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_named_and_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture(tmp_path / "cat/1.png")
     with pytest.raises(RunError, match="photos holds no images in class folders: there is no such folder"):
         data_of("image_folder", tmp_path, train="photos")
     with pytest.raises(RunError, match="no images in class folders: no folders in it"):
         data_of("image_folder", tmp_path / "cat")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match=rf"data: pets holds no images .*: there is no such folder in {tmp_path}$"):
+        data_of("image_folder", Path("pets"))
 
 
 def test_empty_classes_and_other_files_are_listed(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def list_folder(root: Path, given: Mapping[str, str] | None = None, *, training:
     if "train" not in folders and (training or not folders):
         missing = [name for part, name in given.items() if part not in folders]
         if missing:
-            raise RunError(f"data: {root / missing[0]} holds no images in class folders: there is no such folder")
+            raise RunError(f"data: {root / missing[0]} holds no images in class folders: {_missing(root)}")
         folders = {"": "."}
     entries: list[Entry] = []
     empty: list[str] = []
@@ -126,7 +126,7 @@ def list_folder(root: Path, given: Mapping[str, str] | None = None, *, training:
         if not found and part == "test" and part not in given:  # without labels, as ImageNet's
             continue
         if not found:
-            reason = "no folders in it" if (root / name).is_dir() else "there is no such folder"
+            reason = "no folders in it" if (root / name).is_dir() else _missing(root)
             raise RunError(f"data: {root / name} holds no images in class folders: {reason}")
         for folder in found:
             if not is_unicode(folder.name):
@@ -286,6 +286,11 @@ def _part(name: str) -> str | None:
     """Return the part that a name means, "" for none, None for a name that is none."""
     name = name.lower()
     return next((part for part, names in PARTS.items() if name in names), None if name else "")
+
+
+def _missing(root: Path) -> str:
+    """Return that a folder is not there; a relative one may be elsewhere."""
+    return "there is no such folder" + ("" if root.is_absolute() else f" in {Path.cwd()}")
 
 
 def _class_folders(folder: Path) -> list[Path]:
