@@ -91,8 +91,9 @@ def fit(
             planned = sized(planned, goes_on_from(recipe, resume, output)[2], allow_python=allow_python)
             recipe = planned.recipe if isinstance(planned, Plan) else planned
         module, data, own = make_parts(recipe, planned, pretrained=init is None, allow_python=allow_python)
-    warn_of_contradictions(recipe)
-    warn_of_a_short_run(recipe)
+    if is_first_process():
+        warn_of_contradictions(recipe)
+        warn_of_a_short_run(recipe)
     if init is not None and resume not in (None, "auto"):
         both = f"{argument('init')} begins a new run and {argument('resume')} goes on with one"
         raise RunError(f"{both}: give one of them")

@@ -73,6 +73,13 @@ def test_two_processes_stop_together_with_one_message_and_one_checkpoint(
     assert [path.name for path in (tmp_path / "out/checkpoints").glob("last*")] == ["last.ckpt"]
 
 
+def test_two_processes_warn_once(tmp_path: Path) -> None:
+    process = started(tmp_path, *TWO, "train.epochs=1", "train.schedule.warmup_epochs=2", "--output", "out")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert errors.count("the learning rate is still rising when the run ends, after 1 epoch") == 1, errors
+
+
 def test_a_terminal_that_is_closed_stops_a_run_with_a_checkpoint(tmp_path: Path) -> None:
     screen, terminal = pty.openpty()
     process = subprocess.Popen(
