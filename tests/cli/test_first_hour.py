@@ -71,6 +71,15 @@ def test_three_lines_from_pictures_to_predictions(here: Path, data: str) -> None
         assert labels == set(COLOURS)
 
 
+def test_files_that_are_passed_over_are_counted_by_their_ending(here: Path) -> None:
+    for name in ("a.gif", "b.GIF", "c.avif", "notes"):
+        (here / "pets/cat" / name).touch()
+    new = kw("new", "pets", "--data", "pets", "--from", "torchvision/resnet18")
+    assert new.exit_code == 0, new.output
+    told = "passed over, since they do not end as images do: 2 .gif, 1 .avif, 1 without an ending"
+    assert told in new.stderr.splitlines()
+
+
 def test_what_the_folder_lacks_is_said_before_anything_is_written(here: Path) -> None:
     nowhere = kw("new", "x", "--data", "nowhere", "--from", "torchvision/resnet18")
     assert (nowhere.exit_code, nowhere.stderr.count("\n")) == (1, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 from PIL import Image
@@ -71,6 +72,10 @@ class Look:
         (most, highest), (least, lowest) = ordered[0], ordered[-1]
         equal = f"classes: {_number(highest, 'image')} of {most}, {lowest:,} of {least}"
         found.append(equal + (f": unequal, {highest / lowest:.1f} times" if self.unequal else ""))
+        endings = Counter(Path(file).suffix.lower() or "without an ending" for file in listing.passed_over)
+        if endings:
+            counted = ", ".join(f"{count:,} {ending}" for ending, count in endings.most_common(_NAMED))
+            found.append(f"passed over, since they do not end as images do: {counted}")
         found += [f"no images in {folder}" for folder in listing.empty[:_NAMED]]
         found += [f"no image: {file}" for file in self.unread[:_NAMED]]
         return found
