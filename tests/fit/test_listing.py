@@ -1,6 +1,7 @@
 """Images of one's own in class folders and tables: what is taken, and every kind of mistake in a line."""
 
 import os
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,6 +86,20 @@ def test_a_class_that_training_has_not_is_refused(tmp_path: Path) -> None:
     picture(tmp_path / "val/cot/1.png")
     with pytest.raises(RunError, match="train and val differ in classes: cot of val is not in train"):
         data_of("image_folder", tmp_path)
+
+
+def test_names_of_classes_are_alike_however_their_accents_are_written(tmp_path: Path) -> None:
+    composed, apart = "größe", unicodedata.normalize("NFD", "größe")
+    assert composed != apart
+    for part, name in (("train", composed), ("train", "rot"), ("val", apart), ("val", "rot")):
+        picture(tmp_path / part / name / "0.png")
+    found = list_folder(tmp_path)
+    assert found.classes == ("größe", "rot")
+    assert found.counts("validation") == {"größe": 1, "rot": 1}
+    picture(tmp_path / "a.png")
+    rows = f"path,label,split\na.png,{composed},\ntrain/rot/0.png,{apart},val\n"
+    (tmp_path / "pictures.csv").write_text(rows, encoding="utf-8")
+    assert {entry.label for entry in list_table(tmp_path / "pictures.csv").entries} == {composed}
 
 
 def test_a_folder_that_is_named_and_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -134,7 +135,7 @@ def list_folder(root: Path, given: Mapping[str, str] | None = None, *, training:
             with _readable():
                 files = files_under(folder)
             images = [file for file in files if file.lower().endswith(IMG_EXTENSIONS)]
-            entries += [Entry(file, folder.name, part) for file in images]
+            entries += [Entry(file, _composed(folder.name), part) for file in images]
             passed_over += [file for file in files if not file.lower().endswith(IMG_EXTENSIONS)]
             empty += [str(folder)] if not images else []
     if not entries or (training and not any((entry.part or "train") == "train" for entry in entries)):
@@ -168,10 +169,10 @@ def list_table(table: Path, *, training: bool = True, separator: str | None = No
     first: dict[str, tuple[int, str]] = {}
     once = "label" if separator is None else f"row, with all its labels, as a{separator}b"
     for number, row in rows_of(table):
-        path, label = row["path"], row["label"]
         if None in row.values() or None in row:
             faults.add(number, "another number of values than the first line has names")
             continue
+        path, label = row["path"], _composed(row["label"])
         if separator is not None and label:
             label = separator.join(dict.fromkeys(filter(None, map(str.strip, label.split(separator)))))
         if not path or (not label and separator is None):
@@ -333,6 +334,11 @@ def _raise(error: OSError) -> NoReturn:
 
 def _leads_back(folder: Path) -> bool:
     return folder.is_symlink() and folder.resolve() in {above.resolve() for above in folder.parents}
+
+
+def _composed(label: str) -> str:
+    """Return a class's name with letters and accents in one: macOS writes file names with both apart."""
+    return unicodedata.normalize("NFC", label)
 
 
 def _is_file(path: str) -> bool:
