@@ -205,8 +205,11 @@ def main(folder: Path) -> None:
     results["tensor parallel"] = tensor_parallel(classifier(Net))
     if torch.distributed.get_rank() == 0:
         torch.save(results, folder / "results.pt")
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    sys.stderr.flush()
+    os._exit(0)  # as Python ends, gloo's threads may abort the process: pytorch/pytorch#190489
