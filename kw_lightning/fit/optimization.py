@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from kw_lightning.errors import RecipeError, first_line, mistake
+from kw_lightning.errors import RecipeError, first_line, mistake, sentence
 from kw_lightning.recipe.types import Recipe, Schedule, Train
 
 log = logging.getLogger(__name__)
@@ -63,22 +63,25 @@ def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter] | Iterable
     ]
     if problems:
         raise RecipeError(problems)
+    clips = train.precision.endswith("-mixed") and bool(train.gradient_clip)  # which Lightning refuses for fused ones
+    if args.get("fused") and clips:
+        message = sentence(
+            f"true with train.gradient_clip in {train.precision}", "one of the two: Lightning refuses both"
+        )
+        raise RecipeError(recipe.document.problem("train.optimizer.args.fused", message))
     given: Any = list(parameters)
-    if chosen in _FUSED and not args.keys() & _WAYS and _can_be_fused(train, given):
+    if not clips and chosen in _FUSED and not args.keys() & _WAYS and _can_be_fused(train, given):
         args["fused"] = True
     try:
         optimizer: Optimizer = chosen(given, **args)
-    except (TypeError, ValueError) as error:  # the optimizer's own checks of its values
+    except (TypeError, ValueError, RuntimeError) as error:  # the optimizer's own checks of its values
         raise RecipeError(recipe.document.problem("train.optimizer", f"{wanted.name}: {first_line(error)}")) from error
     return optimizer
 
 
 def _can_be_fused(train: Train, parameters: list[Any]) -> bool:
-    """Return whether parameters, or groups of them, can be stepped by one kernel.
-
-    In mixed precision such optimizers unscale gradients by themselves, and Lightning refuses to clip these.
-    """
-    if train.precision == "16-mixed" or (train.precision.endswith("-mixed") and train.gradient_clip):
+    """Return whether parameters, or groups of them, can be stepped by one kernel; not where gradients are scaled."""
+    if train.precision == "16-mixed":
         return False
     groups = [one["params"] if isinstance(one, dict) else [one] for one in parameters]
     return all(p.is_floating_point() and p.device.type in _FUSED_DEVICES for group in groups for p in group)

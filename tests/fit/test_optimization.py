@@ -55,6 +55,15 @@ def test_one_kernel_steps_all_parameters_where_lightning_can_clip_their_gradient
     assert optimizer.defaults["fused"] is fused
 
 
+def test_a_kernel_that_is_asked_for_where_gradients_cannot_be_clipped_is_refused() -> None:
+    optimizer = {"name": "AdamW", "args": {"fused": True}}
+    recipe = recipe_with(optimizer=optimizer, precision="bf16-mixed", gradient_clip=1.0)
+    with pytest.raises(
+        RecipeError, match=r"train\.optimizer\.args\.fused: found true with train\.gradient_clip in bf16-"
+    ):
+        make_optimizer(recipe, [nn.Parameter(torch.zeros(1))])
+
+
 def test_optimizers_without_such_a_kernel_step_as_they_do() -> None:
     assert (
         "fused"
@@ -82,6 +91,10 @@ def test_optimizers_without_such_a_kernel_step_as_they_do() -> None:
             r'mean "betas"\?$',
         ),
         ({"name": "SGD", "nesterov": True}, r"train\.optimizer: SGD: Nesterov momentum requires a momentum"),
+        (
+            {"name": "AdamW", "args": {"fused": True, "foreach": True}},
+            r"train\.optimizer: AdamW: .*cannot be `True` tog",
+        ),
     ],
 )
 def test_mistakes_are_placed(optimizer: dict[str, Any], message: str) -> None:
