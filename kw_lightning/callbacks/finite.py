@@ -157,11 +157,7 @@ def _unchanged(module: LightningModule) -> Iterator[None]:
         (child, name, buffer) for child in module.modules() for name, buffer in child.named_buffers(recurse=False)
     ]
     copies = {buffer: buffer.clone() for _, _, buffer in buffers}
-    for (
-        child,
-        name,
-        buffer,
-    ) in buffers:  # changed in place, they would be of no use to the backward pass that is to come
+    for child, name, buffer in buffers:  # in place, those of a backward pass that is to come would change
         setattr(child, name, copies[buffer])
     metrics = [child for child in module.modules() if isinstance(child, Metric)]
     states = [deepcopy(dict(metric.metric_state)) for metric in metrics]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kw_lightning.errors import RunError, mistake
-from kw_lightning.fit.folder import RunFolder
+from kw_lightning.fit.folder import EXPORTED, RunFolder
 from kw_lightning.inference import hub
 from kw_lightning.inference.checkpoint import load_trained
 from kw_lightning.inference.classifier import ImageClassifier
@@ -20,8 +20,6 @@ LAST = Path("checkpoints", "last.ckpt")
 """The newest checkpoint inside a run folder, for messages."""
 ARGUMENTS = ("overrides", "classes", "allow_python")
 """Of `load`, wherever a network is; for messages."""
-READ = (".onnx", ".xml")
-"""Files of `kw export` that can be loaded."""
 ELSEWHERE = {".pt2": "torch.export.load", ".pte": "ExecuTorch's runtime"}
 """Files of `kw export` that others run."""
 LOADED = "a run, a checkpoint, a saved network, an ONNX or OpenVINO file or hf://… can be loaded"
@@ -61,7 +59,7 @@ def load(
         path = user_path(source)
         if not path.is_file() and (path / LAST).is_file():
             path = path / LAST
-        exported = path.suffix.lower() in (*READ, *ELSEWHERE)
+        exported = path.suffix.lower() in EXPORTED
         if exported or path.is_dir() or str(source).startswith(hub.PREFIX):
             raise RunError(f"{source}: changes and names of classes are for checkpoints; what is saved has its own")
         if not path.is_file():
